@@ -1,0 +1,55 @@
+"""What the losses read from a network: log-probs of response tokens and scores of sequences, for any layout of rows."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gadjax.data.packing import Packed
+from gadjax.models.logprobs import token_logprobs
+from gadjax.models.model import Model, Params
+
+
+def response_logprobs(
+    model: Model,
+    params: Params,
+    rows: Packed,
+    *,
+    temperature: float,
+    chunk: int,
+    entropy_gradient: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the response tokens and entropies of the distributions that they come from, nats: each [R, K].
+
+    Both are of the temperature-scaled, untruncated distribution. Empty slots (`rows.mask`) hold finite rubbish.
+    """
+    decoder = model.bind(params)
+    hidden = decoder(rows.tokens, rows.positions, rows.segments)
+    hidden = jnp.take_along_axis(hidden, rows.source[..., None], axis=1)  # [R, K, H]
+    return token_logprobs(
+        decoder.logits,
+        hidden,
+        rows.target,
+        temperature=temperature,
+        chunk=chunk,
+        entropy_gradient=entropy_gradient,
+    )
+
+
+def sequence_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
+    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (algorithm page, section 1)."""
+    scores = model.scores(params, rows.tokens, rows.positions, rows.segments)
+    return scores.reshape(-1)[rows.last]
+
+
+def per_token(values: jax.Array, rows: Packed) -> jax.Array:
+    """Each sequence's value [S] at each of its response tokens, 0 in empty slots: [R, K]."""
+    return values.at[rows.owner].get(mode="fill", fill_value=0.0)
+
+
+def response_lengths(rows: Packed) -> jax.Array:
+    """Response tokens of each sequence: [..., S] for rows with any leading axes."""
+    count = rows.last.shape[-1]
+    owners = rows.owner.reshape(-1, rows.owner.shape[-2] * rows.owner.shape[-1])
+    lengths = jax.vmap(lambda owner: jnp.bincount(owner, length=count + 1)[:count])(owners)
+    return lengths.reshape(rows.last.shape)

@@ -1,0 +1,70 @@
+"""The losses of GAD (arXiv 2511.10643), one equation a function.
+
+They give per-token and per-pair values; `updates` adds them up.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+def bradley_terry(teacher: jax.Array, student: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """-log σ((D(y_t) - D(y_s)) / temperature) of each pair: [B, N] from scores [B] and [B, N] (the paper's Eq. 1)."""
+    return -jax.nn.log_sigmoid((teacher[:, None] - student) / temperature)
+
+
+def cross_entropy(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """-log σ(D(y_t)) - log(1 - σ(D(y_s))) of each pair: [B, N] from scores [B] and [B, N] (the CE ablation)."""
+    return -jax.nn.log_sigmoid(teacher)[:, None] - jax.nn.log_sigmoid(-student)
+
+
+def clipped_policy_gradient(
+    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, clip: float, dual_clip: float
+) -> jax.Array:
+    """The clipped surrogate of PPO, to be minimised, with the dual clip of Ye et al. (arXiv 1912.09729).
+
+    Args:
+      logprobs: of the tokens under the policy that learns, nats; any shape.
+      old_logprobs: under the policy that sampled. At its own logprobs the ratio is 1 and the gradient is REINFORCE's.
+      advantages: of the tokens.
+      clip: the ratio stays within 1 ± clip.
+      dual_clip: bounds the loss at -dual_clip * A where the advantage is negative.
+    """
+    ratio = jnp.exp(logprobs - old_logprobs)
+    loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip, 1 + clip))
+    return jnp.where(advantages < 0, jnp.minimum(loss, -advantages * dual_clip), loss)
+
+
+def k3_kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
+    """Schulman's k3 estimate of KL(policy || reference) per token, nats: exp(d) - d - 1 with d = reference - logprobs.
+
+    d is clamped to ±20 and the estimate to ±10 (algorithm page, section 3.5).
+    """
+    difference = jnp.clip(reference - logprobs, -20.0, 20.0)
+    return jnp.clip(jnp.exp(difference) - difference - 1.0, -10.0, 10.0)
+
+
+def sequence_weights(lengths: jax.Array, aggregation: Aggregation, max_response_length: int) -> jax.Array:
+    """Weight of each token of a sequence, such that the batch's loss is the weighted sum over all of its tokens.
+
+    Fixed before any micro-batch is cut, so that accumulation changes nothing but memory.
+
+    Args:
+      lengths: response tokens of all sequences of one optimizer step, any shape; 0 for none.
+      aggregation: "token_mean" (GAD's: one mean over all tokens), "sequence_mean" (the mean of sequence means) or
+        "constant" (each sequence's sum over `max_response_length`: no bias by length, as in Dr. GRPO).
+      max_response_length: the constant divisor.
+    """
+    sequences = jnp.maximum(jnp.sum(lengths > 0), 1)
+    if aggregation == "token_mean":
+        return jnp.broadcast_to(1.0 / jnp.maximum(jnp.sum(lengths), 1), lengths.shape)
+    if aggregation == "sequence_mean":
+        return 1.0 / (jnp.maximum(lengths, 1) * sequences)
+    if aggregation == "constant":
+        return jnp.broadcast_to(1.0 / (max_response_length * sequences), lengths.shape)
+    raise ValueError(f"unknown aggregation {aggregation!r}")

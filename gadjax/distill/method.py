@@ -1,0 +1,42 @@
+"""The settings of a step: everything that is neither state nor data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+from gadjax.distill.losses import Aggregation
+from gadjax.models.model import Model
+from gadjax.rollout.sampler import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a step needs beside states and data. Hashable: a static argument of jitted functions.
+
+    The fields are the stage's config of the same names (`configs/base.py`).
+    """
+
+    generator: Model
+    sampling: Sampling
+    generator_optimizer: optax.GradientTransformation
+    discriminator: Model | None = None
+    discriminator_optimizer: optax.GradientTransformation | None = None
+    num_samples: int = 8
+    discriminator_loss: Literal["bt", "ce"] = "bt"
+    bt_temperature: float = 1.0
+    updates_per_step: int = 1
+    ppo_minibatches: int = 1
+    ppo_epochs: int = 1
+    clip: float = 0.2
+    dual_clip: float = 3.0
+    kl_coefficient: float = 1e-3
+    entropy_coefficient: float = 0.0
+    sft_coefficient: float = 0.0
+    importance_cap: float = 0.0
+    aggregation: Aggregation = "token_mean"
+    generator_micro_batches: int = 1
+    discriminator_micro_batches: int = 1
+    logprob_chunk: int = 128

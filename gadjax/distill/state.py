@@ -1,0 +1,69 @@
+"""Train states: plain trees, updated by pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from gadjax.models.model import Params
+
+
+@struct.dataclass
+class TrainState:
+    """One trained network: float32 master weights, moments and counters."""
+
+    params: Params
+    opt_state: Any
+    step: jax.Array  # int32, updates tried
+    skipped: jax.Array  # int32, updates skipped because the gradient was not finite
+    skipped_in_row: jax.Array  # int32, of those, the last ones without a good one between
+
+
+@struct.dataclass
+class GadState:
+    """All that GAD trains, and the policy that the KL is measured against."""
+
+    generator: TrainState
+    discriminator: TrainState | None = None
+    reference: Params | None = None
+
+
+def adamw(
+    learning_rate: float, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """AdamW after a clip of the gradient's global norm (algorithm page, section 3)."""
+    update = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip), update)
+
+
+def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state: zero moments and counters."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), zero, zero, zero)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params
+) -> tuple[TrainState, jax.Array]:
+    """One update and the gradient's global norm before clipping.
+
+    Where the norm is not finite, parameters and moments stay as they were and the step is counted as skipped.
+    """
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    skip = (~finite).astype(jnp.int32)
+    state = TrainState(
+        params=jax.tree.map(keep, params, state.params),
+        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        step=state.step + 1,
+        skipped=state.skipped + skip,
+        skipped_in_row=(state.skipped_in_row + 1) * skip,
+    )
+    return state, norm

@@ -1,0 +1,187 @@
+"""The optimizer steps: discriminator, policy gradient and cross entropy, each over micro-batches of laid-out rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gadjax.data.packing import Packed
+from gadjax.distill import losses
+from gadjax.distill.forward import per_token, response_lengths, response_logprobs, sequence_scores
+from gadjax.distill.method import Method
+from gadjax.distill.state import TrainState, apply_gradients
+from gadjax.models.model import Params
+
+Metrics = dict[str, jax.Array]
+
+
+def update_discriminator(
+    method: Method, state: TrainState, groups: Packed, weight: jax.Array, *, train: bool = True
+) -> tuple[TrainState, jax.Array, Metrics]:
+    """Scores every group, then one optimizer step on the pairs of its teacher with each of its samples.
+
+    Args:
+      groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of the G groups of a micro-batch.
+      weight: [M, G] weight of each group's mean pair loss; they sum to 1. Groups of weight 0 are scored only.
+      train: whether to update; scores and metrics are the same either way.
+
+    Returns:
+      The new state, the scores before the update [M * G, 1 + N] with the teacher's first, and the metrics.
+    """
+
+    def loss(params, groups, weight):
+        scores = sequence_scores(method.discriminator, params, groups).reshape(weight.shape[0], -1)
+        teacher, student = scores[:, 0], scores[:, 1:]
+        if method.discriminator_loss == "bt":
+            pairs = losses.bradley_terry(teacher, student, method.bt_temperature)
+        else:
+            pairs = losses.cross_entropy(teacher, student)
+        return jnp.sum(weight * jnp.mean(pairs, axis=-1)), scores
+
+    if not train:
+        total, scores = jax.lax.map(lambda micro: loss(state.params, *micro), (groups, weight))
+        metrics = {"discriminator/loss": jnp.sum(total)}
+    else:
+        total, gradients, scores = accumulate(loss, state.params, (groups, weight))
+        state, norm = apply_gradients(method.discriminator_optimizer, state, gradients)
+        metrics = {"discriminator/loss": total, "discriminator/grad_norm": norm}
+    scores = scores.reshape(-1, scores.shape[-1])
+    return state, scores, metrics | discriminator_metrics(scores)
+
+
+def update_policy(
+    method: Method,
+    state: TrainState,
+    reference: Params,
+    rows: Packed,
+    sampled: jax.Array,
+    advantages: jax.Array,
+    teacher: Packed | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The policy-gradient updates of one rollout: `ppo_epochs` passes over its minibatches (algorithm page, 3.5).
+
+    Args:
+      reference: parameters of the policy that the KL is measured against.
+      rows: [J, M, ...] minibatches of micro-batches, all B * N samples in order, S to a micro-batch.
+      sampled: [J, M, S, T] log-probs recorded by the sampler.
+      advantages: [B, N].
+      teacher: [M', ...] the teacher's responses, when `sft_coefficient` is not 0.
+    """
+    shape = sampled.shape[:3]
+    advantages = advantages.reshape(shape)
+    metrics = []
+    for _ in range(method.ppo_epochs):
+        for j in range(shape[0]):
+            part = jax.tree.map(lambda leaf, j=j: leaf[j], (rows, sampled, advantages))
+            state, measured = _update_policy_once(method, state, reference, *part, teacher)
+            metrics.append(measured)
+    return state, jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *metrics)
+
+
+def _update_policy_once(method, state, reference, rows, sampled, advantages, teacher):
+    lengths = response_lengths(rows)
+    weights = losses.sequence_weights(lengths, method.aggregation, method.sampling.max_response_length)
+    on_policy = method.ppo_minibatches == method.ppo_epochs == 1
+    logprobs_of = functools.partial(
+        response_logprobs,
+        method.generator,
+        temperature=method.sampling.temperature,
+        chunk=method.logprob_chunk,
+    )
+
+    def loss(params, rows, sampled, advantages, weights):
+        logprobs, entropy = logprobs_of(params, rows, entropy_gradient=method.entropy_coefficient != 0)
+        before, _ = logprobs_of(jax.lax.stop_gradient(reference), rows)
+        sampler = sampled.at[rows.owner, rows.step].get(mode="fill", fill_value=0.0)
+        fixed = jax.lax.stop_gradient(logprobs)
+        token_loss = losses.clipped_policy_gradient(
+            logprobs,
+            fixed if on_policy else sampler,
+            per_token(advantages, rows),
+            method.clip,
+            method.dual_clip,
+        )
+        if method.importance_cap:
+            token_loss *= jnp.minimum(jnp.exp(fixed - sampler), method.importance_cap)
+        kl = losses.k3_kl(logprobs, before)
+        token_loss += method.kl_coefficient * kl - method.entropy_coefficient * entropy
+        sums = {
+            "generator/kl": kl,
+            "generator/entropy": entropy,
+            "generator/sampler_gap": jnp.abs(fixed - sampler),
+            "generator/clipped": jnp.abs(jnp.exp(logprobs - sampler) - 1) > method.clip,
+        }
+        sums = {name: jnp.sum(value * rows.mask) for name, value in sums.items()}
+        return jnp.sum(per_token(weights, rows) * token_loss), sums
+
+    total, gradients, sums = accumulate(loss, state.params, (rows, sampled, advantages, weights))
+    if teacher is not None:
+        supervised, extra, _ = _supervised_gradients(method, state.params, teacher)
+        total += method.sft_coefficient * supervised
+        gradients = jax.tree.map(lambda g, e: g + method.sft_coefficient * e, gradients, extra)
+    state, norm = apply_gradients(method.generator_optimizer, state, gradients)
+    means = {name: jnp.sum(value) / jnp.sum(lengths) for name, value in sums.items()}
+    return state, {"generator/loss": total, "generator/grad_norm": norm, **means}
+
+
+def update_supervised(method: Method, state: TrainState, teacher: Packed) -> tuple[TrainState, Metrics]:
+    """One optimizer step of cross entropy on teacher responses: token mean, EOS included, temperature 1.
+
+    Args:
+      teacher: [M, ...] micro-batches of the teacher's responses.
+    """
+    total, gradients, entropy = _supervised_gradients(method, state.params, teacher)
+    state, norm = apply_gradients(method.generator_optimizer, state, gradients)
+    entropy = jnp.sum(entropy) / jnp.sum(teacher.mask)
+    return state, {"generator/loss": total, "generator/grad_norm": norm, "generator/entropy": entropy}
+
+
+def _supervised_gradients(method, params, teacher):
+    tokens = jnp.sum(teacher.mask)
+
+    def loss(params, rows):
+        logprobs, entropy = response_logprobs(
+            method.generator, params, rows, temperature=1.0, chunk=method.logprob_chunk
+        )
+        return -jnp.sum(logprobs * rows.mask) / tokens, jnp.sum(entropy * rows.mask)
+
+    return accumulate(loss, params, (teacher,))
+
+
+def discriminator_metrics(scores: jax.Array) -> Metrics:
+    """How well the discriminator tells the pairs of fresh groups apart, and the rewards, from scores [G, 1 + N]."""
+    teacher, student = scores[:, :1], scores[:, 1:]
+    return {
+        "discriminator/accuracy": jnp.mean(teacher > student),
+        "discriminator/margin": jnp.mean(teacher - student),
+        "reward/mean": jnp.mean(student),
+        "reward/std": jnp.std(student),
+    }
+
+
+def accumulate(loss: Callable[..., tuple[jax.Array, Any]], params: Params, micro: tuple) -> tuple[jax.Array, Params, Any]:
+    """Sums a loss and its gradient over micro-batches, one after another.
+
+    Args:
+      loss: (params, *micro-batch) to a scalar, that micro-batch's share of the whole loss, and auxiliary values.
+      micro: trees with a leading axis of M micro-batches.
+
+    Returns:
+      The loss, its gradient, and the auxiliary values stacked [M, ...].
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def step(carry, micro):
+        (value, auxiliary), gradients = value_and_grad(params, *micro)
+        return jax.tree.map(jnp.add, carry, (value, gradients)), auxiliary
+
+    if jax.tree.leaves(micro)[0].shape[0] == 1:  # saves the scan's buffer of gradients
+        (value, auxiliary), gradients = value_and_grad(params, *jax.tree.map(lambda leaf: leaf[0], micro))
+        return value, gradients, jax.tree.map(lambda leaf: leaf[None], auxiliary)
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    (value, gradients), auxiliary = jax.lax.scan(step, zero, micro)
+    return value, gradients, auxiliary

@@ -1,0 +1,26 @@
+"""The one kind of error that a user can mend, and how commands show it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence that names the file, row, field or flag and says what to do."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main`, showing a `UserError` as one line on stderr with exit status 2.
+
+    Anything else is a defect of gadjax and keeps its traceback.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)

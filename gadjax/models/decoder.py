@@ -1,0 +1,250 @@
+"""One decoder for the Llama, Qwen2, Qwen3 and Mistral families, with a language-model or a scalar head.
+
+The layers are one `Block` whose parameters carry a leading axis of layers, scanned: the compiler sees one layer
+whatever the depth. Parameters are declared with logical axis names, which `gadjax.parallel` maps to mesh axes.
+Computation runs in `config.dtype`; norms, softmaxes, logits and scores are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
+from gadjax.models.config import ModelConfig
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+KeyValue = tuple[jax.Array, jax.Array]
+
+_REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+REMAT_POLICIES = tuple(_REMAT)
+
+
+def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None) -> nnx.Param:
+    """A float32 parameter: N(0, std²), or constant 1 (`std` None), with its logical axis names."""
+    value = jnp.ones(shape) if std is None else std * jax.random.normal(rngs.params(), shape)
+    return nnx.Param(value, axes=axes)
+
+
+class Norm(nnx.Module):
+    """Root-mean-square norm over the last axis."""
+
+    def __init__(self, size: int, eps: float, rngs: nnx.Rngs, axis: str = "norm"):
+        self.scale = _param(rngs, (size,), (axis,), None)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., size] -> [..., size]
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Projection(nnx.Module):
+    """A linear map whose input and output may each span several axes."""
+
+    def __init__(
+        self,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        rngs: nnx.Rngs,
+        *,
+        std: float,
+        bias: bool = False,
+    ):
+        self.kernel = _param(rngs, (*inputs.values(), *outputs.values()), (*inputs, *outputs), std)
+        if bias:
+            self.bias = _param(rngs, tuple(outputs.values()), tuple(outputs), 0.0)
+        self.has_bias = bias
+        self.contracted = len(inputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., *inputs] -> [..., *outputs]
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+        return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+
+class Attention(nnx.Module):
+    """The projections of grouped-query attention; how tokens attend is the caller's."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        std, embed = config.initializer_range, {"embed": config.hidden_size}
+        heads = {"heads": config.num_heads, "head_dim": config.head_dim}
+        kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        self.q = Projection(embed, heads, rngs, std=std, bias=config.qkv_bias)
+        self.k = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias)
+        self.v = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias)
+        self.o = Projection(heads, embed, rngs, std=std, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
+            self.k_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
+        self.config = config
+
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+        query, key, value = self.q(x), self.k(x), self.v(x)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        frequencies = rope_frequencies(self.config.rope, self.config.head_dim)
+        query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
+        return self.o(attend(query, key, value))
+
+
+class MLP(nnx.Module):
+    """The gated SiLU feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        std, embed = config.initializer_range, {"embed": config.hidden_size}
+        mlp = {"mlp": config.intermediate_size}
+        self.gate = Projection(embed, mlp, rngs, std=std)
+        self.up = Projection(embed, mlp, rngs, std=std)
+        self.down = Projection(mlp, embed, rngs, std=std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., H] -> [..., H]
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.input_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        self.attention = Attention(config, rngs)
+        self.post_attention_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+        x = x + self.attention(self.input_norm(x), positions, attend)
+        return x + self.mlp(self.post_attention_norm(x))
+
+
+class Embedding(nnx.Module):
+    """The token table, which a tied model also reads as its head."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = _param(rngs, shape, ("vocab", "embed"), config.initializer_range)
+
+
+class Decoder(nnx.Module):
+    """Backbone and head. `head` is "lm" (next-token logits) or "score" (a scalar per token, the discriminator)."""
+
+    def __init__(self, config: ModelConfig, head: str, rngs: nnx.Rngs):
+        make_layers = nnx.vmap(lambda rngs: Block(config, rngs), in_axes=0, out_axes=0)
+        self.embed = Embedding(config, rngs)
+        self.layers = nnx.split_rngs(splits=config.num_layers)(make_layers)(rngs)
+        self.final_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        embed = {"embed": config.hidden_size}
+        if head == "score":
+            self.score = Projection(embed, {"score": 1}, rngs, std=0.02, bias=True)
+        elif not config.tie_embeddings:
+            self.lm_head = Projection(embed, {"vocab": config.vocab_size}, rngs, std=config.initializer_range)
+        self.config = config
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        """Hidden states after the final norm.
+
+        Args:
+          tokens, positions, segments: [B, T]; segment 0 is padding.
+
+        Returns:
+          [B, T, H] in the compute dtype.
+        """
+        return self._scan_layers(tokens, positions, segments)[0]
+
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[KeyValue]]:
+        """Reads right-padded prompts.
+
+        Args:
+          tokens: [B, P].
+          lengths: [B] prompt tokens.
+
+        Returns:
+          Hidden state of each prompt's last token [B, H], and per layer the keys and values, [B, P, Nkv, D].
+        """
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(jnp.int32)
+        hidden, (keys, values) = self._scan_layers(tokens, positions, segments, keep_kv=True)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return last, [(keys[i], values[i]) for i in range(self.config.num_layers)]
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        step: jax.Array,
+        prompt_length: jax.Array,
+        prompt_cache: list[KeyValue],
+        cache: list[KeyValue],
+        layers: list[Block],
+    ) -> tuple[jax.Array, list[KeyValue]]:
+        """Reads response token number `step` of every sample.
+
+        Args:
+          tokens: [B, N].
+          step: scalar; the token's place in its response, the same for all rows.
+          prompt_length: [B].
+          prompt_cache: per layer, keys and values [B, P, Nkv, D], shared by a prompt's N samples.
+          cache: per layer, keys and values of the responses [B, N, T, Nkv, D].
+          layers: `unstacked_layers()`, taken apart outside of the token loop.
+
+        Returns:
+          Hidden states [B, N, H] and the cache with this token in it.
+        """
+        x = self._embed(tokens)
+        positions = jnp.broadcast_to((prompt_length + step)[:, None], tokens.shape)
+        new_cache = []
+        for block, prompt, old in zip(layers, prompt_cache, cache, strict=True):
+
+            def attend(query, key, value, prompt=prompt, old=old):
+                pairs = zip(old, (key, value), strict=True)
+                new = tuple(jax.lax.dynamic_update_slice_in_dim(o, n[:, :, None], step, 2) for o, n in pairs)
+                new_cache.append(new)
+                return group_attention(query, prompt, prompt_length, new, step + 1)
+
+            x = block(x, positions, attend)
+        return self.final_norm(x), new_cache
+
+    def unstacked_layers(self) -> list[Block]:
+        """The layers one by one. A scan would copy each layer's weights out of the stack at every token."""
+        graphdef, stacked = nnx.split(self.layers)
+        count = self.config.num_layers
+        return [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(count)]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Next-token logits [..., V], float32, from hidden states [..., H]."""
+        if self.config.tie_embeddings:
+            kernel, contract = self.embed.embedding[...], ((hidden.ndim - 1,), (1,))
+        else:
+            kernel, contract = self.lm_head.kernel[...], ((hidden.ndim - 1,), (0,))
+        kernel = kernel.astype(hidden.dtype)
+        return jax.lax.dot_general(hidden, kernel, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+    def scores(self, hidden: jax.Array) -> jax.Array:
+        """The scalar head in float32: [...] from hidden states [..., H] (algorithm page, section 1)."""
+        return self.score(hidden.astype(jnp.float32))[..., 0]
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        return self.embed.embedding[...][tokens].astype(self.config.dtype)
+
+    def _scan_layers(self, tokens, positions, segments, keep_kv=False):
+        graphdef, stacked = nnx.split(self.layers)
+
+        def layer(x, params):
+            kept = []
+
+            def attend(query, key, value):
+                kept.append((key, value))
+                return causal_attention(query, key, value, segments)
+
+            x = nnx.merge(graphdef, params)(x, positions, attend)
+            return x, kept[0] if keep_kv else None
+
+        policy = _REMAT[self.config.remat]
+        if policy is not None and not keep_kv:
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x, kv = jax.lax.scan(layer, self._embed(tokens), stacked)
+        return self.final_norm(x), kv

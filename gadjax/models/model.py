@@ -1,0 +1,88 @@
+"""The decoder as pure functions of a plain tree of parameters: what everything outside `models/` uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gadjax.models.config import ModelConfig
+from gadjax.models.decoder import Decoder
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder's architecture and head, without its parameters. Hashable: a static argument of jitted functions."""
+
+    config: ModelConfig
+    head: Literal["lm", "score"] = "lm"
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, self.head, nnx.Rngs(0))))
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters, float32: N(0, initializer_range²), norms 1, biases 0, the scalar head N(0, 0.02²)."""
+        return nnx.to_pure_dict(nnx.state(Decoder(self.config, self.head, nnx.Rngs(key))))
+
+    def init_head(self, key: jax.Array) -> Params:
+        """A fresh scalar head, {"kernel": N(0, 0.02²) [H, 1], "bias": 0 [1]} (algorithm page, section 1)."""
+        return {
+            "kernel": 0.02 * jax.random.normal(key, (self.config.hidden_size, 1)),
+            "bias": jnp.zeros((1,)),
+        }
+
+    def abstract_params(self) -> Params:
+        """The tree of parameters as `jax.ShapeDtypeStruct`s."""
+        return nnx.to_pure_dict(self._abstract[1])
+
+    def logical_axes(self) -> dict[str, Any]:
+        """The same tree with each parameter's logical axis names; scanned layers carry a leading "layers"."""
+        state = self._abstract[1]
+        is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+        axes = jax.tree.map(lambda v: v.get_metadata()["axes"], state, is_leaf=is_variable)
+        axes = nnx.to_pure_dict(axes)
+        is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+        axes["layers"] = jax.tree.map(lambda names: ("layers", *names), axes["layers"], is_leaf=is_axes)
+        return axes
+
+    def bind(self, params: Params) -> Decoder:
+        """The module over these parameters, to be used inside one jitted function."""
+        graphdef, abstract = self._abstract
+        state = jax.tree.map(lambda leaf: leaf, abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)
+
+    def num_params(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
+
+    def logits(self, params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        """Next-token logits [B, T, V], float32, for tokens, positions and segments [B, T] (segment 0 = padding).
+
+        For tests and small inputs: training and sampling never hold this tensor.
+        """
+        decoder = self.bind(params)
+        return decoder.logits(decoder(tokens, positions, segments))
+
+    def scores(self, params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        """The scalar head at every token: [B, T], float32, for tokens, positions and segments [B, T]."""
+        decoder = self.bind(params)
+        return decoder.scores(decoder(tokens, positions, segments))
+
+
+def grow_discriminator(generator: Params, head: Params) -> Params:
+    """A discriminator's parameters: a copy of the generator's backbone with a scalar head (algorithm page, section 1).
+
+    Args:
+      generator: parameters of an "lm" model.
+      head: `Model.init_head` of the "score" model of the same architecture.
+    """
+    backbone = {name: jax.tree.map(jnp.copy, tree) for name, tree in generator.items() if name != "lm_head"}
+    return {**backbone, "score": head}

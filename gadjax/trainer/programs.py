@@ -1,0 +1,73 @@
+"""The compiled programs of one stage: each jitted once, with its layout, and its states donated."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gadjax.data.packing import Packed
+from gadjax.distill import steps, updates
+from gadjax.distill.advantages import group_advantages
+from gadjax.distill.method import Method
+from gadjax.distill.state import TrainState
+from gadjax.parallel import mesh as layout
+
+
+class Programs:
+    """Samples, discriminator update, policy update and cross-entropy update of a `Method` on a mesh.
+
+    The arguments may be numpy arrays; `place` puts rows where they belong.
+    """
+
+    def __init__(self, method: Method, mesh: Mesh):
+        self.method, self.mesh = method, mesh
+        whole = layout.replicated(mesh)
+        generator = state_shardings(method.generator, method.generator_optimizer, mesh)
+        self.sample = jax.jit(functools.partial(steps.sample, method))
+        self.update_supervised = jax.jit(
+            functools.partial(updates.update_supervised, method),
+            donate_argnums=0,
+            out_shardings=(generator, whole),
+        )
+        if method.discriminator is None:
+            return
+        discriminator = state_shardings(method.discriminator, method.discriminator_optimizer, mesh)
+        self.update_discriminator = jax.jit(
+            functools.partial(updates.update_discriminator, method),
+            donate_argnums=0,
+            out_shardings=(discriminator, whole, whole),
+        )
+        self.score = jax.jit(functools.partial(updates.update_discriminator, method, train=False))
+        self.update_policy = jax.jit(
+            self._update_policy, donate_argnums=0, out_shardings=(generator, whole)
+        )
+
+    def _update_policy(self, state, reference, rows, sampled, rewards, teacher):
+        return updates.update_policy(
+            self.method, state, reference, rows, sampled, group_advantages(rewards), teacher
+        )
+
+    def place(self, rows: Packed, *, leading: int = 1) -> Packed:
+        """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
+        split = layout.rows(self.mesh, leading=leading)
+        shardings = jax.tree.map(lambda _: split, rows).replace(last=layout.replicated(self.mesh))
+        return jax.device_put(rows, shardings)
+
+    def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """Puts a host batch on the devices, its prompts split over the batch axes."""
+        return jax.device_put(batch, layout.rows(self.mesh))
+
+
+def state_shardings(model, optimizer, mesh: Mesh) -> TrainState:
+    """The layout of a `TrainState`: moments lie like their parameters, counters on every device."""
+    whole = layout.replicated(mesh)
+    return TrainState(
+        params=layout.param_shardings(model, mesh),
+        opt_state=layout.optimizer_shardings(optimizer, model, mesh),
+        step=whole,
+        skipped=whole,
+        skipped_in_row=whole,
+    )

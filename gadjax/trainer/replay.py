@@ -1,0 +1,38 @@
+"""Past groups for the discriminator: a ring of prompts with their teacher's response and samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Groups = dict[str, np.ndarray]
+
+
+class Replay:
+    """Keeps the last groups, as plain arrays that a checkpoint can hold.
+
+    Half of each discriminator batch from 4,096 past samples steadied the discriminator in the one public replication
+    (algorithm page, section 7). Metrics and rewards are never of replayed groups.
+    """
+
+    def __init__(self, groups: int):
+        self.groups = groups
+        self.arrays: Groups = {}
+        self.added = 0
+
+    def add(self, new: Groups) -> None:
+        """Stores groups; the oldest make room. `new`: arrays with a leading axis of groups, of the same shapes always."""
+        if not self.arrays:
+            self.arrays = {name: np.zeros((self.groups, *value.shape[1:]), value.dtype) for name, value in new.items()}
+        count = len(next(iter(new.values())))
+        places = (self.added + np.arange(count)) % self.groups
+        for name, value in new.items():
+            self.arrays[name][places] = value
+        self.added += count
+
+    def draw(self, count: int, seed: tuple[int, ...]) -> Groups | None:
+        """`count` stored groups drawn with replacement, the same for the same seed; None while there are none."""
+        held = min(self.added, self.groups)
+        if not held:
+            return None
+        chosen = np.random.default_rng(seed).integers(held, size=count)
+        return {name: value[chosen] for name, value in self.arrays.items()}

@@ -1,0 +1,235 @@
+"""From a config to everything that a run needs: checks first, then data, and weights last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from gadjax.config import check, template_args
+from gadjax.data.pipeline import Dataset, check_disjoint, prepare
+from gadjax.data.schema import read_rows
+from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
+from gadjax.distill import state as states
+from gadjax.distill.method import Method
+from gadjax.errors import UserError
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model, Params, grow_discriminator
+from gadjax.models.weights import has_score_head, load_params, read_hf_config, resolve_model
+from gadjax.parallel import mesh as layout
+from gadjax.rollout.sampler import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A checked run, before any weights are loaded."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    student: pathlib.Path
+    tokenizer: ChatTokenizer
+    train: Dataset
+    heldout: Dataset | None
+    generator: Model
+    discriminator: Model
+    hf_configs: dict[str, dict[str, Any]]  # of "generator" and "discriminator", as Hugging Face wrote them
+    discriminator_init: pathlib.Path | None  # None: grown from the student
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a packed row."""
+        return self.config.row_length or self.sequence_length
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of the longest prompt and response together."""
+        widths = [data.prompt_width for data in (self.train, self.heldout) if data]
+        return max(widths) + self.config.data.max_response_length
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a program come in multiples of this."""
+        return layout.batch_shards(self.mesh)
+
+    def sampling(self, temperature: float) -> Sampling:
+        """How the student's answers are drawn at a temperature."""
+        return Sampling(
+            max_response_length=self.config.data.max_response_length,
+            eos_ids=tuple(self.tokenizer.eos_ids),
+            pad_id=self.tokenizer.pad_id,
+            temperature=temperature,
+        )
+
+
+def prepare_run(config: ConfigDict) -> Setup:
+    """Checks config, models' configs, tokenizer, data and mesh; raises a `UserError` at the first that cannot work."""
+    check(config)
+    mesh = layout.make_mesh(**config.mesh)
+    shards = layout.batch_shards(mesh)
+    if config.batch_size % shards:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
+            f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
+        )
+    student = resolve_model(config.student)
+    model_config, hf_config = read_hf_config(student)
+    generator = Model(_runtime(model_config, config), "lm")
+    discriminator, hf_discriminator, init = Model(generator.config, "score"), hf_config, None
+    if config.discriminator.init:
+        init = resolve_model(config.discriminator.init)
+        other_config, hf_discriminator = read_hf_config(init)
+        discriminator = Model(_runtime(other_config, config), "score")
+
+    read = dict(
+        chat_template=config.data.chat_template or None,
+        template_args=template_args(config),
+        date=config.data.template_date,
+    )
+    tokenizer = load_tokenizer(student, **read)
+    if init is not None and load_tokenizer(init, **read).fingerprint() != tokenizer.fingerprint():
+        raise UserError(
+            f"config.discriminator.init {init} has another tokenizer or chat template than the student {student}: the "
+            "discriminator reads the student's tokens, so choose a checkpoint of the same family"
+        )
+    train = _dataset(config, tokenizer, "train")
+    heldout = _dataset(config, tokenizer, "heldout") if config.data.heldout else None
+    if train.usable < config.batch_size:
+        raise UserError(
+            f"{config.data.train} has {train.usable} usable rows, fewer than config.batch_size {config.batch_size}"
+        )
+    if heldout is not None and (common := check_disjoint(train, heldout)):
+        logging.warning("%d held-out prompts are also training prompts: held-out figures will flatter", common)
+    setup = Setup(
+        config=config,
+        mesh=mesh,
+        student=student,
+        tokenizer=tokenizer,
+        train=train,
+        heldout=heldout,
+        generator=generator,
+        discriminator=discriminator,
+        hf_configs={"generator": hf_config, "discriminator": hf_discriminator},
+        discriminator_init=init,
+    )
+    for model, where in ((generator, student), (discriminator, init or student)):
+        model.config.check_length(setup.sequence_length, str(where))
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise UserError(
+                f"{where} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} tokens"
+            )
+    if setup.row_length < setup.sequence_length:
+        raise UserError(
+            f"config.row_length {setup.row_length} is shorter than the longest prompt and response together, "
+            f"{setup.sequence_length}: raise it, or leave it at 0"
+        )
+    return setup
+
+
+def make_method(setup: Setup, stage: str) -> Method:
+    """The settings of a stage's steps."""
+    config, section = setup.config, setup.config[stage]
+    moments = dict(
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        clip=config.optimizer.clip_norm,
+    )
+    method = Method(
+        generator=setup.generator,
+        sampling=setup.sampling(config.rollout.temperature),
+        generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
+        generator_micro_batches=config.micro_batches.generator,
+        logprob_chunk=config.logprob_chunk,
+        num_samples=config.rollout.num_samples,
+    )
+    if stage == "seqkd":
+        return method
+    method = dataclasses.replace(
+        method,
+        discriminator=setup.discriminator,
+        discriminator_optimizer=states.adamw(section.discriminator_learning_rate, **moments),
+        discriminator_micro_batches=config.micro_batches.discriminator,
+        discriminator_loss=config.discriminator.loss,
+        bt_temperature=config.discriminator.bt_temperature,
+        updates_per_step=config.discriminator.updates_per_step,
+    )
+    if stage == "warmup":
+        return method
+    return dataclasses.replace(
+        method,
+        clip=section.clip,
+        dual_clip=section.dual_clip,
+        kl_coefficient=section.kl_coefficient,
+        entropy_coefficient=section.entropy_coefficient,
+        ppo_minibatches=section.ppo_minibatches,
+        ppo_epochs=section.ppo_epochs,
+        aggregation=section.aggregation,
+        sft_coefficient=section.sft_coefficient,
+        importance_cap=section.importance_cap,
+    )
+
+
+def initial_generator(setup: Setup) -> Params:
+    """The student's float32 parameters in the training layout."""
+    model, shardings = setup.generator, layout.param_shardings(setup.generator, setup.mesh)
+    if setup.config.random_init:
+        return jax.jit(model.init, out_shardings=shardings)(_key(setup, "generator"))
+    return load_params(setup.student, model.config, _with_shardings(model.abstract_params(), shardings))
+
+
+def initial_discriminator(setup: Setup, generator: Params) -> Params:
+    """The discriminator's parameters: from `discriminator.init`, else the student's backbone with a fresh head.
+
+    Args:
+      generator: the student's parameters as the run began.
+    """
+    model, shardings = setup.discriminator, layout.param_shardings(setup.discriminator, setup.mesh)
+    key = _key(setup, "discriminator")
+    if setup.discriminator_init is None:
+        grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
+        return jax.jit(grow, out_shardings=shardings)(generator, key)
+    abstract = _with_shardings(model.abstract_params(), shardings)
+    if has_score_head(setup.discriminator_init):
+        return load_params(setup.discriminator_init, model.config, abstract)
+    head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
+    return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
+
+
+def _runtime(model_config: ModelConfig, config: ConfigDict) -> ModelConfig:
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dataclasses.replace(model_config, dtype=dtype, remat=config.remat)
+
+
+def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str) -> Dataset:
+    path = config.data[split]
+    return prepare(
+        read_rows(path),
+        tokenizer,
+        max_prompt_length=config.data.max_prompt_length,
+        max_response_length=config.data.max_response_length,
+        cut_answers=config.data.cut_answers,
+        source_name=f"config.data.{split} {path}",
+    )
+
+
+def _key(setup: Setup, network: str) -> jax.Array:
+    number = ("generator", "discriminator").index(network)
+    return jax.random.fold_in(jax.random.key(setup.config.seed), 1000 + number)
+
+
+def _with_shardings(abstract: Params, shardings: Any) -> Params:
+    leaf = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(leaf, abstract, shardings)
+
+
+def write_resolved_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`: every field as the run uses it."""
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n")
