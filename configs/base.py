@@ -1,6 +1,6 @@
 """Every field of a run, with the paper's values (arXiv 2511.10643). Other configs start from here and override.
 
-Any field can be set on the command line: --config.gad.generator_learning_rate=3e-6 --config.stages="('seqkd',)".
+Any field can be set on the command line: --config.gad.generator_learning_rate=3e-6 --config.stages=warmup,gad.
 A run needs at least `student` and `data.train`.
 """
 
@@ -77,12 +77,12 @@ def get_config() -> ConfigDict:
 
     # A stage's length: `steps`, or `epochs` over the training data where steps is 0.
     config.seqkd = ConfigDict()
-    config.seqkd.epochs = 3
+    config.seqkd.epochs = 3.0
     config.seqkd.steps = 0
     config.seqkd.generator_learning_rate = 5e-6
 
     config.warmup = ConfigDict()
-    config.warmup.epochs = 1
+    config.warmup.epochs = 1.0
     config.warmup.steps = 0
     config.warmup.generator_learning_rate = 1e-6
     config.warmup.discriminator_learning_rate = 1e-6
@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.warmup.train_discriminator = True
 
     config.gad = ConfigDict()
-    config.gad.epochs = 2
+    config.gad.epochs = 2.0
     config.gad.steps = 0
     config.gad.generator_learning_rate = 1e-6
     config.gad.discriminator_learning_rate = 1e-6

@@ -51,7 +51,7 @@ class Checkpoints:
             partial_restore=True,
         )
         manager = ocp.CheckpointManager(
-            self.directory, item_handlers={"state": ocp.PyTreeCheckpointHandler()}, options=_READ_ONLY
+            self.directory, item_handlers={"state": ocp.PyTreeCheckpointHandler()}, options=ocp.CheckpointManagerOptions(read_only=True)
         )
         return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
 
@@ -72,5 +72,3 @@ class Checkpoints:
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {known}")
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-
-_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True)

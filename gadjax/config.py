@@ -55,8 +55,18 @@ _POSITIVE = (
 )
 
 
-def check(config: ConfigDict) -> None:
-    """Raises a `UserError` that names the field for every value or combination that no run can work with."""
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config that a run uses: `stages` as a tuple (the command line may say --config.stages=warmup,gad), checked.
+
+    Raises a `UserError` that names the field for every value or combination that no run can work with.
+    """
+    config = config.copy_and_resolve_references()
+    config.stages = tuple(part.strip() for entry in config.stages for part in entry.split(","))
+    _check(config)
+    return config
+
+
+def _check(config: ConfigDict) -> None:
     for field in ("student", "data.train"):
         if not _get(config, field):
             raise UserError(f"config.{field} is empty: give it on the command line as --config.{field}=PATH")

@@ -1,0 +1,1 @@
+"""From teacher Parquet to batches: schema, chat templates, the Grain pipeline, packing."""

@@ -42,8 +42,8 @@ def adamw(
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state: zero moments and counters."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero)
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # not one array thrice: states are donated
+    return TrainState(params, optimizer.init(params), *counters)
 
 
 def apply_gradients(

@@ -133,8 +133,9 @@ class ModelConfig:
         """
         if self.sliding_window is not None and length >= self.sliding_window:
             raise UserError(
-                f"{where}: sliding_window is {self.sliding_window} and sequences may reach {length} tokens; attention is "
-                "computed in full, so shorten data.max_prompt_length and data.max_response_length to stay below it"
+                f"{where}: sliding_window is {self.sliding_window}, but sequences may reach {length} tokens, "
+                "and windowed attention is not computed; lower data.max_prompt_length and "
+                "data.max_response_length until their sum is below the window"
             )
 
 
@@ -225,7 +226,7 @@ def _rope(read: _Reader, max_position: int) -> Rope:
 
 
 def _sliding_window(read: _Reader, family: str) -> int | None:
-    """The window, where any layer has one. Qwen's need `use_sliding_window` and a layer that they apply to."""
+    """The window, where a layer has one. Qwen's needs `use_sliding_window` and a layer that it applies to."""
     config = read.config
     if family == "Llama":
         return None

@@ -14,7 +14,7 @@ from gadjax.data.packing import pack
 from gadjax.distill.forward import response_logprobs, sequence_scores
 from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
-from gadjax.models.model import Params
+from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Engine
 from gadjax.trainer.setup import Setup
@@ -35,8 +35,8 @@ class HeldOut:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        limit = setup.config.evaluation.prompts or setup.heldout.usable
-        self.examples = [setup.heldout.example(i) for i in range(min(limit, setup.heldout.usable))]
+        limit = setup.config.evaluation.prompts or len(setup.heldout)
+        self.examples = [setup.heldout[i] for i in range(min(limit, len(setup.heldout)))]
         self.prompts = [example["prompt"] for example in self.examples]
         self.teacher = [example["response"] for example in self.examples]
         self._engine = Engine(setup.generator, setup.mesh)
@@ -95,7 +95,7 @@ class HeldOut:
         )
         limit = config.data.max_response_length
         return two_sample_test(
-            self.setup.discriminator if self.setup.discriminator_init is None else self.setup.generator_classifier,
+            Model(self.setup.generator.config, "score"),
             base,
             self.prompts,
             [ids[:limit] for ids in self.teacher],

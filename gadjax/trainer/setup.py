@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
-from gadjax.config import check, template_args
-from gadjax.data.pipeline import Dataset, check_disjoint, prepare
+from gadjax.config import resolve, template_args
+from gadjax.data.pipeline import Dataset, prepare
 from gadjax.data.schema import read_rows
-from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
+from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.errors import UserError
 from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model, Params, grow_discriminator
-from gadjax.models.weights import has_score_head, load_params, read_hf_config, resolve_model
+from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
 
@@ -68,7 +66,7 @@ class Setup:
 
 def prepare_run(config: ConfigDict) -> Setup:
     """Checks config, models' configs, tokenizer, data and mesh; raises a `UserError` at the first that cannot work."""
-    check(config)
+    config = resolve(config)
     mesh = layout.make_mesh(**config.mesh)
     shards = layout.batch_shards(mesh)
     if config.batch_size % shards:
@@ -85,25 +83,23 @@ def prepare_run(config: ConfigDict) -> Setup:
         other_config, hf_discriminator = read_hf_config(init)
         discriminator = Model(_runtime(other_config, config), "score")
 
-    read = dict(
+    tokenizer = load_tokenizer(
+        student,
         chat_template=config.data.chat_template or None,
         template_args=template_args(config),
         date=config.data.template_date,
     )
-    tokenizer = load_tokenizer(student, **read)
-    if init is not None and load_tokenizer(init, **read).fingerprint() != tokenizer.fingerprint():
+    if init is not None and vocabulary_fingerprint(init) != tokenizer.vocabulary_fingerprint():
         raise UserError(
-            f"config.discriminator.init {init} has another tokenizer or chat template than the student {student}: the "
-            "discriminator reads the student's tokens, so choose a checkpoint of the same family"
+            f"config.discriminator.init {init} has another tokenizer than the student {student}: the discriminator reads "
+            "the student's tokens, so choose a checkpoint of the same family"
         )
     train = _dataset(config, tokenizer, "train")
     heldout = _dataset(config, tokenizer, "heldout") if config.data.heldout else None
-    if train.usable < config.batch_size:
+    if len(train) < config.batch_size:
         raise UserError(
-            f"{config.data.train} has {train.usable} usable rows, fewer than config.batch_size {config.batch_size}"
+            f"{config.data.train} has {len(train)} usable rows, fewer than config.batch_size {config.batch_size}"
         )
-    if heldout is not None and (common := check_disjoint(train, heldout)):
-        logging.warning("%d held-out prompts are also training prompts: held-out figures will flatter", common)
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -128,6 +124,13 @@ def prepare_run(config: ConfigDict) -> Setup:
             f"{setup.sequence_length}: raise it, or leave it at 0"
         )
     return setup
+
+
+def stage_lengths(setup: Setup) -> dict[str, int]:
+    """Steps of each stage of the run."""
+    per_epoch = setup.train.steps_per_epoch(setup.config.batch_size)
+    sections = {stage: setup.config[stage] for stage in setup.config.stages}
+    return {stage: s.steps or max(1, round(s.epochs * per_epoch)) for stage, s in sections.items()}
 
 
 def make_method(setup: Setup, stage: str) -> Method:
@@ -194,10 +197,8 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     if setup.discriminator_init is None:
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
         return jax.jit(grow, out_shardings=shardings)(generator, key)
-    abstract = _with_shardings(model.abstract_params(), shardings)
-    if has_score_head(setup.discriminator_init):
-        return load_params(setup.discriminator_init, model.config, abstract)
     head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
+    abstract = _with_shardings(model.abstract_params(), shardings)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 
@@ -228,8 +229,3 @@ def _key(setup: Setup, network: str) -> jax.Array:
 def _with_shardings(abstract: Params, shardings: Any) -> Params:
     leaf = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)  # noqa: E731
     return jax.tree.map(leaf, abstract, shardings)
-
-
-def write_resolved_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json`: every field as the run uses it."""
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n")

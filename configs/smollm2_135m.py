@@ -1,0 +1,38 @@
+"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 layers, 71 M parameters).
+
+    python -m gadjax.train --config=configs/smollm2_135m.py --config.student=DIR_OF_THE_PRUNED_COPY \
+        --config.data.train=train.parquet --config.data.heldout=test.parquet
+
+Hardware: two CPU cores and 8 GB. Small steps (4 prompts x 4 samples, 64 tokens), so that a run takes about an hour.
+The teacher's answers are cut at 64 tokens like the student's (`cut_answers` keeps the API's own cuts), so neither
+side's length gives it away. Learning rates are for a pruned student that has much to relearn, not the paper's.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """60 steps of warmup and 40 of GAD."""
+    config = base.get_config()
+    config.batch_size = 4
+    config.remat = "none"
+
+    config.data.cut_answers = "keep"
+    config.data.max_prompt_length = 96
+    config.data.max_response_length = 64
+    config.rollout.num_samples = 4
+
+    config.warmup.steps = 60
+    config.warmup.discriminator_only_steps = 5
+    config.warmup.generator_learning_rate = 2e-4
+    config.warmup.discriminator_learning_rate = 3e-5
+    config.gad.steps = 40
+    config.gad.generator_learning_rate = 5e-6
+    config.gad.discriminator_learning_rate = 1e-5
+
+    config.eval_every = 20
+    config.evaluation.prompts = 32
+    config.checkpoint.every = 10
+    return config

@@ -1,0 +1,58 @@
+"""Talks with an exported student, or any supported model, in the terminal.
+
+    python -m gadjax.chat --model=/tmp/demo/export/generator
+
+An empty line or Ctrl-D ends; /new forgets the conversation.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from gadjax import commands
+from gadjax.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
+_SYSTEM = flags.DEFINE_string("system", "", "System message, if any.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
+_LIMIT = flags.DEFINE_integer("max_response_length", 256, "Tokens at most.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    from gadjax.rollout.chat_model import load_chat_model
+
+    commands.use_compilation_cache()
+    model = load_chat_model(_MODEL.value, batch_size=1)
+    sampling = model.sampling(
+        max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value
+    )
+    opening = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
+    chat = list(opening)
+    turn = 0
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            break
+        if not text:
+            break
+        if text == "/new":
+            chat = list(opening)
+            continue
+        chat.append({"role": "user", "content": text})
+        try:
+            reply = model.answer([chat], sampling, seed=_SEED.value + turn)[0]
+        except UserError as error:  # the conversation outgrew the model; the user may start a new one
+            print(f"{error}; /new starts again")
+            chat.pop()
+            continue
+        print(reply.text)
+        chat.append({"role": "assistant", "content": reply.text})
+        turn += 1
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,94 @@
+"""What the commands share: flags, configs from files, one-line errors."""
+
+from __future__ import annotations
+
+import logging as python_logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from absl import app, flags, logging
+
+from gadjax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_CONFIG = "config"
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the command line and runs `main(argv)`; bad flags and `UserError`s are one line and exit status 2."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.ERROR)
+    # These libraries log at warning level what is no news to a user.
+    for name in ("orbax", "jax", "transformers", "httpx"):
+        python_logging.getLogger(name).setLevel(python_logging.ERROR)
+    run_command(lambda: app.run(main, flags_parser=_parse))
+
+
+def define_config() -> None:
+    """Defines --config=FILE and, from the file's contents, --config.FIELD=VALUE."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(_CONFIG, None, "The run's config: a Python file with get_config().")
+
+
+def read_config() -> ConfigDict:
+    """The config of --config with the command line's overrides."""
+    if flags.FLAGS[_CONFIG].value is None:
+        raise UserError("no config: give --config=configs/demo.py or another file with get_config()")
+    return flags.FLAGS[_CONFIG].value
+
+
+def config_name() -> str:
+    """The name of --config's file, without folder and extension."""
+    from ml_collections import config_flags
+
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS[_CONFIG])).stem
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, or ~/.cache/gadjax/xla, for later runs."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "gadjax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists the flags") from None
+    except OSError as error:
+        raise UserError(f"--config cannot be read: {_last_line(error)}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not any(argument.startswith(f"--{_CONFIG}") for argument in argv):
+            raise
+        # A mistake inside the file itself is the author's to see whole; one in an override has no frame there.
+        if _raised_in_config(error, argv):
+            raise
+        raise UserError(f"a --config.FIELD is not in the config: {_last_line(error)}; see configs/base.py") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")
+    return rest
+
+
+def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
+    """Whether an error comes from a frame of the config file."""
+    files = {a.split("=", 1)[1] for a in argv if a.startswith(f"--{_CONFIG}=")}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if any(traceback.tb_frame.f_code.co_filename.endswith(name) for name in files):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _last_line(error: BaseException) -> str:
+    return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\'", "").split())
+

@@ -1,0 +1,270 @@
+"""Rows to batches of token ids: one pass that tokenises, then Grain for the order.
+
+The order of the rows is one global permutation by seed and epoch. Its first `steps_per_epoch * batch_size`
+entries are the epoch's batches; the remainder (fewer rows than a batch) sits that epoch out, and since
+every epoch has its own permutation it is another remainder each time. Processes take contiguous shares of
+each batch, so that a batch holds the same rows in the same order however many processes there are, and
+batch k depends on (data, seed, k) alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gadjax.data.schema import Rows
+from gadjax.data.tokenizer import ChatTokenizer
+from gadjax.errors import UserError
+
+_WIDTH_MULTIPLE = 16
+_CHUNK = 512  # rows tokenised in one call: enough for the tokenizer's threads, few enough for a progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of the rows: `rows` is the sum of `usable` and the three `dropped_*`.
+
+    A row counts as dropped once, by the first reason that holds, in the order of the fields.
+    """
+
+    rows: int
+    usable: int
+    dropped_marked: int  # the API marked the row as no answer (a content filter, a refusal, a tool call, ...)
+    dropped_cut: int  # the API cut the answer, and `cut_answers` is "drop"
+    dropped_long_prompt: int  # the prompt is longer than `max_prompt_length`
+    truncated_answers: int  # usable, the answer cut by us at `max_response_length`: it carries no EOS
+
+
+class Ragged:
+    """Sequences of token ids of unequal length, in one flat array."""
+
+    def __init__(self, sequences: Iterable[np.ndarray]):
+        sequences = list(sequences)
+        self.lengths = np.array([len(ids) for ids in sequences], np.int32)  # [rows]
+        self._ends = np.cumsum(self.lengths, dtype=np.int64)
+        self._flat = np.concatenate([np.zeros(0, np.int32), *sequences])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._flat[self._ends[index] - self.lengths[index] : self._ends[index]]
+
+    def padded(self, indices: Sequence[int], width: int, pad_id: int) -> np.ndarray:
+        """The sequences at `indices`, padded on the right: int32 [len(indices), width]."""
+        out = np.full((len(indices), width), pad_id, np.int32)
+        for row, index in zip(out, indices, strict=True):
+            ids = self[index]
+            row[: len(ids)] = ids
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """The usable rows as token ids, with random access.
+
+    Every batch of a dataset has the same shapes: P = `prompt_width` and T = `response_width` are its
+    longest prompt and answer, rounded up to a multiple of 16 within the configured maxima.
+    """
+
+    source: Rows
+    counts: Counts
+    prompts: Ragged  # with the generation prompt
+    answers: Ragged  # with the turn-end id where `ended`
+    ended: np.ndarray  # bool [usable]: the answer is complete and carries its turn-end id
+    rows: np.ndarray  # int32 [usable]: index into `source`
+    pad_id: int
+    prompt_width: int
+    response_width: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example: `prompt` int32 [prompt], `response` int32 [response], `ended`, `row` in `source`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return {
+            "prompt": self.prompts[index],
+            "response": self.answers[index],
+            "ended": bool(self.ended[index]),
+            "row": int(self.rows[index]),
+        }
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices`, all int32 and padded on the right.
+
+        Returns:
+          prompt [B, P], prompt_length [B], teacher [B, T], teacher_length [B], row [B] (index into `source`).
+        """
+        indices = np.asarray(indices, np.int64)
+        return {
+            "prompt": self.prompts.padded(indices, self.prompt_width, self.pad_id),
+            "prompt_length": self.prompts.lengths[indices],
+            "teacher": self.answers.padded(indices, self.response_width, self.pad_id),
+            "teacher_length": self.answers.lengths[indices],
+            "row": self.rows[indices],
+        }
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in one epoch."""
+        return len(self) // batch_size
+
+
+def prepare(
+    rows: Rows,
+    tokenizer: ChatTokenizer,
+    *,
+    max_prompt_length: int,
+    max_response_length: int,
+    cut_answers: str,
+    source_name: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Tokenises every row that can be used and counts the others (algorithm.md, section 4).
+
+    Args:
+      rows: what `read_rows` read.
+      tokenizer: the student's.
+      max_prompt_length: longer prompts are dropped; cutting them would lose the assistant header.
+      max_response_length: longer answers, EOS included, are cut to this and carry no EOS.
+      cut_answers: "drop" or "keep" for answers that the API cut; kept ones carry no EOS.
+      source_name: the config's field or the file, for messages.
+      progress: called with (rows done, all rows) as the pass goes on.
+
+    Raises:
+      UserError: a chat that the template refuses (file and row), or no usable row at all.
+    """
+    if cut_answers not in ("drop", "keep"):
+        raise UserError(f"data.cut_answers is {cut_answers!r}; expected 'drop' or 'keep'")
+    wanted = ~rows.marked & ~(rows.cut if cut_answers == "drop" else False)
+    candidates = np.flatnonzero(wanted)
+    prompts, answers, ended, kept = [], [], [], []
+    truncated = 0
+    for start in range(0, len(candidates), _CHUNK):
+        chunk = candidates[start : start + _CHUNK]
+        chunk_prompts = _prompt_ids(rows, chunk, tokenizer)
+        fits = [len(ids) <= max_prompt_length for ids in chunk_prompts]
+        chunk = chunk[fits]
+        chunk_answers = tokenizer.response_ids_batch([rows.answer(i) for i in chunk], ~rows.cut[chunk])
+        overlong = np.array([len(ids) > max_response_length for ids in chunk_answers], bool)
+        prompts += [ids for ids, fit in zip(chunk_prompts, fits, strict=True) if fit]
+        answers += [ids[:max_response_length] for ids in chunk_answers]
+        ended.append(~rows.cut[chunk] & ~overlong)
+        kept.append(chunk)
+        truncated += int(overlong.sum())
+        if progress is not None:
+            progress(min(start + _CHUNK, len(candidates)), len(candidates))
+    counts = Counts(
+        rows=len(rows),
+        usable=len(prompts),
+        dropped_marked=int(rows.marked.sum()),
+        dropped_cut=int((rows.cut & ~rows.marked).sum()) if cut_answers == "drop" else 0,
+        dropped_long_prompt=len(candidates) - len(prompts),
+        truncated_answers=truncated,
+    )
+    if not prompts:
+        raise UserError(
+            f"{source_name} ({', '.join(rows.files)}): no usable row: of {counts.rows}, "
+            f"{counts.dropped_marked} are marked as no answer, {counts.dropped_cut} were cut by the API "
+            f"(data.cut_answers='keep' uses them) and {counts.dropped_long_prompt} have prompts of more than "
+            f"{max_prompt_length} tokens"
+        )
+    prompts, answers = Ragged(prompts), Ragged(answers)
+    return Dataset(
+        source=rows,
+        counts=counts,
+        prompts=prompts,
+        answers=answers,
+        ended=np.concatenate(ended),
+        rows=np.concatenate(kept).astype(np.int32),
+        pad_id=tokenizer.pad_id,
+        prompt_width=_width(prompts, max_prompt_length),
+        response_width=_width(answers, max_response_length),
+    )
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    num_epochs: int | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    start_step: int = 0,
+) -> Any:
+    """This process's share of the shuffled batches: `Dataset.batch` with B = batch_size / shard_count.
+
+    Args:
+      batch_size: rows of the global batch, over all processes.
+      seed: fixes the order, together with the epoch.
+      num_epochs: passes over the data; None never ends.
+      shard_index: this process, of `shard_count`; it gets rows [shard_index * B, (shard_index + 1) * B) of
+        each batch.
+      start_step: batches to skip without reading them, counted from the start of the first epoch.
+
+    Returns:
+      A Grain iterator; its `get_state()` is {"next_index": step} and can be given to `set_state`.
+
+    Raises:
+      UserError: a batch larger than the dataset, or one that the processes cannot share evenly.
+    """
+    import grain
+
+    if batch_size % shard_count:
+        raise UserError(f"batch_size={batch_size} cannot be shared evenly by {shard_count} processes")
+    if batch_size > len(dataset):
+        raise UserError(
+            f"batch_size={batch_size} is more than the {len(dataset)} usable rows; lower it or give more data"
+        )
+    share = batch_size // shard_count
+    mine = slice(shard_index * share, (shard_index + 1) * share)
+    order = (
+        grain.MapDataset.range(len(dataset))
+        .shuffle(_grain_seed(seed))
+        .batch(batch_size, drop_remainder=True)
+        .map(lambda indices: dataset.batch(indices[mine]))
+        .repeat(num_epochs)
+    )
+    # The data is in memory: one thread, a few batches ahead.
+    iterator = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def shared_prompts(train: Dataset, heldout: Dataset) -> int:
+    """How many held-out prompts are also trained on; figures on those say nothing about new prompts."""
+    trained = {_digest(train.prompts[i]) for i in range(len(train))}
+    return sum(_digest(heldout.prompts[i]) in trained for i in range(len(heldout)))
+
+
+def _prompt_ids(rows: Rows, indices: np.ndarray, tokenizer: ChatTokenizer) -> list[np.ndarray]:
+    chats = [rows.messages(i) for i in indices]
+    try:
+        return tokenizer.prompt_ids_batch(chats)
+    except UserError:
+        for index, chat in zip(indices, chats, strict=True):
+            try:
+                tokenizer.prompt_ids(chat)
+            except UserError as error:
+                raise UserError(f"{rows.where(index)}: {error}") from error
+        raise
+
+
+def _width(sequences: Ragged, limit: int) -> int:
+    longest = int(sequences.lengths.max())
+    return min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, limit)
+
+
+def _grain_seed(seed: int) -> int:
+    """Spreads seeds out: Grain shuffles epoch e by seed + e, and runs 0, 1, 2 should share no permutation."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def _digest(ids: np.ndarray) -> bytes:
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()

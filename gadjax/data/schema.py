@@ -1,0 +1,287 @@
+"""The teacher's Parquet: read, checked row by row, kept as Arrow columns.
+
+The schema is that of the published LMSYS-Chat-GPT-5-Chat-Response (algorithm.md, section 4); a file from
+anywhere in this schema trains without conversion. Columns that training does not need are not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gadjax.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+
+# What OpenAI-compatible servers write when the answer stopped at a token limit.
+CUT_REASONS = ("length", "max_tokens")
+# What they write when there is no answer to learn from, whatever text came along.
+MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_call")
+
+_REQUIRED = ("content", "teacher_response")
+_OPTIONAL = ("category", "finish_reason")
+
+
+class Row(NamedTuple):
+    """One row: a chat that ends with a user turn, and the teacher's answer to it."""
+
+    messages: list[dict[str, str]]  # each {"role": ..., "content": ...}
+    answer: str
+    category: str | None
+    finish_reason: str | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """All rows of the files, in the order of the files; Python objects are made one row at a time.
+
+    `cut[i]`: the API stopped the answer at a token limit. `marked[i]`: the API says that there is no answer
+    to learn from (filtered, refused, failed, a tool call), or the answer is empty because the limit was
+    reached before it began.
+    """
+
+    files: tuple[str, ...]
+    cut: np.ndarray  # bool [rows]
+    marked: np.ndarray  # bool [rows]
+    _file_ends: np.ndarray  # int64 [files], rows up to and including each file
+    _offsets: np.ndarray  # int64 [rows + 1], into the messages
+    _roles: pa.LargeStringArray  # [messages]
+    _contents: pa.LargeStringArray  # [messages]
+    _answers: pa.LargeStringArray  # [rows]
+    _categories: pa.LargeStringArray  # [rows]
+    _finish_reasons: pa.LargeStringArray  # [rows]
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return Row(
+            self.messages(index),
+            self._answers[index].as_py() or "",
+            self._categories[index].as_py(),
+            self._finish_reasons[index].as_py(),
+        )
+
+    def messages(self, index: int) -> list[dict[str, str]]:
+        """The chat of row `index`."""
+        turns = range(self._offsets[index], self._offsets[index + 1])
+        return [{"role": self._roles[i].as_py(), "content": self._contents[i].as_py()} for i in turns]
+
+    def answer(self, index: int) -> str:
+        """The teacher's answer of row `index`."""
+        return self._answers[index].as_py() or ""
+
+    def where(self, index: int) -> str:
+        """Names row `index` for a message: `FILE: row N`, counted from 0 within its file."""
+        file = int(np.searchsorted(self._file_ends, index, side="right"))
+        start = int(self._file_ends[file - 1]) if file else 0
+        return f"{self.files[file]}: row {index - start}"
+
+
+def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
+    """Reads and checks teacher Parquet.
+
+    Args:
+      paths: a file, a glob, a directory of `*.parquet` shards, or a sequence of these. Within a glob or a
+        directory the files are read in the order of their names.
+
+    Raises:
+      UserError: naming the file, the row (counted from 0) and the reason.
+    """
+    files = _find_files(paths)
+    tables = [_read_file(file) for file in files]
+    columns = {
+        name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"
+    }
+    lengths = np.concatenate([table["lengths"] for table in tables])
+    empty = _blank(columns["answers"])
+    cut = _is_in(columns["finish_reasons"], CUT_REASONS)
+    return Rows(
+        files=tuple(files),
+        cut=cut,
+        marked=_is_in(columns["finish_reasons"], MARKED_REASONS) | (cut & empty),
+        _file_ends=np.cumsum([len(table["lengths"]) for table in tables], dtype=np.int64),
+        _offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+        **{f"_{name}": column for name, column in columns.items()},
+    )
+
+
+def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    entries = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not entries:
+        raise UserError("no Parquet file was named; give a file, a glob or a directory")
+    files: list[str] = []
+    for entry in map(os.fspath, entries):
+        if os.path.isdir(entry):
+            found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))
+            if not found:
+                raise UserError(f"{entry}: the directory holds no *.parquet file")
+            files += found
+        elif os.path.exists(entry):
+            files.append(entry)
+        elif glob.has_magic(entry):
+            found = sorted(path for path in glob.glob(entry, recursive=True) if os.path.isfile(path))
+            if not found:
+                raise UserError(f"{entry}: no file matches this pattern")
+            files += found
+        else:
+            raise UserError(f"{entry}: no such file")
+    return files
+
+
+def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
+    """Reads one file: roles and contents [messages], other columns [rows], turns a row as `lengths`."""
+    try:
+        with pq.ParquetFile(file, memory_map=True) as parquet:
+            schema = parquet.schema_arrow
+            _check_schema(file, schema)
+            names = [name for name in _REQUIRED + _OPTIONAL if name in schema.names]
+            table = parquet.read(columns=names)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{file}: not a Parquet file that can be read ({_first_line(error)})") from error
+    if not table.num_rows:
+        raise UserError(f"{file}: the file has no rows")
+
+    chats = table["content"]
+    _reject(file, pc.is_null(chats), "`content` is null; every row needs a chat")
+    lengths = _numpy(pc.list_value_length(chats)).astype(np.int64)
+    _reject(file, lengths == 0, "the chat in `content` is empty")
+    turns = pc.list_flatten(chats)
+    rows_of_turns = np.repeat(np.arange(len(lengths)), lengths)
+    nulls = pa.nulls(table.num_rows, pa.large_string())
+    optional = {name: _strings(table[name]) if name in names else nulls for name in _OPTIONAL}
+    columns = {
+        "roles": _strings(pc.struct_field(turns, "role")),
+        "contents": _strings(pc.struct_field(turns, "content")),
+        "answers": _strings(table["teacher_response"]),
+        "categories": optional["category"],
+        "finish_reasons": optional["finish_reason"],
+    }
+    for name, column in columns.items():
+        _check_unicode(file, name, column, rows_of_turns)
+    _check_rows(file, columns, lengths, rows_of_turns)
+    return columns | {"lengths": lengths}
+
+
+def _check_schema(file: str, schema: pa.Schema) -> None:
+    for name in _REQUIRED:
+        if name not in schema.names:
+            raise UserError(
+                f"{file}: column `{name}` is missing; the file has {', '.join(schema.names) or 'no columns'}"
+            )
+    for name in _REQUIRED + _OPTIONAL:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{file}: column `{name}` is there {schema.names.count(name)} times")
+    content = schema.field("content").type
+    wanted = "list<struct<role: string, content: string>>"
+    if not _is_list(content) or not pa.types.is_struct(content.value_type):
+        raise UserError(f"{file}: column `content` has type {content}; expected {wanted}")
+    for name in ("role", "content"):
+        index = content.value_type.get_field_index(name)
+        if index < 0 or not _is_text(content.value_type.field(index).type):
+            raise UserError(
+                f"{file}: column `content` has type {content}, without a string `{name}`; expected {wanted}"
+            )
+    for name in ("teacher_response", *_OPTIONAL):
+        if name in schema.names and not _is_text(schema.field(name).type):
+            raise UserError(f"{file}: column `{name}` has type {schema.field(name).type}; expected string")
+
+
+def _check_rows(
+    file: str, columns: dict[str, pa.LargeStringArray], lengths: np.ndarray, rows_of_turns: np.ndarray
+) -> None:
+    roles, answers = columns["roles"], columns["answers"]
+    _reject(file, pc.is_null(roles), "a turn of the chat has a null role", rows_of_turns)
+    _reject(file, pc.is_null(columns["contents"]), "a turn of the chat has null content", rows_of_turns)
+    unknown = ~_is_in(roles, ROLES)
+    if unknown.any():
+        role = roles[int(np.argmax(unknown))].as_py()
+        _reject(file, unknown, f"unknown role {role!r}; expected one of {', '.join(ROLES)}", rows_of_turns)
+    last = np.cumsum(lengths) - 1
+    for role in ("assistant", "system"):
+        ends = _is_in(roles, (role,))[last]
+        _reject(file, ends, f"the chat ends with the {role}; it must end with a user turn")
+    excused = _is_in(columns["finish_reasons"], CUT_REASONS + MARKED_REASONS)
+    _reject(file, _numpy(pc.is_null(answers)) & ~excused, "`teacher_response` is null")
+    _reject(file, _blank(answers) & ~excused, "`teacher_response` is empty or only white space")
+
+
+def _check_unicode(file: str, name: str, column: pa.LargeStringArray, rows_of_turns: np.ndarray) -> None:
+    """Parquet does not check its strings; a lone surrogate or stray byte would crash a run much later."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        row = next((i for i in range(len(column)) if not _decodes(column[i])), 0)
+        if name in ("roles", "contents"):
+            row = rows_of_turns[row]
+        raise UserError(
+            f"{file}: row {row}: text in {name} is not valid UTF-8 (a lone surrogate?)"
+        ) from error
+
+
+def _decodes(scalar: pa.LargeStringScalar) -> bool:
+    try:
+        scalar.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _reject(
+    file: str, bad: pa.Array | pa.ChunkedArray | np.ndarray, reason: str, rows: np.ndarray | None = None
+) -> None:
+    """Raises for the first True of `bad`, naming its row (`rows` maps entries of `bad` to rows)."""
+    bad = _numpy(bad)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise UserError(f"{file}: row {first if rows is None else rows[first]}: {reason}")
+
+
+def _strings(column: pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
+    """Any string type, dictionaries and views included, as one array; its 64-bit offsets fit any size."""
+    column = column.cast(pa.large_string())
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _is_in(column: pa.LargeStringArray, values: Sequence[str]) -> np.ndarray:
+    return _numpy(pc.is_in(column, value_set=pa.array(values, pa.large_string())))
+
+
+def _blank(column: pa.LargeStringArray) -> np.ndarray:
+    """Where the text is null, empty or only white space."""
+    return _numpy(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
+
+
+def _numpy(mask: pa.Array | pa.ChunkedArray | np.ndarray) -> np.ndarray:
+    if isinstance(mask, pa.Array):
+        return mask.to_numpy(zero_copy_only=False)
+    return mask if isinstance(mask, np.ndarray) else mask.to_numpy()
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+    return any(getattr(pa.types, test)(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    # A column of nulls only has type null: the check of the rows says what is wrong with it.
+    return any(
+        test(kind)
+        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,51 @@
+"""Writes the networks of any checkpoint of a run as Hugging Face directories; the optimizer's state is not read.
+
+    python -m gadjax.export --workdir=/tmp/demo --step=200 --out=DIR
+
+DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTokenClassification with one label.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from gadjax import commands
+from gadjax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint, counted over all stages; -1 is the last one.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    import jax
+
+    from gadjax.checkpoint import Checkpoints
+    from gadjax.parallel import mesh as layout
+    from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
+
+    workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+    _, facts = read_workdir(workdir)
+    checkpoints = Checkpoints(workdir)
+    saved = checkpoints.steps()
+    if not saved:
+        raise UserError(f"--workdir {workdir} has no checkpoint yet")
+    step = saved[-1] if _STEP.value == -1 else _STEP.value
+    mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
+    for network in NETWORKS:
+        model = network_model(facts, network)
+        shardings = layout.param_shardings(model, mesh)
+        abstract = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model.abstract_params(), shardings
+        )
+        params = checkpoints.params(step, network, abstract)
+        if params is not None:
+            export_network(workdir, network, params, out / network)
+            print(f"step {step}: {out / network}")
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,67 @@
+"""Answers prompts with an exported student, or any supported model.
+
+    python -m gadjax.generate --model=/tmp/demo/export/generator --prompts=p.jsonl --out=o.jsonl --temperature=0
+
+Each line of the prompts holds {"prompt": TEXT} or {"content": [{"role": "user", "content": TEXT}, ...]}; the output
+repeats it with "response", "finish_reason" ("stop", or "length" where the limit cut it) and "tokens".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+from absl import flags
+
+from gadjax import commands
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file of prompts.", required=True)
+_OUT = flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0 from all.", lower_bound=0)
+_LIMIT = flags.DEFINE_integer("max_response_length", 512, "Tokens at most.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+_DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gadjax.rollout.chat_model import load_chat_model, read_prompts
+
+    rows = read_prompts(pathlib.Path(_PROMPTS.value))
+    commands.use_compilation_cache()
+    model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
+    sampling = model.sampling(
+        max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value
+    )
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("generating", total=len(rows))
+        replies = model.answer(
+            [row["content"] for row in rows],
+            sampling,
+            seed=_SEED.value,
+            done=lambda count: progress.update(task, completed=count),
+        )
+    out = pathlib.Path(_OUT.value)
+    partial = out.with_name(out.name + ".partial")
+    with partial.open("w") as file:
+        for row, reply in zip(rows, replies, strict=True):
+            line = row["line"] | {
+                "response": reply.text,
+                "finish_reason": "stop" if reply.ended else "length",
+                "tokens": reply.tokens,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(partial, out)
+    print(f"{len(rows)} answers: {out}")
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,132 @@
+"""The README.md of an export: what the model is, how it was trained, and its held-out figures."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gadjax
+from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
+
+_METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
+_KINDS = {  # pipeline tag, what it is
+    "generator": (
+        "text-generation",
+        f"A language model distilled from a teacher's answers with gadjax by {_METHOD}.",
+    ),
+    "discriminator": (
+        "token-classification",
+        f"The discriminator of a model distilled with gadjax by {_METHOD}. Its score of a prompt and a "
+        "response is the logit at the response's last token, turn end included: the higher, the more like the "
+        "teacher's answers. It was trained against this one student and is no general reward model.",
+    ),
+}
+_STAGES = {
+    "seqkd": "cross entropy on the teacher's answers",
+    "warmup": "cross entropy on the teacher's answers; a discriminator learns to tell samples from them",
+    "gad": "policy gradient (GRPO) on the discriminator's scores of samples; it goes on learning",
+}
+_TERMS = """\
+## Terms of use
+
+This model learned from the answers of another model, the teacher. Providers limit what their models' answers
+may be used for, and some forbid training other models on them. Before you use or share this model, read the
+teacher's terms and the licence of the model that it started from."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOCAL = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")  # how paths outside the working folder begin
+
+
+def model_card(
+    *,
+    kind: str,
+    base_model: str,
+    config: Mapping[str, Any],
+    data_counts: Mapping[str, int],
+    figures: Mapping[str, Mapping[str, float]],
+    stages: Mapping[str, int],
+) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads.
+
+    Paths of this machine are shortened to their last part. No licence is stated: the base model's and the
+    terms of the teacher decide it.
+
+    Args:
+      kind: "generator" or "discriminator".
+      base_model: hub id or path that the weights started from; "" where they were random.
+      config: the run's resolved config.
+      data_counts: by what was counted, such as "training rows" or "held-out rows".
+      figures: held-out figures by stage, as `gadjax.metrics.read_heldout` returns.
+      stages: steps of each stage, in order.
+    """
+    from huggingface_hub import ModelCardData
+
+    pipeline, about = _KINDS[kind]
+    hub_id = base_model if _is_hub_id(base_model) else None
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        base_model=hub_id,
+        tags=["gadjax", "jax", "distillation", kind],
+    )
+    start = f"`{_without_folders(base_model)}`" if base_model else "random weights"
+    parts = [
+        f"---\n{front.to_yaml()}\n---",
+        f"# {kind.capitalize()} distilled with gadjax",
+        about,
+        f"## Training\n\nStarted from {start}.",
+        "\n".join(f"{n}. {_stage(name, stages[name], config)}" for n, name in enumerate(stages, start=1)),
+        "\n".join(f"- {name}: {count:,}" for name, count in data_counts.items()),
+        _figures_section(figures),
+        _TERMS,
+        _config_section(config),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _stage(stage: str, steps: int, config: Mapping[str, Any]) -> str:
+    networks = ("generator", "discriminator")
+    frozen = [network for network in networks if not config.get(stage, {}).get(f"train_{network}", True)]
+    note = f" (here the {' and '.join(frozen)} stayed as it was)" if frozen else ""
+    return f"{stage_title(stage)}, {steps:,} steps: {_STAGES[stage]}{note}."
+
+
+def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
+    if not figures:
+        return ""
+    titles = [" ".join(column.title.split()) for column in HELDOUT_COLUMNS]
+    rows = [["stage", *titles], ["---", *("---:" for _ in titles)]]
+    rows += [[stage_title(stage), *heldout_cells(values)] for stage, values in figures.items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    notes = "\n".join(
+        f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True)
+    )
+    return f"## Held-out figures\n\nOn the run's held-out prompts, after each stage.\n\n{table}\n\n{notes}"
+
+
+def _config_section(config: Mapping[str, Any]) -> str:
+    text = json.dumps(_clean(config), indent=2, ensure_ascii=False, default=str)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    heading = f"<summary>The run's config (gadjax {gadjax.__version__})</summary>"
+    return f"<details>\n{heading}\n\n{fence}json\n{text}\n{fence}\n\n</details>"
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _clean(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(part) for part in value]
+    return _without_folders(value) if isinstance(value, str) else value
+
+
+def _without_folders(text: str) -> str:
+    """A path of this machine without its folders; other text as it is."""
+    if not _LOCAL.match(text):
+        return text
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] or text
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(_HUB_ID.fullmatch(name)) and not pathlib.Path(name).exists()

@@ -1,0 +1,184 @@
+"""Parameters as a Hugging Face directory, which transformers loads with identical logits."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+
+from gadjax.errors import UserError
+from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
+from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, is_stacked, named_leaves
+
+# transformers refuses files without a format. The writer tells an export, which may be replaced, from others.
+_METADATA = {"format": "pt", "writer": "gadjax"}
+_CLASSIFIER_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
+
+
+def save_pretrained(
+    path: pathlib.Path,
+    params: Params,
+    config: ModelConfig,
+    hf_config: dict[str, Any],
+    *,
+    kind: Literal["generator", "discriminator"],
+    tokenizer_dir: pathlib.Path | None = None,
+    generation_config: dict[str, Any] | None = None,
+    model_card: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    max_shard_bytes: float = 2e9,
+) -> None:
+    """Writes a generator as a causal language model, or a discriminator as a token classifier with one label.
+
+    The directory appears complete or not at all: it is written beside `path` and renamed. Host memory holds
+    the tensors of one file at a time. With several processes all of them call this, and the first one writes.
+
+    Args:
+      path: the directory, which may hold an earlier export.
+      params: the tree of parameters, on any devices.
+      config: the model's.
+      hf_config: the config.json that the model came from; what the export changes is changed in a copy.
+      tokenizer_dir: its files are copied (tokenizer and chat template).
+      generation_config: contents of generation_config.json, written for a generator.
+      model_card: contents of README.md.
+      dtype: of the weights in the files.
+      max_shard_bytes: size of a weights file, exceeded only by a single larger tensor.
+
+    Raises:
+      UserError: `path` exists and is not an export, or cannot be written.
+    """
+    path = pathlib.Path(path)
+    if ("score" in params) != (kind == "discriminator"):
+        raise ValueError(f"these are not the parameters of a {kind}")
+    writes = jax.process_index() == 0
+    staging = path.with_name(f".{path.name}.incomplete")
+    try:
+        if writes:
+            _refuse_to_replace(path)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            if tokenizer_dir is not None:
+                shutil.copytree(tokenizer_dir, staging, dirs_exist_ok=True)
+            _write_json(staging / "config.json", _hf_config(config, hf_config, kind, dtype))
+            if generation_config is not None and kind == "generator":
+                _write_json(staging / "generation_config.json", generation_config)
+            if model_card is not None:
+                (staging / "README.md").write_text(model_card, encoding="utf-8")
+        _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
+        if writes:
+            _replace(staging, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: the export cannot be written ({error}); choose another place") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"exported {path}")
+
+
+def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: str) -> dict[str, Any]:
+    """The source's config.json with what the export changes."""
+    out = {name: value for name, value in source.items() if name not in _CLASSIFIER_FIELDS}
+    out |= {"model_type": config.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
+    if "torch_dtype" in out:  # the name before transformers 5, which older readers go by
+        out["torch_dtype"] = dtype
+    if kind == "generator":
+        return out | {"architectures": [config.family + CAUSAL_LM]}
+    return out | {
+        "architectures": [config.family + TOKEN_CLASSIFICATION],
+        "num_labels": 1,
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+        "classifier_dropout": 0.0,
+    }
+
+
+def _write_weights(
+    directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float
+) -> None:
+    """Writes the files of weights, and the index of several; without a directory, only takes part in it."""
+    shards: list[list[tuple[str, str, int | None]]] = [[]]  # of each file: tensor, parameter, layer
+    sizes = [0]
+    leaves = named_leaves(params)
+    for path, leaf in leaves.items():
+        name, layers = HF_TENSORS[path].name, leaf.shape[0] if is_stacked(path) else None
+        size = leaf.size * dtype.itemsize // (layers or 1)
+        for layer in [None] if layers is None else range(layers):
+            if shards[-1] and sizes[-1] + size > max_shard_bytes:
+                shards.append([])
+                sizes.append(0)
+            shards[-1].append((name.format(layer), path, layer))
+            sizes[-1] += size
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name, path, layer in shard:
+            value = _fetch(leaves[path], layer, dtype)
+            if directory is not None:
+                tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
+                weight_map[name] = file
+        if directory is not None:
+            safetensors.numpy.save_file(tensors, directory / file, metadata=_METADATA)
+    if directory is not None and len(shards) > 1:
+        _write_json(
+            directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        )
+
+
+def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """A parameter, or one layer of it, on the host."""
+    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    value = jnp.astype(value, dtype)
+    if not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
+
+
+def _refuse_to_replace(path: pathlib.Path) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir() or not any(_is_ours(file) for file in path.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: exists and was not written by gadjax; choose another directory, or remove it"
+        )
+
+
+def _is_ours(file: pathlib.Path) -> bool:
+    try:
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            return (handle.metadata() or {}).get("writer") == _METADATA["writer"]
+    except safetensors.SafetensorError:
+        return False
+
+
+def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts a whole directory in another's place. Between the renames nothing stands there, never a half."""
+    for entry in [*staging.rglob("*"), staging]:
+        _sync(entry)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(staging, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Flushes a file or directory, so that a machine that is taken away leaves what the names promise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,355 @@
+"""Weights from a Hugging Face directory or hub id, read from safetensors straight into their shards.
+
+Each parameter is built device by device from slices of the memory-mapped files. Host memory holds one at a
+time, on top of what the devices hold, and a process reads no more than its own devices' shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from gadjax.errors import UserError
+from gadjax.models.config import ModelConfig
+
+Params = dict[str, Any]
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_HUB_IGNORED = [
+    "*/*",
+    "consolidated*",
+]  # copies in formats of their own: original/, onnx/, Mistral's consolidated
+_PICKLES = ("*.bin*", "*.pt", "*.pth")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_ROWS_COMPARED = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class HfTensor:
+    """Where a parameter stands in a Hugging Face checkpoint: there, linear maps are [out, in], heads flat.
+
+    Attributes:
+      name: the tensor's name, with {} for the layer.
+      axes: for each axis of the tensor, the axes of our parameter that it spans (those of one layer).
+    """
+
+    name: str
+    axes: tuple[tuple[int, ...], ...]
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's shape, for a parameter whose shape in one layer is `ours`."""
+        return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
+
+    def read(self, source: Any, ours: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of one layer's parameter, from a `safe_open(...).get_slice` of the tensor."""
+        cut, sizes, rest = [], [], []
+        for first, *others in self.axes:
+            start, stop, _ = index[first].indices(ours[first])
+            block = math.prod(ours[axis] for axis in others)
+            cut.append(slice(start * block, stop * block))
+            sizes += [stop - start, *(ours[axis] for axis in others)]
+            rest += [slice(None), *(index[axis] for axis in others)]
+        piece = source[tuple(cut)].reshape(sizes)[tuple(rest)]
+        return piece.transpose(np.argsort(sum(self.axes, ())))
+
+    def write(self, value: np.ndarray) -> np.ndarray:
+        """The tensor that holds one layer's parameter: the inverse of `read`."""
+        return value.transpose(sum(self.axes, ())).reshape(self.shape(value.shape))
+
+
+_VECTOR, _SAME, _LINEAR = ((0,),), ((0,), (1,)), ((1,), (0,))
+_HEADS, _TO_HEADS, _FROM_HEADS = ((0, 1),), ((1, 2), (0,)), ((2,), (0, 1))
+_LAYER = "model.layers.{}."
+
+# Every parameter of `gadjax.models.decoder.Decoder`, by its path in the tree.
+HF_TENSORS = {
+    "embed/embedding": HfTensor("model.embed_tokens.weight", _SAME),
+    "layers/input_norm/scale": HfTensor(_LAYER + "input_layernorm.weight", _VECTOR),
+    "layers/attention/q/kernel": HfTensor(_LAYER + "self_attn.q_proj.weight", _TO_HEADS),
+    "layers/attention/q/bias": HfTensor(_LAYER + "self_attn.q_proj.bias", _HEADS),
+    "layers/attention/k/kernel": HfTensor(_LAYER + "self_attn.k_proj.weight", _TO_HEADS),
+    "layers/attention/k/bias": HfTensor(_LAYER + "self_attn.k_proj.bias", _HEADS),
+    "layers/attention/v/kernel": HfTensor(_LAYER + "self_attn.v_proj.weight", _TO_HEADS),
+    "layers/attention/v/bias": HfTensor(_LAYER + "self_attn.v_proj.bias", _HEADS),
+    "layers/attention/o/kernel": HfTensor(_LAYER + "self_attn.o_proj.weight", _FROM_HEADS),
+    "layers/attention/o/bias": HfTensor(_LAYER + "self_attn.o_proj.bias", _VECTOR),
+    "layers/attention/q_norm/scale": HfTensor(_LAYER + "self_attn.q_norm.weight", _VECTOR),
+    "layers/attention/k_norm/scale": HfTensor(_LAYER + "self_attn.k_norm.weight", _VECTOR),
+    "layers/post_attention_norm/scale": HfTensor(_LAYER + "post_attention_layernorm.weight", _VECTOR),
+    "layers/mlp/gate/kernel": HfTensor(_LAYER + "mlp.gate_proj.weight", _LINEAR),
+    "layers/mlp/up/kernel": HfTensor(_LAYER + "mlp.up_proj.weight", _LINEAR),
+    "layers/mlp/down/kernel": HfTensor(_LAYER + "mlp.down_proj.weight", _LINEAR),
+    "final_norm/scale": HfTensor("model.norm.weight", _VECTOR),
+    "lm_head/kernel": HfTensor("lm_head.weight", _LINEAR),
+    "score/kernel": HfTensor("score.weight", _LINEAR),
+    "score/bias": HfTensor("score.bias", _VECTOR),
+}
+
+
+def named_leaves(params: Params) -> dict[str, Any]:
+    """The leaves of a tree of parameters by path, such as "layers/mlp/gate/kernel", in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter carries a leading axis of layers."""
+    return path.startswith("layers/")
+
+
+def resolve_model(name: str) -> pathlib.Path:
+    """The directory of a model: `name` itself, or a download (or cached copy) of the hub id `name`.
+
+    Raises:
+      UserError: `name` is neither, or the hub cannot be reached and has not been before.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{name}: not a directory; give the directory that holds config.json and the weights")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(
+            f"{name}: no such directory; give a Hugging Face directory or a hub id such as org/model"
+        )
+    from huggingface_hub import snapshot_download  # slow to import, and needless for a directory
+
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
+    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: no such directory, and the hub did not provide it either ({reason})"
+        ) from error
+
+
+def read_hf_config(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A model's config.json, understood and as it stands.
+
+    Raises:
+      UserError: the file is missing or broken, or describes a model that is not supported.
+    """
+    file = pathlib.Path(path) / "config.json"
+    config = _read_json(file)
+    return ModelConfig.from_hf(config, str(file)), config
+
+
+def load_params(
+    path: pathlib.Path,
+    config: ModelConfig,
+    abstract_params: Params,
+    missing: Mapping[str, Params] | None = None,
+) -> Params:
+    """Reads a checkpoint's weights into arrays of the given shapes, dtypes and shardings.
+
+    Args:
+      path: a Hugging Face directory with model.safetensors, or shards and their index.
+      config: the model's.
+      abstract_params: tree of `jax.ShapeDtypeStruct`s, those with a sharding for arrays that span devices.
+      missing: subtrees, by name, to take where the checkpoint has none of their tensors:
+        {"score": {"kernel": ..., "bias": ...}} grows a discriminator from a causal language model.
+
+    Returns:
+      The tree of parameters.
+
+    Raises:
+      UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
+    """
+    wanted = named_leaves(abstract_params)
+    checkpoint = _Checkpoint(pathlib.Path(path))
+    given = {}
+    for name, subtree in (missing or {}).items():
+        leaves = named_leaves({name: subtree})
+        if not any(HF_TENSORS[leaf].name in checkpoint.shapes for leaf in leaves):
+            given |= leaves
+    checkpoint.check({name: leaf for name, leaf in wanted.items() if name not in given})
+    if config.tie_embeddings and "score" not in abstract_params:
+        checkpoint.check_tied()
+    arrays = []
+    for name, leaf in wanted.items():
+        if name in given:
+            arrays.append(jax.device_put(given[name].astype(leaf.dtype), leaf.sharding))
+        else:
+            with checkpoint.tensors() as tensor:
+                arrays.append(_place(leaf, functools.partial(_read, tensor, name, leaf)))
+    return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
+
+
+def _read(
+    tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
+) -> np.ndarray:
+    """One device's part of a parameter, layer by layer."""
+    spec = HF_TENSORS[path]
+    if not is_stacked(path):
+        return np.ascontiguousarray(spec.read(tensor(spec.name), leaf.shape, index), leaf.dtype)
+    layers = range(leaf.shape[0])[index[0]]
+    shape = [len(range(size)[part]) for size, part in zip(leaf.shape[1:], index[1:], strict=True)]
+    out = np.empty((len(layers), *shape), leaf.dtype)
+    for i, layer in enumerate(layers):
+        out[i] = spec.read(tensor(spec.name.format(layer)), leaf.shape[1:], index[1:])
+    return out
+
+
+def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """An array from its parts, each read once however many devices hold it."""
+    if leaf.sharding is None:
+        return jnp.asarray(read((slice(None),) * len(leaf.shape)))
+    parts: dict[tuple, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((piece.start, piece.stop) for piece in index)
+        if key not in parts:
+            parts[key] = read(index)
+        return parts[key]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+
+class _Checkpoint:
+    """The safetensors files of a directory: what they hold, and access to it.
+
+    Attributes:
+      files, shapes, dtypes: of every tensor, by name; dtypes are safetensors' names.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.files: dict[str, pathlib.Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for file in _weight_files(path):
+            try:
+                with safetensors.safe_open(file, framework="numpy") as handle:
+                    for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                        tensor = handle.get_slice(name)
+                        self.files[name] = file
+                        self.shapes[name], self.dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
+            except (safetensors.SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{file}: not a complete safetensors file ({error}); fetch it again"
+                ) from error
+
+    @contextlib.contextmanager
+    def tensors(self) -> Iterator[Callable[[str], Any]]:
+        """Access to tensors by name, as slices that are read when indexed.
+
+        On leaving, the files are unmapped, so that what has been read does not stay in this process's memory.
+        """
+        with contextlib.ExitStack() as stack:
+            handles: dict[pathlib.Path, Any] = {}
+
+            def tensor(name: str) -> Any:
+                file = self.files[name]
+                if file not in handles:
+                    handles[file] = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+                return handles[file].get_slice(name)
+
+            yield tensor
+
+    def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        """Every wanted tensor is here, in its shape, as floats; none that would change the model is left."""
+        shapes = {}
+        for name, leaf in wanted.items():
+            spec = HF_TENSORS[name]
+            if is_stacked(name):
+                shapes |= {spec.name.format(i): spec.shape(leaf.shape[1:]) for i in range(leaf.shape[0])}
+            else:
+                shapes[spec.name] = spec.shape(leaf.shape)
+        if absent := [name for name in shapes if name not in self.shapes]:
+            raise UserError(
+                f"{self.path}: {len(absent)} of {len(shapes)} tensors are missing: {_some(absent)}; the "
+                "weights are incomplete or do not belong to config.json"
+            )
+        for name, shape in shapes.items():
+            if self.shapes[name] != shape:
+                found, asked = list(self.shapes[name]), list(shape)
+                raise UserError(
+                    f"{self.path}: tensor {name} has the shape {found}, but config.json asks for {asked}; "
+                    "the weights do not belong to it"
+                )
+            if self.dtypes[name] not in _FLOATS:
+                raise UserError(
+                    f"{self.path}: tensor {name} is {self.dtypes[name]}; quantised weights are not "
+                    f"supported, only {', '.join(_FLOATS)}"
+                )
+        # A head that nobody wants is fine: a discriminator grows from a causal language model, and
+        # `check_tied` looks at a tied one. So are the rotary frequencies that old exports carry.
+        left = [name for name in self.shapes if name not in shapes and not name.endswith(".inv_freq")]
+        left = [name for name in left if name != "lm_head.weight"]
+        if left:
+            raise UserError(
+                f"{self.path}: {len(left)} tensors have no place in the model that config.json describes: "
+                f"{_some(left)}; the weights do not belong to it"
+            )
+
+    def check_tied(self) -> None:
+        """A checkpoint that ties its embeddings and stores a head all the same must store the same values."""
+        name, head_name = HF_TENSORS["embed/embedding"].name, HF_TENSORS["lm_head/kernel"].name
+        if head_name not in self.shapes:
+            return
+        same = self.shapes[name] == self.shapes[head_name]
+        with self.tensors() as tensor:
+            starts = range(0, self.shapes[name][0] if same else 0, _ROWS_COMPARED)
+            cuts = [slice(start, min(start + _ROWS_COMPARED, self.shapes[name][0])) for start in starts]
+            same = same and all(np.array_equal(tensor(name)[cut], tensor(head_name)[cut]) for cut in cuts)
+        if not same:
+            raise UserError(
+                f"{self.path}: {head_name} differs from {name}, but config.json ties them; set "
+                "tie_word_embeddings to false there to keep the head"
+            )
+
+
+def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+    single, index = path / SINGLE_FILE, path / INDEX_FILE
+    if single.exists():
+        return [single]
+    if not index.exists():
+        pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"{path}: the weights are pickled only ({pickles[0]}), and unpickling may run code; convert "
+                "them to safetensors with transformers' save_pretrained"
+            )
+        raise UserError(
+            f"{path}: no weights; a checkpoint holds {SINGLE_FILE}, or {INDEX_FILE} and its files"
+        )
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: weight_map is missing or empty; fetch the file again")
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    if absent := [file.name for file in files if not file.exists()]:
+        raise UserError(f"{index}: names {_some(absent)}, which is not there; fetch the checkpoint again")
+    return files
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such file; a model's directory holds config.json and its weights"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a JSON object; fetch it again")
+    return content
+
+
+def _some(names: Iterable[str], count: int = 4) -> str:
+    names = sorted(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,54 @@
+"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the config says.
+
+    python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
+    python -m gadjax.train --config=configs/qwen7b.py --config.data.train=my.parquet --config.student=/models/Qwen2.5-7B-Instruct
+
+Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
+same workdir continues the run.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from gadjax import commands
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG."
+)
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Trains as `config` says, continuing what `workdir` holds, and exports the result.
+
+    Args:
+      config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
+      workdir: made where it does not exist.
+
+    Returns:
+      The held-out figures by stage, "before" first: the rows of the table that the command prints.
+
+    Raises:
+      UserError: the config, a file or the workdir cannot work; the message says what to change.
+    """
+    from gadjax.trainer.session import train_and_export
+
+    return train_and_export(config, pathlib.Path(workdir))
+
+
+def main(argv: list[str]) -> None:
+    config = commands.read_config()
+    commands.use_compilation_cache()
+    run(config, _WORKDIR.value or f"runs/{commands.config_name()}")
+
+
+if __name__ == "__main__":
+    commands.define_config()
+    commands.run(main)

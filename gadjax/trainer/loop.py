@@ -1,0 +1,323 @@
+"""The loop over stages and steps: sample, pack, update, log, measure, save. Resumes where its last checkpoint stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.data.pipeline import batches
+from gadjax.distill import state as states
+from gadjax.distill.state import GadState, TrainState
+from gadjax.errors import UserError
+from gadjax.evaluation.text import length_statistics
+from gadjax.models.model import Model, Params
+from gadjax.metrics import MetricsLogger, SampleLog
+from gadjax.progress import RunProgress
+from gadjax.trainer import host_rows
+from gadjax.trainer.heldout import HeldOut
+from gadjax.trainer.programs import Programs, state_shardings
+from gadjax.trainer.replay import Replay
+from gadjax.trainer.setup import Setup, initial_discriminator, initial_generator, make_method, stage_lengths
+
+BEFORE = "before"  # the stage name of figures measured before any training
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands."""
+
+    stage: str  # the stage being trained, or the last one finished
+    stage_step: int  # its steps done
+    step: int  # steps done over all stages
+
+
+class Run:
+    """One run in its workdir."""
+
+    def __init__(self, setup: Setup, workdir: pathlib.Path, progress: RunProgress):
+        self.setup, self.config, self.progress = setup, setup.config, progress
+        self.lengths = stage_lengths(setup)
+        self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
+        self.heldout = HeldOut(setup) if setup.heldout else None
+        saved = self.checkpoints.steps()
+        self.replay = Replay(self.config.discriminator.replay_size // self.config.rollout.num_samples)
+        if saved:
+            self.position, self.state = self._restore(saved[-1])
+        else:
+            self.position = Position(self.config.stages[0], 0, 0)
+            self.state = self._enter(self.config.stages[0], None)
+        self.logger = MetricsLogger(
+            workdir,
+            tensorboard=self.config.log.tensorboard,
+            wandb=self._wandb(),
+            resume_step=self.position.step if saved else None,
+            write=jax.process_index() == 0,
+        )
+        self.samples = SampleLog(workdir, resume_step=self.position.step if saved else None)
+
+    def train(self) -> GadState:
+        """Runs every stage that is left, and returns the final state."""
+        if self.position.step == 0 and self.heldout:
+            self._measure(BEFORE, two_sample=True)
+        stages = list(self.config.stages)
+        for stage in stages[stages.index(self.position.stage) :]:
+            if stage != self.position.stage:
+                self.state = self._enter(stage, self.state)
+                self.position = dataclasses.replace(self.position, stage=stage, stage_step=0)
+            if self.position.stage_step < self.lengths[stage]:
+                self._train_stage(stage)
+        self.checkpoints.wait()
+        self.logger.close()
+        return self.state
+
+    def _train_stage(self, stage: str) -> None:
+        step = {"seqkd": self._seqkd, "warmup": self._warmup, "gad": self._gad}[stage]
+        programs = Programs(make_method(self.setup, stage), self.setup.mesh)
+        total = self.lengths[stage]
+        self.progress.start_stage(stage, total, self.position.stage_step)
+        for batch in self._batches(stage):
+            timer = Timer()
+            metrics = step(programs, batch, timer)
+            self.position.stage_step += 1
+            self.position.step += 1
+            metrics |= {f"seconds/{name}": seconds for name, seconds in timer.seconds.items()}
+            self.logger.log(self.position.step, stage, metrics)
+            self.progress.advance(figures_that_matter(metrics))
+            self._check_skipped()
+            finished = self.position.stage_step == total
+            if self.heldout and (finished or self._due(self.config.eval_every)):
+                self._measure(stage, two_sample=finished)
+            if finished or self._due(self.config.checkpoint.every):
+                self._save()
+            if finished:
+                break
+        self.progress.end_stage()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.position.stage_step % every == 0
+
+    def _batches(self, stage: str) -> Iterator[dict[str, np.ndarray]]:
+        seed = self.config.seed + 7919 * self.config.stages.index(stage)  # each stage in an order of its own
+        start = self.position.stage_step
+        return iter(batches(self.setup.train, batch_size=self.config.batch_size, seed=seed, start_step=start))
+
+    # Steps. Each is the same sequence as its namesake in gadjax.distill.steps, with packing by the host in between.
+
+    def _seqkd(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
+        with timer("generator"):
+            metrics = self._supervised(programs, batch)
+        return metrics | {"tokens": int(batch["teacher_length"].sum())}
+
+    def _warmup(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
+        section = self.config.warmup
+        samples, metrics = self._sample(programs, batch, timer)
+        with timer("discriminator"):
+            _, measured = self._discriminate(programs, batch, samples, section.train_discriminator)
+        metrics |= measured
+        if section.train_generator and self.position.stage_step >= section.discriminator_only_steps:
+            with timer("generator"):
+                metrics |= self._supervised(programs, batch)
+        return metrics
+
+    def _gad(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
+        section = self.config.gad
+        samples, metrics = self._sample(programs, batch, timer)
+        with timer("discriminator"):
+            rewards, measured = self._discriminate(programs, batch, samples, section.train_discriminator)
+        metrics |= measured
+        if section.train_generator:
+            with timer("generator"):
+                rows, sampled = host_rows.policy_rows(programs.method, batch, samples, **self._row_shape)
+                teacher = None
+                if section.sft_coefficient:
+                    teacher = programs.place(host_rows.teacher_rows(programs.method, batch, **self._row_shape))
+                generator, measured = programs.update_policy(
+                    self.state.generator,
+                    self.state.reference,
+                    programs.place(rows, leading=2),
+                    sampled,
+                    rewards,
+                    teacher,
+                )
+                self.state = self.state.replace(generator=generator)
+                metrics |= jax.device_get(measured)
+        return metrics
+
+    @property
+    def _row_shape(self) -> dict[str, int]:
+        return {"row_length": self.setup.row_length, "row_multiple": self.setup.row_multiple}
+
+    def _sample(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> tuple[Any, dict[str, float]]:
+        with timer("rollout"):
+            key = jax.random.fold_in(jax.random.key(self.config.seed), self.position.step)
+            samples = programs.sample(self.state.generator.params, programs.place_batch(batch), key)
+            samples = jax.device_get(samples)
+        lengths = length_statistics(samples.lengths.reshape(-1))
+        metrics = {
+            "response/length_mean": lengths["mean"],
+            "response/length_p95": lengths["p95"],
+            "response/truncated": float(np.mean(~samples.ended)),
+            "tokens": int(samples.lengths.sum()),
+        }
+        return samples, metrics
+
+    def _discriminate(self, programs, batch, samples, train: bool) -> tuple[np.ndarray, dict[str, float]]:
+        """Rewards [B, N] before the update, the update (or none), and the metrics of the fresh groups."""
+        config, count = self.config.discriminator, len(batch["row"])
+        fresh = {name: value for name, value in batch.items() if name != "row"}
+        fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
+        replayed = None
+        if train and self.replay.groups:
+            wanted = round(count * config.replay_share / (1 - config.replay_share))
+            parts = programs.method.discriminator_micro_batches
+            wanted = max(parts, wanted // parts * parts)
+            replayed = self.replay.draw(wanted, (self.config.seed, self.position.step))
+            self.replay.add(fresh)
+        rows, weight = host_rows.group_rows(
+            programs.method, fresh, replayed, config.replay_share, **self._row_shape
+        )
+        rows = programs.place(rows)
+        if not train:
+            _, scores, metrics = programs.score(self.state.discriminator, rows, weight)
+        else:
+            discriminator, scores, metrics = programs.update_discriminator(self.state.discriminator, rows, weight)
+            for _ in range(config.updates_per_step - 1):
+                discriminator, _, _ = programs.update_discriminator(discriminator, rows, weight)
+            self.state = self.state.replace(discriminator=discriminator)
+        return scores[:count, 1:], jax.device_get(metrics)
+
+    def _supervised(self, programs: Programs, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        rows = programs.place(host_rows.teacher_rows(programs.method, batch, **self._row_shape))
+        generator, metrics = programs.update_supervised(self.state.generator, rows)
+        self.state = self.state.replace(generator=generator)
+        return jax.device_get(metrics)
+
+    # Around the steps.
+
+    def _enter(self, stage: str, state: GadState | None) -> GadState:
+        """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against."""
+        method = make_method(self.setup, stage)
+        generator = state.generator.params if state else initial_generator(self.setup)
+        reference = discriminator = None
+        if stage == "gad":
+            dtype = self.setup.generator.config.dtype
+            reference = jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), generator)
+        if stage != "seqkd":
+            if state and state.discriminator:
+                discriminator = state.discriminator.params
+            else:
+                discriminator = initial_discriminator(self.setup, initial_generator(self.setup) if state else generator)
+            discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
+        return GadState(
+            generator=self._create(generator, method.generator, method.generator_optimizer),
+            discriminator=discriminator,
+            reference=reference,
+        )
+
+    def _create(self, params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+        """A fresh state in the training layout; takes the parameters over."""
+        shardings = state_shardings(model, optimizer, self.setup.mesh)
+        create = jax.jit(lambda params: states.create(params, optimizer), donate_argnums=0, out_shardings=shardings)
+        return create(params)
+
+    def _restore(self, step: int) -> tuple[Position, GadState]:
+        progress = self.checkpoints.progress(step)
+        position = Position(progress["stage"], progress["stage_step"], step)
+        if position.stage not in self.config.stages:
+            raise UserError(
+                f"the workdir's checkpoint of step {step} is of stage {position.stage}, which config.stages "
+                f"{tuple(self.config.stages)} does not have: use another --workdir"
+            )
+        state = self.checkpoints.state(step, self._abstract_state(position.stage))
+        if self.replay.groups and (arrays := self.checkpoints.replay(step)):
+            self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
+        return position, state
+
+    def _abstract_state(self, stage: str) -> GadState:
+        method, mesh = make_method(self.setup, stage), self.setup.mesh
+
+        def abstract(model, optimizer):
+            shardings = state_shardings(model, optimizer, mesh)
+            state = jax.eval_shape(lambda: states.create(model.init(jax.random.key(0)), optimizer))
+            return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+
+        state = GadState(abstract(method.generator, method.generator_optimizer))
+        if stage != "seqkd":
+            state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
+        if stage == "gad":
+            dtype = method.generator.config.dtype
+            leaf = lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=a.sharding)  # noqa: E731
+            state = state.replace(reference=jax.tree.map(leaf, state.generator.params))
+        return state
+
+    def _save(self) -> None:
+        progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added}
+        self.checkpoints.save(self.position.step, self.state, self.replay.arrays, progress)
+
+    def _measure(self, stage: str, *, two_sample: bool) -> None:
+        discriminator = self.state.discriminator.params if self.state.discriminator else None
+        figures, answers = self.heldout.figures(self.state.generator.params, discriminator)
+        if two_sample and self.config.evaluation.two_sample_folds:
+            test = self.heldout.two_sample(self.state.generator.params, initial_generator(self.setup))
+            figures |= {"two_sample": test.accuracy, "two_sample_low": test.low, "two_sample_high": test.high}
+        self.logger.log_heldout(self.position.step, stage, figures)
+        shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
+        for answer in itertools.islice(shown, self.config.evaluation.shown):
+            self.samples.log(self.position.step, stage, *answer)
+
+    def _check_skipped(self) -> None:
+        limit = self.config.optimizer.max_skipped_steps
+        for name in ("generator", "discriminator"):
+            state = getattr(self.state, name)
+            if state is not None and int(state.skipped_in_row) >= limit:
+                raise UserError(
+                    f"the {name}'s gradient was not finite for {limit} steps in a row up to step {self.position.step} "
+                    f"(config.optimizer.max_skipped_steps): lower config.{self.position.stage}.{name}_learning_rate, or "
+                    "look at the data of those steps"
+                )
+
+    def _wandb(self) -> dict[str, Any] | None:
+        if not self.config.log.wandb_project:
+            return None
+        return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
+
+
+class Timer:
+    """Wall-clock seconds of a step's phases, by name. A phase ends when its results are on the host."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._running: tuple[str, float] | None = None
+
+    def __call__(self, name: str) -> Timer:
+        self._running = (name, time.perf_counter())
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        name, start = self._running
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few figures that the progress bar has room for."""
+    names = {
+        "generator/loss": "loss",
+        "generator/kl": "kl",
+        "discriminator/accuracy": "D acc",
+        "reward/mean": "reward",
+        "response/length_mean": "len",
+    }
+    return {short: float(metrics[name]) for name, short in names.items() if name in metrics}

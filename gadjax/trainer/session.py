@@ -1,0 +1,67 @@
+"""A run from its first check to its exports: what `gadjax.train.run` does."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from gadjax.data.pipeline import Counts, shared_prompts
+from gadjax.metrics import read_heldout
+from gadjax.progress import RunProgress
+from gadjax.trainer.exports import NETWORKS, export_network, prepare_workdir
+from gadjax.trainer.loop import Run
+from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
+
+
+def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """See `gadjax.train.run`."""
+    progress = RunProgress()
+    progress.say("reading config, tokenizer and data")
+    setup = prepare_run(config)
+    prepare_workdir(setup, workdir)
+    progress.say(describe(setup))
+    run = Run(setup, workdir, progress)
+    if run.position.step:
+        progress.say(f"continuing {workdir} after step {run.position.step}")
+    state = run.train()
+    figures = read_heldout(workdir / "metrics.jsonl")
+    exported = {}
+    for network in NETWORKS:
+        trained = getattr(state, network)
+        if trained is not None:
+            exported[network] = workdir / "export" / network
+            progress.say(f"writing {exported[network]}")
+            export_network(workdir, network, trained.params, exported[network])
+    progress.summary(figures, workdir, exported)
+    return figures
+
+
+def describe(setup: Setup) -> str:
+    """What will be trained on what, in a few lines."""
+    mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
+    stages = ", ".join(f"{stage} {steps} steps" for stage, steps in stage_lengths(setup).items())
+    lines = [
+        f"student: {setup.student.name}, {setup.generator.num_params():,} parameters, {setup.generator.config.dtype}",
+        f"train: {setup.config.data.train}: {describe_counts(setup.train.counts)}",
+        f"held out: {setup.config.data.heldout}: {describe_counts(setup.heldout.counts)}"
+        if setup.heldout
+        else "held out: none, so nothing will be measured",
+        f"devices: {setup.mesh.devices.size} {setup.mesh.devices.flat[0].device_kind} ({mesh})",
+        f"stages: {stages}; batch {setup.config.batch_size} x {setup.config.rollout.num_samples}",
+    ]
+    if setup.heldout and (shared := shared_prompts(setup.train, setup.heldout)):
+        lines.append(f"warning: {shared} held-out prompts are trained on too; figures on them flatter")
+    return "\n".join(lines)
+
+
+def describe_counts(counts: Counts) -> str:
+    """What became of a file's rows, reasons that occurred only."""
+    reasons = {
+        "marked as no answer": counts.dropped_marked,
+        "cut by the API": counts.dropped_cut,
+        "with too long a prompt": counts.dropped_long_prompt,
+    }
+    dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    text = f"{counts.usable} of {counts.rows} rows" + (f" ({dropped})" if dropped else "")
+    return text + (f"; {counts.truncated_answers} answers cut here" if counts.truncated_answers else "")

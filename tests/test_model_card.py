@@ -1,0 +1,129 @@
+"""The card of an export: front matter that the hub reads, figures, config, and nothing of the machine."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from gadjax.model_card import model_card
+
+CONFIG = {
+    "student": "/home/ada/models/Qwen2.5-7B-Instruct",
+    "stages": ("warmup", "gad"),
+    "data": {
+        "train": "~/secret/answers-*.parquet",
+        "heldout": "data/test.parquet",
+        "chat_template": "{{ '```' }}",
+    },
+    "gad": {"kl_coefficient": 0.001},
+}
+ARGUMENTS = dict(
+    kind="generator",
+    base_model="Qwen/Qwen2.5-7B-Instruct",
+    config=CONFIG,
+    data_counts={"training rows": 192014, "over-long prompts dropped": 12},
+    figures={
+        "before": {"nll": 2.0},
+        "gad": {"nll": 1.5, "two_sample": 0.8, "two_sample_low": 0.7, "two_sample_high": 0.9},
+    },
+    stages={"warmup": 800, "gad": 1600},
+)
+
+
+def card(**changes):
+    return model_card(**{**ARGUMENTS, **changes})
+
+
+def front_matter(text):
+    return ModelCard(text).data.to_dict()
+
+
+def test_front_matter_of_a_generator():
+    assert front_matter(card()) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "Qwen/Qwen2.5-7B-Instruct",
+        "tags": ["gadjax", "jax", "distillation", "generator"],
+    }
+
+
+def test_front_matter_of_a_discriminator():
+    text = card(kind="discriminator")
+    front = front_matter(text)
+    assert front["pipeline_tag"] == "token-classification"
+    assert "discriminator" in front["tags"]
+    assert "last token" in text, "how to read its score"
+
+
+@pytest.mark.parametrize(
+    ("base_model", "start"),
+    [
+        ("/home/ada/models/Qwen2.5-7B-Instruct", "Started from `Qwen2.5-7B-Instruct`."),
+        ("~/models/mine/", "Started from `mine`."),
+        ("../models/mine", "Started from `mine`."),
+        ("C:\\models\\mine", "Started from `mine`."),
+        ("mine", "Started from `mine`."),
+        ("", "Started from random weights."),
+    ],
+)
+def test_a_base_model_that_is_no_hub_id(base_model, start):
+    text = card(base_model=base_model)
+    assert "base_model" not in front_matter(text)
+    assert start in text
+
+
+def test_a_folder_that_looks_like_a_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "assets" / "student").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in front_matter(card(base_model="assets/student"))
+
+
+def test_no_licence_is_claimed_and_the_teachers_terms_are_named():
+    text = card()
+    assert "license" not in front_matter(text)
+    assert "teacher's terms" in " ".join(text.split())
+
+
+def test_how_it_was_trained():
+    text = card()
+    assert "1. warmup, 800 steps: cross entropy" in text
+    assert "2. GAD, 1,600 steps: policy gradient" in text
+    assert "- training rows: 192,014\n- over-long prompts dropped: 12\n" in text
+
+
+def test_an_ablation_is_named():
+    text = card(config={"gad": {"train_discriminator": False, "train_generator": True}})
+    (gad,) = (line for line in text.splitlines() if line.startswith("2. GAD"))
+    assert gad.endswith("(here the discriminator stayed as it was).")
+    assert "stayed" not in text.replace(gad, "")
+
+
+def test_figures_are_the_terminals():
+    lines = card().splitlines()
+    (header,) = (line for line in lines if line.startswith("| stage"))
+    assert header.startswith("| stage | NLL (nats/token) | ROUGE-L | n-gram F1 | length (tokens) | ")
+    assert "| before | 2.000 | – | – | – | – | – |" in lines
+    assert "| GAD | 1.500 | – | – | – | – | 0.800 ± 0.100 |" in lines
+
+
+def test_without_figures_there_is_no_table():
+    text = card(figures={}, data_counts={})
+    assert "|" not in text
+    assert "\n\n\n" not in text
+
+
+def test_the_config_is_whole_but_for_the_machines_folders():
+    text = card()
+    assert "/home" not in text and "ada" not in text and "secret" not in text
+    block = re.search(r"(`{3,})json\n(.*)\n\1\n\n</details>", text, re.DOTALL).group(2)
+    assert json.loads(block) == {
+        "student": "Qwen2.5-7B-Instruct",
+        "stages": ["warmup", "gad"],
+        "data": {
+            "train": "answers-*.parquet",
+            "heldout": "data/test.parquet",
+            "chat_template": "{{ '```' }}",
+        },
+        "gad": {"kl_coefficient": 0.001},
+    }

@@ -1,0 +1,184 @@
+"""The terminal's view of a run: a moving bar, plain lines elsewhere, the stages' table in 80 columns."""
+
+import io
+import itertools
+import re
+
+import pytest
+from rich.console import Console
+
+from gadjax.progress import RunProgress, print_summary, stage_table
+
+FIGURES = {
+    "before": {"nll": 5.1234, "rouge_l": 0.1, "length_mean": 61.24},
+    "warmup": {
+        "nll": 1.5,
+        "rouge_l": 0.41,
+        **{f"ngram_f1_{n}": n / 10 for n in range(1, 6)},
+        "length_mean": 1261.2,
+        "discriminator_accuracy": 0.93,
+        "two_sample": 0.812,
+        "two_sample_low": 0.76,
+        "two_sample_high": 0.862,
+    },
+    "gad": {"nll": float("nan"), "two_sample": 1.0, "two_sample_low": 1.0, "two_sample_high": 1.0},
+}
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def plain_console():
+    return Console(file=io.StringIO(), width=80)
+
+
+def terminal():
+    return Console(
+        file=io.StringIO(), width=80, force_terminal=True, force_interactive=True, color_system=None
+    )
+
+
+def shown(console):
+    return console.file.getvalue()
+
+
+def run_plain(total, seconds_per_step, *, done=0, **options):
+    """The lines that a stage prints where there is no terminal."""
+    console, clock = plain_console(), Clock()
+    with RunProgress(console=console, clock=clock, **options) as progress:
+        progress.start_stage("gad", total, done)
+        for step in range(done + 1, total + 1):
+            clock.now += seconds_per_step
+            progress.advance({"loss": step / 8, "D acc": 0.75})
+    return shown(console).splitlines()
+
+
+def test_without_a_terminal_a_line_for_each_tenth():
+    lines = run_plain(total=200, seconds_per_step=1, plain_seconds=1e9)
+    assert len(lines) == 1 + 10
+    assert lines[0] == "GAD 0/200, ? left: compiling with the first step"
+    assert lines[1] == "GAD 20/200, 3:00 left: loss 2.5  D acc 0.75"
+    assert lines[-1] == "GAD 200/200, 0:00 left: loss 25  D acc 0.75"
+    assert not any("\x1b" in line or "\r" in line for line in lines)
+
+
+def test_without_a_terminal_never_silent_for_long():
+    lines = run_plain(total=1000, seconds_per_step=10, plain_seconds=30)
+    steps = [int(re.match(r"GAD (\d+)/", line).group(1)) for line in lines]
+    assert max(b - a for a, b in itertools.pairwise(steps)) == 3
+    assert lines[2].startswith("GAD 6/1000, 2:45:40 left"), "994 steps of 10 seconds"
+
+
+def test_time_left_leaves_out_the_compiling_step_and_earlier_processes():
+    console, clock = plain_console(), Clock()
+    progress = RunProgress(console=console, clock=clock)
+    progress.start_stage("warmup", total=10, done=5)
+    for seconds in (500, 2, 4):
+        clock.now += seconds
+        progress.advance({})
+    lines = shown(console).splitlines()
+    assert [line.split(" left")[0] for line in lines] == [
+        "warmup 5/10, ?",
+        "warmup 6/10, ?",
+        "warmup 7/10, 0:06",
+        "warmup 8/10, 0:06",  # two steps at (2 + 4) / 2 seconds
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_figures_below():
+    console, clock = terminal(), Clock()
+    with RunProgress(console=console, clock=clock) as progress:
+        progress.start_stage("warmup", 4)
+        for _ in range(3):
+            clock.now += 60
+            progress.advance(
+                {"loss": 1.23456, "kl": 0.0, "reward": -1234.5, "tiny": 1.5e-7, "bad": float("nan")}
+            )
+        progress.say("held-out nll [1.5]")
+    text = shown(console)
+    assert "compiling with the first step" in text
+    last = text[text.rindex("warmup") :].splitlines()
+    assert "━" in last[0] and "3/4" in last[0] and "1:00 left" in last[0]
+    assert "loss 1.23  kl 0  reward -1234  tiny 1.5e-07  bad nan" in last[1]
+    assert "held-out nll [1.5]" in text
+
+
+def test_the_terminal_is_given_back_after_an_error():
+    console = terminal()
+    with pytest.raises(KeyboardInterrupt), RunProgress(console=console) as progress:
+        progress.start_stage("gad", 10)
+        assert shown(console).rindex("\x1b[?25l") >= 0
+        raise KeyboardInterrupt
+    text = shown(console)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor shows again"
+
+
+def test_stages_follow_each_other():
+    console = plain_console()
+    progress = RunProgress(console=console)
+    progress.start_stage("seqkd", 1)
+    progress.advance({})
+    progress.start_stage("gad", 1)
+    progress.advance({})
+    progress.end_stage()
+    assert [line.split(",")[0] for line in shown(console).splitlines()] == [
+        "SeqKD 0/1",
+        "SeqKD 1/1",
+        "GAD 0/1",
+        "GAD 1/1",
+    ]
+    with pytest.raises(ValueError, match="start_stage"):
+        progress.advance({})
+
+
+@pytest.mark.parametrize("console", [plain_console(), terminal()])
+def test_other_processes_show_nothing(console, capsys):
+    with RunProgress(console=console, enabled=False) as progress:
+        progress.say("text")
+        progress.start_stage("gad", 1)
+        progress.advance({})
+        progress.summary(FIGURES, ".", {})
+    assert shown(console) == capsys.readouterr().out == ""
+
+
+def test_the_table_fits_80_columns():
+    console = plain_console()
+    console.print(stage_table(FIGURES))
+    lines = [line.rstrip() for line in shown(console).splitlines()]
+    assert max(map(len, lines)) <= 80
+    header = [index for index, line in enumerate(lines) if line.startswith("stage")]
+    rows = [line.split(maxsplit=6) for line in lines[header[0] + 1 : header[0] + 4]]
+    assert rows == [
+        ["before", "5.123", "0.100", "–", "61.2", "–", "–"],
+        ["warmup", "1.500", "0.410", "0.300", "1261.2", "0.930", "0.812 ± 0.051"],
+        ["GAD", "nan", "–", "–", "–", "–", "1.000 ± 0.000"],
+    ]
+    assert "…" not in shown(console), "nothing is cut off"
+
+
+def test_the_summary_says_where_everything_lies(tmp_path):
+    exported = {"generator": tmp_path / ("deep" * 30) / "generator"}
+    exported["generator"].mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").touch()
+    console = plain_console()
+    print_summary(console, FIGURES, tmp_path, exported)
+    text = shown(console)
+    assert f"metrics        {tmp_path / 'metrics.jsonl'}\n" in text
+    assert f"generator      {exported['generator']}\n" in text, "long paths stay whole"
+    assert f"python -m gadjax.chat --model={exported['generator']}\n" in text
+    assert "samples.jsonl" not in text, "only what is there"
+    assert text.index("1.000 ± 0.000") < text.index("metrics.jsonl")
+
+
+def test_a_run_without_held_out_prompts_has_no_table(tmp_path):
+    console = plain_console()
+    print_summary(console, {}, tmp_path, {"discriminator": tmp_path})
+    assert "Held-out" not in shown(console)
+    assert "gadjax.chat" not in shown(console)
