@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
     config.optimizer.max_skipped_steps = 10
 
     config.discriminator = ConfigDict()
-    # Where the discriminator starts: "" grows it from the student; else a directory or hub id of a causal LM with the
-    # student's tokenizer (any size), or an exported discriminator.
+    # Where the discriminator starts: "" grows it from the student, "generator" from the generator as it enters the first
+    # stage with a discriminator (after seqkd, say; worth it where the student starts from random weights); else a
+    # directory or hub id of a causal LM with the student's tokenizer (any size), or an exported discriminator.
     config.discriminator.init = ""
     # "bt" (Bradley-Terry) or "ce" (cross entropy, the ablation).
     config.discriminator.loss = "bt"

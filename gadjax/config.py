@@ -120,7 +120,7 @@ def _check_stages(config: ConfigDict) -> None:
                 raise UserError(f"config.{stage}.{name} is {section[name]}: it must be above 0")
         if stage != "seqkd" and not (section.train_generator or section.train_discriminator):
             raise UserError(f"config.{stage} trains nothing: set train_generator or train_discriminator, or leave it out")
-    learned = config.discriminator.init or ("warmup" in stages and config.warmup.train_discriminator)
+    learned = config.discriminator.init not in ("", "generator") or ("warmup" in stages and config.warmup.train_discriminator)
     if "gad" in stages and not config.gad.train_discriminator and not learned:
         raise UserError(
             "stage gad has no discriminator: config.gad.train_discriminator is off and nothing trained one; add the "

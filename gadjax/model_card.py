@@ -20,8 +20,8 @@ _KINDS = {  # pipeline tag, what it is
     "discriminator": (
         "token-classification",
         f"The discriminator of a model distilled with gadjax by {_METHOD}. Its score of a prompt and a "
-        "response is the logit at the response's last token, turn end included: the higher, the more like the "
-        "teacher's answers. It was trained against this one student and is no general reward model.",
+        "response is the logit at the response's last token, turn end included: the higher, the more like "
+        "the teacher's answers. It was trained against this one student and is no general reward model.",
     ),
 }
 _STAGES = {

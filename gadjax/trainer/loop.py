@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +18,14 @@ from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
-from gadjax.evaluation.text import length_statistics
-from gadjax.models.model import Model, Params
 from gadjax.metrics import MetricsLogger, SampleLog
+from gadjax.models.model import Model, Params
 from gadjax.progress import RunProgress
-from gadjax.trainer import host_rows
 from gadjax.trainer.heldout import HeldOut
-from gadjax.trainer.programs import Programs, state_shardings
+from gadjax.trainer.programs import state_shardings
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.setup import Setup, initial_discriminator, initial_generator, make_method, stage_lengths
+from gadjax.trainer.setup import FROM_GENERATOR, Setup, initial_discriminator, initial_generator, make_method, stage_lengths
+from gadjax.trainer.stage_steps import StageSteps
 
 BEFORE = "before"  # the stage name of figures measured before any training
 
@@ -81,16 +79,13 @@ class Run:
         return self.state
 
     def _train_stage(self, stage: str) -> None:
-        step = {"seqkd": self._seqkd, "warmup": self._warmup, "gad": self._gad}[stage]
-        programs = Programs(make_method(self.setup, stage), self.setup.mesh)
+        steps = StageSteps(self.setup, stage, self.replay)
         total = self.lengths[stage]
         self.progress.start_stage(stage, total, self.position.stage_step)
         for batch in self._batches(stage):
-            timer = Timer()
-            metrics = step(programs, batch, timer)
+            self.state, metrics = steps.run(self.state, batch, self.position.stage_step, self.position.step)
             self.position.stage_step += 1
             self.position.step += 1
-            metrics |= {f"seconds/{name}": seconds for name, seconds in timer.seconds.items()}
             self.logger.log(self.position.step, stage, metrics)
             self.progress.advance(figures_that_matter(metrics))
             self._check_skipped()
@@ -111,99 +106,6 @@ class Run:
         start = self.position.stage_step
         return iter(batches(self.setup.train, batch_size=self.config.batch_size, seed=seed, start_step=start))
 
-    # Steps. Each is the same sequence as its namesake in gadjax.distill.steps, with packing by the host in between.
-
-    def _seqkd(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
-        with timer("generator"):
-            metrics = self._supervised(programs, batch)
-        return metrics | {"tokens": int(batch["teacher_length"].sum())}
-
-    def _warmup(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
-        section = self.config.warmup
-        samples, metrics = self._sample(programs, batch, timer)
-        with timer("discriminator"):
-            _, measured = self._discriminate(programs, batch, samples, section.train_discriminator)
-        metrics |= measured
-        if section.train_generator and self.position.stage_step >= section.discriminator_only_steps:
-            with timer("generator"):
-                metrics |= self._supervised(programs, batch)
-        return metrics
-
-    def _gad(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> dict[str, float]:
-        section = self.config.gad
-        samples, metrics = self._sample(programs, batch, timer)
-        with timer("discriminator"):
-            rewards, measured = self._discriminate(programs, batch, samples, section.train_discriminator)
-        metrics |= measured
-        if section.train_generator:
-            with timer("generator"):
-                rows, sampled = host_rows.policy_rows(programs.method, batch, samples, **self._row_shape)
-                teacher = None
-                if section.sft_coefficient:
-                    teacher = programs.place(host_rows.teacher_rows(programs.method, batch, **self._row_shape))
-                generator, measured = programs.update_policy(
-                    self.state.generator,
-                    self.state.reference,
-                    programs.place(rows, leading=2),
-                    sampled,
-                    rewards,
-                    teacher,
-                )
-                self.state = self.state.replace(generator=generator)
-                metrics |= jax.device_get(measured)
-        return metrics
-
-    @property
-    def _row_shape(self) -> dict[str, int]:
-        return {"row_length": self.setup.row_length, "row_multiple": self.setup.row_multiple}
-
-    def _sample(self, programs: Programs, batch: dict[str, np.ndarray], timer: Timer) -> tuple[Any, dict[str, float]]:
-        with timer("rollout"):
-            key = jax.random.fold_in(jax.random.key(self.config.seed), self.position.step)
-            samples = programs.sample(self.state.generator.params, programs.place_batch(batch), key)
-            samples = jax.device_get(samples)
-        lengths = length_statistics(samples.lengths.reshape(-1))
-        metrics = {
-            "response/length_mean": lengths["mean"],
-            "response/length_p95": lengths["p95"],
-            "response/truncated": float(np.mean(~samples.ended)),
-            "tokens": int(samples.lengths.sum()),
-        }
-        return samples, metrics
-
-    def _discriminate(self, programs, batch, samples, train: bool) -> tuple[np.ndarray, dict[str, float]]:
-        """Rewards [B, N] before the update, the update (or none), and the metrics of the fresh groups."""
-        config, count = self.config.discriminator, len(batch["row"])
-        fresh = {name: value for name, value in batch.items() if name != "row"}
-        fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
-        replayed = None
-        if train and self.replay.groups:
-            wanted = round(count * config.replay_share / (1 - config.replay_share))
-            parts = programs.method.discriminator_micro_batches
-            wanted = max(parts, wanted // parts * parts)
-            replayed = self.replay.draw(wanted, (self.config.seed, self.position.step))
-            self.replay.add(fresh)
-        rows, weight = host_rows.group_rows(
-            programs.method, fresh, replayed, config.replay_share, **self._row_shape
-        )
-        rows = programs.place(rows)
-        if not train:
-            _, scores, metrics = programs.score(self.state.discriminator, rows, weight)
-        else:
-            discriminator, scores, metrics = programs.update_discriminator(self.state.discriminator, rows, weight)
-            for _ in range(config.updates_per_step - 1):
-                discriminator, _, _ = programs.update_discriminator(discriminator, rows, weight)
-            self.state = self.state.replace(discriminator=discriminator)
-        return scores[:count, 1:], jax.device_get(metrics)
-
-    def _supervised(self, programs: Programs, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        rows = programs.place(host_rows.teacher_rows(programs.method, batch, **self._row_shape))
-        generator, metrics = programs.update_supervised(self.state.generator, rows)
-        self.state = self.state.replace(generator=generator)
-        return jax.device_get(metrics)
-
-    # Around the steps.
-
     def _enter(self, stage: str, state: GadState | None) -> GadState:
         """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against."""
         method = make_method(self.setup, stage)
@@ -216,7 +118,9 @@ class Run:
             if state and state.discriminator:
                 discriminator = state.discriminator.params
             else:
-                discriminator = initial_discriminator(self.setup, initial_generator(self.setup) if state else generator)
+                as_it_stands = state is None or self.config.discriminator.init == FROM_GENERATOR
+                base = generator if as_it_stands else initial_generator(self.setup)
+                discriminator = initial_discriminator(self.setup, base)
             discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
         return GadState(
             generator=self._create(generator, method.generator, method.generator_optimizer),
@@ -290,25 +194,6 @@ class Run:
         if not self.config.log.wandb_project:
             return None
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
-
-
-class Timer:
-    """Wall-clock seconds of a step's phases, by name. A phase ends when its results are on the host."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._running: tuple[str, float] | None = None
-
-    def __call__(self, name: str) -> Timer:
-        self._running = (name, time.perf_counter())
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        name, start = self._running
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:

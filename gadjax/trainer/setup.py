@@ -23,6 +23,9 @@ from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
 
 
+FROM_GENERATOR = "generator"  # a value of config.discriminator.init
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """A checked run, before any weights are loaded."""
@@ -78,7 +81,7 @@ def prepare_run(config: ConfigDict) -> Setup:
     model_config, hf_config = read_hf_config(student)
     generator = Model(_runtime(model_config, config), "lm")
     discriminator, hf_discriminator, init = Model(generator.config, "score"), hf_config, None
-    if config.discriminator.init:
+    if config.discriminator.init not in ("", FROM_GENERATOR):
         init = resolve_model(config.discriminator.init)
         other_config, hf_discriminator = read_hf_config(init)
         discriminator = Model(_runtime(other_config, config), "score")
@@ -187,10 +190,10 @@ def initial_generator(setup: Setup) -> Params:
 
 
 def initial_discriminator(setup: Setup, generator: Params) -> Params:
-    """The discriminator's parameters: from `discriminator.init`, else the student's backbone with a fresh head.
+    """The discriminator's parameters: of the checkpoint `discriminator.init`, else grown with a fresh head.
 
     Args:
-      generator: the student's parameters as the run began.
+      generator: the parameters to grow it from, where no checkpoint is named.
     """
     model, shardings = setup.discriminator, layout.param_shardings(setup.discriminator, setup.mesh)
     key = _key(setup, "discriminator")

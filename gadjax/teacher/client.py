@@ -1,0 +1,250 @@
+"""One request to a teacher behind an OpenAI-compatible chat API, with retries of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import email.utils
+import hashlib
+import json
+import random
+import re
+import time
+import urllib.parse
+from typing import Any
+
+import openai
+
+from gadjax.errors import UserError
+from gadjax.teacher.ledger import Answer
+from gadjax.teacher.prompts import Messages
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+_LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
+_LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
+_UNREACHABLE_AFTER = 3  # connection failures of a request, while the server has never answered anything
+_NO_RETRY_CODES = ("insufficient_quota", "model_not_found", "invalid_api_key")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the teacher draws its answers."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None = None
+
+
+class RowFailed(Exception):
+    """One prompt got no answer; others may. The message says why."""
+
+
+class _Transient(Exception):
+    """An attempt failed in a way that may pass."""
+
+    def __init__(self, message: str, wait: float | None = None, *, connection: bool = False):
+        super().__init__(message)
+        self.wait = wait  # seconds that the server asked for
+        self.connection = connection
+
+
+class Teacher:
+    """Asks the API; `await ask(content)` from any number of tasks. An async context manager."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        sampling: Sampling,
+        *,
+        api_key: str | None,
+        system: str | None = None,
+        timeout: float = 120.0,
+        max_retries: int = 8,
+        first_wait: float = 1.0,
+    ):
+        """
+        Args:
+          base_url: of the API, up to and without /chat/completions.
+          model: the name that requests carry.
+          sampling: drawn with.
+          api_key: None sends a dummy, which servers of one's own accept; api.openai.com needs one.
+          system: a system prompt that comes before every chat.
+          timeout: of one attempt, seconds.
+          max_retries: attempts after the first.
+          first_wait: mean seconds before the second attempt; each later wait is twice as long.
+
+        Raises:
+          UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
+        """
+        url = urllib.parse.urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise UserError(f"--base_url={_without_login(base_url)}: expected a URL such as http://127.0.0.1:8000/v1")
+        api_key = (api_key or "").strip()
+        if not api_key and url.hostname == urllib.parse.urlsplit(OPENAI_URL).hostname:
+            raise UserError("the environment variable OPENAI_API_KEY is not set; set it, or give another --base_url")
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise UserError("the environment variable OPENAI_API_KEY holds characters that no key has; set it anew")
+        self.base_url = _without_login(base_url)
+        self.model, self.sampling, self.system = model, sampling, system
+        self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
+        self.retries = 0
+        self._secrets = [secret for secret in (api_key, url.password) if secret]
+        self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
+        self._answered = False  # anything at all, an error included
+        self._random = random.Random()
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
+        )
+
+    async def __aenter__(self) -> Teacher:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    def request(self, content: Messages) -> dict[str, Any]:
+        """The body of the request for a chat."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        fields = {"model": self.model, "messages": system + content} | dataclasses.asdict(self.sampling)
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def fingerprint(self, content: Messages) -> str:
+        """Names the request: the same model, chat and sampling give the same text."""
+        body = json.dumps(self.request(content), sort_keys=True)
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+    async def ask(self, content: Messages) -> Answer:
+        """The teacher's answer to a chat.
+
+        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to.
+
+        Raises:
+          RowFailed: the API refuses this chat, or every attempt failed.
+          UserError: no chat can succeed (bad key, unknown model, no such server).
+          asyncio.CancelledError: `stop` was set before an answer came.
+        """
+        for attempt in range(self._max_retries + 1):
+            if self.stop.is_set():
+                raise asyncio.CancelledError
+            try:
+                return await self._attempt(content)
+            except _Transient as failure:
+                if failure.connection and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
+                    raise UserError(
+                        f"nothing answers at --base_url={self.base_url} ({failure}); start the server or mend the URL"
+                    ) from None
+                if attempt == self._max_retries:
+                    raise RowFailed(f"{failure}, {attempt + 1} attempts") from None
+                self.retries += 1
+                await self._pause(attempt, failure.wait)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _pause(self, attempt: int, asked: float | None) -> None:
+        jitter = self._random.uniform(0.5, 1.5)
+        wait = min(self._first_wait * 2**attempt, _LONGEST_WAIT) * jitter
+        if asked is not None:
+            # Jitter on top, so that the requests refused together don't return together.
+            wait = min(asked, _LONGEST_ASKED_WAIT) + self._first_wait * jitter
+        try:
+            await asyncio.wait_for(self.stop.wait(), wait)
+        except TimeoutError:
+            return
+
+    async def _attempt(self, content: Messages) -> Answer:
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**self.request(content))
+        except openai.APITimeoutError:
+            raise _Transient(f"no answer within {self._timeout:g} s", connection=True) from None
+        except openai.APIConnectionError as error:
+            cause = self._clean(str(error.__cause__ or error))
+            raise _Transient(f"connection failed: {cause}", connection=True) from None
+        except openai.APIStatusError as error:
+            self._answered = True
+            raise self._status_failure(error) from None
+        self._answered = True
+        try:
+            return _parse(raw.http_response.content)
+        except ValueError as error:
+            raise _Transient(f"malformed answer: {self._clean(str(error))}") from None
+
+    def _status_failure(self, error: openai.APIStatusError) -> Exception:
+        status, said = error.status_code, self._clean(error.message)
+        if error.code in _NO_RETRY_CODES and error.code != "invalid_api_key":
+            return UserError(f"{self.base_url} refuses --model={self.model}: {said}")
+        if status in (401, 403) or error.code == "invalid_api_key":
+            return UserError(
+                f"{self.base_url} refuses the key in OPENAI_API_KEY for --model={self.model} (HTTP {status}: {said})"
+            )
+        if status == 404:
+            return UserError(f"{self.base_url} does not serve --model={self.model} (HTTP 404: {said})")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
+        return RowFailed(f"HTTP {status}: {said}")
+
+    def _clean(self, text: str) -> str:
+        """A server's message on one short line, without the key, whole or masked as some servers echo it."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = re.sub(r"\bsk-[\w*.-]+", "***", text)
+        text = " ".join(text.split())
+        return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _parse(body: bytes) -> Answer:
+    """The answer in a response's body; ValueError where there is none."""
+    try:
+        response = json.loads(body)
+    except ValueError:
+        raise ValueError(f"no JSON but {body[:80]!r}") from None
+    choices = response.get("choices") if isinstance(response, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise ValueError(f"no message in {body[:80]!r}")
+    text, refusal = message.get("content"), message.get("refusal")
+    if not isinstance(text, str | None):
+        raise ValueError(f"the message's content is {type(text).__name__}, not text")
+    text = (text or "").encode("utf-8", "replace").decode()  # half surrogate pairs, which no file can keep
+    reason = choice.get("finish_reason")
+    if refusal:
+        reason = "refusal"
+    elif not text.strip() and reason in (None, "stop"):
+        # An answer without text; training leaves it out by this mark.
+        reason = "error"
+    usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
+    created = response.get("created")
+    return Answer(
+        text=text,
+        finish_reason=reason if isinstance(reason, str) else None,
+        created=created if isinstance(created, int) and created > 0 else int(time.time()),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date)."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0)
+
+
+def _without_login(url: str) -> str:
+    """The URL without a user and password."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

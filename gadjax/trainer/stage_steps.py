@@ -1,0 +1,138 @@
+"""One training step of each stage: the sequence of `gadjax.distill.steps`, with packing by the host in between."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gadjax.distill.state import GadState
+from gadjax.evaluation.text import length_statistics
+from gadjax.rollout.sampler import Samples
+from gadjax.trainer import host_rows
+from gadjax.trainer.programs import Programs
+from gadjax.trainer.replay import Replay
+from gadjax.trainer.setup import Setup, make_method
+
+HostBatch = dict[str, np.ndarray]
+Metrics = dict[str, Any]
+
+
+class StageSteps:
+    """The steps of one stage. States go in and come out; only `replay` remembers."""
+
+    def __init__(self, setup: Setup, stage: str, replay: Replay):
+        self.setup, self.stage, self.replay = setup, stage, replay
+        self.section = setup.config[stage]
+        self.method = make_method(setup, stage)
+        self.programs = Programs(self.method, setup.mesh)
+        self._row_shape = {"row_length": setup.row_length, "row_multiple": setup.row_multiple}
+        self._seconds: dict[str, float] = {}
+
+    def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
+        """One step.
+
+        Args:
+          state: donated.
+          batch: of `gadjax.data.pipeline.batches`.
+          stage_step, step: steps done before, in this stage and in the run.
+
+        Returns:
+          The state after it and its metrics, `seconds/*` per phase among them.
+        """
+        self._seconds = {}
+        if self.stage == "seqkd":
+            state, metrics = self._supervised(state, batch)
+            metrics["tokens"] = int(batch["teacher_length"].sum())
+        else:
+            samples = self._sample(state, batch, step)
+            state, rewards, metrics = self._discriminate(state, batch, samples, step)
+            metrics |= response_metrics(samples)
+            if self._trains_generator(stage_step):
+                update = self._supervised if self.stage == "warmup" else self._policy(samples, rewards)
+                state, measured = update(state, batch)
+                metrics |= measured
+        return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+
+    def _trains_generator(self, stage_step: int) -> bool:
+        alone = self.section.discriminator_only_steps if self.stage == "warmup" else 0
+        return self.section.train_generator and stage_step >= alone
+
+    def _sample(self, state: GadState, batch: HostBatch, step: int) -> Samples:
+        with self._timed("rollout"):
+            key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
+            return jax.device_get(self.programs.sample(state.generator.params, self.programs.place_batch(batch), key))
+
+    def _discriminate(
+        self, state: GadState, batch: HostBatch, samples: Samples, step: int
+    ) -> tuple[GadState, np.ndarray, Metrics]:
+        """Rewards [B, N] of the discriminator before its update, and the update where the stage has one."""
+        config, count = self.setup.config.discriminator, len(batch["row"])
+        fresh = {name: value for name, value in batch.items() if name != "row"}
+        fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
+        train = self.section.train_discriminator
+        with self._timed("discriminator"):
+            replayed = self._replayed(fresh, step) if train else None
+            rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
+            rows = self.programs.place(rows)
+            if train:
+                discriminator, scores, metrics = self.programs.update_discriminator(state.discriminator, rows, weight)
+                for _ in range(config.updates_per_step - 1):
+                    discriminator, _, _ = self.programs.update_discriminator(discriminator, rows, weight)
+                state = state.replace(discriminator=discriminator)
+            else:
+                _, scores, metrics = self.programs.score(state.discriminator, rows, weight)
+            return state, scores[:count, 1:], jax.device_get(metrics)
+
+    def _replayed(self, fresh: HostBatch, step: int) -> HostBatch | None:
+        """Past groups for this update, as many as their share asks for; then remembers the fresh ones."""
+        if not self.replay.groups:
+            return None
+        share, parts = self.setup.config.discriminator.replay_share, self.method.discriminator_micro_batches
+        wanted = round(len(fresh["prompt"]) * share / (1 - share))
+        replayed = self.replay.draw(max(parts, wanted // parts * parts), (self.setup.config.seed, step))
+        self.replay.add(fresh)
+        return replayed
+
+    def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
+        with self._timed("generator"):
+            rows = self.programs.place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+            generator, metrics = self.programs.update_supervised(state.generator, rows)
+            return state.replace(generator=generator), jax.device_get(metrics)
+
+    def _policy(self, samples: Samples, rewards: jax.Array):
+        def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
+            with self._timed("generator"):
+                rows, sampled = host_rows.policy_rows(self.method, batch, samples, **self._row_shape)
+                teacher = None
+                if self.method.sft_coefficient:
+                    teacher = self.programs.place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+                rows = self.programs.place(rows, leading=2)
+                generator, metrics = self.programs.update_policy(
+                    state.generator, state.reference, rows, sampled, rewards, teacher
+                )
+                return state.replace(generator=generator), jax.device_get(metrics)
+
+        return update
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Wall-clock seconds of a phase, which ends when its results are on the host."""
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = time.perf_counter() - start
+
+
+def response_metrics(samples: Samples) -> Metrics:
+    """Lengths of the sampled responses, where reward hacking shows first (algorithm page, section 5.7)."""
+    lengths = length_statistics(np.asarray(samples.lengths).reshape(-1))
+    return {
+        "response/length_mean": lengths["mean"],
+        "response/length_p95": lengths["p95"],
+        "response/truncated": float(np.mean(~np.asarray(samples.ended))),
+        "tokens": int(np.sum(samples.lengths)),
+    }
