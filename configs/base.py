@@ -62,8 +62,8 @@ def get_config() -> ConfigDict:
     config.optimizer.max_skipped_steps = 10
 
     config.discriminator = ConfigDict()
-    # Where the discriminator starts: "" grows it from the student, "generator" from the generator as it enters the first
-    # stage with a discriminator (after seqkd, say; worth it where the student starts from random weights); else a
+    # Where the discriminator starts: "" grows it from the student, "generator" from the generator as it enters the
+    # first stage with a discriminator (after seqkd, say; worth it where the student starts from random weights); else a
     # directory or hub id of a causal LM with the student's tokenizer (any size), or an exported discriminator.
     config.discriminator.init = ""
     # "bt" (Bradley-Terry) or "ce" (cross entropy, the ablation).
@@ -115,7 +115,8 @@ def get_config() -> ConfigDict:
     config.gad.aggregation = "token_mean"
     # Weight of a cross-entropy term on the teacher's answers.
     config.gad.sft_coefficient = 0.0
-    # Cap of the importance weight between sampler and trainer log-probs; 0 uses none.
+    # Cap of the importance weight between sampler and trainer log-probs; 0 uses none. With more than one update on a
+    # rollout the ratio is taken against the sampler's log-probs already, and this has no effect.
     config.gad.importance_cap = 0.0
 
     # Slices of an update whose gradients are added up; they change nothing but memory.

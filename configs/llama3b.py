@@ -1,8 +1,10 @@
 """Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
-    python -m gadjax.train --config=configs/llama3b.py --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
+    python -m gadjax.train --config=configs/llama3b.py \
+        --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory. The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 with GAD.
+Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory.
+The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 with GAD.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,10 @@
 """Qwen2.5-14B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
-    python -m gadjax.train --config=configs/qwen14b.py --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
+    python -m gadjax.train --config=configs/qwen14b.py \
+        --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 16 GPUs with 80 GB (the paper's took about 30 hours), or a TPU slice of like memory. The paper's result, GPT-4o score on LMSYS: 50.0 before, 50.6 with SeqKD, 52.1 with GAD.
+Hardware: 16 GPUs with 80 GB (the paper's took about 30 hours), or a TPU slice of like memory.
+The paper's result, GPT-4o score on LMSYS: 50.0 before, 50.6 with SeqKD, 52.1 with GAD.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,10 @@
 """Qwen2.5-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
-    python -m gadjax.train --config=configs/qwen3b.py --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
+    python -m gadjax.train --config=configs/qwen3b.py \
+        --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory. The paper's result, GPT-4o score on LMSYS: 45.8 before, 47.5 with SeqKD, 48.9 with GAD.
+Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory.
+The paper's result, GPT-4o score on LMSYS: 45.8 before, 47.5 with SeqKD, 48.9 with GAD.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,10 @@
 """Qwen2.5-7B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
-    python -m gadjax.train --config=configs/qwen7b.py --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
+    python -m gadjax.train --config=configs/qwen7b.py \
+        --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 8 GPUs with 80 GB, or a TPU slice of like memory. The paper's result, GPT-4o score on LMSYS: 48.7 before, 49.2 with SeqKD, 50.8 with GAD.
+Hardware: 8 GPUs with 80 GB, or a TPU slice of like memory.
+The paper's result, GPT-4o score on LMSYS: 48.7 before, 49.2 with SeqKD, 50.8 with GAD.
 """
 
 from ml_collections import ConfigDict

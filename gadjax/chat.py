@@ -26,9 +26,7 @@ def main(argv: list[str]) -> None:
 
     commands.use_compilation_cache()
     model = load_chat_model(_MODEL.value, batch_size=1)
-    sampling = model.sampling(
-        max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value
-    )
+    sampling = model.sampling(max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
     opening = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
     chat = list(opening)
     turn = 0

@@ -15,7 +15,7 @@ Progress = dict[str, Any]  # stage, stage_step, step, and what else must survive
 
 
 class Checkpoints:
-    """Saves and restores `(state, replay, progress)` under `workdir/checkpoints/STEP`, STEP counting over all stages."""
+    """Saves and restores `(state, replay, progress)` under `workdir/checkpoints/STEP`; STEP counts over all stages."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int | None = None):
         """`keep`: how many of the last checkpoints stay on disk; None leaves the folder as it is."""
@@ -51,7 +51,9 @@ class Checkpoints:
             partial_restore=True,
         )
         manager = ocp.CheckpointManager(
-            self.directory, item_handlers={"state": ocp.PyTreeCheckpointHandler()}, options=ocp.CheckpointManagerOptions(read_only=True)
+            self.directory,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(read_only=True),
         )
         return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
 
@@ -71,4 +73,3 @@ class Checkpoints:
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {known}")
         return self._manager.restore(step, args=ocp.args.Composite(**items))
-

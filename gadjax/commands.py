@@ -91,4 +91,3 @@ def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
 
 def _last_line(error: BaseException) -> str:
     return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\'", "").split())
-

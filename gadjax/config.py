@@ -119,8 +119,12 @@ def _check_stages(config: ConfigDict) -> None:
             if name in section and not section[name] > 0:
                 raise UserError(f"config.{stage}.{name} is {section[name]}: it must be above 0")
         if stage != "seqkd" and not (section.train_generator or section.train_discriminator):
-            raise UserError(f"config.{stage} trains nothing: set train_generator or train_discriminator, or leave it out")
-    learned = config.discriminator.init not in ("", "generator") or ("warmup" in stages and config.warmup.train_discriminator)
+            raise UserError(
+                f"config.{stage} trains nothing: set train_generator or train_discriminator, or leave it out"
+            )
+    learned = config.discriminator.init not in ("", "generator") or (
+        "warmup" in stages and config.warmup.train_discriminator
+    )
     if "gad" in stages and not config.gad.train_discriminator and not learned:
         raise UserError(
             "stage gad has no discriminator: config.gad.train_discriminator is off and nothing trained one; add the "
@@ -137,12 +141,15 @@ def _check_stages(config: ConfigDict) -> None:
 
 def _check_batch(config: ConfigDict) -> None:
     batch, parts = config.batch_size, config.micro_batches
-    for field, size in (("micro_batches.generator", parts.generator), ("micro_batches.discriminator", parts.discriminator)):
+    for field, size in (
+        ("micro_batches.generator", parts.generator),
+        ("micro_batches.discriminator", parts.discriminator),
+    ):
         if batch % size:
             raise UserError(f"config.batch_size {batch} is not divisible by config.{field} {size}")
     pieces = config.gad.ppo_minibatches * parts.generator
     if batch % pieces:
         raise UserError(
-            f"config.batch_size {batch} is not divisible by config.gad.ppo_minibatches * config.micro_batches.generator "
-            f"= {pieces}"
+            f"config.batch_size {batch} is not divisible by config.gad.ppo_minibatches * "
+            f"config.micro_batches.generator = {pieces}"
         )

@@ -39,7 +39,9 @@ def main(argv: list[str]) -> None:
         model = network_model(facts, network)
         shardings = layout.param_shardings(model, mesh)
         abstract = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model.abstract_params(), shardings
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            model.abstract_params(),
+            shardings,
         )
         params = checkpoints.params(step, network, abstract)
         if params is not None:

@@ -39,7 +39,10 @@ def main(argv: list[str]) -> None:
     commands.use_compilation_cache()
     model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
     sampling = model.sampling(
-        max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value
+        max_response_length=_LIMIT.value,
+        temperature=_TEMPERATURE.value,
+        top_p=_TOP_P.value,
+        top_k=_TOP_K.value,
     )
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("generating", total=len(rows))

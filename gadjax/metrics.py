@@ -109,13 +109,9 @@ class MetricsLogger:
 class SampleLog:
     """Writes `samples.jsonl`: held-out prompts, the teacher's answers and the student's as they change."""
 
-    def __init__(
-        self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True
-    ):
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True):
         """See `MetricsLogger` for the arguments and errors."""
-        self._lines = (
-            _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE) if write else None
-        )
+        self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE) if write else None
 
     def log(self, step: int, stage: str, row: int, prompt: str, teacher: str, student: str) -> None:
         """Records one answer.
@@ -196,9 +192,7 @@ HELDOUT_COLUMNS = (
     Column("ROUGE-L", "of the student's answers against the teacher's, F-measure", _plain("rouge_l", 3)),
     Column("n-gram\nF1", "of the student's answers against the teacher's, mean of n = 1 to 5", _ngram_f1),
     Column("length\n(tokens)", "mean of the student's answers", _plain("length_mean", 1)),
-    Column(
-        "discriminator\naccuracy", "pairs that this run's own puts right", _plain("discriminator_accuracy", 3)
-    ),
+    Column("discriminator\naccuracy", "pairs that this run's own puts right", _plain("discriminator_accuracy", 3)),
     Column("two-sample\naccuracy", "fresh classifier, ± 95 % interval; 0.5 is no difference", _two_sample),
 )
 
@@ -220,9 +214,7 @@ class _JsonLines:
         self.kept: list[dict[str, Any]] = []
         lines = []
         if resume_step is not None and path.exists():
-            kept = [
-                (line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step
-            ]
+            kept = [(line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step]
             lines, self.kept = [line for line, _ in kept], [record for _, record in kept]
         _replace(path, b"".join(line + b"\n" for line in lines))
         self._file: BinaryIO = open(path, "ab")  # noqa: SIM115, open as long as the run

@@ -100,9 +100,7 @@ def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["stage", *titles], ["---", *("---:" for _ in titles)]]
     rows += [[stage_title(stage), *heldout_cells(values)] for stage, values in figures.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "\n".join(
-        f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True)
-    )
+    notes = "\n".join(f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True))
     return f"## Held-out figures\n\nOn the run's held-out prompts, after each stage.\n\n{table}\n\n{notes}"
 
 

@@ -100,9 +100,7 @@ def stage_table(figures: StageFigures) -> Table:
         table.add_column(column.title, justify="right", no_wrap=True)
     for stage, values in figures.items():
         table.add_row(stage_title(stage), *heldout_cells(values))
-    table.caption = "\n".join(
-        f"{' '.join(column.title.split())}: {column.meaning}" for column in HELDOUT_COLUMNS
-    )
+    table.caption = "\n".join(f"{' '.join(column.title.split())}: {column.meaning}" for column in HELDOUT_COLUMNS)
     table.caption_justify = "left"
     return table
 

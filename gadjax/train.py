@@ -1,7 +1,8 @@
-"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the config says.
+r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the config says.
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
-    python -m gadjax.train --config=configs/qwen7b.py --config.data.train=my.parquet --config.student=/models/Qwen2.5-7B-Instruct
+    python -m gadjax.train --config=configs/qwen7b.py --config.data.train=my.parquet \
+        --config.student=/models/Qwen2.5-7B-Instruct
 
 Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
 same workdir continues the run.
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG."
+    "workdir",
+    None,
+    "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG.",
 )
 
 

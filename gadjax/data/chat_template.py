@@ -62,6 +62,4 @@ def read_template(given: str) -> str:
         with open(given, encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{TEMPLATE_FLAG}={given}: neither a Jinja template nor a file with one ({error})"
-        ) from error
+        raise UserError(f"{TEMPLATE_FLAG}={given}: neither a Jinja template nor a file with one ({error})") from error

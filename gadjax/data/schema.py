@@ -100,9 +100,7 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     """
     files = _find_files(paths)
     tables = [_read_file(file) for file in files]
-    columns = {
-        name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"
-    }
+    columns = {name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"}
     lengths = np.concatenate([table["lengths"] for table in tables])
     empty = _blank(columns["answers"])
     cut = _is_in(columns["finish_reasons"], CUT_REASONS)
@@ -224,9 +222,7 @@ def _check_unicode(file: str, name: str, column: pa.LargeStringArray, rows_of_tu
         row = next((i for i in range(len(column)) if not _decodes(column[i])), 0)
         if name in ("roles", "contents"):
             row = rows_of_turns[row]
-        raise UserError(
-            f"{file}: row {row}: text in {name} is not valid UTF-8 (a lone surrogate?)"
-        ) from error
+        raise UserError(f"{file}: row {row}: text in {name} is not valid UTF-8 (a lone surrogate?)") from error
 
 
 def _decodes(scalar: pa.LargeStringScalar) -> bool:
@@ -278,8 +274,7 @@ def _is_text(kind: pa.DataType) -> bool:
         kind = kind.value_type
     # A column of nulls only has type null: the check of the rows says what is wrong with it.
     return any(
-        test(kind)
-        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     )
 
 

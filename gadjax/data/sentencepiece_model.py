@@ -37,9 +37,7 @@ def match_sentencepiece(tokenizer: Any, file: str) -> Any:
         proto.ParseFromString(handle.read())
     backend = _rebuilt(tokenizer.backend_tokenizer, proto)
     if _encode(backend) != wanted:
-        raise UserError(
-            f"{file}: cannot be converted with the same ids; convert it to a tokenizer.json first"
-        )
+        raise UserError(f"{file}: cannot be converted with the same ids; convert it to a tokenizer.json first")
 
     from transformers import PreTrainedTokenizerFast
 
@@ -76,7 +74,5 @@ def _rebuilt(backend: Any, proto: Any) -> Any:
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
     strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     return backend

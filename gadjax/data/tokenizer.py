@@ -59,9 +59,7 @@ def load_tokenizer(
     elif isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        raise UserError(
-            f"{path}: the tokenizer has no chat template (a base model?); give one with {TEMPLATE_FLAG}"
-        )
+        raise UserError(f"{path}: the tokenizer has no chat template (a base model?); give one with {TEMPLATE_FLAG}")
     return ChatTokenizer(
         tokenizer,
         source=path,
@@ -106,13 +104,9 @@ class ChatTokenizer:
         self._template_args = {"date_string": day.strftime("%d %b %Y"), **template_args}
         self._pinned = [tokenizer.chat_template, date, sorted(template_args.items())]
 
-        framed = self._render(
-            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}], False
-        )
+        framed = self._render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}], False)
         before, shown, after = framed.rpartition(_ANSWER)
-        added = {
-            token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()
-        }
+        added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
         closing = _alternation(added).search(after) if shown else None
         self.turn_end_id = added[closing[0]] if closing else tokenizer.eos_token_id
         if self.turn_end_id is None:
@@ -179,9 +173,7 @@ class ChatTokenizer:
         if skip_special_tokens:
             ids = [i for i in ids if i not in self.control_ids]
         # Clean-up (on in Llama 3.1's config; transformers 5 ignores it for BPE) would rewrite " ." to ".".
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the tokenizer, with the chat template in use, for transformers to load."""
@@ -236,10 +228,7 @@ class ChatTokenizer:
         # A text whose beginning merges with the context's end is encoded alone.
         apart = [not np.array_equal(ids[: len(skip)], skip) for ids in answers]
         alone = iter(self._encode([text for text, is_apart in zip(texts, apart, strict=True) if is_apart]))
-        return [
-            next(alone) if is_apart else ids[len(skip) :]
-            for ids, is_apart in zip(answers, apart, strict=True)
-        ]
+        return [next(alone) if is_apart else ids[len(skip) :] for ids, is_apart in zip(answers, apart, strict=True)]
 
     def _find_answer_context(self, before: str) -> str:
         """What an answer must be encoded behind, to start as a sampled one does; "" for most tokenizers.
@@ -268,9 +257,7 @@ def _local_directory(path: str) -> str:
     try:
         return snapshot_download(path, allow_patterns=list(_HUB_PATTERNS))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: neither a directory nor a model that the hub gives ({_first_line(error)})"
-        ) from error
+        raise UserError(f"{path}: neither a directory nor a model that the hub gives ({_first_line(error)})") from error
 
 
 def _load(directory: str) -> Any:
@@ -284,13 +271,10 @@ def _load(directory: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # whatever a broken or foreign file makes transformers raise
         raise UserError(
-            f"{directory}: transformers cannot load this tokenizer "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"{directory}: transformers cannot load this tokenizer ({type(error).__name__}: {_first_line(error)})"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first"
-        )
+        raise UserError(f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first")
     if has["tokenizer.model"] and not has["tokenizer.json"]:
         tokenizer = match_sentencepiece(tokenizer, os.path.join(directory, "tokenizer.model"))
     return tokenizer
@@ -315,9 +299,7 @@ def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
     backend = Tokenizer.from_str(json.dumps(spec))
     moved = [text for text, name in names.items() if backend.token_to_id(name) != ids[text]]
     if moved:
-        raise UserError(
-            f"the tokenizer's added tokens do not keep their ids when it is reloaded: {', '.join(moved)}"
-        )
+        raise UserError(f"the tokenizer's added tokens do not keep their ids when it is reloaded: {', '.join(moved)}")
     return backend
 
 

@@ -20,13 +20,20 @@ Metrics = dict[str, jax.Array]
 
 
 def update_discriminator(
-    method: Method, state: TrainState, groups: Packed, weight: jax.Array, *, train: bool = True
+    method: Method,
+    state: TrainState,
+    groups: Packed,
+    weight: jax.Array,
+    *,
+    fresh: int | None = None,
+    train: bool = True,
 ) -> tuple[TrainState, jax.Array, Metrics]:
     """Scores every group, then one optimizer step on the pairs of its teacher with each of its samples.
 
     Args:
       groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of the G groups of a micro-batch.
       weight: [M, G] weight of each group's mean pair loss; they sum to 1. Groups of weight 0 are scored only.
+      fresh: the first groups that metrics are of; those after them are replayed (None: there are none).
       train: whether to update; scores and metrics are the same either way.
 
     Returns:
@@ -35,22 +42,16 @@ def update_discriminator(
 
     def loss(params, groups, weight):
         scores = sequence_scores(method.discriminator, params, groups).reshape(weight.shape[0], -1)
-        teacher, student = scores[:, 0], scores[:, 1:]
-        if method.discriminator_loss == "bt":
-            pairs = losses.bradley_terry(teacher, student, method.bt_temperature)
-        else:
-            pairs = losses.cross_entropy(teacher, student)
-        return jnp.sum(weight * jnp.mean(pairs, axis=-1)), scores
+        return jnp.sum(weight * jnp.mean(_pair_losses(method, scores), axis=-1)), scores
 
+    metrics = {}
     if not train:
-        total, scores = jax.lax.map(lambda micro: loss(state.params, *micro), (groups, weight))
-        metrics = {"discriminator/loss": jnp.sum(total)}
+        _, scores = jax.lax.map(lambda micro: loss(state.params, *micro), (groups, weight))
     else:
-        total, gradients, scores = accumulate(loss, state.params, (groups, weight))
-        state, norm = apply_gradients(method.discriminator_optimizer, state, gradients)
-        metrics = {"discriminator/loss": total, "discriminator/grad_norm": norm}
+        _, gradients, scores = accumulate(loss, state.params, (groups, weight))
+        state, metrics["discriminator/grad_norm"] = apply_gradients(method.discriminator_optimizer, state, gradients)
     scores = scores.reshape(-1, scores.shape[-1])
-    return state, scores, metrics | discriminator_metrics(scores)
+    return state, scores, metrics | discriminator_metrics(method, scores[:fresh])
 
 
 def update_policy(
@@ -105,7 +106,7 @@ def _update_policy_once(method, state, reference, rows, sampled, advantages, tea
             method.clip,
             method.dual_clip,
         )
-        if method.importance_cap:
+        if method.importance_cap and on_policy:  # off-policy the ratio itself is against the sampler's log-probs
             token_loss *= jnp.minimum(jnp.exp(fixed - sampler), method.importance_cap)
         kl = losses.k3_kl(logprobs, before)
         token_loss += method.kl_coefficient * kl - method.entropy_coefficient * entropy
@@ -152,10 +153,11 @@ def _supervised_gradients(method, params, teacher):
     return accumulate(loss, params, (teacher,))
 
 
-def discriminator_metrics(scores: jax.Array) -> Metrics:
-    """How well the discriminator tells the pairs of fresh groups apart, and the rewards, from scores [G, 1 + N]."""
+def discriminator_metrics(method: Method, scores: jax.Array) -> Metrics:
+    """Loss, how well the discriminator tells pairs apart, and the rewards, from scores of fresh groups [G, 1 + N]."""
     teacher, student = scores[:, :1], scores[:, 1:]
     return {
+        "discriminator/loss": jnp.mean(_pair_losses(method, scores)),
         "discriminator/accuracy": jnp.mean(teacher > student),
         "discriminator/margin": jnp.mean(teacher - student),
         "reward/mean": jnp.mean(student),
@@ -163,7 +165,17 @@ def discriminator_metrics(scores: jax.Array) -> Metrics:
     }
 
 
-def accumulate(loss: Callable[..., tuple[jax.Array, Any]], params: Params, micro: tuple) -> tuple[jax.Array, Params, Any]:
+def _pair_losses(method, scores):
+    """[G, N] of a teacher's score beside those of its samples, [G, 1 + N]."""
+    teacher, student = scores[:, 0], scores[:, 1:]
+    if method.discriminator_loss == "bt":
+        return losses.bradley_terry(teacher, student, method.bt_temperature)
+    return losses.cross_entropy(teacher, student)
+
+
+def accumulate(
+    loss: Callable[..., tuple[jax.Array, Any]], params: Params, micro: tuple
+) -> tuple[jax.Array, Params, Any]:
     """Sums a loss and its gradient over micro-batches, one after another.
 
     Args:

@@ -45,9 +45,7 @@ def ngram_f1(predictions: Sequence[str], references: Sequence[str], n: int) -> f
     """
     if n < 1:
         raise ValueError(f"n is {n}: an n-gram has at least one word")
-    return _mean(
-        _pair_f1(prediction, reference, n) for prediction, reference in _pairs(predictions, references)
-    )
+    return _mean(_pair_f1(prediction, reference, n) for prediction, reference in _pairs(predictions, references))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

@@ -154,9 +154,7 @@ class _Reader:
             self.fail(f"{name} is {value!r}; it must be an integer of at least 1")
         return value
 
-    def positive(
-        self, name: str, default: float | None = None, fields: dict[str, Any] | None = None
-    ) -> float:
+    def positive(self, name: str, default: float | None = None, fields: dict[str, Any] | None = None) -> float:
         value = self._get(name, default, fields)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             self.fail(f"{name} is {value!r}; it must be a number above 0")
@@ -206,9 +204,7 @@ def _rope(read: _Reader, max_position: int) -> Rope:
         read.fail(f"{name} is {fields!r}; only one rotary embedding, the same in every layer, is supported")
     kind = fields.get("rope_type", fields.get("type", "default"))
     if kind not in ROPE_KINDS:
-        read.fail(
-            f"{name} has the type {kind!r}, which is not supported; supported are {', '.join(ROPE_KINDS)}"
-        )
+        read.fail(f"{name} has the type {kind!r}, which is not supported; supported are {', '.join(ROPE_KINDS)}")
     partial = fields.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1):
         read.fail(f"partial_rotary_factor is {partial!r}; rotating a part of each head is not supported")
@@ -231,9 +227,7 @@ def _sliding_window(read: _Reader, family: str) -> int | None:
     if family == "Llama":
         return None
     if family == "Mistral":
-        window = config.get(
-            "sliding_window", 4096
-        )  # null means none; absent means Mistral 7B's first release
+        window = config.get("sliding_window", 4096)  # null means none; absent means Mistral 7B's first release
         return None if window is None else read.count("sliding_window", window)
     if not read.flag("use_sliding_window") or config.get("sliding_window", 4096) is None:
         return None

@@ -99,9 +99,7 @@ def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: st
     }
 
 
-def _write_weights(
-    directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float
-) -> None:
+def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:
     """Writes the files of weights, and the index of several; without a directory, only takes part in it."""
     shards: list[list[tuple[str, str, int | None]]] = [[]]  # of each file: tensor, parameter, layer
     sizes = [0]
@@ -127,9 +125,7 @@ def _write_weights(
         if directory is not None:
             safetensors.numpy.save_file(tensors, directory / file, metadata=_METADATA)
     if directory is not None and len(shards) > 1:
-        _write_json(
-            directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        )
+        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
 
 def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
@@ -145,9 +141,7 @@ def _refuse_to_replace(path: pathlib.Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or not any(_is_ours(file) for file in path.glob("*.safetensors")):
-        raise UserError(
-            f"{path}: exists and was not written by gadjax; choose another directory, or remove it"
-        )
+        raise UserError(f"{path}: exists and was not written by gadjax; choose another directory, or remove it")
 
 
 def _is_ours(file: pathlib.Path) -> bool:

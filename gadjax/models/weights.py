@@ -123,18 +123,14 @@ def resolve_model(name: str) -> pathlib.Path:
     if path.exists():
         raise UserError(f"{name}: not a directory; give the directory that holds config.json and the weights")
     if not _HUB_ID.fullmatch(name):
-        raise UserError(
-            f"{name}: no such directory; give a Hugging Face directory or a hub id such as org/model"
-        )
+        raise UserError(f"{name}: no such directory; give a Hugging Face directory or a hub id such as org/model")
     from huggingface_hub import snapshot_download  # slow to import, and needless for a directory
 
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
     except (OSError, ValueError) as error:  # every error of the hub's client is one of these
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name}: no such directory, and the hub did not provide it either ({reason})"
-        ) from error
+        raise UserError(f"{name}: no such directory, and the hub did not provide it either ({reason})") from error
 
 
 def read_hf_config(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -189,9 +185,7 @@ def load_params(
     return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
 
 
-def _read(
-    tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
-) -> np.ndarray:
+def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
     """One device's part of a parameter, layer by layer."""
     spec = HF_TENSORS[path]
     if not is_stacked(path):
@@ -239,9 +233,7 @@ class _Checkpoint:
                         self.files[name] = file
                         self.shapes[name], self.dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
             except (safetensors.SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{file}: not a complete safetensors file ({error}); fetch it again"
-                ) from error
+                raise UserError(f"{file}: not a complete safetensors file ({error}); fetch it again") from error
 
     @contextlib.contextmanager
     def tensors(self) -> Iterator[Callable[[str], Any]]:
@@ -324,9 +316,7 @@ def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
                 f"{path}: the weights are pickled only ({pickles[0]}), and unpickling may run code; convert "
                 "them to safetensors with transformers' save_pretrained"
             )
-        raise UserError(
-            f"{path}: no weights; a checkpoint holds {SINGLE_FILE}, or {INDEX_FILE} and its files"
-        )
+        raise UserError(f"{path}: no weights; a checkpoint holds {SINGLE_FILE}, or {INDEX_FILE} and its files")
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map is missing or empty; fetch the file again")
@@ -340,9 +330,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file; a model's directory holds config.json and its weights"
-        ) from None
+        raise UserError(f"{file}: no such file; a model's directory holds config.json and its weights") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):

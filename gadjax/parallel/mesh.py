@@ -39,8 +39,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"mesh {sizes} does not cover the {len(devices)} devices; set --config.mesh.data, .fsdp and .tensor so that "
-            f"their product is {len(devices)} (one may be -1)"
+            f"mesh {sizes} does not cover the {len(devices)} devices; set --config.mesh.data, .fsdp and .tensor so "
+            f"that their product is {len(devices)} (one may be -1)"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds, devices=devices)

@@ -114,8 +114,13 @@ def _chat(line: Any, where: str) -> Messages:
     if isinstance(line, dict) and isinstance(line.get("prompt"), str) and line["prompt"].strip():
         return [{"role": "user", "content": line["prompt"]}]
     content = line.get("content") if isinstance(line, dict) else None
-    whole = isinstance(content, list) and content and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in content
+    whole = (
+        isinstance(content, list)
+        and content
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in content
+        )
     )
     if not whole or content[-1]["role"] != "user":
         raise UserError(

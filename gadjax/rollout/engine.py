@@ -57,7 +57,10 @@ class Engine:
         """
         answers: list[Answer | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size = min(self.batch_size, -(-len(prompts) // layout.batch_shards(self.mesh)) * layout.batch_shards(self.mesh))
+        size = min(
+            self.batch_size,
+            -(-len(prompts) // layout.batch_shards(self.mesh)) * layout.batch_shards(self.mesh),
+        )
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
             filled = numbers + [numbers[-1]] * (size - len(numbers))  # whole batches: one shape
@@ -71,7 +74,9 @@ class Engine:
             for row, number in enumerate(numbers):
                 length = samples.lengths[row, 0]
                 answers[number] = Answer(
-                    samples.tokens[row, 0, :length], samples.logprobs[row, 0, :length], bool(samples.ended[row, 0])
+                    samples.tokens[row, 0, :length],
+                    samples.logprobs[row, 0, :length],
+                    bool(samples.ended[row, 0]),
                 )
             done(start + len(numbers))
         return answers

@@ -96,9 +96,7 @@ def rollout(
 
     def body(state):
         step, ended = state["step"], state["ended"]
-        hidden, cache = decoder.decode(
-            state["token"], step - 1, prompt_length, prompt_cache, state["cache"], layers
-        )
+        hidden, cache = decoder.decode(state["token"], step - 1, prompt_length, prompt_cache, state["cache"], layers)
         token, logprob = draw(decoder.logits(hidden), step)
         token = jnp.where(ended, sampling.pad_id, token)
         logprob = jnp.where(ended, 0.0, logprob)

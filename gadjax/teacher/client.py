@@ -24,7 +24,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 _LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
 _LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
 _UNREACHABLE_AFTER = 3  # connection failures of a request, while the server has never answered anything
-_NO_RETRY_CODES = ("insufficient_quota", "model_not_found", "invalid_api_key")
+_HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Teacher:
             raise UserError(f"--base_url={_without_login(base_url)}: expected a URL such as http://127.0.0.1:8000/v1")
         api_key = (api_key or "").strip()
         if not api_key and url.hostname == urllib.parse.urlsplit(OPENAI_URL).hostname:
-            raise UserError("the environment variable OPENAI_API_KEY is not set; set it, or give another --base_url")
+            raise UserError("OPENAI_API_KEY is not set; set this variable, or give another --base_url")
         if not (api_key.isascii() and api_key.isprintable()):
-            raise UserError("the environment variable OPENAI_API_KEY holds characters that no key has; set it anew")
+            raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
         self.base_url = _without_login(base_url)
         self.model, self.sampling, self.system = model, sampling, system
         self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
@@ -95,9 +95,7 @@ class Teacher:
         self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
         self._answered = False  # anything at all, an error included
         self._random = random.Random()
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
-        )
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0)
 
     async def __aenter__(self) -> Teacher:
         return self
@@ -172,14 +170,10 @@ class Teacher:
 
     def _status_failure(self, error: openai.APIStatusError) -> Exception:
         status, said = error.status_code, self._clean(error.message)
-        if error.code in _NO_RETRY_CODES and error.code != "invalid_api_key":
-            return UserError(f"{self.base_url} refuses --model={self.model}: {said}")
-        if status in (401, 403) or error.code == "invalid_api_key":
-            return UserError(
-                f"{self.base_url} refuses the key in OPENAI_API_KEY for --model={self.model} (HTTP {status}: {said})"
-            )
-        if status == 404:
-            return UserError(f"{self.base_url} does not serve --model={self.model} (HTTP 404: {said})")
+        if status in (401, 403):
+            return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
+        if status == 404 or error.code in _HOPELESS_CODES:
+            return UserError(f"{self.base_url} does not serve --model={self.model} (HTTP {status}: {said})")
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
         return RowFailed(f"HTTP {status}: {said}")

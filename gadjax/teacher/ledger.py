@@ -28,8 +28,8 @@ class Answer:
 class Ledger:
     """A JSONL file of answers; a context manager that holds the file's lock.
 
-    An appended line has left the process at once and survives its death; `sync` makes lines survive the machine's.
-    Only places of answers are kept in memory, not their text.
+    An appended line has left the process at once and survives its death; `sync` makes lines survive the
+    machine's. Only places of answers are kept in memory, not their text.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -38,12 +38,12 @@ class Ledger:
           path: of the ledger; made where it is absent.
 
         Raises:
-          UserError: the file cannot be opened, another process holds it, or a line other than a torn last one is
-            damaged.
+          UserError: the file cannot be opened, another process holds it, or a line other than a torn last
+            one is damaged.
         """
         self.path = pathlib.Path(path)
         try:
-            self._file = open(self.path, "a+b")
+            self._file = self.path.open("a+b")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
@@ -89,15 +89,19 @@ class Ledger:
             self._unsynced = False
 
     def _read(self) -> tuple[dict[Key, int], int]:
-        """Places of all answers and the file's end, after a torn last line, which a kill leaves, is cut off."""
+        """Places of all answers and the file's end, after the torn last line that a kill leaves is cut off."""
         places: dict[Key, int] = {}
         start = 0
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                self._file.truncate(start)
-                break
             key = _key(line)
+            if not line.endswith(b"\n"):
+                if key is None:
+                    self._file.truncate(start)
+                    break
+                # Torn in its very last byte: whole, and paid for.
+                self._file.write(b"\n")
+                line += b"\n"
             if key is None:
                 raise UserError(f"{self.path}:{number}: the line is damaged; mend or remove it, then run again")
             places.setdefault(key, start)
@@ -109,7 +113,7 @@ def _key(line: bytes) -> Key | None:
     """The key of a line, or None where the line holds no whole answer."""
     try:
         row: Any = json.loads(line)
-        valid = isinstance(row["text"], str) and all(field.name in row for field in dataclasses.fields(Answer))
-        return (str(row["id"]), str(row["fingerprint"])) if valid else None
+        whole = all(field.name in row for field in dataclasses.fields(Answer))
+        return (str(row["id"]), str(row["fingerprint"])) if whole else None
     except (ValueError, KeyError, TypeError):
         return None

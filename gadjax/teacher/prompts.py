@@ -30,9 +30,9 @@ class Prompt:
 def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """Reads prompts in the order of the file.
 
-    JSONL and Parquet rows hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold `id`
-    and `category`; a text file holds one prompt a line. A row without an id gets one made from its content, so
-    that answers stay with their prompts when the file's order changes.
+    JSONL and Parquet rows hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold
+    `id` and `category`; a text file holds one prompt a line. A row without an id gets one made from its
+    content, so that answers stay with their prompts when the file's order changes.
 
     Raises:
       UserError: naming the file and the line (counted from 1) or row (from 0).
@@ -122,7 +122,7 @@ def _content(row: dict[str, Any], place: str) -> Messages:
         if not turn["content"].strip():
             raise UserError(f"{place}: the {turn['role']}'s text is empty")
         if not _encodes(turn["content"]):
-            raise UserError(f"{place}: the {turn['role']}'s text holds half a surrogate pair, which no file can keep")
+            raise UserError(f"{place}: the {turn['role']}'s text holds half of a surrogate pair; remove it")
     return content
 
 
@@ -130,7 +130,8 @@ def _chat(chat: Any, place: str) -> Messages:
     if not isinstance(chat, list) or not chat:
         raise UserError(f"{place}: `content` must be a list of messages, at least one")
     for turn in chat:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str) or turn.get("role") not in _ROLES:
+        text = turn.get("content") if isinstance(turn, dict) else None
+        if not isinstance(text, str) or turn.get("role") not in _ROLES:
             raise UserError(
                 f"{place}: a message of `content` is not of the form "
                 f'{{"role": ..., "content": TEXT}} with a role of {", ".join(_ROLES)}'

@@ -43,7 +43,9 @@ def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         return tuple(json.loads((workdir / name).read_text()) for name in ("config.json", "run.json"))
     except OSError as error:
-        raise UserError(f"--workdir {workdir} is not the workdir of a run: no {pathlib.Path(error.filename).name}") from None
+        raise UserError(
+            f"--workdir {workdir} is not the workdir of a run: no {pathlib.Path(error.filename).name}"
+        ) from None
 
 
 def network_model(facts: dict[str, Any], network: str) -> Model:

@@ -44,9 +44,7 @@ class HeldOut:
         self._score = jax.jit(functools.partial(_pair_scores, setup.discriminator))
         self._texts = [setup.tokenizer.decode(ids) for ids in self.teacher]
 
-    def figures(
-        self, generator: Params, discriminator: Params | None = None
-    ) -> tuple[dict[str, float], Answers]:
+    def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:
         """The held-out figures and the answers that they were measured on.
 
         Returns:
@@ -112,9 +110,7 @@ class HeldOut:
         parts = max(1, len(responses) // max(1, 2 * self.setup.config.batch_size))
         while len(prompts) % parts or (len(prompts) // parts) % (len(prompts) // len(self.prompts)):
             parts -= 1
-        rows = pack(
-            prompts, responses, row_length=self.setup.row_length, micro_batches=parts, row_multiple=shards
-        )
+        rows = pack(prompts, responses, row_length=self.setup.row_length, micro_batches=parts, row_multiple=shards)
         split = jax.tree.map(lambda _: layout.rows(self.setup.mesh, leading=1), rows)
         return jax.device_put(rows, split.replace(last=layout.replicated(self.setup.mesh)))
 

@@ -1,4 +1,4 @@
-"""The loop over stages and steps: sample, pack, update, log, measure, save. Resumes where its last checkpoint stands."""
+"""The loop over stages and steps: train, log, measure, save. Resumes where its last checkpoint stands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from gadjax.progress import RunProgress
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.programs import state_shardings
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.setup import FROM_GENERATOR, Setup, initial_discriminator, initial_generator, make_method, stage_lengths
+from gadjax.trainer.setup import (
+    FROM_GENERATOR,
+    Setup,
+    initial_discriminator,
+    initial_generator,
+    make_method,
+    stage_lengths,
+)
 from gadjax.trainer.stage_steps import StageSteps
 
 BEFORE = "before"  # the stage name of figures measured before any training
@@ -185,9 +192,9 @@ class Run:
             state = getattr(self.state, name)
             if state is not None and int(state.skipped_in_row) >= limit:
                 raise UserError(
-                    f"the {name}'s gradient was not finite for {limit} steps in a row up to step {self.position.step} "
-                    f"(config.optimizer.max_skipped_steps): lower config.{self.position.stage}.{name}_learning_rate, or "
-                    "look at the data of those steps"
+                    f"the {name}'s gradient was not finite for {limit} steps in a row, to step {self.position.step} "
+                    f"(config.optimizer.max_skipped_steps): lower config.{self.position.stage}.{name}_learning_rate, "
+                    "or look at the data of those steps"
                 )
 
     def _wandb(self) -> dict[str, Any] | None:

@@ -38,17 +38,14 @@ class Programs:
         self.update_discriminator = jax.jit(
             functools.partial(updates.update_discriminator, method),
             donate_argnums=0,
+            static_argnames="fresh",
             out_shardings=(discriminator, whole, whole),
         )
         self.score = jax.jit(functools.partial(updates.update_discriminator, method, train=False))
-        self.update_policy = jax.jit(
-            self._update_policy, donate_argnums=0, out_shardings=(generator, whole)
-        )
+        self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
 
     def _update_policy(self, state, reference, rows, sampled, rewards, teacher):
-        return updates.update_policy(
-            self.method, state, reference, rows, sampled, group_advantages(rewards), teacher
-        )
+        return updates.update_policy(self.method, state, reference, rows, sampled, group_advantages(rewards), teacher)
 
     def place(self, rows: Packed, *, leading: int = 1) -> Packed:
         """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""

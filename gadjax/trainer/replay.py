@@ -20,7 +20,7 @@ class Replay:
         self.added = 0
 
     def add(self, new: Groups) -> None:
-        """Stores groups; the oldest make room. `new`: arrays with a leading axis of groups, of the same shapes always."""
+        """Stores groups, over the oldest. `new`: arrays with a leading axis of groups, always of the same shapes."""
         if not self.arrays:
             self.arrays = {name: np.zeros((self.groups, *value.shape[1:]), value.dtype) for name, value in new.items()}
         count = len(next(iter(new.values())))

@@ -22,7 +22,6 @@ from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
 
-
 FROM_GENERATOR = "generator"  # a value of config.discriminator.init
 
 
@@ -94,8 +93,8 @@ def prepare_run(config: ConfigDict) -> Setup:
     )
     if init is not None and vocabulary_fingerprint(init) != tokenizer.vocabulary_fingerprint():
         raise UserError(
-            f"config.discriminator.init {init} has another tokenizer than the student {student}: the discriminator reads "
-            "the student's tokens, so choose a checkpoint of the same family"
+            f"config.discriminator.init {init} has another tokenizer than the student {student}: the discriminator "
+            "reads the student's tokens, so choose a checkpoint of the same family"
         )
     train = _dataset(config, tokenizer, "train")
     heldout = _dataset(config, tokenizer, "heldout") if config.data.heldout else None

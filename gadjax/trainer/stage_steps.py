@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -80,9 +81,10 @@ class StageSteps:
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
             rows = self.programs.place(rows)
             if train:
-                discriminator, scores, metrics = self.programs.update_discriminator(state.discriminator, rows, weight)
+                update = functools.partial(self.programs.update_discriminator, fresh=count)
+                discriminator, scores, metrics = update(state.discriminator, rows, weight)
                 for _ in range(config.updates_per_step - 1):
-                    discriminator, _, _ = self.programs.update_discriminator(discriminator, rows, weight)
+                    discriminator, _, _ = update(discriminator, rows, weight)
                 state = state.replace(discriminator=discriminator)
             else:
                 _, scores, metrics = self.programs.score(state.discriminator, rows, weight)

@@ -1,0 +1,426 @@
+"""Checkpoints in: layouts, dtypes, shards, and what is refused. Names and shapes are written out by hand."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tracemalloc
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gadjax.errors import UserError
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+from gadjax.models.weights import (
+    HF_TENSORS,
+    load_params,
+    named_leaves,
+    read_hf_config,
+    resolve_model,
+)
+
+V, H, F, L, NQ, NKV, D = 40, 16, 24, 3, 4, 2, 8
+HF_CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": V,
+    "hidden_size": H,
+    "intermediate_size": F,
+    "num_hidden_layers": L,
+    "num_attention_heads": NQ,
+    "num_key_value_heads": NKV,
+    "head_dim": D,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": True,  # so that Qwen3 has every kind of parameter
+    "tie_word_embeddings": False,
+}
+
+
+def hf_tensors(dtype=np.float32, config=HF_CONFIG) -> dict[str, np.ndarray]:
+    """A whole checkpoint of random values."""
+    hidden, mlp = config["hidden_size"], config["intermediate_size"]
+    shapes = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (config["vocab_size"], hidden),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes[layer + "input_layernorm.weight"] = (hidden,)
+        shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+        for name, heads in (("q", NQ), ("k", NKV), ("v", NKV)):
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (heads * D, hidden)
+            shapes[f"{layer}self_attn.{name}_proj.bias"] = (heads * D,)
+        shapes[layer + "self_attn.o_proj.weight"] = (hidden, NQ * D)
+        shapes[layer + "self_attn.o_proj.bias"] = (hidden,)
+        shapes[layer + "self_attn.q_norm.weight"] = (D,)
+        shapes[layer + "self_attn.k_norm.weight"] = (D,)
+        shapes[layer + "mlp.gate_proj.weight"] = (mlp, hidden)
+        shapes[layer + "mlp.up_proj.weight"] = (mlp, hidden)
+        shapes[layer + "mlp.down_proj.weight"] = (hidden, mlp)
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def write(directory: pathlib.Path, tensors: dict[str, np.ndarray], **fields) -> pathlib.Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(HF_CONFIG | fields))
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def write_sharded(directory: pathlib.Path, tensors: dict[str, np.ndarray], count: int = 3) -> pathlib.Path:
+    write(directory, tensors)
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: f"model-{i % count}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(weight_map.values()):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        safetensors.numpy.save_file(part, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+def load(directory: pathlib.Path, head: str = "lm", **kwargs):
+    config, _ = read_hf_config(directory)
+    return load_params(directory, config, Model(config, head).abstract_params(), **kwargs)
+
+
+def assert_equal(left, right):
+    left, right = named_leaves(left), named_leaves(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype, name
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def random_head() -> dict[str, np.ndarray]:
+    return {"kernel": np.full((H, 1), 0.25, np.float32), "bias": np.full((1,), 0.5, np.float32)}
+
+
+def test_every_parameter_lies_where_it_belongs(tmp_path):
+    tensors = hf_tensors()
+    params = load(write(tmp_path, tensors))
+    assert len(named_leaves(params)) == len(HF_TENSORS) - 2  # all but the scalar head's
+
+    def same(ours, name, shape):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, tensors[name].T.reshape(shape), err_msg=name)
+
+    np.testing.assert_array_equal(params["embed"]["embedding"], tensors["model.embed_tokens.weight"])
+    same(params["final_norm"]["scale"], "model.norm.weight", (H,))
+    same(params["lm_head"]["kernel"], "lm_head.weight", (H, V))
+    for i in range(L):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        prefix = f"model.layers.{i}."
+        same(layer["input_norm"]["scale"], prefix + "input_layernorm.weight", (H,))
+        same(layer["post_attention_norm"]["scale"], prefix + "post_attention_layernorm.weight", (H,))
+        attention = layer["attention"]
+        for name, heads in (("q", NQ), ("k", NKV), ("v", NKV)):
+            same(attention[name]["kernel"], f"{prefix}self_attn.{name}_proj.weight", (H, heads, D))
+            same(attention[name]["bias"], f"{prefix}self_attn.{name}_proj.bias", (heads, D))
+        same(attention["o"]["kernel"], prefix + "self_attn.o_proj.weight", (NQ, D, H))
+        same(attention["o"]["bias"], prefix + "self_attn.o_proj.bias", (H,))
+        same(attention["q_norm"]["scale"], prefix + "self_attn.q_norm.weight", (D,))
+        same(attention["k_norm"]["scale"], prefix + "self_attn.k_norm.weight", (D,))
+        same(layer["mlp"]["gate"]["kernel"], prefix + "mlp.gate_proj.weight", (H, F))
+        same(layer["mlp"]["up"]["kernel"], prefix + "mlp.up_proj.weight", (H, F))
+        same(layer["mlp"]["down"]["kernel"], prefix + "mlp.down_proj.weight", (F, H))
+
+
+def test_many_files_hold_what_one_holds(tmp_path):
+    tensors = hf_tensors()
+    assert_equal(load(write_sharded(tmp_path / "many", tensors)), load(write(tmp_path / "one", tensors)))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_sources_of_other_dtypes_become_float32(tmp_path, dtype):
+    tensors = hf_tensors(dtype)
+    same_values = {name: value.astype(np.float32) for name, value in tensors.items()}
+    assert_equal(load(write(tmp_path / "a", tensors)), load(write(tmp_path / "b", same_values)))
+
+
+def test_leaves_take_the_dtype_that_is_asked_for(tmp_path):
+    config, _ = read_hf_config(write(tmp_path, hf_tensors()))
+    abstract = Model(config).abstract_params()
+    asked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "bfloat16"), abstract)
+    expected = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), load_params(tmp_path, config, abstract))
+    assert_equal(load_params(tmp_path, config, asked), expected)
+
+
+def test_shards_hold_their_part_and_read_no_more(tmp_path, monkeypatch):
+    """On 8 devices: same values, in the asked layout, every element of the files read once for them all."""
+    tensors = hf_tensors()
+    directory = write(tmp_path, tensors)
+    whole = load(directory)
+    config, _ = read_hf_config(directory)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    model = Model(config)
+    rules = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+    shardings = jax.tree.map(
+        lambda axes: NamedSharding(mesh, PartitionSpec(*(rules.get(axis) for axis in axes))),
+        model.logical_axes(),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        model.abstract_params(),
+        shardings,
+    )
+    read = []
+    open_file = safetensors.safe_open
+
+    class Counted:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __getitem__(self, index):
+            piece = self.tensor[index]
+            read.append(piece.size)
+            return piece
+
+        def __getattr__(self, name):
+            return getattr(self.tensor, name)
+
+    class Handle:
+        def __init__(self, *args, **kwargs):
+            self.handle = open_file(*args, **kwargs)
+
+        def __enter__(self):
+            self.handle.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.handle.__exit__(*error)
+
+        def keys(self):
+            return self.handle.keys()
+
+        def get_slice(self, name):
+            return Counted(self.handle.get_slice(name))
+
+    monkeypatch.setattr(safetensors, "safe_open", Handle)
+    params = load_params(directory, config, abstract)
+    assert_equal(params, whole)
+    for name, leaf in named_leaves(params).items():
+        assert leaf.sharding == named_leaves(shardings)[name], name
+    assert sum(read) == sum(value.size for value in tensors.values())
+
+
+def test_no_second_copy_in_host_memory(tmp_path):
+    """Beside the arrays themselves there is never more than about the largest parameter."""
+    config = HF_CONFIG | {"num_hidden_layers": 12, "intermediate_size": 8192, "vocab_size": 8192}
+    tensors = hf_tensors(config=config)
+    directory = write(tmp_path, tensors, **config)
+    model_config, _ = read_hf_config(directory)
+    abstract = Model(model_config).abstract_params()
+    sizes = [leaf.size * 4 for leaf in jax.tree.leaves(abstract)]
+    del tensors
+    tracemalloc.start()
+    try:
+        params = jax.block_until_ready(load_params(directory, model_config, abstract))
+        peak = tracemalloc.get_traced_memory()[1]
+        print(peak / 1e6, sum(sizes) / 1e6, max(sizes) / 1e6)
+    finally:
+        tracemalloc.stop()
+    assert named_leaves(params).keys() == named_leaves(abstract).keys()
+    assert peak < sum(sizes) + 1.5 * max(sizes)
+
+
+def test_tied_checkpoint_with_and_without_a_head(tmp_path):
+    tensors = hf_tensors()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    twice = load(write(tmp_path / "twice", tensors, tie_word_embeddings=True))
+    assert "lm_head" not in twice
+    del tensors["lm_head.weight"]
+    assert_equal(load(write(tmp_path / "once", tensors, tie_word_embeddings=True)), twice)
+
+
+def test_tied_checkpoint_with_another_head_is_refused(tmp_path):
+    tensors = hf_tensors()
+    directory = write(tmp_path, tensors, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head.weight differs .* set tie_word_embeddings to false"):
+        load(directory)
+    assert "score" in load(
+        directory, "score", missing={"score": random_head()}
+    )  # no head is read: nothing to refuse
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_discriminator_grows_from_a_causal_language_model(tmp_path, tied):
+    tensors = hf_tensors()
+    if tied:
+        del tensors["lm_head.weight"]
+    directory = write(tmp_path, tensors, tie_word_embeddings=tied)
+    generator = load(directory)
+    generator.pop("lm_head", None)
+    head = random_head()
+    assert_equal(load(directory, "score", missing={"score": head}), generator | {"score": head})
+    with pytest.raises(UserError, match=r"2 of \d+ tensors are missing: score.bias, score.weight"):
+        load(directory, "score")
+
+
+def test_discriminator_of_its_own_export_keeps_its_head(tmp_path):
+    tensors = hf_tensors()
+    del tensors["lm_head.weight"]
+    tensors["score.weight"] = np.arange(H, dtype=np.float32)[None]
+    tensors["score.bias"] = np.array([3.0], np.float32)
+    directory = write(tmp_path, tensors, architectures=["Qwen3ForTokenClassification"])
+    head = load(directory, "score", missing={"score": random_head()})["score"]
+    np.testing.assert_array_equal(head["kernel"], tensors["score.weight"].T)
+    np.testing.assert_array_equal(head["bias"], tensors["score.bias"])
+    del tensors["score.bias"]
+    with pytest.raises(UserError, match=r"1 of \d+ tensors are missing: score.bias;"):
+        load(write(tmp_path, tensors), "score", missing={"score": random_head()})
+
+
+def test_missing_tensors_are_counted_and_named(tmp_path):
+    tensors = hf_tensors()
+    for i in range(L):
+        del tensors[f"model.layers.{i}.mlp.up_proj.weight"]
+    with pytest.raises(
+        UserError, match=rf"{L} of \d+ tensors are missing: model.layers.0.mlp.up_proj.weight, "
+    ):
+        load(write(tmp_path, tensors))
+    tensors = hf_tensors()
+    del tensors["lm_head.weight"]
+    with pytest.raises(UserError, match=r"tensors are missing: lm_head.weight;"):
+        load(write(tmp_path, tensors))
+
+
+def test_misshapen_tensor(tmp_path):
+    tensors = hf_tensors()
+    tensors["model.layers.1.self_attn.k_proj.weight"] = np.zeros((NKV * D + 1, H), np.float32)
+    found, asked = rf"\[{NKV * D + 1}, {H}\]", rf"\[{NKV * D}, {H}\]"
+    message = f"tensor model.layers.1.self_attn.k_proj.weight has the shape {found}, but .* asks for {asked}"
+    with pytest.raises(UserError, match=message):
+        load(write(tmp_path, tensors))
+
+
+def test_left_over_tensors(tmp_path):
+    """Query norms in a Llama, or layers beyond the config's, would silently make another model."""
+    tensors = hf_tensors()
+    llama = dict(architectures=["LlamaForCausalLM"], model_type="llama")
+    with pytest.raises(
+        UserError, match=r"6 tensors have no place in .*: model.layers.0.self_attn.k_norm.weight"
+    ):
+        load(write(tmp_path, tensors, **llama))
+    with pytest.raises(
+        UserError, match=r"tensors have no place in .*: model.layers.2.input_layernorm.weight"
+    ):
+        load(write(tmp_path, tensors, num_hidden_layers=2))
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(D // 2, np.float32)
+    load(write(tmp_path, tensors))
+
+
+def test_quantised_tensor(tmp_path):
+    tensors = hf_tensors()
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((F, H), np.int8)
+    with pytest.raises(UserError, match=r"model.layers.0.mlp.up_proj.weight is I8; quantised weights"):
+        load(write(tmp_path, tensors))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "empty"])
+def test_damaged_file(tmp_path, damage):
+    file = write(tmp_path, hf_tensors()) / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes({"truncated": content[:-100], "header": b"\xff" * 64, "empty": b""}[damage])
+    with pytest.raises(UserError, match=rf"{file}: not a complete safetensors file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pickle", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"]
+)
+def test_pickled_weights_are_refused(tmp_path, pickle):
+    (write(tmp_path, hf_tensors()) / "model.safetensors").unlink()
+    (tmp_path / pickle).write_bytes(b"")
+    with pytest.raises(UserError, match=f"weights are pickled only .{pickle}."):
+        load(tmp_path)
+
+
+def test_no_weights(tmp_path):
+    (write(tmp_path, hf_tensors()) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no weights; a checkpoint holds model.safetensors"):
+        load(tmp_path)
+
+
+def test_index_names_a_file_that_is_not_there(tmp_path):
+    write_sharded(tmp_path, hf_tensors())
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"index.json: names model-1.safetensors, which is not there"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])
+def test_index_without_a_map(tmp_path, content):
+    write_sharded(tmp_path, hf_tensors())
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="weight_map is missing or empty"):
+        load(tmp_path)
+
+
+def test_config_file(tmp_path):
+    with pytest.raises(UserError, match=r"config.json: no such file"):
+        read_hf_config(tmp_path)
+    for content, message in (("{", "not JSON"), ("[]", "not a JSON object")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=rf"{tmp_path}/config.json: {message}"):
+            read_hf_config(tmp_path)
+    write(tmp_path, {})
+    config, hf_config = read_hf_config(tmp_path)
+    assert isinstance(config, ModelConfig) and hf_config == HF_CONFIG
+
+
+def test_resolve_model(tmp_path):
+    assert resolve_model(str(tmp_path)) == tmp_path
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: not a directory"):
+        resolve_model(str(tmp_path / "file"))
+    with pytest.raises(UserError, match="absent: no such directory; give"):
+        resolve_model(str(tmp_path / "absent"))
+    with pytest.raises(
+        UserError, match="gadjax-tests/absent: no such directory, and the hub did not provide it"
+    ):
+        resolve_model("gadjax-tests/absent")
+
+
+def test_a_hub_id_brings_only_files_that_are_read(monkeypatch, tmp_path):
+    import fnmatch
+
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, allow_patterns, ignore_patterns):
+        asked.update(name=name, allow=allow_patterns, ignore=ignore_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("org/a-model") == tmp_path and asked["name"] == "org/a-model"
+
+    def wanted(file):
+        allowed, ignored = ([fnmatch.fnmatch(file, p) for p in asked[kind]] for kind in ("allow", "ignore"))
+        return any(allowed) and not any(ignored)
+
+    needed = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+    ]
+    needed += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"]
+    needed += ["vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"]
+    useless = [
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "original/params.json",
+        "onnx/model.onnx",
+        "a.gguf",
+    ]
+    assert all(map(wanted, needed)) and not any(map(wanted, useless))

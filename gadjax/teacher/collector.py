@@ -1,0 +1,152 @@
+"""Asks the teacher for what the ledger lacks, and turns a ledger into the Parquet that training reads."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gadjax.errors import UserError
+from gadjax.teacher.client import RowFailed, Teacher
+from gadjax.teacher.ledger import Answer, Key, Ledger
+from gadjax.teacher.prompts import Prompt
+
+# The published schema (algorithm.md, section 4), then provenance, which training ignores.
+SCHEMA = pa.schema(
+    [
+        ("content", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("teacher_response", pa.string()),
+        ("category", pa.string()),
+        ("id", pa.string()),
+        ("model", pa.string()),
+        ("created", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("max_tokens", pa.int32()),
+        ("seed", pa.int64()),
+        ("system", pa.string()),
+    ]
+)
+
+_SYNC_SECONDS = 0.5
+_ROW_GROUP = 1024
+_LEAST_BREAK = 8  # failed rows in a row that end a run; at least the concurrency
+
+
+@dataclasses.dataclass
+class Collected:
+    """What a run came to."""
+
+    received: int = 0
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # id -> why
+
+
+async def collect(
+    teacher: Teacher,
+    prompts: Iterable[Prompt],
+    ledger: Ledger,
+    *,
+    concurrency: int,
+    on_answer: Callable[[Answer], None] = lambda answer: None,
+) -> Collected:
+    """Asks for the prompts that the ledger lacks, `concurrency` at a time; appends every answer as it comes.
+
+    Where no prompt can succeed, or many in a row fail, no new request begins; those under way are waited for,
+    since their answers are paid for.
+
+    Raises:
+      UserError: why no prompt can succeed.
+    """
+    missing = iter([prompt for prompt in prompts if key(teacher, prompt) not in ledger])
+    result = Collected()
+    failed_in_a_row: list[str] = []
+
+    async def work() -> None:
+        for prompt in missing:
+            if teacher.stop.is_set():
+                return
+            try:
+                answer = await teacher.ask(prompt.content)
+            except RowFailed as error:
+                result.failures[prompt.id] = str(error)
+                failed_in_a_row.append(str(error))
+                if len(failed_in_a_row) >= max(_LEAST_BREAK, concurrency):
+                    raise UserError(
+                        f"{len(failed_in_a_row)} prompts in a row failed at --base_url={teacher.base_url}, the "
+                        f"last with: {error}"
+                    ) from None
+                continue
+            failed_in_a_row.clear()
+            ledger.append(key(teacher, prompt), answer)
+            result.received += 1
+            on_answer(answer)
+
+    async def guarded() -> None:
+        try:
+            await work()
+        except BaseException:
+            teacher.stop.set()
+            raise
+
+    syncing = asyncio.create_task(_sync_often(ledger))
+    try:
+        ends = await asyncio.gather(*(guarded() for _ in range(concurrency)), return_exceptions=True)
+    finally:
+        syncing.cancel()
+        ledger.sync()
+    # Workers that `stop` woke from a wait end as cancelled; the first of the others says why all stopped.
+    for error in ends:
+        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+            raise error
+    return result
+
+
+async def _sync_often(ledger: Ledger) -> None:
+    while True:
+        await asyncio.sleep(_SYNC_SECONDS)
+        ledger.sync()
+
+
+def key(teacher: Teacher, prompt: Prompt) -> Key:
+    """Where the ledger keeps a prompt's answer."""
+    return prompt.id, teacher.fingerprint(prompt.content)
+
+
+def write_parquet(
+    path: pathlib.Path, teacher: Teacher, prompts: Sequence[Prompt], ledger: Ledger, *, model_name: str
+) -> int:
+    """Writes the answered prompts in their order, a whole file or none; returns their number."""
+    sampling = dataclasses.asdict(teacher.sampling) | {"system": teacher.system, "model": model_name}
+    keys = ((prompt, key(teacher, prompt)) for prompt in prompts)
+    answered = ((prompt, ledger[name]) for prompt, name in keys if name in ledger)
+    partial = path.with_name(path.name + ".partial")
+    rows = 0
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        while batch := list(itertools.islice(answered, _ROW_GROUP)):
+            table = [_row(prompt, answer) | sampling for prompt, answer in batch]
+            writer.write_table(pa.Table.from_pylist(table, schema=SCHEMA))
+            rows += len(batch)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return rows
+
+
+def _row(prompt: Prompt, answer: Answer) -> dict[str, object]:
+    row = dataclasses.asdict(answer)
+    text = row.pop("text")
+    return row | {
+        "content": prompt.content,
+        "teacher_response": text,
+        "category": prompt.category,
+        "id": prompt.id,
+    }

@@ -1,0 +1,73 @@
+"""What a collection shows while it runs: answers, rate, tokens, time left."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from gadjax.teacher.client import Teacher
+from gadjax.teacher.ledger import Answer
+
+_PLAIN_SECONDS = 30.0  # between lines where there is no terminal
+
+
+class AnswerProgress:
+    """A bar on a terminal, a line now and then elsewhere; a context manager."""
+
+    def __init__(self, total: int, kept: int, teacher: Teacher, *, console: Console | None = None):
+        """
+        Args:
+          total: prompts.
+          kept: of those, answered by earlier runs.
+          teacher: whose repeated attempts are shown.
+          console: where to show; standard output by default.
+        """
+        self._console = console or Console()
+        self._total, self._kept, self._teacher = total, kept, teacher
+        self._received = self._tokens = 0
+        self._began = self._shown = time.monotonic()
+        self._bar: Progress | None = None
+        if self._console.is_interactive:
+            self._bar = Progress(
+                SpinnerColumn("line"),
+                TextColumn("collecting"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.description}"),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._bar.add_task(self._figures(), total=total, completed=kept)
+
+    def __enter__(self) -> AnswerProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, answer: Answer) -> None:
+        """Counts one more answer."""
+        self._received += 1
+        self._tokens += answer.completion_tokens or 0
+        if self._bar:
+            self._bar.update(self._task, completed=self._kept + self._received, description=self._figures())
+        elif time.monotonic() - self._shown >= _PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            self._console.print(f"collecting {self._figures()}", highlight=False, soft_wrap=True)
+
+    def _figures(self) -> str:
+        done, seconds = self._kept + self._received, time.monotonic() - self._began
+        text = f"{done}/{self._total}"
+        if self._received:
+            left = (self._total - done) * seconds / self._received
+            minutes, rest = divmod(round(left), 60)
+            hours, minutes = divmod(minutes, 60)
+            text += f"  {self._received / seconds:.2g} answers/s  {self._tokens} tokens"
+            text += f" ({self._tokens / seconds:.0f}/s)  {hours}:{minutes:02}:{rest:02} left"
+        if self._teacher.retries:
+            text += f"  {self._teacher.retries} repeated"
+        return text
