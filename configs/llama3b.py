@@ -1,4 +1,4 @@
-"""Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
+r"""Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
     python -m gadjax.train --config=configs/llama3b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet

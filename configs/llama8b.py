@@ -1,4 +1,4 @@
-"""Llama-3.1-8B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
+r"""Llama-3.1-8B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
     python -m gadjax.train --config=configs/llama8b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet

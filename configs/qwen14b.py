@@ -1,4 +1,4 @@
-"""Qwen2.5-14B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
+r"""Qwen2.5-14B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
     python -m gadjax.train --config=configs/qwen14b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet

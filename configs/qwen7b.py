@@ -1,4 +1,4 @@
-"""Qwen2.5-7B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
+r"""Qwen2.5-7B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
 
     python -m gadjax.train --config=configs/qwen7b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 layers, 71 M parameters).
+r"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 layers, 71 M parameters).
 
     python -m gadjax.train --config=configs/smollm2_135m.py --config.student=DIR_OF_THE_PRUNED_COPY \
         --config.data.train=train.parquet --config.data.heldout=test.parquet

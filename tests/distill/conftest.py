@@ -3,7 +3,7 @@
 `bigrams`: networks of two tables in float64, whose values a test can write down, compiled in a second.
 `decoder`: the real decoder in float32, every parameter random, norms and biases included.
 
-Both come with a ragged batch and ragged samples, their padding poisoned with random ids.
+Both come with a ragged batch and ragged samples, whose padding holds random ids.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 
 from configs.base import get_config
 from gadjax.data.packing import Packed, pack
+from gadjax.distill import rows as device_rows
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState
@@ -28,13 +29,15 @@ from gadjax.models.config import ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples, Sampling
-from gadjax.trainer.loop import Position, Run
-from gadjax.trainer.programs import Programs, state_shardings
+from gadjax.trainer import host_rows
+from gadjax.trainer.programs import state_shardings
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import make_method
+from gadjax.trainer.stage_steps import StageSteps
 
 B, N, P, T, V = 4, 3, 9, 7, 64
-EOS = (3, 11, 17, 29)
+ROW_LENGTH = 2 * (P + T)
+EOS = (3, 11, 17, 29, 31, 40)
 PROMPT_LENGTHS = (9, 1, 6, 4)
 TEACHER_LENGTHS = (2, 7, 1, 5)
 SAMPLE_LENGTHS = ((7, 1, 3), (2, 7, 7), (4, 1, 6), (1, 2, 5))
@@ -58,7 +61,7 @@ def bigrams() -> Iterator[Tiny]:
 
 @pytest.fixture
 def decoder() -> Tiny:
-    """The real networks: grouped queries, biases and query-key norms, tied."""
+    """The real networks, with all that they may have: grouped queries, biases, query-key norms."""
     config = ModelConfig(
         architecture="Qwen3ForCausalLM",
         vocab_size=V,
@@ -83,12 +86,12 @@ class Tiny:
     def __init__(self, generator: Any, discriminator: Any, dtype: type):
         self.networks = {"generator": generator, "discriminator": discriminator}
         self.dtype = dtype
-        self.params = {name: self._random_params(model) for name, model in self.networks.items()}
-        self.reference = jax.tree.map(
-            lambda leaf: leaf + 0.05 * np.random.default_rng(9).normal(size=leaf.shape).astype(dtype),
-            self.params["generator"],
-        )
-        rng = np.random.default_rng(1)
+        self.params = {
+            "generator": random_params(generator, dtype, seed=0),
+            "discriminator": random_params(discriminator, dtype, seed=1),
+        }
+        self.reference = random_params(generator, dtype, seed=2)
+        rng = np.random.default_rng(3)
         ids = lambda *shape: rng.integers(0, V, shape).astype(np.int32)  # noqa: E731
         self.batch = {
             "prompt": ids(B, P),
@@ -98,105 +101,177 @@ class Tiny:
             "row": np.arange(B, dtype=np.int32) + 100,
         }
         lengths = np.array(SAMPLE_LENGTHS, np.int32)
-        # Log-probs far from any policy's, so that ratios leave the clip on both sides.
-        self.samples = Samples(ids(B, N, T), lengths, rng.uniform(-8, -1, (B, N, T)), lengths < T)
+        # Log-probs far from the policy's, so that ratios leave the clip and the dual clip on both sides.
+        logprobs = rng.uniform(-7, -1, (B, N, T)).astype(dtype)
+        self.samples = Samples(ids(B, N, T), lengths, logprobs, lengths < T)
+        self.advantages = rng.normal(size=(B, N)).astype(dtype)
 
-    def method(self, stage: str = "gad", **changes: Any) -> Method:
-        """The method that the trainer makes of the default config and a few settings fit for the size.
+    def method(self, stage: str = "gad", **fields: Any) -> Method:
+        """The method that the trainer makes of the config below; `fields` of `Method` replace its own."""
+        return dataclasses.replace(make_method(self._setup(tiny_config()), stage), **fields)
 
-        `changes` are fields of `Method`.
-        """
-        return dataclasses.replace(make_method(self._setup(_config(), None), stage), **changes)
-
-    def state(self, method: Method, *, reference: bool = True) -> GadState:
-        """A fresh state; the KL's reference is another policy, or (False) the generator as it is."""
-        params = jax.tree.map(jnp.asarray, self.params)
-        optimizers = {"generator": method.generator_optimizer, "discriminator": method.discriminator_optimizer}
-        networks = {name: states.create(params[name], optimizers[name]) for name in params}
+    def state(self, method: Method) -> GadState:
+        """The state before the first step. The reference is not the generator, so that the KL is not 0."""
+        params = jax.tree.map(jnp.array, self.params)
         return GadState(
-            **networks,
-            reference=jax.tree.map(jnp.array, self.reference if reference else self.params["generator"]),
+            generator=states.create(params["generator"], method.generator_optimizer),
+            discriminator=states.create(params["discriminator"], method.discriminator_optimizer),
+            reference=jax.tree.map(jnp.array, self.reference),
         )
 
-    def advantages(self) -> np.ndarray:
-        """[B, N], with both signs in each group."""
-        return np.random.default_rng(2).normal(size=(B, N)).astype(self.dtype)
-
     def sequences(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Prompts and responses of the samples without padding, N to a prompt."""
+        """Prompts and responses of the samples, N to a prompt, without padding."""
         prompts = [self.batch["prompt"][b, : PROMPT_LENGTHS[b]] for b in range(B) for _ in range(N)]
         responses = [self.samples.tokens[b, n, : SAMPLE_LENGTHS[b][n]] for b in range(B) for n in range(N)]
         return prompts, responses
 
-    def pack(self, prompts: list[np.ndarray], responses: list[np.ndarray], **options: Any) -> Packed:
-        """One micro-batch packed by the host, its padding poisoned."""
-        return poison(pack(prompts, responses, **{"row_length": 2 * (P + T)} | options))
+    def groups(self, method: Method) -> tuple[Packed, Any]:
+        """Rows and weights of the discriminator's update on the samples, one sequence a row."""
+        return jax.jit(device_rows.group_rows, static_argnums=0)(method, self.batch, self.samples)
 
-    def trainer(self, stage: str, mesh: jax.sharding.Mesh | None = None, **settings: Any) -> tuple[Run, Programs]:
-        """The trainer as it stands before the first step of a stage, without its files.
+    def policy_rows(self, method: Method) -> tuple[Packed, Any]:
+        """Rows of the policy update on the samples, packed, and the sampler's log-probs."""
+        rows, sampled = host_rows.policy_rows(method, self.batch, self.samples, row_length=ROW_LENGTH, row_multiple=1)
+        return poison(rows), sampled
 
-        `settings` are dotted fields of the config, with "__" for ".".
+    def teacher_rows(self, method: Method) -> Packed:
+        """Rows of the supervised update, packed."""
+        return poison(host_rows.teacher_rows(method, self.batch, row_length=ROW_LENGTH, row_multiple=1))
+
+    def pack(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Packed:
+        """One micro-batch packed by the host, without its axis of micro-batches."""
+        rows = poison(pack(prompts, responses, row_length=ROW_LENGTH))
+        return jax.tree.map(lambda leaf: leaf[0], rows)
+
+    def trainer(
+        self, stage: str, mesh: jax.sharding.Mesh | None = None, **settings: Any
+    ) -> tuple[StageSteps, GadState]:
+        """The trainer's steps of a stage, and the state on the mesh (default: one device).
+
+        `settings` are fields of the config, with "__" for ".".
         """
         mesh = mesh or layout.make_mesh(1, 1, 1, jax.devices()[:1])
-        run = object.__new__(Run)  # without reading weights and data, or opening a workdir
-        run.config = _config(**settings)
-        run.setup = self._setup(run.config, mesh)
-        programs = Programs(make_method(run.setup, stage), mesh)
-        method = programs.method
-        state = self.state(method)
-        run.state = jax.device_put(
-            state,
-            GadState(
-                generator=state_shardings(method.generator, method.generator_optimizer, mesh),
-                discriminator=state_shardings(method.discriminator, method.discriminator_optimizer, mesh),
-                reference=layout.param_shardings(method.generator, mesh),
-            ),
+        config = tiny_config(**settings)
+        steps = StageSteps(self._setup(config, mesh), stage, Replay(config.discriminator.replay_size // N))
+        method = steps.method
+        shardings = GadState(
+            generator=state_shardings(method.generator, method.generator_optimizer, mesh),
+            discriminator=state_shardings(method.discriminator, method.discriminator_optimizer, mesh),
+            reference=layout.param_shardings(method.generator, mesh),
         )
-        run.position = Position(stage, 0, 0)
-        run.replay = Replay(run.config.discriminator.replay_size // N)
-        return run, programs
+        return steps, jax.device_put(self.state(method), shardings)
 
-    def _setup(self, config: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    def _setup(self, config: Any, mesh: jax.sharding.Mesh | None = None) -> types.SimpleNamespace:
+        """Stands in for `gadjax.trainer.setup.Setup`, which reads files."""
         return types.SimpleNamespace(
             config=config,
             mesh=mesh,
             **self.networks,
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
-            row_length=2 * (P + T),
+            row_length=ROW_LENGTH,
             row_multiple=layout.batch_shards(mesh) if mesh else 1,
         )
 
-    def _random_params(self, model: Any) -> Any:
-        rng = np.random.default_rng(hash(model.head) % 2 if False else len(model.head))
 
-        def leaf(path, abstract):
-            noise = rng.normal(size=abstract.shape)
-            is_norm = "scale" in jax.tree_util.keystr(path)
-            return (1 + 0.2 * noise if is_norm else 0.3 * noise).astype(self.dtype)
-
-        return jax.tree_util.tree_map_with_path(leaf, model.abstract_params())
-
-
-def _config(**settings: Any) -> Any:
+def tiny_config(**settings: Any) -> Any:
+    """The default config with a few settings fit for the size; `settings` as in `Tiny.trainer`."""
     config = get_config().unlock()
-    config.rollout.num_samples = N
-    config.batch_size = B
-    config.remat = "none"
-    config.logprob_chunk = 3
-    config.warmup.generator_learning_rate = config.gad.generator_learning_rate = 1e-2
-    config.warmup.discriminator_learning_rate = config.gad.discriminator_learning_rate = 1e-2
-    config.gad.kl_coefficient = 0.1
-    config.warmup.discriminator_only_steps = 0
-    for name, value in settings.items():
-        *sections, field = name.split("__")
-        node = config
-        for section in sections:
-            node = node[section]
-        node[field] = value
+    settings = {
+        "rollout__num_samples": N,
+        "remat": "none",
+        "logprob_chunk": 3,
+        "warmup__generator_learning_rate": 1e-2,
+        "warmup__discriminator_learning_rate": 1e-2,
+        "warmup__discriminator_only_steps": 0,
+        "gad__generator_learning_rate": 1e-2,
+        "gad__discriminator_learning_rate": 1e-2,
+        "gad__kl_coefficient": 0.1,
+    } | settings
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
     return config
 
 
+def random_params(model: Any, dtype: type, seed: int) -> Any:
+    """Every parameter random; the scales of norms around 1."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, abstract):
+        noise = rng.normal(size=abstract.shape)
+        scale = "scale" in jax.tree_util.keystr(path)
+        return (1 + 0.2 * noise if scale else 0.3 * noise).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, model.abstract_params())
+
+
 def poison(rows: Packed) -> Packed:
-    """Random ids in the padding; nothing may read them."""
-    noise = np.random.default_rng(3).integers(0, V, rows.tokens.shape).astype(np.int32)
+    """Host rows with random ids in their padding, which nothing may read."""
+    noise = np.random.default_rng(4).integers(0, V, rows.tokens.shape).astype(np.int32)
     return rows.replace(tokens=np.where(rows.segments == 0, noise, rows.tokens))
+
+
+@pytest.fixture
+def keep_gradient() -> optax.GradientTransformation:
+    """An optimizer that moves nothing; its state is the last gradient."""
+    return optax.GradientTransformation(
+        init=lambda params: jax.tree.map(jnp.zeros_like, params),
+        update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BigramConfig:
+    """What the sampler asks a config for."""
+
+    vocab_size: int = V
+    num_layers: int = 0
+    num_kv_heads: int = 1
+    head_dim: int = 1
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bigrams:
+    """Stands in for `gadjax.models.model.Model`: what follows a token depends on it and on its position alone."""
+
+    head: str
+    config: BigramConfig = BigramConfig()
+
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        head = {"head": jax.ShapeDtypeStruct((8, V), np.float64)} if self.head == "lm" else {
+            "score": jax.ShapeDtypeStruct((8,), np.float64)
+        }
+        return {"embed": jax.ShapeDtypeStruct((V, 8), np.float64)} | head
+
+    def logical_axes(self) -> dict[str, tuple[str, ...]]:
+        return {"embed": ("vocab", "embed")} | ({"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)})
+
+    def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:
+        return BoundBigrams(params)
+
+    def scores(self, params, tokens, positions, segments) -> jax.Array:
+        return self.bind(params)(tokens, positions, segments) @ params["score"]
+
+
+class BoundBigrams:
+    """Stands in for `gadjax.models.decoder.Decoder`."""
+
+    def __init__(self, params: dict[str, jax.Array]):
+        self.params = params
+
+    def __call__(self, tokens, positions, segments) -> jax.Array:
+        embed = self.params["embed"]
+        return embed[tokens] * (1 + jnp.sin(positions.astype(embed.dtype)))[..., None]
+
+    def logits(self, hidden) -> jax.Array:
+        return hidden @ self.params["head"]
+
+    def prefill(self, tokens, lengths) -> tuple[jax.Array, list]:
+        last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], axis=1)[:, 0]
+        return self(last, lengths - 1, None), []
+
+    def decode(self, tokens, step, prompt_length, prompt_cache, cache, layers) -> tuple[jax.Array, list]:
+        positions = jnp.broadcast_to((prompt_length + step)[:, None], tokens.shape)
+        return self(tokens, positions, None), cache
+
+    def unstacked_layers(self) -> list:
+        return []

@@ -142,9 +142,7 @@ def test_a_token_classifier_is_its_backbone():
         (of_family("Qwen2", sliding_window=16, use_sliding_window=True, max_window_layers=2), None),
         (of_family("Qwen2", sliding_window=16, use_sliding_window=True, max_window_layers=1), 16),
         (
-            of_family(
-                "Qwen3", sliding_window=16, use_sliding_window=True, layer_types=["full_attention"] * 2
-            ),
+            of_family("Qwen3", sliding_window=16, use_sliding_window=True, layer_types=["full_attention"] * 2),
             None,
         ),
         (

