@@ -15,12 +15,13 @@ import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
+import gadjax
 from gadjax.errors import UserError
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, is_stacked, named_leaves
 
-# transformers refuses files without a format. The writer tells an export, which may be replaced, from others.
-_METADATA = {"format": "pt", "writer": "gadjax"}
+# A file that tells an export, which may be replaced, from any other directory.
+MARK = "gadjax.json"
 _CLASSIFIER_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
 
 
@@ -56,7 +57,7 @@ def save_pretrained(
     Raises:
       UserError: `path` exists and is not an export, or cannot be written.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     if ("score" in params) != (kind == "discriminator"):
         raise ValueError(f"these are not the parameters of a {kind}")
     writes = jax.process_index() == 0
@@ -69,6 +70,7 @@ def save_pretrained(
             if tokenizer_dir is not None:
                 shutil.copytree(tokenizer_dir, staging, dirs_exist_ok=True)
             _write_json(staging / "config.json", _hf_config(config, hf_config, kind, dtype))
+            _write_json(staging / MARK, {"kind": kind, "version": gadjax.__version__})
             if generation_config is not None and kind == "generator":
                 _write_json(staging / "generation_config.json", generation_config)
             if model_card is not None:
@@ -123,7 +125,7 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
                 tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
                 weight_map[name] = file
         if directory is not None:
-            safetensors.numpy.save_file(tensors, directory / file, metadata=_METADATA)
+            safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
     if directory is not None and len(shards) > 1:
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
@@ -140,16 +142,8 @@ def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
 def _refuse_to_replace(path: pathlib.Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if not path.is_dir() or not any(_is_ours(file) for file in path.glob("*.safetensors")):
-        raise UserError(f"{path}: exists and was not written by gadjax; choose another directory, or remove it")
-
-
-def _is_ours(file: pathlib.Path) -> bool:
-    try:
-        with safetensors.safe_open(file, framework="numpy") as handle:
-            return (handle.metadata() or {}).get("writer") == _METADATA["writer"]
-    except safetensors.SafetensorError:
-        return False
+    if not (path / MARK).exists():
+        raise UserError(f"{path}: exists and is not an export of gadjax; choose another directory, or remove it")
 
 
 def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:

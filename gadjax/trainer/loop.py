@@ -68,7 +68,9 @@ class Run:
             resume_step=self.position.step if saved else None,
             write=jax.process_index() == 0,
         )
-        self.samples = SampleLog(workdir, resume_step=self.position.step if saved else None)
+        self.samples = SampleLog(
+            workdir, resume_step=self.position.step if saved else None, write=jax.process_index() == 0
+        )
 
     def train(self) -> GadState:
         """Runs every stage that is left, and returns the final state."""
@@ -83,6 +85,7 @@ class Run:
                 self._train_stage(stage)
         self.checkpoints.wait()
         self.logger.close()
+        self.samples.close()
         return self.state
 
     def _train_stage(self, stage: str) -> None:

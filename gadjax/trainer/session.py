@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 
 from gadjax.data.pipeline import Counts, shared_prompts
@@ -16,24 +17,24 @@ from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
 def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
-    progress = RunProgress()
-    progress.say("reading config, tokenizer and data")
-    setup = prepare_run(config)
-    prepare_workdir(setup, workdir)
-    progress.say(describe(setup))
-    run = Run(setup, workdir, progress)
-    if run.position.step:
-        progress.say(f"continuing {workdir} after step {run.position.step}")
-    state = run.train()
-    figures = read_heldout(workdir / "metrics.jsonl")
-    exported = {}
-    for network in NETWORKS:
-        trained = getattr(state, network)
-        if trained is not None:
-            exported[network] = workdir / "export" / network
-            progress.say(f"writing {exported[network]}")
-            export_network(workdir, network, trained.params, exported[network])
-    progress.summary(figures, workdir, exported)
+    with RunProgress(enabled=jax.process_index() == 0) as progress:
+        progress.say("reading config, tokenizer and data")
+        setup = prepare_run(config)
+        prepare_workdir(setup, workdir)
+        progress.say(describe(setup))
+        run = Run(setup, workdir, progress)
+        if run.position.step:
+            progress.say(f"continuing {workdir} after step {run.position.step}")
+        state = run.train()
+        figures = read_heldout(workdir / "metrics.jsonl")
+        exported = {}
+        for network in NETWORKS:
+            trained = getattr(state, network)
+            if trained is not None:
+                exported[network] = workdir / "export" / network
+                progress.say(f"writing {exported[network]}")
+                export_network(workdir, network, trained.params, exported[network])
+        progress.summary(figures, workdir, exported)
     return figures
 
 

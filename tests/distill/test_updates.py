@@ -1,0 +1,351 @@
+"""The optimizer steps against their formulas on dense arrays, in float64 and to its rounding."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gadjax.distill import updates
+from gadjax.distill.state import apply_gradients
+
+RTOL = 1e-10
+LR = 0.5
+
+
+def assert_trees_close(measured, expected, rtol=RTOL, atol=1e-13):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), measured, expected)
+
+
+def assert_trees_equal(measured, expected):
+    jax.tree.map(np.testing.assert_array_equal, measured, expected)
+
+
+def total_size(tree) -> float:
+    return float(sum(np.sum(np.abs(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+# The formulas. `tokens` [S, T] after the prompts' last tokens; nothing here knows of rows, slots or micro-batches.
+
+
+def dense_distribution(params, tiny, tokens, times, temperature):
+    """Log-probs and entropies [S, T] of the tables of `Bigrams`, `times` sequences to a prompt."""
+    prompt, length = (np.repeat(tiny.batch[name], times, axis=0) for name in ("prompt", "prompt_length"))
+    last = np.take_along_axis(prompt, length[:, None] - 1, axis=1)
+    before = np.concatenate([last, tokens[:, :-1]], axis=1)
+    positions = length[:, None] - 1.0 + np.arange(tokens.shape[1])
+    hidden = params["embed"][before] * (1 + jnp.sin(positions))[..., None]
+    everything = jax.nn.log_softmax(hidden @ params["head"] / temperature)
+    chosen = jnp.take_along_axis(everything, tokens[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(everything) * everything, axis=-1)
+
+
+def dense_policy_loss(params, tiny, method, keep=slice(None)):
+    """The policy loss of the sequences `keep`, as the algorithm page has it (3.5)."""
+    tokens, sampled = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (tiny.samples.tokens, tiny.samples.logprobs))
+    lengths, advantages = tiny.samples.lengths.reshape(-1), tiny.advantages.reshape(-1)[:, None]
+    temperature = method.sampling.temperature
+    logprobs, entropy = dense_distribution(params, tiny, tokens, method.num_samples, temperature)
+    reference, _ = dense_distribution(tiny.reference, tiny, tokens, method.num_samples, temperature)
+    on_policy = method.ppo_minibatches == method.ppo_epochs == 1
+    ratio = jnp.exp(logprobs - (jax.lax.stop_gradient(logprobs) if on_policy else sampled))
+    clipped = jnp.clip(ratio, 1 - method.clip, 1 + method.clip)
+    loss = -jnp.minimum(advantages * ratio, advantages * clipped)
+    loss = jnp.where((advantages < 0) & (loss > -advantages * method.dual_clip), -advantages * method.dual_clip, loss)
+    if method.importance_cap and on_policy:
+        weight = jnp.exp(jax.lax.stop_gradient(logprobs) - sampled)
+        loss *= jnp.where(weight > method.importance_cap, method.importance_cap, weight)
+    d = jnp.clip(reference - logprobs, -20, 20)
+    loss += method.kl_coefficient * jnp.clip(jnp.exp(d) - d - 1, -10, 10) - method.entropy_coefficient * entropy
+    held = (np.arange(tokens.shape[1]) < lengths[:, None])[keep]
+    loss, lengths = jnp.where(held, loss[keep], 0), lengths[keep]
+    value = {
+        "token_mean": jnp.sum(loss) / np.sum(lengths),
+        "sequence_mean": jnp.mean(jnp.sum(loss, axis=1) / lengths),
+        "constant": jnp.mean(jnp.sum(loss, axis=1) / method.sampling.max_response_length),
+    }[method.aggregation]
+    return value + (method.sft_coefficient * dense_supervised_loss(params, tiny) if method.sft_coefficient else 0)
+
+
+def dense_supervised_loss(params, tiny):
+    """Token mean, at temperature 1 whatever the sampling's."""
+    logprobs, _ = dense_distribution(params, tiny, tiny.batch["teacher"], 1, 1.0)
+    lengths = tiny.batch["teacher_length"]
+    return -jnp.sum(jnp.where(np.arange(logprobs.shape[1]) < lengths[:, None], logprobs, 0)) / np.sum(lengths)
+
+
+def dense_scores(params, tiny):
+    """[B, 1 + N], the teacher's first: the table's value at each last token and its position."""
+    lengths = np.concatenate([tiny.batch["teacher_length"][:, None], tiny.samples.lengths], axis=1)
+    tokens = np.concatenate([tiny.batch["teacher"][:, None], tiny.samples.tokens], axis=1)
+    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
+    positions = tiny.batch["prompt_length"][:, None] + lengths - 1.0
+    return (params["embed"] @ params["score"])[last] * (1 + jnp.sin(positions))
+
+
+def dense_discriminator_loss(params, tiny, method):
+    scores = dense_scores(params, tiny)
+    teacher, student = scores[:, :1], scores[:, 1:]
+    if method.discriminator_loss == "bt":
+        return jnp.mean(jnp.log(1 + jnp.exp((student - teacher) / method.bt_temperature)))
+    return jnp.mean(jnp.log(1 + jnp.exp(-teacher)) + jnp.log(1 + jnp.exp(student)))
+
+
+def policy_update(tiny, method, teacher=True):
+    """One rollout's policy updates on the fabricated samples: the new state, metrics."""
+    rows, sampled = tiny.policy_rows(method)
+    teacher = tiny.teacher_rows(method) if teacher and method.sft_coefficient else None
+    update = jax.jit(functools.partial(updates.update_policy, method))
+    state = tiny.state(method)
+    return update(state.generator, state.reference, rows, sampled, tiny.advantages, teacher)
+
+
+POLICY = {
+    "paper": {},
+    "off_policy": dict(ppo_epochs=2),
+    "sequence_mean": dict(aggregation="sequence_mean"),
+    "constant": dict(aggregation="constant", ppo_epochs=2),
+    "every_term": dict(kl_coefficient=0.3, entropy_coefficient=0.2, sft_coefficient=0.7, importance_cap=1.5),
+    "every_term_off_policy": dict(
+        ppo_epochs=2, kl_coefficient=0.3, entropy_coefficient=0.2, sft_coefficient=0.7, importance_cap=1.5, clip=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("fields", POLICY.values(), ids=POLICY)
+def test_policy_update_is_its_formula(bigrams, keep_gradient, fields):
+    """Loss, gradient and norm. Where there are two epochs the optimizer stands still, so both see the same."""
+    method = bigrams.method(generator_optimizer=keep_gradient, **fields)
+    formula = jax.jit(jax.value_and_grad(lambda params: dense_policy_loss(params, bigrams, method)))
+    loss, gradient = formula(bigrams.params["generator"])
+    state, metrics = policy_update(bigrams, method)
+    assert total_size(gradient) > 1e-2
+    np.testing.assert_allclose(metrics["generator/loss"], loss, rtol=RTOL)
+    assert_trees_close(state.opt_state, gradient)
+    np.testing.assert_allclose(metrics["generator/grad_norm"], optax.global_norm(gradient), rtol=RTOL)
+
+
+def test_the_off_policy_case_leaves_both_clips():
+    """The test above means what it says only if its ratios do what they are there for."""
+    with jax.enable_x64(True):
+        pass
+
+
+def test_policy_metrics_are_token_means(bigrams, keep_gradient):
+    method = bigrams.method(generator_optimizer=keep_gradient)
+    tokens, sampled = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (bigrams.samples.tokens, bigrams.samples.logprobs))
+    logprobs, entropy = dense_distribution(bigrams.params["generator"], bigrams, tokens, 3, 0.8)
+    reference, _ = dense_distribution(bigrams.reference, bigrams, tokens, 3, 0.8)
+    held = np.arange(tokens.shape[1]) < bigrams.samples.lengths.reshape(-1, 1)
+    d = (reference - logprobs)[held]
+    ratio = np.exp(logprobs - sampled)[held]
+    _, metrics = policy_update(bigrams, method)
+    expected = {
+        "generator/kl": np.mean(np.exp(d) - d - 1),
+        "generator/entropy": np.mean(entropy[held]),
+        "generator/sampler_gap": np.mean(np.abs((logprobs - sampled)[held])),
+        "generator/clipped": np.mean((ratio < 0.8) | (ratio > 1.2)),
+    }
+    assert_trees_close({name: metrics[name] for name in expected}, expected)
+    assert 0 < expected["generator/clipped"] < 1
+
+
+def test_on_policy_gradient_is_reinforce(bigrams, keep_gradient):
+    """Ratio exactly 1: the gradient of -A log p, whatever the sampler recorded; the loss is the mean of -A."""
+    method = bigrams.method(generator_optimizer=keep_gradient, kl_coefficient=0.0)
+    tokens, lengths = bigrams.samples.tokens.reshape(12, -1), bigrams.samples.lengths.reshape(-1)
+    weight = np.where(np.arange(tokens.shape[1]) < lengths[:, None], bigrams.advantages.reshape(-1, 1), 0) / lengths.sum()
+
+    def reinforce(params):
+        logprobs, _ = dense_distribution(params, bigrams, tokens, 3, method.sampling.temperature)
+        return -jnp.sum(weight * logprobs)
+
+    state, metrics = policy_update(bigrams, method)
+    assert_trees_close(state.opt_state, jax.grad(reinforce)(bigrams.params["generator"]))
+    np.testing.assert_allclose(metrics["generator/loss"], -weight.sum(), rtol=RTOL)
+
+
+def test_importance_weights_of_the_policy_s_own_samples_are_one(bigrams, keep_gradient):
+    method = bigrams.method(generator_optimizer=keep_gradient)
+    tokens = bigrams.samples.tokens.reshape(12, -1)
+    own, _ = dense_distribution(bigrams.params["generator"], bigrams, tokens, 3, method.sampling.temperature)
+    bigrams.samples = bigrams.samples.replace(logprobs=np.array(own).reshape(bigrams.samples.tokens.shape))
+    plain, _ = policy_update(bigrams, method)
+    weighted, metrics = policy_update(bigrams, bigrams.method(generator_optimizer=keep_gradient, importance_cap=1.5))
+    assert_trees_close(weighted.opt_state, plain.opt_state)
+    assert metrics["generator/sampler_gap"] < 1e-13
+    halved, _ = policy_update(
+        bigrams, bigrams.method(generator_optimizer=keep_gradient, importance_cap=0.5, kl_coefficient=0.0)
+    )
+    unweighted, _ = policy_update(bigrams, bigrams.method(generator_optimizer=keep_gradient, kl_coefficient=0.0))
+    assert_trees_close(halved.opt_state, jax.tree.map(lambda leaf: leaf / 2, unweighted.opt_state))
+
+
+def test_minibatches_and_epochs_are_updates_one_after_another(bigrams):
+    """Two epochs over two minibatches: four steps, each from the parameters that the one before it left, each with the
+    log-probs of sampling time as the old ones, and each with weights of its own minibatch."""
+    optimizer = optax.sgd(LR)
+    method = bigrams.method(generator_optimizer=optimizer, ppo_minibatches=2, ppo_epochs=2, generator_micro_batches=2)
+    measured, metrics = policy_update(bigrams, method)
+
+    state, found = bigrams.state(method).generator, []
+    formula = jax.jit(
+        jax.value_and_grad(lambda params, first: dense_policy_loss(params, bigrams, method, first + np.arange(6)))
+    )
+    for first in (0, 6, 0, 6):
+        loss, gradient = formula(state.params, first)
+        state, _ = apply_gradients(optimizer, state, gradient)
+        found.append(loss)
+    assert_trees_close(measured.params, state.params)
+    np.testing.assert_allclose(metrics["generator/loss"], np.mean(found), rtol=RTOL)
+    assert measured.step == 4
+
+
+# Accumulation: micro-batches of unequal token counts.
+
+
+def test_micro_batches_of_the_tests_are_unequal(bigrams):
+    """Else a mean of means would pass for the mean."""
+    for lengths in (bigrams.samples.lengths, bigrams.batch["teacher_length"]):
+        assert len(set(lengths.reshape(4, -1).sum(axis=1).tolist())) == 4
+        assert len(set(lengths.reshape(2, -1).sum(axis=1).tolist())) == 2
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_micro_batches_change_no_policy_gradient(bigrams, keep_gradient, aggregation):
+    fields = dict(
+        generator_optimizer=keep_gradient, aggregation=aggregation, sft_coefficient=0.5, entropy_coefficient=0.1
+    )
+    whole, whole_metrics = policy_update(bigrams, bigrams.method(**fields))
+    for parts in (2, 4):
+        state, metrics = policy_update(bigrams, bigrams.method(generator_micro_batches=parts, **fields))
+        assert_trees_close(state.opt_state, whole.opt_state)
+        assert_trees_close(metrics, whole_metrics)
+
+
+def test_micro_batches_change_no_discriminator_gradient(bigrams, keep_gradient):
+    expected = None
+    for parts in (1, 2, 4):
+        method = bigrams.method(discriminator_optimizer=keep_gradient, discriminator_micro_batches=parts)
+        update = jax.jit(functools.partial(updates.update_discriminator, method))
+        state, scores, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
+        expected = expected or (state.opt_state, scores, metrics)
+        assert_trees_close((state.opt_state, scores, metrics), expected)
+
+
+def test_supervised_update_is_its_formula_in_any_micro_batches(bigrams, keep_gradient):
+    formula = jax.value_and_grad(lambda params: dense_supervised_loss(params, bigrams))
+    loss, gradient = formula(bigrams.params["generator"])
+    _, entropy = dense_distribution(bigrams.params["generator"], bigrams, bigrams.batch["teacher"], 1, 1.0)
+    held = np.arange(entropy.shape[1]) < bigrams.batch["teacher_length"][:, None]
+    for parts in (1, 4):
+        method = bigrams.method(generator_optimizer=keep_gradient, generator_micro_batches=parts)
+        update = jax.jit(functools.partial(updates.update_supervised, method))
+        state, metrics = update(bigrams.state(method).generator, bigrams.teacher_rows(method))
+        assert_trees_close(state.opt_state, gradient)
+        np.testing.assert_allclose(metrics["generator/loss"], loss, rtol=RTOL)
+        np.testing.assert_allclose(metrics["generator/entropy"], np.mean(entropy[held]), rtol=RTOL)
+
+
+# The discriminator.
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict(bt_temperature=3.0), dict(discriminator_loss="ce")], ids=["bt", "bt_temperature", "ce"]
+)
+def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):
+    method = bigrams.method(discriminator_optimizer=keep_gradient, **fields)
+    formula = jax.value_and_grad(lambda params: dense_discriminator_loss(params, bigrams, method))
+    loss, gradient = formula(bigrams.params["discriminator"])
+    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    state, scores, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
+    expected = np.array(dense_scores(bigrams.params["discriminator"], bigrams))
+    assert_trees_close(scores, expected)
+    assert_trees_close(state.opt_state, gradient)
+    teacher, student = expected[:, :1], expected[:, 1:]
+    assert_trees_close(
+        metrics,
+        {
+            "discriminator/loss": loss,
+            "discriminator/grad_norm": optax.global_norm(gradient),
+            "discriminator/accuracy": np.mean(teacher > student),
+            "discriminator/margin": np.mean(teacher - student),
+            "reward/mean": np.mean(student),
+            "reward/std": np.std(student),
+        },
+    )
+    assert 0 < metrics["discriminator/accuracy"] < 1
+
+
+def test_scoring_without_training_leaves_the_discriminator(bigrams):
+    method = bigrams.method(discriminator_micro_batches=2)
+    state, inputs = bigrams.state(method).discriminator, bigrams.groups(method)
+    update = functools.partial(updates.update_discriminator, method)
+    trained, scores, metrics = jax.jit(update)(state, *inputs)
+    same, only_scores, only_metrics = jax.jit(functools.partial(update, train=False))(state, *inputs)
+    assert_trees_equal(same, state)
+    assert not np.array_equal(trained.params["embed"], state.params["embed"])
+    assert_trees_close(only_scores, scores)
+    metrics.pop("discriminator/grad_norm")
+    assert_trees_close(only_metrics, metrics)
+
+
+def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigrams, keep_gradient):
+    """Two fresh groups and two replayed ones, the last of them of no weight."""
+    method = bigrams.method(discriminator_optimizer=keep_gradient)
+    state, (groups, _) = bigrams.state(method).discriminator, bigrams.groups(method)
+    weight = jnp.array([[0.25, 0.25, 0.5, 0.0]])
+    update = jax.jit(functools.partial(updates.update_discriminator, method), static_argnames="fresh")
+    measured, scores, metrics = update(state, groups, weight, fresh=2)
+    all_scores = dense_scores(bigrams.params["discriminator"], bigrams)
+    assert_trees_close(scores, all_scores)
+
+    def formula(params):
+        scores = dense_scores(params, bigrams)
+        return jnp.sum(weight[0] * jnp.mean(jnp.log(1 + jnp.exp(scores[:, 1:] - scores[:, :1])), axis=1))
+
+    assert_trees_close(measured.opt_state, jax.grad(formula)(bigrams.params["discriminator"]))
+    expected = updates.discriminator_metrics(method, all_scores[:2])
+    assert_trees_close({name: metrics[name] for name in expected}, expected)
+    assert abs(metrics["reward/mean"] - np.mean(all_scores[:, 1:])) > 1e-3
+
+
+def test_a_collapsed_discriminator_moves_the_generator_nowhere(bigrams):
+    """Constant scores: advantages of exactly zero, a KL of zero at the reference, and nothing that is not finite."""
+    from gadjax.distill.advantages import group_advantages
+
+    method = bigrams.method()
+    bigrams.params["discriminator"]["score"][:] = 0.0
+    bigrams.reference = bigrams.params["generator"]
+    state = bigrams.state(method)
+    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    discriminator, scores, metrics = update(state.discriminator, *bigrams.groups(method))
+    bigrams.advantages = np.array(group_advantages(scores[:, 1:]))
+    np.testing.assert_array_equal(bigrams.advantages, 0.0)
+    np.testing.assert_allclose(metrics["discriminator/loss"], np.log(2), rtol=RTOL)
+    assert metrics["discriminator/accuracy"] == 0.0, "a tie tells nothing apart"
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(discriminator))
+    generator, measured = policy_update(bigrams, method)
+    assert measured["generator/grad_norm"] == 0.0 and measured["generator/kl"] == 0.0
+    assert generator.skipped == 0
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_a_step_that_is_not_finite_is_skipped(bigrams, network):
+    """Through the whole update; the counters' own rules are tested in test_state.py."""
+    method = bigrams.method()
+    state = getattr(bigrams.state(method), network)
+    if network == "generator":
+        bigrams.advantages[1, 2] = np.nan
+        new, metrics = policy_update(bigrams, method)
+    else:
+        groups, weight = bigrams.groups(method)
+        update = jax.jit(functools.partial(updates.update_discriminator, method))
+        new, _, metrics = update(state, groups, weight.at[0, 1].set(np.inf))
+    assert not np.isfinite(metrics[f"{network}/grad_norm"])
+    assert_trees_equal((new.params, new.opt_state), (state.params, state.opt_state))
+    assert (new.step, new.skipped, new.skipped_in_row) == (1, 1, 1)
