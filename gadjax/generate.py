@@ -2,8 +2,9 @@
 
     python -m gadjax.generate --model=/tmp/demo/export/generator --prompts=p.jsonl --out=o.jsonl --temperature=0
 
-Each line of the prompts holds {"prompt": TEXT} or {"content": [{"role": "user", "content": TEXT}, ...]}; the output
-repeats it with "response", "finish_reason" ("stop", or "length" where the limit cut it) and "tokens".
+Prompts are read as by gadjax.collect: JSONL or Parquet with `prompt` (text) or `content` (a chat), or a text file with one
+a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" where the limit cut
+it) and `tokens`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from absl import flags
 from gadjax import commands
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
-_PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file of prompts.", required=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
@@ -33,9 +34,10 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from gadjax.rollout.chat_model import load_chat_model, read_prompts
+    from gadjax.rollout.chat_model import load_chat_model
+    from gadjax.teacher.prompts import read_prompts
 
-    rows = read_prompts(pathlib.Path(_PROMPTS.value))
+    prompts = read_prompts(_PROMPTS.value)
     commands.use_compilation_cache()
     model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
     sampling = model.sampling(
@@ -45,9 +47,9 @@ def main(argv: list[str]) -> None:
         top_k=_TOP_K.value,
     )
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("generating", total=len(rows))
+        task = progress.add_task("generating", total=len(prompts))
         replies = model.answer(
-            [row["content"] for row in rows],
+            [prompt.content for prompt in prompts],
             sampling,
             seed=_SEED.value,
             done=lambda count: progress.update(task, completed=count),
@@ -55,15 +57,17 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(_OUT.value)
     partial = out.with_name(out.name + ".partial")
     with partial.open("w") as file:
-        for row, reply in zip(rows, replies, strict=True):
-            line = row["line"] | {
+        for prompt, reply in zip(prompts, replies, strict=True):
+            line = {
+                "id": prompt.id,
+                "content": prompt.content,
                 "response": reply.text,
                 "finish_reason": "stop" if reply.ended else "length",
                 "tokens": reply.tokens,
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(partial, out)
-    print(f"{len(rows)} answers: {out}")
+    print(f"{len(prompts)} answers: {out}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,16 @@
-"""Fixtures for every test. Eight virtual CPU devices, so that sharding is never switched off."""
+"""Fixtures for every test. Eight virtual CPU devices, so that sharding is never switched off.
 
+The tests of whole runs share a student without weights (`student`), a few teacher answers (`train_file`,
+`heldout_file`) and a config that distils them in a few small steps (`tiny_config`).
+"""
+
+from __future__ import annotations
+
+import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +20,12 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
+    "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +41,151 @@ def shared() -> pathlib.Path:
     if not (path / "data").is_dir():
         pytest.skip(f"no real data at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of compiled programs for this session, so that equal runs compile once."""
+    return tmp_path_factory.mktemp("xla")
+
+
+@pytest.fixture(scope="module")
+def quick_compile(compilation_cache: pathlib.Path) -> Iterator[None]:
+    """Compiles badly and once: the programs of these tests run for milliseconds."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(compilation_cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def hf_config() -> Callable[..., dict[str, Any]]:
+    """The config.json of a small untied Llama; the arguments replace its fields."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 320,  # more rows than the tokenizer has ids, as Qwen's
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.1,
+    }
+    return lambda **fields: config | fields
+
+
+@pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[[pathlib.Path, list[str]], None]:
+    """Writes a byte-level BPE tokenizer, trained on a few words, with a ChatML template."""
+
+    def write(directory: pathlib.Path, words: list[str]) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            show_progress=False,
+        )
+        backend.train_from_iterator([" ".join(words)] * 4, trainer)
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+        ).save_pretrained(directory)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory, hf_config, write_tokenizer) -> pathlib.Path:
+    """A student's directory without weights: config.json and a tokenizer."""
+    directory = tmp_path_factory.mktemp("student")
+    write_tokenizer(directory, [*WORDS, "user", "assistant", "system", "What", "is", "plus"])
+    (directory / "config.json").write_text(json.dumps(hf_config()))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def write_teacher() -> Callable[[pathlib.Path, list[str], list[str]], pathlib.Path]:
+    """Writes prompts and the teacher's answers as Parquet."""
+
+    def write(path: pathlib.Path, prompts: list[str], answers: list[str]) -> pathlib.Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        pq.write_table(pa.table({"content": chats, "teacher_response": answers}), path)
+        return path
+
+    return write
+
+
+def _sums(numbers: range) -> tuple[list[str], list[str]]:
+    pairs = [(n // 10, n % 10) for n in numbers]
+    prompts = [f"What is {WORDS[a]} plus {WORDS[b]}" for a, b in pairs]
+    return prompts, [" ".join(WORDS[int(digit)] for digit in str(a + b)) for a, b in pairs]
+
+
+@pytest.fixture(scope="session")
+def train_file(tmp_path_factory, write_teacher) -> pathlib.Path:
+    """Teacher answers to 24 prompts."""
+    return write_teacher(tmp_path_factory.mktemp("data") / "train.parquet", *_sums(range(24)))
+
+
+@pytest.fixture(scope="session")
+def heldout_file(tmp_path_factory, write_teacher) -> pathlib.Path:
+    """Teacher answers to 8 other prompts."""
+    return write_teacher(tmp_path_factory.mktemp("data") / "heldout.parquet", *_sums(range(40, 48)))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(student, train_file, heldout_file) -> Callable[..., Any]:
+    """A config of a few small steps from random weights; the argument's dotted fields replace its own."""
+
+    def make(fields: dict[str, Any] | None = None) -> Any:
+        from configs.base import get_config
+
+        config = get_config().unlock()
+        config.student = str(student)
+        config.random_init = True
+        config.data.train, config.data.heldout = str(train_file), str(heldout_file)
+        config.data.max_prompt_length, config.data.max_response_length = 48, 8
+        config.batch_size = 8
+        config.remat = "none"
+        config.rollout.num_samples = 2
+        config.rollout.temperature = 1.0
+        for stage in (config.seqkd, config.warmup, config.gad):
+            stage.steps = 2
+            stage.generator_learning_rate = 1e-2
+        for stage in (config.warmup, config.gad):
+            stage.discriminator_learning_rate = 1e-2
+        config.warmup.discriminator_only_steps = 1
+        config.eval_every = 0
+        config.evaluation.shown = 2
+        config.export_dtype = "float32"
+        config.log.tensorboard = False
+        config.update_from_flattened_dict(fields or {})
+        return config.lock()
+
+    return make

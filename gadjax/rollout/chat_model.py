@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +10,6 @@ import jax
 import numpy as np
 
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
-from gadjax.errors import UserError
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
@@ -84,46 +81,3 @@ def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> 
     )
     params = load_params(path, config, abstract)
     return ChatModel(model, params, tokenizer, Engine(model, mesh, batch_size=batch_size))
-
-
-def read_prompts(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file of prompts: {"content": chat, "line": the line as it was}.
-
-    Raises:
-      UserError: no file, no rows, or a line that holds no prompt; it names the line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read: {error}") from None
-    rows = []
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from None
-        rows.append({"content": _chat(line, f"{path}, line {number}"), "line": line})
-    if not rows:
-        raise UserError(f"--prompts {path} holds no prompts")
-    return rows
-
-
-def _chat(line: Any, where: str) -> Messages:
-    if isinstance(line, dict) and isinstance(line.get("prompt"), str) and line["prompt"].strip():
-        return [{"role": "user", "content": line["prompt"]}]
-    content = line.get("content") if isinstance(line, dict) else None
-    whole = (
-        isinstance(content, list)
-        and content
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in content
-        )
-    )
-    if not whole or content[-1]["role"] != "user":
-        raise UserError(
-            f'{where} has neither a "prompt" of text nor a "content" list of messages that ends with the user\'s'
-        )
-    return content

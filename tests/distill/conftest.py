@@ -40,7 +40,7 @@ ROW_LENGTH = 2 * (P + T)
 EOS = (3, 11, 17, 29, 31, 40)
 PROMPT_LENGTHS = (9, 1, 6, 4)
 TEACHER_LENGTHS = (2, 7, 1, 5)
-SAMPLE_LENGTHS = ((7, 1, 3), (2, 7, 7), (4, 1, 6), (1, 2, 5))
+SAMPLE_LENGTHS = ((7, 1, 3), (2, 7, 7), (4, 1, 5), (1, 2, 5))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,6 +18,7 @@ from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model
 from gadjax.models.weights import (
     HF_TENSORS,
+    HfTensor,
     load_params,
     named_leaves,
     read_hf_config,
@@ -172,8 +173,7 @@ def test_shards_hold_their_part_and_read_no_more(tmp_path, monkeypatch):
         model.abstract_params(),
         shardings,
     )
-    read = []
-    open_file = safetensors.safe_open
+    read, read_part = [], HfTensor.read
 
     class Counted:
         def __init__(self, tensor):
@@ -184,27 +184,7 @@ def test_shards_hold_their_part_and_read_no_more(tmp_path, monkeypatch):
             read.append(piece.size)
             return piece
 
-        def __getattr__(self, name):
-            return getattr(self.tensor, name)
-
-    class Handle:
-        def __init__(self, *args, **kwargs):
-            self.handle = open_file(*args, **kwargs)
-
-        def __enter__(self):
-            self.handle.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self.handle.__exit__(*error)
-
-        def keys(self):
-            return self.handle.keys()
-
-        def get_slice(self, name):
-            return Counted(self.handle.get_slice(name))
-
-    monkeypatch.setattr(safetensors, "safe_open", Handle)
+    monkeypatch.setattr(HfTensor, "read", lambda self, source, *part: read_part(self, Counted(source), *part))
     params = load_params(directory, config, abstract)
     assert_equal(params, whole)
     for name, leaf in named_leaves(params).items():
