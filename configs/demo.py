@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.data.heldout = str(ASSETS / "heldout.parquet")
     config.data.max_prompt_length = 64
     config.data.max_response_length = 64
+    config.row_length = 256
     config.rollout.num_samples = 4
     config.rollout.temperature = 1.0
     config.optimizer.clip_norm = 1.0

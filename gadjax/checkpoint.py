@@ -50,6 +50,7 @@ class Checkpoints:
             restore_args=jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding), item),
             partial_restore=True,
         )
+        self._check_saved(step)
         manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
@@ -69,7 +70,10 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def _restore(self, step: int, **items: Any) -> Any:
+        self._check_saved(step)
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check_saved(self, step: int) -> None:
         if step not in self._manager.all_steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {known}")
-        return self._manager.restore(step, args=ocp.args.Composite(**items))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import json
 import logging as python_logging
 import os
 import pathlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
@@ -58,12 +62,37 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@contextlib.contextmanager
+def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Opens --out; the file appears whole, at the end, or not at all. Gives the function that writes a line.
+
+    Raises:
+      UserError: the file cannot be written, before any work is done.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            yield lambda line: print(json.dumps(line, ensure_ascii=False), file=file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the flags") from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"--config cannot be read: {_last_line(error)}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -80,10 +109,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
     """Whether an error comes from a frame of the config file."""
-    files = {a.split("=", 1)[1] for a in argv if a.startswith(f"--{_CONFIG}=")}
+    names = (f"--{_CONFIG}", f"-{_CONFIG}")
+    files = {value for name, value in itertools.pairwise(argv) if name in names}
+    files |= {value for name, _, value in (argument.partition("=") for argument in argv) if name in names}
+    files = tuple(file.partition(":")[0] for file in files if file)
     traceback = error.__traceback__
     while traceback is not None:
-        if any(traceback.tb_frame.f_code.co_filename.endswith(name) for name in files):
+        if traceback.tb_frame.f_code.co_filename.endswith(files):
             return True
         traceback = traceback.tb_next
     return False

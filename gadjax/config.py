@@ -20,6 +20,7 @@ _CHOICES = {
     "gad.aggregation": ("token_mean", "sequence_mean", "constant"),
 }
 _AT_LEAST = {
+    "seed": 0,
     "batch_size": 1,
     "data.max_prompt_length": 1,
     "data.max_response_length": 1,
@@ -41,6 +42,7 @@ _AT_LEAST = {
     "evaluation.temperature": 0,
     "evaluation.two_sample_folds": 0,
     "evaluation.two_sample_epochs": 1,
+    "optimizer.weight_decay": 0,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
     "optimizer.max_skipped_steps": 1,
@@ -49,6 +51,7 @@ _POSITIVE = (
     "rollout.temperature",
     "discriminator.bt_temperature",
     "optimizer.clip_norm",
+    "optimizer.eps",
     "gad.clip",
     "gad.dual_clip",
     "evaluation.two_sample_learning_rate",
@@ -74,11 +77,16 @@ def _check(config: ConfigDict) -> None:
         if _get(config, field) not in choices:
             raise UserError(f"config.{field} is {_get(config, field)!r}: choose one of {', '.join(choices)}")
     for field, least in _AT_LEAST.items():
-        if _get(config, field) < least:
+        if not _get(config, field) >= least:  # true of NaN too
             raise UserError(f"config.{field} is {_get(config, field)}: it must be at least {least}")
     for field in _POSITIVE:
         if not _get(config, field) > 0:
             raise UserError(f"config.{field} is {_get(config, field)}: it must be above 0")
+    for field in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= _get(config, field) < 1:
+            raise UserError(f"config.{field} is {_get(config, field)}: it must be at least 0 and below 1")
+    if config.evaluation.two_sample_folds == 1:
+        raise UserError("config.evaluation.two_sample_folds is 1: give at least 2, or 0 to leave the test out")
     template_args(config)
     _check_stages(config)
     _check_batch(config)

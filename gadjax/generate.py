@@ -2,16 +2,12 @@
 
     python -m gadjax.generate --model=/tmp/demo/export/generator --prompts=p.jsonl --out=o.jsonl --temperature=0
 
-Prompts are read as by gadjax.collect: JSONL or Parquet with `prompt` (text) or `content` (a chat), or a text file with one
-a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" where the limit cut
-it) and `tokens`.
+Prompts are read as by gadjax.collect: JSONL or Parquet with `prompt` (text) or `content` (a chat), or a text file with
+one a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" where the
+limit cut it) and `tokens`.
 """
 
 from __future__ import annotations
-
-import json
-import os
-import pathlib
 
 from absl import flags
 
@@ -38,36 +34,34 @@ def main(argv: list[str]) -> None:
     from gadjax.teacher.prompts import read_prompts
 
     prompts = read_prompts(_PROMPTS.value)
-    commands.use_compilation_cache()
-    model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
-    sampling = model.sampling(
-        max_response_length=_LIMIT.value,
-        temperature=_TEMPERATURE.value,
-        top_p=_TOP_P.value,
-        top_k=_TOP_K.value,
-    )
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("generating", total=len(prompts))
-        replies = model.answer(
-            [prompt.content for prompt in prompts],
-            sampling,
-            seed=_SEED.value,
-            done=lambda count: progress.update(task, completed=count),
+    with commands.jsonl_output(_OUT.value) as write:
+        commands.use_compilation_cache()
+        model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
+        sampling = model.sampling(
+            max_response_length=_LIMIT.value,
+            temperature=_TEMPERATURE.value,
+            top_p=_TOP_P.value,
+            top_k=_TOP_K.value,
         )
-    out = pathlib.Path(_OUT.value)
-    partial = out.with_name(out.name + ".partial")
-    with partial.open("w") as file:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("generating", total=len(prompts))
+            replies = model.answer(
+                [prompt.content for prompt in prompts],
+                sampling,
+                seed=_SEED.value,
+                done=lambda count: progress.update(task, completed=count),
+            )
         for prompt, reply in zip(prompts, replies, strict=True):
-            line = {
-                "id": prompt.id,
-                "content": prompt.content,
-                "response": reply.text,
-                "finish_reason": "stop" if reply.ended else "length",
-                "tokens": reply.tokens,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(partial, out)
-    print(f"{len(prompts)} answers: {out}")
+            write(
+                {
+                    "id": prompt.id,
+                    "content": prompt.content,
+                    "response": reply.text,
+                    "finish_reason": "stop" if reply.ended else "length",
+                    "tokens": reply.tokens,
+                }
+            )
+    print(f"{len(prompts)} answers: {_OUT.value}")
 
 
 if __name__ == "__main__":

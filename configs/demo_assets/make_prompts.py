@@ -2,9 +2,9 @@
 
     python configs/demo_assets/make_prompts.py --out=/tmp/demo_prompts
 
-One wording over 16 adjectives x 16 animals x 16 places, 4,096 prompts in all: a domain so narrow that a student of a few
-million random weights learns it in minutes, and too large to be learnt by heart. The order is that of the prompts'
-SHA-256, which is the same everywhere.
+One wording over 16 adjectives x 16 animals x 16 places, 4,096 prompts in all: a domain so narrow that a student
+of a few million random weights learns it in minutes, and too large to be learnt by heart. The order is that of the
+ids' SHA-256, which is the same everywhere.
 """
 
 import argparse
@@ -14,11 +14,43 @@ import json
 import pathlib
 
 # All begin with a consonant, for "a".
-ADJECTIVES = (
-    "brave busy cheerful clever curious gentle happy hungry kind lazy lonely playful proud shy sleepy tiny"
-).split()
-ANIMALS = "bear cat deer dog duck fox frog goat horse lion mouse owl pig rabbit turtle wolf".split()
-PLACES = (
+ADJECTIVES = [
+    "brave",
+    "busy",
+    "cheerful",
+    "clever",
+    "curious",
+    "gentle",
+    "happy",
+    "hungry",
+    "kind",
+    "lazy",
+    "lonely",
+    "playful",
+    "proud",
+    "shy",
+    "sleepy",
+    "tiny",
+]
+ANIMALS = [
+    "bear",
+    "cat",
+    "deer",
+    "dog",
+    "duck",
+    "fox",
+    "frog",
+    "goat",
+    "horse",
+    "lion",
+    "mouse",
+    "owl",
+    "pig",
+    "rabbit",
+    "turtle",
+    "wolf",
+]
+PLACES = [
     "at night",
     "by a lake",
     "by the river",
@@ -35,7 +67,7 @@ PLACES = (
     "on a farm",
     "on a hill",
     "under a tree",
-)
+]
 TRAIN, HELDOUT = 3000, 500
 
 

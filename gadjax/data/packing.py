@@ -14,6 +14,8 @@ from flax import struct
 
 Array = jax.Array | np.ndarray
 
+_SLOT_STEPS = 4  # distinct numbers of response slots, as quarters of a row
+
 
 @struct.dataclass
 class Packed:
@@ -90,7 +92,7 @@ def round_up(value: int, multiple: int = 1) -> int:
     Few distinct shapes (so few compilations) for at most 1/8 of padding.
     """
     value = max(value, 1)
-    quantum = max(1, 2 ** (value - 1).bit_length() // 16)
+    quantum = max(1 + (value > 8), 2 ** (value - 1).bit_length() // 16)
     value = -(-value // quantum) * quantum
     return -(-value // multiple) * multiple
 
@@ -112,7 +114,8 @@ def pack(
       row_multiple: the number of rows is a multiple of this (the shards of the batch).
 
     Returns:
-      numpy `Packed` with a leading axis M. Rows and slots are rounded up (`round_up`) so that shapes recur.
+      numpy `Packed` with a leading axis M. Rows (`round_up`) and slots (quarters of a row) are rounded up so that
+      shapes recur.
     """
     count, remainder = divmod(len(prompts), micro_batches)
     if remainder:
@@ -124,7 +127,7 @@ def pack(
     slots = max(
         sum(len(responses[part[i]]) for i in row) for part, layout in zip(parts, layouts, strict=True) for row in layout
     )
-    slots = min(round_up(slots), row_length)
+    slots = min(round_up(slots, -(-row_length // _SLOT_STEPS)), row_length)
 
     wide, narrow = (micro_batches, rows, row_length), (micro_batches, rows, slots)
     tokens, positions, segments = (np.zeros(wide, np.int32) for _ in range(3))

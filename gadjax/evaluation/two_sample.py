@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gadjax.data.packing import Packed, one_per_row, round_up
 from gadjax.distill.forward import sequence_scores
@@ -67,7 +68,7 @@ def two_sample_test(
     limit = round_up(max(max(map(len, teacher)), max(map(len, student))), 8)
     arrays = _pad(prompts, width), np.stack([_pad(teacher, limit), _pad(student, limit)], 1)
     lengths = _lengths(prompts), np.stack([_lengths(teacher), _lengths(student)], 1)
-    optimizer = adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+    optimizer = _optimizer(learning_rate)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(prompts))
     right = np.zeros((len(prompts), 2))
@@ -90,6 +91,12 @@ def two_sample_test(
     resampled = means[rng.integers(len(means), size=(10_000, len(means)))].mean(axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return TwoSample(float(means.mean()), float(low), float(high), len(prompts))
+
+
+@functools.cache
+def _optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """The same object every time, so that `_update` compiles once in a run."""
+    return adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)

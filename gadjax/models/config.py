@@ -125,12 +125,19 @@ class ModelConfig:
         return self.family.lower()
 
     def check_length(self, length: int, where: str) -> None:
-        """Refuses sequences that a sliding window would cut; below it, windowed attention is full attention.
+        """Refuses sequences longer than the model's positions, or that a sliding window would cut.
+
+        Below the window, windowed attention is full attention.
 
         Args:
           length: tokens of the longest sequence, prompt and response.
           where: the model's path, for the message.
         """
+        if length > self.max_position:
+            raise UserError(
+                f"{where}: max_position_embeddings is {self.max_position}, but sequences may reach {length} tokens; "
+                "lower data.max_prompt_length and data.max_response_length, or --max_response_length"
+            )
         if self.sliding_window is not None and length >= self.sliding_window:
             raise UserError(
                 f"{where}: sliding_window is {self.sliding_window}, but sequences may reach {length} tokens, "

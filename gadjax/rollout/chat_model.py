@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
+from gadjax.errors import UserError
+from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
@@ -17,6 +20,9 @@ from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
 Messages = list[dict[str, str]]
+
+_ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
+_NEEDED = {"lm": "a causal language model, such as a run's export/generator", "score": "a run's export/discriminator"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +67,39 @@ class ChatModel:
 
 
 def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> ChatModel:
+    """Loads a causal language model; see `load_network`. `batch_size`: chats decoded at once."""
+    network = load_network(name, "lm", dtype=dtype)
+    engine = Engine(network.model, network.mesh, batch_size=batch_size)
+    return ChatModel(network.model, network.params, network.tokenizer, engine)
+
+
+class Network(NamedTuple):
+    """A loaded model, its tokenizer, and the mesh that its parameters lie on."""
+
+    model: Model
+    params: Params
+    tokenizer: ChatTokenizer
+    mesh: Mesh
+
+
+def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto") -> Network:
     """Loads a directory or hub id, spread over all devices.
 
     Args:
+      name: a causal language model for the "lm" head, a token classifier with one label for "score".
       dtype: of weights and computation; "auto" is float32 on CPU and bfloat16 elsewhere.
-      batch_size: chats decoded at once.
+
+    Raises:
+      UserError: the model is of the other kind, or cannot be loaded.
     """
     path = resolve_model(name)
-    config, _ = read_hf_config(path)
+    config, hf_config = read_hf_config(path)
+    architecture = hf_config["architectures"][0]
+    if not architecture.endswith(_ARCHITECTURE[head]):
+        raise UserError(f"--model={name} is a {architecture}, but this command needs {_NEEDED[head]}")
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = Model(dataclasses.replace(config, dtype=dtype), "lm")
+    model = Model(dataclasses.replace(config, dtype=dtype), head)
     tokenizer = load_tokenizer(path)
     mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
     abstract = jax.tree.map(
@@ -79,5 +107,4 @@ def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> 
         model.abstract_params(),
         layout.param_shardings(model, mesh),
     )
-    params = load_params(path, config, abstract)
-    return ChatModel(model, params, tokenizer, Engine(model, mesh, batch_size=batch_size))
+    return Network(model, load_params(path, config, abstract), tokenizer, mesh)

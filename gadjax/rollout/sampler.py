@@ -151,6 +151,7 @@ def _truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
         ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
         probability = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability
-        smallest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        inside = (before < top_p) | (before == 0)  # the likeliest token at least
+        smallest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= smallest, logits, -jnp.inf)
     return logits

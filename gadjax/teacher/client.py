@@ -169,11 +169,13 @@ class Teacher:
             raise _Transient(f"malformed answer: {self._clean(str(error))}") from None
 
     def _status_failure(self, error: openai.APIStatusError) -> Exception:
-        status, said = error.status_code, self._clean(error.message)
+        status, body = error.status_code, error.body
+        said = body.get("message") if isinstance(body, dict) else None
+        said = self._clean(str(said or error.message))
         if status in (401, 403):
             return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
         if status == 404 or error.code in _HOPELESS_CODES:
-            return UserError(f"{self.base_url} does not serve --model={self.model} (HTTP {status}: {said})")
+            return UserError(f"{self.base_url} refuses --model={self.model} (HTTP {status}: {said})")
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
         return RowFailed(f"HTTP {status}: {said}")

@@ -89,7 +89,7 @@ class Ledger:
             self._unsynced = False
 
     def _read(self) -> tuple[dict[Key, int], int]:
-        """Places of all answers and the file's end, after the torn last line that a kill leaves is cut off."""
+        """Places of all answers, and the file's end once the torn last line of a kill is cut off."""
         places: dict[Key, int] = {}
         start = 0
         self._file.seek(0)

@@ -11,6 +11,7 @@ from gadjax.teacher.client import Teacher
 from gadjax.teacher.ledger import Answer
 
 _PLAIN_SECONDS = 30.0  # between lines where there is no terminal
+_LEAST_ANSWERS = 16  # before a time left is worth showing
 
 
 class AnswerProgress:
@@ -63,11 +64,13 @@ class AnswerProgress:
         done, seconds = self._kept + self._received, time.monotonic() - self._began
         text = f"{done}/{self._total}"
         if self._received:
+            text += f"  {self._received / seconds:.2g} answers/s  {self._tokens} tokens"
+            text += f" ({self._tokens / seconds:.0f}/s)"
+        if self._received >= _LEAST_ANSWERS:
             left = (self._total - done) * seconds / self._received
             minutes, rest = divmod(round(left), 60)
             hours, minutes = divmod(minutes, 60)
-            text += f"  {self._received / seconds:.2g} answers/s  {self._tokens} tokens"
-            text += f" ({self._tokens / seconds:.0f}/s)  {hours}:{minutes:02}:{rest:02} left"
+            text += f"  {hours}:{minutes:02}:{rest:02} left"
         if self._teacher.retries:
             text += f"  {self._teacher.retries} repeated"
         return text

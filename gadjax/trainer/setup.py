@@ -102,6 +102,12 @@ def prepare_run(config: ConfigDict) -> Setup:
         raise UserError(
             f"{config.data.train} has {len(train)} usable rows, fewer than config.batch_size {config.batch_size}"
         )
+    folds = config.evaluation.two_sample_folds
+    if heldout and min(config.evaluation.prompts or len(heldout), len(heldout)) < folds:
+        raise UserError(
+            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, or "
+            "give more data and a higher config.evaluation.prompts"
+        )
     setup = Setup(
         config=config,
         mesh=mesh,

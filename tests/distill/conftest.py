@@ -102,7 +102,7 @@ class Tiny:
         }
         lengths = np.array(SAMPLE_LENGTHS, np.int32)
         # Log-probs far from the policy's, so that ratios leave the clip and the dual clip on both sides.
-        logprobs = rng.uniform(-7, -1, (B, N, T)).astype(dtype)
+        logprobs = rng.uniform(-6.5, -2.5, (B, N, T)).astype(dtype)
         self.samples = Samples(ids(B, N, T), lengths, logprobs, lengths < T)
         self.advantages = rng.normal(size=(B, N)).astype(dtype)
 

@@ -32,11 +32,12 @@ def total_size(tree) -> float:
 # The formulas. `tokens` [S, T] after the prompts' last tokens; nothing here knows of rows, slots or micro-batches.
 
 
+@functools.partial(jax.jit, static_argnums=(1, 3, 4))
 def dense_distribution(params, tiny, tokens, times, temperature):
     """Log-probs and entropies [S, T] of the tables of `Bigrams`, `times` sequences to a prompt."""
     prompt, length = (np.repeat(tiny.batch[name], times, axis=0) for name in ("prompt", "prompt_length"))
     last = np.take_along_axis(prompt, length[:, None] - 1, axis=1)
-    before = np.concatenate([last, tokens[:, :-1]], axis=1)
+    before = jnp.concatenate([last, tokens[:, :-1]], axis=1)
     positions = length[:, None] - 1.0 + np.arange(tokens.shape[1])
     hidden = params["embed"][before] * (1 + jnp.sin(positions))[..., None]
     everything = jax.nn.log_softmax(hidden @ params["head"] / temperature)
@@ -179,7 +180,7 @@ def test_on_policy_gradient_is_reinforce(bigrams, keep_gradient):
         return -jnp.sum(weight * logprobs)
 
     state, metrics = policy_update(bigrams, method)
-    assert_trees_close(state.opt_state, jax.grad(reinforce)(bigrams.params["generator"]))
+    assert_trees_close(state.opt_state, jax.jit(jax.grad(reinforce))(bigrams.params["generator"]))
     np.testing.assert_allclose(metrics["generator/loss"], -weight.sum(), rtol=RTOL)
 
 
@@ -229,7 +230,7 @@ def test_the_micro_batches_hold_unequal_numbers_of_tokens(bigrams):
 
 
 def test_supervised_update_is_its_formula_in_any_micro_batches(bigrams, keep_gradient):
-    formula = jax.value_and_grad(lambda params: dense_supervised_loss(params, bigrams))
+    formula = jax.jit(jax.value_and_grad(lambda params: dense_supervised_loss(params, bigrams)))
     loss, gradient = formula(bigrams.params["generator"])
     _, entropy = dense_distribution(bigrams.params["generator"], bigrams, bigrams.batch["teacher"], 1, 1.0)
     held = np.arange(entropy.shape[1]) < bigrams.batch["teacher_length"][:, None]
@@ -252,7 +253,7 @@ def test_supervised_update_is_its_formula_in_any_micro_batches(bigrams, keep_gra
 )
 def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):
     method = bigrams.method(discriminator_optimizer=keep_gradient, **fields)
-    formula = jax.value_and_grad(lambda params: dense_discriminator_loss(params, bigrams, method))
+    formula = jax.jit(jax.value_and_grad(lambda params: dense_discriminator_loss(params, bigrams, method)))
     loss, gradient = formula(bigrams.params["discriminator"])
     update = jax.jit(functools.partial(updates.update_discriminator, method))
     state, scores, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
@@ -301,7 +302,7 @@ def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigra
         scores = dense_scores(params, bigrams)
         return jnp.sum(weight[0] * jnp.mean(jnp.log(1 + jnp.exp(scores[:, 1:] - scores[:, :1])), axis=1))
 
-    assert_trees_close(measured.opt_state, jax.grad(formula)(bigrams.params["discriminator"]))
+    assert_trees_close(measured.opt_state, jax.jit(jax.grad(formula))(bigrams.params["discriminator"]))
     expected = updates.discriminator_metrics(method, all_scores[:2])
     assert_trees_close({name: metrics[name] for name in expected}, expected)
     assert abs(metrics["reward/mean"] - np.mean(all_scores[:, 1:])) > 1e-3

@@ -157,14 +157,21 @@ def test_a_token_classifier_is_its_backbone():
     ],
 )
 def test_sliding_window(config, window):
-    config = read(config)
+    config = read(config | {"max_position_embeddings": 8192})
     assert config.sliding_window == window
     if window is None:
-        config.check_length(10**6, WHERE)
+        config.check_length(8192, WHERE)
     else:
         config.check_length(window - 1, WHERE)
         with pytest.raises(UserError, match=rf"{WHERE}: sliding_window is {window}, but .* {window} tokens"):
             config.check_length(window, WHERE)
+
+
+def test_more_tokens_than_positions():
+    config = read(LLAMA)
+    config.check_length(64, WHERE)
+    with pytest.raises(UserError, match=rf"{WHERE}: max_position_embeddings is 64, but .* 65 tokens"):
+        config.check_length(65, WHERE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""Whole steps: the pure functions of `distill.steps` against the trainer, which packs rows on the host in between."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gadjax.distill import steps
+from gadjax.parallel import mesh as layout
+
+WHOLE = {"gad": steps.gad_step, "warmup": steps.warmup_step}
+STEP = 5  # steps of the run done before; it seeds the sampling
+
+
+def whole_step(tiny, method, stage, state=None, **options):
+    """The jitted step of a stage and the samples that it drew, on one device."""
+    step = jax.jit(functools.partial(WHOLE[stage], method, **options))
+    key = jax.random.fold_in(jax.random.key(0), STEP)
+    return step(state or tiny.state(method), tiny.batch, key)
+
+
+def assert_states_close(measured, expected, **tolerance):
+    """Networks, moments and counters."""
+    pairs = [(measured.generator, expected.generator), (measured.discriminator, expected.discriminator)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), *map(tuple, zip(*pairs, strict=True)))
+
+
+def assert_metrics_close(measured, expected, **tolerance):
+    for name, value in expected.items():
+        np.testing.assert_allclose(measured[name], value, err_msg=name, **tolerance)
+
+
+def distance(new, old) -> float:
+    return max(float(np.max(np.abs(n - o))) for n, o in zip(*map(jax.tree.leaves, (new, old)), strict=True))
+
+
+CASES = {
+    "gad": ("gad", {}),
+    "gad_minibatches": (
+        "gad",
+        dict(
+            gad__ppo_minibatches=2,
+            gad__ppo_epochs=2,
+            micro_batches__generator=2,
+            micro_batches__discriminator=2,
+            gad__aggregation="sequence_mean",
+        ),
+    ),
+    "gad_options": (
+        "gad",
+        dict(
+            micro_batches__generator=4,
+            micro_batches__discriminator=4,
+            gad__sft_coefficient=0.5,
+            gad__importance_cap=1.01,
+            discriminator__updates_per_step=2,
+            discriminator__loss="ce",
+        ),
+    ),
+    "warmup": ("warmup", dict(micro_batches__generator=4, discriminator__bt_temperature=2.0)),
+    "warmup_discriminator_only": ("warmup", dict(warmup__discriminator_only_steps=STEP + 1)),
+}
+
+
+@pytest.mark.parametrize(("stage", "settings"), CASES.values(), ids=CASES)
+def test_the_trainer_s_step_is_the_whole_step(bigrams, stage, settings):
+    """States, moments, counters and metrics, in float64: packing and the host in between change nothing."""
+    trainer, state = bigrams.trainer(stage, **settings)
+    options = {"train_generator": False} if "warmup__discriminator_only_steps" in settings else {}
+    expected, metrics, samples = whole_step(bigrams, trainer.method, stage, **options)
+    assert len(np.unique(samples.lengths)) > 3 and np.any(samples.ended) and not np.all(samples.ended)
+
+    measured, measured_metrics = trainer.run(state, bigrams.batch, stage_step=STEP, step=STEP)
+    assert_states_close(measured, expected, rtol=1e-9, atol=1e-12)
+    assert_metrics_close(measured_metrics, metrics, rtol=1e-6, atol=1e-12)
+    for network in bigrams.params:
+        moved = distance(getattr(measured, network).params, bigrams.params[network]) > 1e-3
+        assert moved == (network == "discriminator" or not options)
+
+
+def test_a_mesh_of_eight_devices_changes_no_number(decoder):
+    """The real decoder in float32: the trainer on data 2, fsdp 2, tensor 2 against the whole step on one device.
+
+    AdamW's epsilon is raised: at 1e-8 it turns the rounding of a gradient near 0 into a full step.
+    """
+    settings = dict(gad__sft_coefficient=0.3, micro_batches__discriminator=2, optimizer__eps=1e-4)
+    mesh = layout.make_mesh(2, 2, 2)
+    trainer, state = decoder.trainer("gad", mesh, **settings)
+    expected, metrics, samples = whole_step(decoder, trainer.method, "gad")
+    assert len(np.unique(samples.lengths)) > 3
+
+    embedding = state.generator.params["embed"]["embedding"]
+    assert len(embedding.sharding.device_set) == 8 and embedding.addressable_shards[0].data.size == embedding.size // 4
+    measured, measured_metrics = trainer.run(state, decoder.batch, stage_step=0, step=STEP)
+    assert measured.generator.params["embed"]["embedding"].sharding == embedding.sharding
+    assert measured_metrics["tokens"] == samples.lengths.sum(), "the same samples"
+    assert_metrics_close(measured_metrics, metrics, rtol=1e-4, atol=1e-6)
+    rate = trainer.section.generator_learning_rate
+    assert_states_close(measured, expected, rtol=1e-4, atol=3e-3 * rate)
+    for network in decoder.params:
+        assert distance(getattr(measured, network).params, decoder.params[network]) > 0.3 * rate
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_kl_of_the_first_step_is_exactly_zero(decoder, micro_batches):
+    """float32: the reference is the generator, on the same rows, through the same operations."""
+    trainer, state = decoder.trainer("gad", micro_batches__generator=micro_batches)
+    state = state.replace(reference=jax.tree.map(jnp.array, decoder.params["generator"]))
+    _, metrics = trainer.run(state, decoder.batch, stage_step=0, step=STEP)
+    assert metrics["generator/kl"] == 0.0
+    assert metrics["generator/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("stage", ["warmup", "gad"])
+@pytest.mark.parametrize("frozen", ["generator", "discriminator"])
+def test_a_frozen_network_stays_and_the_other_one_learns(bigrams, stage, frozen):
+    """The ablations' flags. A frozen discriminator still gives the rewards, and its metrics are still logged."""
+    trainer, state = bigrams.trainer(stage, **{f"{stage}__train_{frozen}": False})
+    state, metrics = trainer.run(state, bigrams.batch, stage_step=0, step=STEP)
+    learns = {"generator": "discriminator", "discriminator": "generator"}[frozen]
+    assert distance(getattr(state, frozen).params, bigrams.params[frozen]) == 0
+    assert distance(getattr(state, learns).params, bigrams.params[learns]) > 1e-3
+    assert (getattr(state, frozen).step, getattr(state, learns).step) == (0, 1)
+    assert {"discriminator/accuracy", "reward/mean", "response/length_mean"} <= set(metrics)
+    assert (f"{frozen}/grad_norm" in metrics, f"{learns}/grad_norm" in metrics) == (False, True)
+
+
+def test_a_frozen_discriminator_gives_the_same_rewards(bigrams):
+    """The generator cannot tell: its step is the one beside a discriminator that learns."""
+    states = []
+    for train in (True, False):
+        trainer, state = bigrams.trainer("gad", gad__train_discriminator=train)
+        states.append(trainer.run(state, bigrams.batch, stage_step=0, step=STEP)[0].generator.params)
+    assert distance(*states) < 1e-12

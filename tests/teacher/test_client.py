@@ -1,0 +1,195 @@
+import asyncio
+import email.utils
+import itertools
+import time
+
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.teacher.client import RowFailed, Sampling, Teacher
+from tests.teacher.fake_server import FakeServer, Reply, error
+
+KEY = "sk-very-secret-0123456789"
+CHAT = [{"role": "user", "content": "One?"}]
+
+
+def ask(server, **options):
+    """Asks once, with short waits; the answer."""
+    options = {"api_key": KEY, "first_wait": 0.01, "max_retries": 3} | options
+
+    async def run():
+        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+            return await teacher.ask(CHAT)
+
+    return asyncio.run(run())
+
+
+def failing(*replies):
+    """A server that gives these replies first, then answers."""
+    return FakeServer(lambda prompt, attempt: replies[attempt - 1] if attempt <= len(replies) else Reply())
+
+
+def test_the_request_and_the_answer():
+    with FakeServer() as server:
+        answer = ask(server, system="Be brief.")
+    assert server.requests == [
+        {
+            "model": "fake",
+            "messages": [{"role": "system", "content": "Be brief."}, *CHAT],
+            "temperature": 0.7,
+            "top_p": 1.0,
+            "max_tokens": 16,
+        }
+    ]
+    assert server.keys == [f"Bearer {KEY}"]
+    assert (answer.text, answer.finish_reason) == ("answer to One?", "stop")
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.created) == (7, 3, 1_700_000_000)
+
+
+PASSING = {
+    "429": error(429, "slow down"),
+    "500": error(500, "oops"),
+    "503": Reply(status=503, body=b"<html>down</html>"),
+    "dropped": Reply(drop=True),
+    "no JSON": Reply(body=b"<html>hello</html>"),
+    "half JSON": Reply(body=b'{"choices": ['),
+    "no choices": Reply(body=b'{"choices": []}'),
+    "error as 200": Reply(body=b'{"error": {"message": "busy"}}'),
+    "wrong type": Reply(text=["no", "text"]),
+    "slow": Reply(seconds=0.6),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_faults_that_pass_are_asked_again(fault):
+    with failing(fault, fault) as server:
+        assert ask(server, timeout=0.3).text == "an answer"
+    # Three requests and no more: the client's own retries are off.
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_kept_to(form):
+    later = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+    with failing(error(429, "slow down", retry_after=later)) as server:
+        ask(server)
+    assert server.times[1] - server.times[0] >= 0.95
+
+
+def test_waits_grow():
+    with failing(*[error(500, "oops")] * 3) as server:
+        ask(server, first_wait=0.1)
+    waits = [b - a for a, b in itertools.pairwise(server.times)]
+    assert waits[0] < 0.1 * 1.5 + 0.2 and waits[2] >= 0.4 * 0.5
+
+
+def test_attempts_are_bounded():
+    with failing(*[error(500, "oops")] * 9) as server, pytest.raises(RowFailed, match="HTTP 500: oops, 4 attempts"):
+        ask(server)
+    assert len(server.requests) == 4
+
+
+def test_a_refused_chat_is_not_asked_again():
+    with failing(error(400, "too long")) as server, pytest.raises(RowFailed, match="HTTP 400: too long"):
+        ask(server)
+    assert len(server.requests) == 1
+
+
+MARKS = {
+    "null": (Reply(text=None), "", "error"),
+    "blank": (Reply(text=" \n"), " \n", "error"),
+    "cut": (Reply(finish_reason="length"), "an answer", "length"),
+    "cut before it began": (Reply(text=None, finish_reason="length"), "", "length"),
+    "filtered": (Reply(text=None, finish_reason="content_filter"), "", "content_filter"),
+    "refused": (Reply(text=None, message={"refusal": "I cannot."}), "", "refusal"),
+    "tool": (Reply(text=None, finish_reason="tool_calls"), "", "tool_calls"),
+    "no reason": (Reply(finish_reason=None), "an answer", None),
+}
+
+
+@pytest.mark.parametrize("reply, text, reason", MARKS.values(), ids=MARKS)
+def test_unusual_answers_are_kept_and_marked(reply, text, reason):
+    with failing(reply) as server:
+        answer = ask(server)
+    assert (answer.text, answer.finish_reason) == (text, reason)
+    assert len(server.requests) == 1
+
+
+STOPPING = {
+    "key": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key in OPENAI_API_KEY"),
+    "masked key": (error(401, "Incorrect API key provided: sk-ve***789"), "refuses the key in OPENAI_API_KEY"),
+    "model": (error(404, "no such model"), "refuses --model=fake"),
+    "model, as 400": (error(400, "no such model", "model_not_found"), "refuses --model=fake"),
+    "quota": (error(429, "pay first", "insufficient_quota"), "pay first"),
+}
+
+
+@pytest.mark.parametrize("reply, message", STOPPING.values(), ids=STOPPING)
+def test_what_no_retry_mends_stops_at_once(reply, message):
+    with failing(reply) as server, pytest.raises(UserError, match=message) as caught:
+        ask(server)
+    assert len(server.requests) == 1
+    assert server.base_url in str(caught.value)
+    assert "sk-" not in str(caught.value)
+
+
+def test_an_unreachable_server_is_named():
+    with FakeServer() as server:
+        pass
+    with pytest.raises(UserError, match=f"nothing answers at --base_url={server.base_url}"):
+        ask(server, max_retries=20)
+
+
+def test_a_login_in_the_url_is_not_shown():
+    class Closed:
+        base_url = "http://me:hunter2@127.0.0.1:9/v1"
+
+    with pytest.raises(UserError, match=r"--base_url=http://127\.0\.0\.1:9/v1") as caught:
+        ask(Closed)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [None, "", " "])
+def test_a_server_of_ones_own_needs_no_key(key):
+    with FakeServer() as server:
+        ask(server, api_key=key)
+    assert server.keys == ["Bearer none"]
+
+
+def test_a_key_from_a_file_with_a_line_end_works():
+    with FakeServer() as server:
+        ask(server, api_key=f"{KEY}\n")
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(
+    "url, key, message",
+    [
+        ("https://api.openai.com/v1", None, "OPENAI_API_KEY is not set"),
+        ("127.0.0.1:8000/v1", KEY, "--base_url=127.0.0.1:8000/v1: expected a URL"),
+        ("http://127.0.0.1:8000/v1", "sk-schlüssel", "OPENAI_API_KEY holds characters"),
+    ],
+)
+def test_bad_settings_are_named(url, key, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Teacher(url, "fake", Sampling(0.7, 1.0, 16), api_key=key)
+    assert "schl" not in str(caught.value)
+
+
+def test_the_fingerprint_is_of_all_that_shapes_the_answer():
+    def fingerprint(model="fake", system=None, content=CHAT, **sampling):
+        values = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 16} | sampling
+        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), api_key=None, system=system)
+        return teacher.fingerprint(content)
+
+    others = [
+        fingerprint(model="other"),
+        fingerprint(system="Be brief."),
+        fingerprint(content=[{"role": "user", "content": "Two?"}]),
+        fingerprint(temperature=0.8),
+        fingerprint(top_p=0.9),
+        fingerprint(max_tokens=17),
+        fingerprint(seed=1),
+    ]
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(), *others}) == len(others) + 1

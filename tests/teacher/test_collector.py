@@ -1,0 +1,194 @@
+import asyncio
+import io
+import pathlib
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from gadjax.data.schema import read_rows
+from gadjax.errors import UserError
+from gadjax.teacher.client import Sampling, Teacher
+from gadjax.teacher.collector import collect, write_parquet
+from gadjax.teacher.ledger import Answer, Ledger
+from gadjax.teacher.progress import AnswerProgress
+from gadjax.teacher.prompts import Prompt
+from tests.teacher.fake_server import FakeServer, Reply, error
+
+PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbers") for i in range(20)]
+
+
+def run(server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, out=None, **options):
+    """Collects into a ledger at `path`, and into the Parquet `out`."""
+    options = {"api_key": None, "first_wait": 0.01, "max_retries": 2} | options
+
+    async def work():
+        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16), **options) as teacher:
+            with Ledger(path) as ledger:
+                result = await collect(teacher, prompts, ledger, concurrency=concurrency)
+                if out is not None:
+                    write_parquet(out, teacher, prompts, ledger, model_name="Fake-1")
+                return result
+
+    return asyncio.run(work())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.jsonl"
+
+
+def test_every_prompt_is_asked_once_and_at_most_so_many_at_a_time(path):
+    with FakeServer(lambda prompt, attempt: Reply(seconds=0.03)) as server:
+        result = run(server, path, concurrency=4)
+    assert sorted(server.prompts) == sorted(prompt.content[0]["content"] for prompt in PROMPTS)
+    assert server.most_at_once == 4
+    assert (result.received, result.failures) == (20, {})
+
+
+def test_a_rerun_asks_for_what_is_missing(path):
+    with FakeServer() as server:
+        run(server, path, PROMPTS[:12])
+        run(server, path)
+        assert sorted(server.prompts[12:]) == sorted(prompt.content[0]["content"] for prompt in PROMPTS[12:])
+        assert run(server, path).received == 0
+        assert len(server.requests) == 20
+        # Another temperature is another answer.
+        run(server, path, temperature=0.8)
+    assert len(server.requests) == 40
+
+
+def test_failed_rows_are_reported_and_asked_again(path, tmp_path):
+    def behave(prompt, attempt):
+        return error(500, "oops") if prompt in ("prompt 3", "prompt 7") and attempt <= 3 else Reply()
+
+    out = tmp_path / "t.parquet"
+    with FakeServer(behave) as server:
+        result = run(server, path, out=out)
+        assert set(result.failures) == {"id3", "id7"}
+        assert result.received == 18 and "HTTP 500" in result.failures["id3"]
+        assert pq.read_metadata(out).num_rows == 18
+        assert run(server, path, out=out).failures == {}
+    assert server.prompts[-2:] in (["prompt 3", "prompt 7"], ["prompt 7", "prompt 3"])
+    assert pq.read_table(out)["id"].to_pylist() == [prompt.id for prompt in PROMPTS]
+
+
+def test_a_refused_key_stops_all_and_keeps_answers_under_way(path):
+    def behave(prompt, attempt):
+        return error(401, "no") if prompt == "prompt 1" else Reply(seconds=0.3)
+
+    with FakeServer(behave) as server:
+        with pytest.raises(UserError, match="refuses the key"):
+            run(server, path)
+        assert sorted(server.prompts) == [f"prompt {i}" for i in range(4)]
+        server.behave = lambda prompt, attempt: Reply()
+        run(server, path)
+    # Answers 0, 2 and 3 were paid for.
+    assert server.prompts.count("prompt 0") == server.prompts.count("prompt 3") == 1
+
+
+def test_a_stop_wakes_those_that_wait(path):
+    def behave(prompt, attempt):
+        if prompt == "prompt 0":
+            return error(429, "slow down", retry_after="300")
+        return error(401, "no", retry_after="0") if prompt == "prompt 5" else Reply()
+
+    with FakeServer(behave) as server, pytest.raises(UserError, match="refuses the key"):
+        run(server, path)
+    assert server.times[-1] - server.times[0] < 30
+
+
+def test_a_server_that_fails_every_row_ends_the_run(path):
+    server = FakeServer(lambda prompt, attempt: error(400, "no such field"))
+    with server, pytest.raises(UserError, match=r"\d+ prompts in a row failed at .*: HTTP 400: no such field"):
+        run(server, path)
+    assert len(server.requests) <= 8 + 4
+
+
+def test_the_parquet_has_the_published_schema_and_provenance(path, tmp_path):
+    marked = {
+        "prompt 1": Reply(text=None),
+        "prompt 2": Reply(finish_reason="length"),
+        "prompt 3": Reply(text=None, message={"refusal": "No."}),
+    }
+    prompts = [Prompt("chat", [*PROMPTS[0].content, {"role": "assistant", "content": "Hm."}, *PROMPTS[9].content])]
+    prompts += PROMPTS[1:4]
+    out = tmp_path / "t.parquet"
+    with FakeServer(lambda prompt, attempt: marked.get(prompt, Reply())) as server:
+        run(server, path, prompts, out=out, system="Be brief.")
+    first, *others = pq.read_table(out).to_pylist()
+    assert first == {
+        "content": prompts[0].content,
+        "teacher_response": "an answer",
+        "category": None,
+        "id": "chat",
+        "model": "Fake-1",
+        "created": 1_700_000_000,
+        "finish_reason": "stop",
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "max_tokens": 16,
+        "seed": None,
+        "system": "Be brief.",
+    }
+    assert [row["finish_reason"] for row in others] == ["error", "length", "refusal"]
+    assert pq.ParquetFile(out).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+    # The trainer's reader takes the file as it is, and knows the marks.
+    rows = read_rows(out)
+    assert list(rows.cut) == [False, False, True, False]
+    assert list(rows.marked) == [False, True, False, True]
+
+
+def test_a_failed_write_leaves_the_old_parquet(path, tmp_path, monkeypatch):
+    out = tmp_path / "t.parquet"
+    with FakeServer() as server:
+        run(server, path, PROMPTS[:5], out=out)
+        before = out.read_bytes()
+
+        def fail(self, key):
+            raise RuntimeError("killed")
+
+        monkeypatch.setattr(Ledger, "__getitem__", fail)
+        with pytest.raises(RuntimeError):
+            run(server, path, out=out)
+    assert out.read_bytes() == before
+
+
+def test_the_ledger_reaches_the_disk_while_answers_come(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(Ledger, "sync", lambda self: synced.append(len(self._places)))
+    with FakeServer(lambda prompt, attempt: Reply(seconds=0.4)) as server:
+        run(server, path, PROMPTS[:4], concurrency=1)
+    # Between the first answer and the last, and at the end.
+    assert {1, 2, 3} & set(synced) and synced[-1] == 4
+
+
+def test_progress_shows_rate_tokens_and_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    shown = io.StringIO()
+    with AnswerProgress(200, 40, teacher, console=Console(file=shown)) as progress:
+        for _ in range(80):
+            now[0] += 0.5
+            progress.advance(Answer("a", "stop", 0, 7, 3))
+    first, *_ = shown.getvalue().splitlines()
+    assert first == "collecting 100/200  2 answers/s  180 tokens (6/s)  0:00:50 left"
+
+
+def test_progress_draws_a_bar_on_a_terminal():
+    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, force_interactive=True, width=120)
+    with AnswerProgress(2, 0, teacher, console=console) as progress:
+        progress.advance(Answer("a", "stop", 0, 7, 3))
+        progress.advance(Answer("a", "stop", 0, 7, 3))
+    assert "2/2" in shown.getvalue() and "6 tokens" in shown.getvalue()
+
+
+def test_nothing_asks_for_a_heavy_import():
+    source = pathlib.Path("gadjax/collect.py").read_text()
+    assert "import openai" not in source and "import pyarrow" not in source

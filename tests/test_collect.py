@@ -1,0 +1,121 @@
+"""The command `python -m gadjax.collect`, run as users run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.teacher.fake_server import FakeServer, Reply, error
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"id": f"id{i}", "prompt": f"prompt {i}"} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(repo, server, prompts, out, *flags):
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "COLUMNS": "200"}
+    line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={out}", "--model=fake"]
+    return subprocess.Popen(
+        [*line, f"--base_url={server.base_url}", "--max_tokens=16", *flags],
+        cwd=repo,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments):
+    process = command(*arguments)
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr
+
+
+def test_collects_and_goes_on(repo, tmp_path, prompts):
+    out = tmp_path / "t.parquet"
+
+    def behave(prompt, attempt):
+        if prompt in ("prompt 5", "prompt 6") and attempt == 1:
+            return error(400, f"not for {KEY}")
+        return Reply(text=f"answer to {prompt}")
+
+    with FakeServer(behave) as server:
+        status, stdout, stderr = run(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
+        assert status == 1, stderr
+        assert "58 answers" in stdout
+        assert "2 of 60 prompts failed" in stderr and "id5: HTTP 400" in stderr
+        assert pq.read_metadata(out).num_rows == 58
+        status, stdout, again = run(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
+        assert status == 0, again
+    assert "60 answers (58 from before" in stdout
+    assert len(server.requests) == 62 and server.requests[0]["seed"] == 3
+    rows = pq.read_table(out).to_pylist()
+    assert [row["teacher_response"] for row in rows] == [f"answer to prompt {i}" for i in range(60)]
+    assert {row["model"] for row in rows} == {"Fake-1"}
+    assert server.keys[0] == f"Bearer {KEY}"
+    ledger = (tmp_path / "t.parquet.ledger.jsonl").read_text()
+    assert KEY not in ledger + stdout + stderr + again
+
+
+def test_kills_cost_no_more_than_what_was_under_way(repo, tmp_path, prompts):
+    out, concurrency, kills = tmp_path / "t.parquet", 4, 3
+    ledger = tmp_path / "t.parquet.ledger.jsonl"
+    with FakeServer(lambda prompt, attempt: Reply(text=f"answer to {prompt}", seconds=0.05)) as server:
+        for kill in range(kills):
+            process = command(repo, server, prompts, out, f"--concurrency={concurrency}")
+            asked = len(server.requests)
+            deadline = time.monotonic() + 60
+            # In the middle of the asking, some answers later.
+            while len(server.requests) < asked + 6 and time.monotonic() < deadline:
+                time.sleep(0.003 * (kill + 1))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert not out.exists()
+        stored = [json.loads(line)["id"] for line in ledger.read_text().splitlines() if line.endswith("}")]
+        asked = len(server.requests)
+        status, _, stderr = run(repo, server, prompts, out, f"--concurrency={concurrency}")
+        assert status == 0, stderr
+    assert 0 < len(stored) < 60
+    # What was stored is not asked again, and repeats are bounded by what the kills cut off.
+    assert not set(server.prompts[asked:]) & {f"prompt {name[2:]}" for name in stored}
+    assert len(server.requests) - 60 <= concurrency * kills
+    assert pq.read_table(out)["teacher_response"].to_pylist() == [f"answer to prompt {i}" for i in range(60)]
+
+
+def test_what_cannot_go_on_says_where_the_answers_are(repo, tmp_path, prompts):
+    def behave(prompt, attempt):
+        return error(401, f"bad key {KEY}") if prompt == "prompt 9" else Reply()
+
+    with FakeServer(behave) as server:
+        status, _, stderr = run(repo, server, prompts, tmp_path / "t.parquet", "--concurrency=2")
+    assert status == 2
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert "refuses the key in OPENAI_API_KEY" in stderr and "t.parquet.ledger.jsonl" in stderr
+    assert " of 60 answers are kept" in stderr and KEY not in stderr
+
+
+def test_bad_flags_are_one_line(repo, tmp_path, prompts):
+    old = tmp_path / "old.parquet"
+    old.touch()
+    with FakeServer() as server:
+        for out, flags, message in [
+            (tmp_path / "t.csv", [], "t.csv: the name must end in .parquet"),
+            (tmp_path / "absent" / "t.parquet", [], "there is no folder"),
+            (old, [], "old.parquet.ledger.jsonl"),
+            (tmp_path / "t.parquet", ["--temperature=-1"], "temperature"),
+        ]:
+            status, _, stderr = run(repo, server, prompts, out, *flags)
+            assert status == 2 and stderr.startswith("error: ") and message in stderr, stderr
+            assert stderr.count("\n") == 1
+    assert not server.requests
