@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.discriminator.replay_size = 0
     config.discriminator.replay_share = 0.5
 
-    # A stage's length: `steps`, or `epochs` over the training data where steps is 0.
+    # A stage's length: `steps`, or `epochs` over the training data where steps is 0. Learning rates are constant.
     config.seqkd = ConfigDict()
     config.seqkd.epochs = 3.0
     config.seqkd.steps = 0
@@ -157,6 +157,7 @@ def get_config() -> ConfigDict:
     config.export_dtype = "bfloat16"
 
     config.log = ConfigDict()
+    # TensorBoard events in the workdir.
     config.log.tensorboard = True
     # Weights & Biases project; "" logs nothing there (pip install wandb).
     config.log.wandb_project = ""

@@ -9,6 +9,7 @@ import json
 import logging as python_logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,19 @@ def define_config() -> None:
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file(_CONFIG, None, "The run's config: a Python file with get_config().")
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_CONFIG])  # --help shows those of the command
 
 
 def read_config() -> ConfigDict:
     """The config of --config with the command line's overrides."""
-    if flags.FLAGS[_CONFIG].value is None:
+    config = flags.FLAGS[_CONFIG].value
+    if config is None:
         raise UserError("no config: give --config=configs/demo.py or another file with get_config()")
-    return flags.FLAGS[_CONFIG].value
+    try:
+        config.lock()  # of a file that could not be loaded, any use is the error
+    except OSError as error:
+        raise UserError(f"--config cannot be read: {_reason(error)}") from None
+    return config
 
 
 def config_name() -> str:
@@ -90,18 +97,18 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(f"{error}; --help lists the flags") from None
+        raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"--config cannot be read: {_last_line(error)}") from None
+        raise UserError(f"--config cannot be read: {_reason(error)}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if not any(argument.startswith(f"--{_CONFIG}") for argument in argv):
             raise
         # A mistake inside the file itself is the author's to see whole; one in an override has no frame there.
         if _raised_in_config(error, argv):
             raise
-        raise UserError(f"a --config.FIELD is not in the config: {_last_line(error)}; see configs/base.py") from None
+        raise UserError(f"a --config.FIELD is not in the config: {_one_line(error)}; see configs/base.py") from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")
     return rest
@@ -121,5 +128,10 @@ def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
     return False
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: OSError) -> str:
+    """The last of the lines in which ml_collections says where it looked."""
+    return str(error).splitlines()[-1].strip()
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\'", "").split())

@@ -2,11 +2,10 @@
 
     python -m gadjax.score --model=/tmp/demo/export/discriminator --data=answers.jsonl --out=scores.jsonl
 
-The data is JSONL with `prompt` (text) or `content` (a chat) and `response` on each line, as gadjax.generate writes it, or
-Parquet in the teacher's schema. Each line of the output holds `content`, `response` and `score`, in the order of the data.
-A response whose `finish_reason` says that it was cut is scored at its last token, any other at the end of its turn. Text
-is encoded anew, so a sampled response may get other ids than it was sampled with. Scores of one model compare; those of
-two do not.
+The data is JSONL with `prompt` (text) or `content` (a chat) and `response` on each line, as gadjax.generate writes it,
+or Parquet in the teacher's schema. Each line of the output holds `content`, `response` and `score`, in the order of the
+data. A response that was cut (`finish_reason`) is scored at its last token, any other at the end of its turn. Text is
+encoded anew, so a sampled response may get other ids than it was sampled with. Compare scores of one model only.
 """
 
 from __future__ import annotations

@@ -6,11 +6,16 @@ The tests of whole runs share a student without weights (`student`), a few teach
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
+import runpy
+import sys
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +30,22 @@ TEMPLATE = (
     "{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+RICH = {
+    "warmup.steps": 3,
+    "gad.steps": 3,
+    "gad.ppo_minibatches": 2,
+    "gad.kl_coefficient": 0.1,
+    "micro_batches.generator": 2,
+    "micro_batches.discriminator": 2,
+    "discriminator.updates_per_step": 2,
+    "discriminator.replay_size": 24,
+    "eval_every": 2,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 10,
+    "evaluation.two_sample_folds": 2,
+    "evaluation.two_sample_epochs": 1,
+    "log.tensorboard": True,
+}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -52,12 +73,18 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quick_compile(compilation_cache: pathlib.Path) -> Iterator[None]:
     """Compiles badly and once: the programs of these tests run for milliseconds."""
+    with _quick_compile(compilation_cache):
+        yield
+
+
+@contextlib.contextmanager
+def _quick_compile(folder: pathlib.Path) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache as cache
 
     settings = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(compilation_cache),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -135,7 +162,9 @@ def write_teacher() -> Callable[[pathlib.Path, list[str], list[str]], pathlib.Pa
         import pyarrow.parquet as pq
 
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        pq.write_table(pa.table({"content": chats, "teacher_response": answers}), path)
+        kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+        columns = {"content": pa.array(chats, kind), "teacher_response": pa.array(answers, pa.string())}
+        pq.write_table(pa.table(columns), path)
         return path
 
     return write
@@ -189,3 +218,86 @@ def tiny_config(student, train_file, heldout_file) -> Callable[..., Any]:
         return config.lock()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Commands see one device: a run compiles in half the time. `tests/test_train.py` has one on all eight."""
+    with _one_device():
+        yield
+
+
+@contextlib.contextmanager
+def _one_device() -> Iterator[None]:
+    import jax
+
+    from gadjax.parallel import mesh
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
+class FinishedRun(NamedTuple):
+    """A run that reached its end. Tests must leave its workdir as it is."""
+
+    workdir: pathlib.Path
+    config: Any
+    figures: dict[str, dict[str, float]]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_config, compilation_cache) -> FinishedRun:
+    """Warmup and GAD with replay, several updates of the discriminator and several minibatches."""
+    from gadjax.train import run
+
+    config = tiny_config(RICH)
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    with _quick_compile(compilation_cache), _one_device():
+        return FinishedRun(workdir, config, run(config, workdir))
+
+
+@pytest.fixture(scope="session")
+def rich_fields() -> dict[str, Any]:
+    """The fields of `finished_run`'s config."""
+    return dict(RICH)
+
+
+class Finished(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, compilation_cache) -> Callable[..., Finished]:
+    """Runs `python -m MODULE ARGUMENTS` inside this process."""
+    from absl import flags
+
+    def forget() -> None:
+        """Each command defines its flags anew; two in one process would clash."""
+        ours = {
+            flag.name
+            for module, defined in flags.FLAGS.flags_by_module_dict().items()
+            for flag in defined
+            if "gadjax" in module or flag.name.partition(".")[0] == "config"
+        }
+        for name in ours & set(flags.FLAGS):
+            delattr(flags.FLAGS, name)
+
+    def run(module: str, *arguments: str) -> Finished:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        capfd.readouterr()
+        forget()
+        try:
+            with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
+                warnings.simplefilter("ignore", RuntimeWarning)  # the module may be imported already
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        finally:
+            forget()
+        return Finished(exit.value.code or 0, *capfd.readouterr())
+
+    return run

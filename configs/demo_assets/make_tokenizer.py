@@ -78,7 +78,8 @@ def main() -> None:
     rows = pq.read_table(FOLDER / "train.parquet", columns=["content", "teacher_response"]).to_pylist()
     prompts = [turn["content"] for row in rows for turn in row["content"]]
     answers = [row["teacher_response"] for row in rows]
-    make_tokenizer(["user\n", "assistant\n", *prompts, *answers]).save_pretrained(FOLDER)
+    roles = ["user\n", "assistant\n"] * len(rows)
+    make_tokenizer([*roles, *prompts, *answers]).save_pretrained(FOLDER)
 
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -1,6 +1,5 @@
 import asyncio
 import io
-import pathlib
 
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +104,15 @@ def test_a_server_that_fails_every_row_ends_the_run(path):
     assert len(server.requests) <= 8 + 4
 
 
+def test_failures_with_answers_between_do_not_end_the_run(path):
+    def behave(prompt, attempt):
+        return error(400, "too long") if int(prompt.split()[1]) % 2 else Reply()
+
+    with FakeServer(behave) as server:
+        result = run(server, path, concurrency=1)
+    assert (result.received, len(result.failures)) == (10, 10)
+
+
 def test_the_parquet_has_the_published_schema_and_provenance(path, tmp_path):
     marked = {
         "prompt 1": Reply(text=None),
@@ -187,8 +195,3 @@ def test_progress_draws_a_bar_on_a_terminal():
         progress.advance(Answer("a", "stop", 0, 7, 3))
         progress.advance(Answer("a", "stop", 0, 7, 3))
     assert "2/2" in shown.getvalue() and "6 tokens" in shown.getvalue()
-
-
-def test_nothing_asks_for_a_heavy_import():
-    source = pathlib.Path("gadjax/collect.py").read_text()
-    assert "import openai" not in source and "import pyarrow" not in source

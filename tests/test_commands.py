@@ -1,0 +1,153 @@
+"""The command line: one clear line for each mistake, exit status 2, quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from gadjax import commands
+from gadjax.errors import UserError, run_command
+
+CONFIG = "--config=configs/base.py"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(repo, monkeypatch):
+    monkeypatch.chdir(repo)
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=dict(os.environ))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no config: give --config=configs/demo.py"),
+        (["--config=configs/nowhere.py"], "--config cannot be read: .*No such file or directory: 'configs/nowhere.py'"),
+        (["--config=configs/nowhere.py", "--config.seed=1"], "--config cannot be read: .*'configs/nowhere.py'"),
+        (["--config=configs"], "--config cannot be read: .*configs"),
+        ([CONFIG, "--config.batchsize=8"], r"a --config\.FIELD is not in the config: .*batchsize"),
+        ([CONFIG, "--config.gad.lr=8"], r"a --config\.FIELD is not in the config: .*lr"),
+        ([CONFIG, "--config.batch_size=many"], r"--config\.batch_size=many"),
+        ([CONFIG, "--config.random_init=maybe"], r"--config\.random_init=maybe"),
+        ([CONFIG, "--config.gad.clip=wide"], r"--config\.gad\.clip=wide"),
+        ([CONFIG, "--config.gad=1"], r"config\.gad"),
+        ([CONFIG, "--work=x"], "Unknown command line flag 'work'.*--help"),
+        ([CONFIG, "train.parquet"], "unexpected argument 'train.parquet'"),
+        ([CONFIG], r"config\.student is empty: .*--config\.student=PATH"),
+        ([CONFIG, "--config.student=s"], r"config\.data\.train is empty: .*--config\.data\.train=PATH"),
+        ([CONFIG, "--config.student=s", "--config.data.train=t", "--config.stages=gad,seqkd"], "the order is"),
+    ],
+)
+def test_a_mistake_is_one_line(command, tmp_path, arguments, message):
+    finished = command("gadjax.train", *arguments, f"--workdir={tmp_path / 'run'}")
+    assert finished.status == 2
+    errors = finished.err.splitlines()
+    assert len(errors) == 1, finished.err
+    assert errors[0].startswith("error: ")
+    assert re.search(message, errors[0])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["--config={}", "--config {}"])
+def test_a_mistake_in_the_file_keeps_its_traceback(command, tmp_path, form):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return {}['absent']\n")
+    with pytest.raises(KeyError, match="absent"):
+        command("gadjax.train", *form.format(tmp_path / "broken.py").split(" "))
+
+
+def test_help_is_quick_and_light():
+    """Seconds of the processor's time, since other work may share it; the clock's are no more on an idle machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = python("-X", "importtime", "-m", "gadjax.train", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "Distils a student" in finished.stdout
+    assert "--workdir" in finished.stdout and "--config" in finished.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "ml_collections" in imported
+    assert not {"torch", "tensorflow", "transformers", "jax"} & imported
+
+
+def test_imports_are_light():
+    finished = python("-c", "import sys, gadjax, gadjax.train; print(*sys.modules)")
+    assert finished.returncode == 0, finished.stderr
+    assert not {"torch", "tensorflow"} & set(finished.stdout.split())
+
+
+def test_a_real_process(tmp_path):
+    finished = python("-m", "gadjax.train", CONFIG, "--config.batchsize=8", f"--workdir={tmp_path / 'run'}")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: a --config.FIELD is not in the config")
+    assert len(finished.stderr.splitlines()) == 1
+    assert finished.stdout == ""
+
+
+def test_help_into_a_closed_pipe_is_no_error_of_the_config():
+    shell = f"{sys.executable} -m gadjax.train --help | true"
+    finished = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert "error" not in finished.stderr and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("module", ["generate", "chat", "export", "score", "collect"])
+def test_every_command_names_its_missing_flags(command, module):
+    finished = command(f"gadjax.{module}")
+    assert finished.status == 2
+    assert "must have a value" in finished.err
+    assert len(finished.err.splitlines()) == 1
+
+
+def test_config_name(command, tmp_path, monkeypatch):
+    """Without --workdir, a run goes to runs/NAME."""
+    from gadjax.trainer import session
+
+    seen = []
+    monkeypatch.setattr(session, "train_and_export", lambda config, workdir: seen.append((config.batch_size, workdir)))
+    assert command("gadjax.train", "--config=configs/qwen7b.py", "--config.batch_size=3").status == 0
+    assert seen == [(3, pathlib.Path("runs/qwen7b"))]
+
+
+def test_output_is_whole_or_absent(tmp_path):
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(ZeroDivisionError), commands.jsonl_output(out) as write:
+        write({"a": 1})
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    with commands.jsonl_output(out) as write:
+        write({"text": "é\n"})
+        write({})
+        assert not out.exists()
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [{"text": "é\n"}, {}]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    for place in (tmp_path / "absent" / "out.jsonl", tmp_path):
+        with pytest.raises(UserError, match=f"--out={place} cannot be written: "), commands.jsonl_output(place):
+            raise AssertionError("must not get here")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"), [(UserError("it"), 2, "error: it\n"), (KeyboardInterrupt(), 130, "interrupted\n")]
+)
+def test_exit_status(capsys, error, status, message):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        run_command(fail)
+    assert exit.value.code == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)

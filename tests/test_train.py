@@ -1,0 +1,291 @@
+"""Whole runs of a few steps: what a workdir holds, and that the numbers mean what they say."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.metrics import read_heldout, read_metrics
+from gadjax.models.export import save_pretrained
+from gadjax.models.model import Model
+from gadjax.models.weights import load_params, read_hf_config
+from gadjax.train import run
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+DISCRIMINATOR = {"discriminator/loss", "discriminator/accuracy", "discriminator/margin"}
+ROLLOUT = {"reward/mean", "reward/std", "response/length_mean", "response/length_p95", "response/truncated", "tokens"}
+GENERATOR = {"generator/loss", "generator/grad_norm", "generator/entropy"}
+POLICY = {"generator/kl", "generator/sampler_gap", "generator/clipped"}
+HELDOUT = {
+    "nll",
+    "rouge_l",
+    *(f"ngram_f1_{n}" for n in range(1, 6)),
+    "length_mean",
+    "length_p95",
+    "truncated",
+    "discriminator_accuracy",
+    "discriminator_margin",
+}
+TWO_SAMPLE = {"two_sample", "two_sample_low", "two_sample_high"}
+
+
+def train_lines(workdir: pathlib.Path) -> list[dict]:
+    return [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def names(line: dict) -> set[str]:
+    return set(line) - {"kind", "stage", "step"}
+
+
+def seconds(*phases: str) -> set[str]:
+    return {f"seconds/{phase}" for phase in phases}
+
+
+class TestFinishedRun:
+    """Warmup and GAD, with the options of `rich_fields`."""
+
+    def test_workdir(self, finished_run):
+        workdir = finished_run.workdir
+        assert {path.name for path in workdir.iterdir()} == {
+            "config.json",
+            "run.json",
+            "tokenizer",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "tensorboard",
+            "checkpoints",
+            "export",
+        }
+        assert {path.name for path in (workdir / "export").iterdir()} == {"generator", "discriminator"}
+        assert [path.name for path in sorted((workdir / "checkpoints").iterdir())] == ["1", "2", "3", "4", "5", "6"]
+        assert any((workdir / "tensorboard").iterdir())
+
+    def test_config_is_resolved(self, finished_run, rich_fields):
+        config = json.loads((finished_run.workdir / "config.json").read_text())
+        assert config["stages"] == ["warmup", "gad"]
+        assert config["discriminator"]["replay_size"] == rich_fields["discriminator.replay_size"]
+        assert config["gad"]["clip"] == 0.2  # of base.py
+
+    def test_each_step_stands_once(self, finished_run):
+        lines = train_lines(finished_run.workdir)
+        steps = [(line["step"], line["stage"]) for line in lines]
+        assert steps == [(i, "warmup" if i <= 3 else "gad") for i in range(1, 7)]
+
+    def test_metrics(self, finished_run):
+        of_discriminator = DISCRIMINATOR | {"discriminator/grad_norm"} | ROLLOUT
+        alone, *lines = train_lines(finished_run.workdir)
+        assert names(alone) == of_discriminator | seconds("rollout", "discriminator")
+        phases = seconds("rollout", "discriminator", "generator")
+        for line in lines:
+            policy = POLICY if line["stage"] == "gad" else set()
+            assert names(line) == of_discriminator | GENERATOR | policy | phases
+            assert all(np.isfinite(line[name]) for name in names(line))
+            assert line["response/length_mean"] <= line["response/length_p95"] <= 8
+            assert 0 < line["tokens"] <= 8 * 2 * 8
+            assert 0 < line["generator/entropy"] <= np.log(320)
+
+    def test_first_step_of_gad(self, finished_run):
+        """Before its first update the policy is the reference, and the sampler's log-probs are the trainer's."""
+        line = train_lines(finished_run.workdir)[3]
+        # The second of the two minibatches comes after an update.
+        assert 0 <= line["generator/kl"] < train_lines(finished_run.workdir)[-1]["generator/kl"]
+
+    def test_heldout(self, finished_run):
+        lines = [line for line in read_metrics(finished_run.workdir / "metrics.jsonl") if line["kind"] == "heldout"]
+        when = [(line["step"], line["stage"]) for line in lines]
+        assert when == [(0, "before"), (2, "warmup"), (3, "warmup"), (5, "gad"), (6, "gad")]
+        for line in lines:
+            expected = HELDOUT | (TWO_SAMPLE if line["step"] in (0, 3, 6) else set())
+            assert names(line) == {f"heldout/{name}" for name in expected}
+        assert list(finished_run.figures) == ["before", "warmup", "gad"]
+        assert finished_run.figures == read_heldout(finished_run.workdir / "metrics.jsonl")
+
+    def test_warmup_learns(self, finished_run):
+        assert finished_run.figures["warmup"]["nll"] < finished_run.figures["before"]["nll"] - 0.3
+
+    def test_samples(self, finished_run):
+        lines = [json.loads(line) for line in (finished_run.workdir / "samples.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [0, 0, 2, 2, 3, 3, 5, 5, 6, 6]
+        assert {line["row"] for line in lines} == {0, 1}
+        assert all(set(line) == {"step", "stage", "row", "prompt", "teacher", "student"} for line in lines)
+        assert "What is four plus zero" in lines[0]["prompt"]
+        assert lines[0]["teacher"] == "four"
+
+    def test_export(self, finished_run):
+        export = finished_run.workdir / "export"
+        for network in ("generator", "discriminator"):
+            files = {path.name for path in (export / network).iterdir()}
+            assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
+            card = (export / network / "README.md").read_text()
+            assert "training rows, usable: 24" in card
+            assert f"{finished_run.figures['gad']['nll']:.3f}" in card
+        eos = json.loads((export / "generator" / "generation_config.json").read_text())["eos_token_id"]
+        assert eos == [2]
+
+    def test_exports_agree_with_transformers(self, finished_run):
+        torch = pytest.importorskip("torch")
+        transformers = pytest.importorskip("transformers")
+        torch.set_num_threads(1)
+        tokens = np.random.default_rng(0).integers(0, 320, (2, 17)).astype(np.int32)
+        fields = tokens, np.broadcast_to(np.arange(17), tokens.shape), np.ones_like(tokens)
+        final = final_params(finished_run)
+        for network, auto, head in (
+            ("generator", transformers.AutoModelForCausalLM, "lm"),
+            ("discriminator", transformers.AutoModelForTokenClassification, "score"),
+        ):
+            path = finished_run.workdir / "export" / network
+            config, _ = read_hf_config(path)
+            model = Model(config, head)
+            ours = model.logits(final[network], *fields) if head == "lm" else model.scores(final[network], *fields)
+            theirs = auto.from_pretrained(path, dtype=torch.float32).eval()
+            with torch.no_grad():
+                logits = theirs(input_ids=torch.from_numpy(tokens).long()).logits.numpy()
+            np.testing.assert_allclose(np.asarray(ours).reshape(logits.shape), logits, atol=1e-4)
+
+    def test_same_seed_same_figures(self, finished_run, tiny_config, rich_fields, one_device, tmp_path):
+        again = tmp_path / "again"
+        run(tiny_config(rich_fields), again)
+        assert without_seconds(again) == without_seconds(finished_run.workdir)
+        name = "samples.jsonl"
+        assert (again / name).read_bytes() == (finished_run.workdir / name).read_bytes()
+        assert exports(again) == exports(finished_run.workdir)
+
+    def test_a_finished_run_only_exports(self, finished_run, one_device, tmp_path, monkeypatch, capsys):
+        from gadjax.trainer.stage_steps import StageSteps
+
+        workdir = tmp_path / "copy"
+        shutil.copytree(finished_run.workdir, workdir)
+        shutil.rmtree(workdir / "export")
+        monkeypatch.setattr(StageSteps, "run", None)
+        metrics = (workdir / "metrics.jsonl").read_bytes()
+        assert run(finished_run.config, workdir) == finished_run.figures
+        assert (workdir / "metrics.jsonl").read_bytes() == metrics
+        assert exports(workdir) == exports(finished_run.workdir)
+        out = capsys.readouterr().out
+        assert f"continuing {workdir} after step 6" in out
+        for what in ("warmup", "GAD", "NLL", "ROUGE-L", "metrics.jsonl", str(workdir / "export" / "generator")):
+            assert what in out
+
+    def test_all_devices_compute_the_same(self, finished_run, tiny_config, rich_fields, tmp_path):
+        """Two steps on a mesh of 4 x 2 devices; they differ from one device by rounding."""
+        fields = {"stages": ("warmup",), "warmup.steps": 2, "data.heldout": "", "evaluation.two_sample_folds": 0}
+        workdir = tmp_path / "sharded"
+        assert jax.device_count() == 8
+        run(tiny_config(rich_fields | fields | {"mesh.fsdp": 4, "mesh.tensor": 2}), workdir)
+        sharded, single = train_lines(workdir), train_lines(finished_run.workdir)
+        assert len(sharded) == 2
+        for ours, theirs in zip(sharded, single, strict=False):
+            for name in names(theirs) - seconds("rollout", "discriminator", "generator"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+
+
+def final_params(finished_run) -> dict:
+    """Of the last checkpoint, which is not an export."""
+    from gadjax.checkpoint import Checkpoints
+    from gadjax.parallel import mesh as layout
+
+    mesh = layout.make_mesh(1, 1, 1, jax.devices()[:1])
+    params = {}
+    for network, head in (("generator", "lm"), ("discriminator", "score")):
+        config, _ = read_hf_config(pathlib.Path(finished_run.config.student))
+        model = Model(config, head)
+        like = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            model.abstract_params(),
+            layout.param_shardings(model, mesh),
+        )
+        params[network] = Checkpoints(finished_run.workdir).params(6, network, like)
+    return params
+
+
+def without_seconds(workdir: pathlib.Path) -> list[dict]:
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+
+
+def exports(workdir: pathlib.Path) -> dict[str, bytes]:
+    files = (path for path in (workdir / "export").rglob("*") if path.is_file())
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+class TestSeqKD:
+    @pytest.fixture(scope="class")
+    def workdir(self, tiny_config, one_device, quick_compile, tmp_path_factory):
+        workdir = tmp_path_factory.mktemp("seqkd")
+        config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 3})
+        assert list(run(config, workdir)) == ["before", "seqkd"]
+        return workdir
+
+    def test_no_discriminator(self, workdir):
+        assert [path.name for path in (workdir / "export").iterdir()] == ["generator"]
+        for line in train_lines(workdir):
+            assert names(line) == GENERATOR | {"tokens", "seconds/generator"}
+        for figures in read_heldout(workdir / "metrics.jsonl").values():
+            assert not any(name.startswith("discriminator") for name in figures)
+
+    def test_tokens_are_the_teachers(self, workdir):
+        """An epoch is 24 rows in 3 steps, whatever their order: 24 answers, each of one or two words and its end."""
+        from gadjax.trainer.setup import prepare_run
+
+        config = json.loads((workdir / "config.json").read_text())
+        assert config["seqkd"]["steps"] == 3
+        del prepare_run
+        facts = json.loads((workdir / "run.json").read_text())
+        assert facts["data"]["training rows, usable"] == 24
+        assert facts["stages"] == {"seqkd": 3}
+        assert sum(line["tokens"] for line in train_lines(workdir)) > 48
+
+
+def test_ablations(tiny_config, one_device, student, hf_config, tmp_path, monkeypatch):
+    """A discriminator of another size, with CE, that learned on the frozen student and is fixed in GAD; more options."""
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    fields = hf_config(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1, head_dim=16)
+    (other / "config.json").write_text(json.dumps(fields))
+    config, raw = read_hf_config(other)
+    save_pretrained(tmp_path / "big", Model(config).init(jax.random.key(1)), config, raw, kind="generator")
+    shutil.copytree(tmp_path / "big", other, dirs_exist_ok=True)
+    workdir = tmp_path / "run"
+    run(
+        tiny_config(
+            {
+                "discriminator.init": str(other),
+                "discriminator.loss": "ce",
+                "warmup.train_generator": False,
+                "gad.train_discriminator": False,
+                "gad.aggregation": "constant",
+                "gad.sft_coefficient": 0.5,
+                "gad.importance_cap": 2.0,
+                "gad.entropy_coefficient": 0.01,
+                "data.heldout": "",
+            }
+        ),
+        workdir,
+    )
+    *warmup, first, last = train_lines(workdir)
+    assert all("generator/loss" not in line and "discriminator/grad_norm" in line for line in warmup)
+    assert all("generator/loss" in line and "discriminator/grad_norm" not in line for line in (first, last))
+    assert first["generator/kl"] == 0
+    trained = load_params(other, config, Model(config).abstract_params())
+    exported_config, _ = read_hf_config(workdir / "export" / "discriminator")
+    assert exported_config == config
+    final = load_params(workdir / "export" / "discriminator", config, Model(config, "score").abstract_params())
+    moved = np.abs(np.asarray(final["embed"]["embedding"]) - np.asarray(trained["embed"]["embedding"])).max()
+    assert 0 < moved < 0.1  # two updates at 1e-2 from the checkpoint it was given
+
+
+def test_a_collapsed_run_stops(tiny_config, one_device, tmp_path):
+    fields = {"stages": ("seqkd",), "seqkd.steps": 9, "seqkd.generator_learning_rate": 1e30, "data.heldout": ""}
+    with pytest.raises(UserError, match="generator's gradient was not finite for 2 steps in a row up to step 3") as error:
+        run(tiny_config(fields | {"optimizer.max_skipped_steps": 2}), tmp_path)
+    assert "config.optimizer.max_skipped_steps" in str(error.value)
+    assert "config.seqkd.generator_learning_rate" in str(error.value)
+    assert not (tmp_path / "export").exists()
+    assert [np.isfinite(line["generator/grad_norm"]) for line in train_lines(tmp_path)] == [True, False, False]

@@ -1,0 +1,87 @@
+"""Held-out figures against the plainest way to compute them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gadjax.models.model import grow_discriminator
+from gadjax.trainer.heldout import HeldOut
+from gadjax.trainer.setup import initial_generator, prepare_run
+
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_config, one_device, quick_compile):
+    setup = prepare_run(tiny_config({"batch_size": 2, "evaluation.prompts": 6}))
+    generator = initial_generator(setup)
+    head = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(32, 1)), jnp.float32), "bias": jnp.ones(1)}
+    discriminator = grow_discriminator(generator, head)
+    heldout = HeldOut(setup)
+    return setup, heldout, generator, discriminator, heldout.figures(generator, discriminator)
+
+
+def one_sequence(prompt, response):
+    tokens = np.concatenate([prompt, response])[None]
+    return tokens, np.arange(tokens.size)[None], np.ones_like(tokens)
+
+
+def test_prompts(measured):
+    setup, heldout, *_ = measured
+    assert len(heldout.prompts) == 6 < len(setup.heldout)
+
+
+def test_negative_log_likelihood(measured):
+    setup, heldout, generator, _, (figures, _) = measured
+    total = count = 0
+    for prompt, response in zip(heldout.prompts, heldout.teacher, strict=True):
+        logits = setup.generator.logits(generator, *one_sequence(prompt, response))[0, len(prompt) - 1 : -1]
+        logprobs = jax.nn.log_softmax(logits)[np.arange(len(response)), response]
+        total, count = total - float(logprobs.sum()), count + len(response)
+        assert response[-1] == setup.tokenizer.turn_end_id
+    assert figures["nll"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_discriminator_on_the_students_answers(measured):
+    setup, heldout, generator, discriminator, (figures, answers) = measured
+    student = heldout._engine.generate(generator, heldout.prompts, setup.sampling(0.0))
+    margins = []
+    for prompt, teacher, own in zip(heldout.prompts, heldout.teacher, student, strict=True):
+        ends = [
+            float(setup.discriminator.scores(discriminator, *one_sequence(prompt, response))[0, -1])
+            for response in (teacher, own.tokens)
+        ]
+        margins.append(ends[0] - ends[1])
+    assert figures["discriminator_margin"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert figures["discriminator_accuracy"] == np.mean(np.array(margins) > 0)
+    assert figures["length_mean"] == np.mean([len(own.tokens) for own in student])
+    assert figures["truncated"] == np.mean([not own.ended for own in student])
+    assert answers.student == [setup.tokenizer.decode(own.tokens) for own in student]
+    assert answers.teacher[0] in ("four", "five", "six", "seven", "eight", "nine", "one zero", "one one")
+    assert "<|im_start|>user" in answers.prompts[0]
+
+
+def test_without_a_discriminator(measured):
+    _, heldout, generator, _, (figures, _) = measured
+    bare, _ = heldout.figures(generator)
+    assert bare == {name: value for name, value in figures.items() if not name.startswith("discriminator")}
+
+
+def test_two_sample(measured):
+    """The fresh classifier starts from the base weights, and does not change what it is given."""
+    setup, heldout, generator, *_ = measured
+    config = setup.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.two_sample_folds = 2
+        config.evaluation.two_sample_epochs = 1
+    import dataclasses
+
+    heldout = HeldOut(dataclasses.replace(setup, config=config))
+    before = jax.tree.map(np.asarray, generator)
+    test = heldout.two_sample(generator, generator)
+    assert 0 <= test.low <= test.accuracy <= test.high <= 1
+    assert test.prompts == 6
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, generator))

@@ -1,0 +1,197 @@
+"""What a run refuses before it loads any weights, and the set-up of one that can work."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.models.model import Model
+from gadjax.train import run
+from gadjax.trainer.setup import make_method, prepare_run, stage_lengths
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading or making weights fails the test."""
+
+    def fail(*_, **__):
+        raise AssertionError("weights before the checks were through")
+
+    monkeypatch.setattr("gadjax.trainer.setup.load_params", fail)
+    monkeypatch.setattr(Model, "init", fail)
+
+
+@pytest.fixture
+def variant(tmp_path, student, hf_config):
+    """A copy of the student whose config.json has other fields."""
+
+    def make(**fields) -> str:
+        directory = tmp_path / "variant"
+        shutil.copytree(student, directory)
+        (directory / "config.json").write_text(json.dumps(hf_config(**fields)))
+        return str(directory)
+
+    return make
+
+
+def refused(config, workdir: pathlib.Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        run(config, workdir)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gad.clip": -1.0}, r"config\.gad\.clip is -1"),
+        ({"student": "/nowhere/model"}, "/nowhere/model: no such directory"),
+        ({"student": "no-one/such-model"}, "no-one/such-model: .*the hub did not provide it"),
+        ({"data.train": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+        ({"data.heldout": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+        ({"data.max_prompt_length": 4}, r"config\.data\.train .*no usable row: .* 24 have prompts of more than 4 tokens"),
+        ({"batch_size": 32}, "24 usable rows, fewer than config.batch_size 32"),
+        ({"row_length": 20}, r"config\.row_length 20 is shorter than the longest prompt and response together, \d+"),
+        ({"mesh.data": 3}, r"mesh .* does not cover the 1 devices"),
+        ({"mesh.data": -1}, "one of them may be -1"),
+        ({"evaluation.two_sample_folds": 9}, r"two_sample_folds is 9, more than the held-out prompts"),
+        ({"evaluation.two_sample_folds": 4, "evaluation.prompts": 3}, r"two_sample_folds is 4, more than"),
+        ({"discriminator.init": "/nowhere/discriminator"}, "/nowhere/discriminator: no such directory"),
+        ({"data.template_date": "yesterday"}, "yesterday"),
+        ({"data.chat_template": "{{ broken"}, "template"),
+    ],
+)
+def test_bad_input_before_any_weights(no_weights, tiny_config, tmp_path, fields, message):
+    refused(tiny_config(fields), tmp_path / "run", message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported"),
+        ({"max_position_embeddings": 24}, r"max_position_embeddings is 24, but sequences may reach \d+ tokens"),
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 24},
+            r"sliding_window is 24, but sequences may reach \d+ tokens",
+        ),
+        ({"vocab_size": 100}, "has 100 embeddings but its tokenizer 2[0-9]{2} tokens|has 100 embeddings"),
+    ],
+)
+def test_students_that_cannot_work(no_weights, tiny_config, tmp_path, variant, fields, message):
+    refused(tiny_config({"student": variant(**fields)}), tmp_path / "run", message)
+
+
+def test_discriminator_that_is_too_short(no_weights, tiny_config, tmp_path, variant):
+    where = variant(max_position_embeddings=24)
+    refused(tiny_config({"discriminator.init": where}), tmp_path / "run", f"{where}: max_position_embeddings is 24")
+
+
+def test_discriminator_with_another_tokenizer(no_weights, tiny_config, tmp_path, variant, write_tokenizer):
+    other = variant()
+    write_tokenizer(pathlib.Path(other), ["entirely", "different", "words"])
+    config = tiny_config({"discriminator.init": other})
+    refused(config, tmp_path / "run", "has another tokenizer than the student .* choose a checkpoint of the same family")
+
+
+def test_same_tokenizer_but_more_embeddings_is_fine(tiny_config, variant):
+    """Qwen pads some sizes to 151,936 and others to 152,064 rows."""
+    setup = prepare_run(tiny_config({"discriminator.init": variant(vocab_size=384, hidden_size=48)}))
+    assert setup.discriminator.config.vocab_size == 384
+    assert setup.generator.config.vocab_size == 320
+
+
+def test_student_without_a_chat_template(no_weights, tiny_config, tmp_path, variant):
+    base = pathlib.Path(variant())
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if name.endswith("jinja"):
+            (base / name).unlink(missing_ok=True)
+        else:
+            content = json.loads((base / name).read_text())
+            content.pop("chat_template", None)
+            (base / name).write_text(json.dumps(content))
+    refused(tiny_config({"student": str(base)}), tmp_path / "run", "no chat template .*data.chat_template")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "message"),
+    [
+        (["a", "b"], ["fine", " "], "row 1: `teacher_response` is empty or only white space"),
+        ([], [], "the file has no rows"),
+    ],
+)
+def test_bad_data(no_weights, tiny_config, tmp_path, write_teacher, prompts, answers, message):
+    file = write_teacher(tmp_path / "bad.parquet", prompts, answers)
+    refused(tiny_config({"data.train": str(file)}), tmp_path / "run", f"{file}: {message}")
+
+
+def test_data_of_another_schema(no_weights, tiny_config, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"content": ["text"], "teacher_response": ["x"]}), file)
+    refused(tiny_config({"data.train": str(file)}), tmp_path / "run", "column `content` has type string; expected list")
+    pq.write_table(pa.table({"prompt": ["text"]}), file)
+    refused(tiny_config({"data.train": str(file)}), tmp_path / "run", "column `content` is missing; the file has prompt")
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/run"])
+def test_workdir_that_cannot_be(no_weights, tiny_config, tmp_path, workdir):
+    (tmp_path / "file").write_text("")
+    refused(tiny_config(), tmp_path / workdir, f"--workdir {tmp_path / workdir} cannot be written")
+
+
+def test_missing_weights(tiny_config, tmp_path):
+    refused(tiny_config({"random_init": False}), tmp_path / "run", "no weights; a checkpoint holds model.safetensors")
+
+
+def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, monkeypatch):
+    from gadjax.parallel import mesh
+
+    make_mesh = mesh.make_mesh.func  # as without `one_device`
+    monkeypatch.setattr(mesh, "make_mesh", make_mesh)
+    assert jax.device_count() == 8
+    with pytest.raises(UserError, match="config.batch_size 4 is not divisible by the 8 parts .* a multiple of 8"):
+        prepare_run(tiny_config({"batch_size": 4}))
+    with pytest.raises(UserError, match="the 8 parts"):
+        prepare_run(tiny_config({"batch_size": 12}))
+    setup = prepare_run(tiny_config({"batch_size": 4, "mesh.tensor": 2}))
+    assert dict(setup.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert setup.row_multiple == 4
+
+
+def test_setup(tiny_config):
+    setup = prepare_run(tiny_config({"data.max_response_length": 9}))
+    assert setup.sequence_length == setup.train.prompt_width + 9 == setup.row_length
+    assert prepare_run(tiny_config({"row_length": 100})).row_length == 100
+    assert setup.generator.head == "lm" and setup.discriminator.head == "score"
+    assert setup.generator.config.dtype == "float32"
+    sampling = setup.sampling(0.5)
+    assert (sampling.max_response_length, sampling.temperature) == (9, 0.5)
+    assert (sampling.top_p, sampling.top_k) == (1.0, 0)
+    assert sampling.eos_ids == setup.tokenizer.eos_ids
+
+
+def test_stage_lengths(tiny_config):
+    """24 rows in batches of 8 are 3 steps an epoch; steps go before epochs."""
+    fields = {"stages": ("seqkd", "warmup", "gad"), "seqkd.steps": 0, "seqkd.epochs": 2.0, "gad.steps": 0}
+    setup = prepare_run(tiny_config(fields | {"gad.epochs": 0.1}))
+    assert stage_lengths(setup) == {"seqkd": 6, "warmup": 2, "gad": 1}
+
+
+def test_method_is_the_config(tiny_config):
+    setup = prepare_run(
+        tiny_config({"discriminator.loss": "ce", "gad.kl_coefficient": 0.5, "discriminator.bt_temperature": 2.0})
+    )
+    gad, warmup, seqkd = (make_method(setup, stage) for stage in ("gad", "warmup", "seqkd"))
+    assert (gad.kl_coefficient, gad.clip, gad.num_samples, gad.sampling.temperature) == (0.5, 0.2, 2, 1.0)
+    assert warmup.discriminator_loss == gad.discriminator_loss == "ce"
+    assert gad.bt_temperature == 2.0
+    assert seqkd.discriminator is None
