@@ -1,4 +1,4 @@
-"""A student of 3 M parameters, from random weights, learns to write one-sentence answers from SmolLM2-135M-Instruct.
+"""A student of 2.7 M parameters, from random weights, learns to write one-sentence answers from SmolLM2-135M-Instruct.
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
 
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.data.heldout = str(ASSETS / "heldout.parquet")
     config.data.max_prompt_length = 64
     config.data.max_response_length = 64
-    config.row_length = 256
+    config.row_length = 128
     config.rollout.num_samples = 4
     config.rollout.temperature = 1.0
     config.optimizer.clip_norm = 1.0
@@ -36,20 +36,19 @@ def get_config() -> ConfigDict:
     # A student from random weights has no knowledge for the discriminator to start from; the generator after SeqKD does.
     config.discriminator.init = "generator"
 
-    config.seqkd.steps = 600
+    config.seqkd.steps = 400
     config.seqkd.generator_learning_rate = 2e-3
-    config.warmup.steps = 40
-    config.warmup.discriminator_only_steps = 40
+    config.warmup.steps = 30
     config.warmup.train_generator = False
     config.warmup.discriminator_learning_rate = 3e-4
-    config.gad.steps = 100
+    config.gad.steps = 60
     config.gad.generator_learning_rate = 5e-5
     config.gad.discriminator_learning_rate = 1e-4
 
     config.eval_every = 100
-    config.evaluation.prompts = 256
-    config.evaluation.two_sample_folds = 4
-    config.evaluation.two_sample_epochs = 6
+    config.evaluation.prompts = 128
+    config.evaluation.two_sample_folds = 2
+    config.evaluation.two_sample_epochs = 5
     config.evaluation.two_sample_learning_rate = 1e-3
     config.checkpoint.every = 100
     return config

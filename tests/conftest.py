@@ -227,6 +227,14 @@ def one_device() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes `one_device` for a test."""
+    from gadjax.parallel import mesh
+
+    monkeypatch.setattr(mesh, "make_mesh", getattr(mesh.make_mesh, "func", mesh.make_mesh))
+
+
 @contextlib.contextmanager
 def _one_device() -> Iterator[None]:
     import jax

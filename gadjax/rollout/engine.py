@@ -55,6 +55,8 @@ class Engine:
           sampling: how to draw.
           done: called with the number of answers after each batch.
         """
+        if not prompts:
+            return []
         answers: list[Answer | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size = min(

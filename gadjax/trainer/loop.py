@@ -75,7 +75,7 @@ class Run:
     def train(self) -> GadState:
         """Runs every stage that is left, and returns the final state."""
         if self.position.step == 0 and self.heldout:
-            self._measure(BEFORE, two_sample=True)
+            self._measure(BEFORE, two_sample=not self.config.random_init)  # noise needs no test
         stages = list(self.config.stages)
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:

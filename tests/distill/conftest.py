@@ -44,12 +44,8 @@ SAMPLE_LENGTHS = ((7, 1, 3), (2, 7, 7), (4, 1, 5), (1, 2, 5))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_start() -> Iterator[None]:
+def quick_start(quick_compile: None) -> None:
     """Tiny networks: compiling them well costs more than it saves."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -237,13 +233,17 @@ class Bigrams:
     config: BigramConfig = BigramConfig()
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        head = {"head": jax.ShapeDtypeStruct((8, V), np.float64)} if self.head == "lm" else {
-            "score": jax.ShapeDtypeStruct((8,), np.float64)
-        }
+        head = (
+            {"head": jax.ShapeDtypeStruct((8, V), np.float64)}
+            if self.head == "lm"
+            else {"score": jax.ShapeDtypeStruct((8,), np.float64)}
+        )
         return {"embed": jax.ShapeDtypeStruct((V, 8), np.float64)} | head
 
     def logical_axes(self) -> dict[str, tuple[str, ...]]:
-        return {"embed": ("vocab", "embed")} | ({"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)})
+        return {"embed": ("vocab", "embed")} | (
+            {"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)}
+        )
 
     def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:
         return BoundBigrams(params)

@@ -69,12 +69,10 @@ def test_trap_1_same_text_same_score(decoder):
 
 
 def test_trap_1_a_student_that_writes_the_teacher_s_text_cannot_be_told_apart(decoder):
-    """Teachers' texts that the student itself has just written, some ended by an EOS and some cut: margin 0, loss log 2."""
+    """Teachers' texts that the student has just written, some ended by an EOS and some cut: margin 0, loss log 2."""
     method = decoder.method("warmup")
     state = decoder.state(method)
-    samples = jax.jit(functools.partial(steps.sample, method))(
-        state.generator.params, decoder.batch, jax.random.key(1)
-    )
+    samples = jax.jit(functools.partial(steps.sample, method))(state.generator.params, decoder.batch, jax.random.key(1))
     assert np.any(samples.ended[:, 0]) and not np.all(samples.ended[:, 0])
     decoder.batch |= {"teacher": np.array(samples.tokens[:, 0]), "teacher_length": np.array(samples.lengths[:, 0])}
     decoder.samples = jax.tree.map(lambda leaf: np.repeat(leaf[:, :1], 3, axis=1), samples)

@@ -173,7 +173,9 @@ def test_on_policy_gradient_is_reinforce(bigrams, keep_gradient):
     """Ratio exactly 1: the gradient of -A log p, whatever the sampler recorded; the loss is the mean of -A."""
     method = bigrams.method(generator_optimizer=keep_gradient, kl_coefficient=0.0)
     tokens, lengths = bigrams.samples.tokens.reshape(12, -1), bigrams.samples.lengths.reshape(-1)
-    weight = np.where(np.arange(tokens.shape[1]) < lengths[:, None], bigrams.advantages.reshape(-1, 1), 0) / lengths.sum()
+    weight = (
+        np.where(np.arange(tokens.shape[1]) < lengths[:, None], bigrams.advantages.reshape(-1, 1), 0) / lengths.sum()
+    )
 
     def reinforce(params):
         logprobs, _ = dense_distribution(params, bigrams, tokens, 3, method.sampling.temperature)
@@ -208,9 +210,7 @@ def test_minibatches_and_epochs_are_updates_one_after_another(bigrams):
     measured, metrics = policy_update(bigrams, method)
 
     state, found = bigrams.state(method).generator, []
-    formula = jax.jit(
-        jax.value_and_grad(lambda params, lengths: dense_policy_loss(params, bigrams, method, lengths))
-    )
+    formula = jax.jit(jax.value_and_grad(lambda params, lengths: dense_policy_loss(params, bigrams, method, lengths)))
     for half in (slice(0, 6), slice(6, 12)) * 2:
         lengths = np.zeros(12, np.int32)
         lengths[half] = bigrams.samples.lengths.reshape(-1)[half]
@@ -248,7 +248,11 @@ def test_supervised_update_is_its_formula_in_any_micro_batches(bigrams, keep_gra
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, dict(bt_temperature=3.0, discriminator_micro_batches=4), dict(discriminator_loss="ce", discriminator_micro_batches=2)],
+    [
+        {},
+        dict(bt_temperature=3.0, discriminator_micro_batches=4),
+        dict(discriminator_loss="ce", discriminator_micro_batches=2),
+    ],
     ids=["bt", "bt_temperature", "ce"],
 )
 def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):

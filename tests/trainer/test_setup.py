@@ -152,11 +152,7 @@ def test_missing_weights(tiny_config, tmp_path):
     refused(tiny_config({"random_init": False}), tmp_path / "run", "no weights; a checkpoint holds model.safetensors")
 
 
-def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, monkeypatch):
-    from gadjax.parallel import mesh
-
-    make_mesh = mesh.make_mesh.func  # as without `one_device`
-    monkeypatch.setattr(mesh, "make_mesh", make_mesh)
+def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
     assert jax.device_count() == 8
     with pytest.raises(UserError, match="config.batch_size 4 is not divisible by the 8 parts .* a multiple of 8"):
         prepare_run(tiny_config({"batch_size": 4}))

@@ -1,0 +1,147 @@
+"""Packed rows: what every field says, and that both builders say the same."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gadjax.data.packing import first_fit, one_per_row, pack, round_up
+
+SHAPES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=12)
+
+
+def sequences(shapes: list[tuple[int, int]], seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and responses of the given lengths; no id is 0."""
+    rng = np.random.default_rng(seed)
+    return tuple([rng.integers(1, 1000, shape[i]).astype(np.int32) for shape in shapes] for i in range(2))
+
+
+def unpack(rows, prompts: list[np.ndarray]) -> dict[int, list[tuple[int, int, int]]]:
+    """Of each sequence, its (step, target, column's token before it)."""
+    found: dict[int, list] = {i: [] for i in range(len(prompts))}
+    for r, k in zip(*np.nonzero(np.asarray(rows.mask)), strict=True):
+        source = int(rows.source[r, k])
+        found[int(rows.owner[r, k])].append((int(rows.step[r, k]), int(rows.target[r, k]), int(rows.tokens[r, source])))
+    return found
+
+
+def check(rows, prompts, responses) -> None:
+    """The invariants of `Packed`, for one micro-batch."""
+    length = rows.tokens.shape[1]
+    slots = unpack(rows, prompts)
+    for s, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        before = [prompt[-1], *response[:-1]]
+        assert sorted(slots[s]) == [(i, response[i], before[i]) for i in range(len(response))]
+        row, column = divmod(int(rows.last[s]), length)
+        assert rows.tokens[row, column] == response[-1]
+        assert rows.positions[row, column] == len(prompt) + len(response) - 1
+        assert rows.segments[row, column] > 0
+        mine = rows.segments[row] == rows.segments[row, column]
+        assert mine.sum() == len(prompt) + len(response)
+        # In the order of their columns, the segment's tokens are the sequence, at positions from 0.
+        assert rows.tokens[row][mine].tolist() == [*prompt, *response]
+        assert rows.positions[row][mine].tolist() == list(range(mine.sum()))
+    assert (rows.segments > 0).sum() == sum(map(len, prompts)) + sum(map(len, responses))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.integers(16, 40))
+def test_pack(shapes, row_length):
+    prompts, responses = sequences(shapes)
+    rows = pack(prompts, responses, row_length=row_length)
+    assert rows.tokens.shape[0] == 1
+    rows = jax.tree.map(lambda leaf: leaf[0], rows)
+    check(rows, prompts, responses)
+    assert rows.source.shape == rows.target.shape == rows.owner.shape == rows.step.shape
+    assert rows.source.shape[1] <= row_length
+    assert (rows.tokens[rows.segments == 0] == 0).all()
+    # Neighbours in a row differ in their segments.
+    starts = (rows.positions == 0) & (rows.segments > 0)
+    assert starts.sum() == len(prompts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SHAPES)
+def test_one_per_row(shapes):
+    prompts, responses = sequences(shapes)
+    fields = []
+    for arrays in (prompts, responses):
+        width = max(map(len, arrays)) + 1
+        padded = np.full((len(arrays), width), 999, np.int32)
+        for row, array in zip(padded, arrays, strict=True):
+            row[: len(array)] = array
+        fields += [padded, np.array([len(array) for array in arrays], np.int32)]
+    check(jax.tree.map(np.asarray, one_per_row(*fields)), prompts, responses)
+
+
+def test_micro_batches_are_runs_of_sequences():
+    """Numbered from 0 in each, all of one shape; the packing of one does not depend on another."""
+    prompts, responses = sequences([(i % 5 + 1, i % 3 + 1) for i in range(12)])
+    rows = pack(prompts, responses, row_length=16, micro_batches=3)
+    assert rows.last.shape == (3, 4)
+    for m in range(3):
+        part = jax.tree.map(lambda leaf, m=m: leaf[m], rows)
+        check(part, prompts[4 * m : 4 * m + 4], responses[4 * m : 4 * m + 4])
+
+
+def test_rows_are_a_multiple():
+    """So that a mesh can share them."""
+    prompts, responses = sequences([(5, 5)] * 5)
+    assert pack(prompts, responses, row_length=10, row_multiple=4).tokens.shape[1] == 8
+    assert pack(prompts, responses, row_length=50, row_multiple=4).tokens.shape[1] == 4
+
+
+def test_few_shapes():
+    """Slots grow in quarters of a row: batches of one kind of data recur in a handful of shapes."""
+    seen = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        shapes = [(int(p), int(r)) for p, r in zip(rng.integers(4, 20, 16), rng.integers(1, 17, 16), strict=True)]
+        rows = pack(*sequences(shapes), row_length=64)
+        seen.add((rows.tokens.shape, rows.source.shape))
+    assert len(seen) <= 6
+
+
+def test_errors():
+    prompts, responses = sequences([(5, 5), (9, 2), (3, 3)])
+    with pytest.raises(ValueError, match="3 sequences do not divide into 2 micro-batches"):
+        pack(prompts, responses, row_length=20, micro_batches=2)
+    with pytest.raises(ValueError, match="sequence 1 of 11 tokens does not fit a row of 10"):
+        pack(prompts, responses, row_length=10)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 90))
+def test_first_fit(lengths, capacity):
+    bins = first_fit(lengths, capacity)
+    assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= capacity for row in bins)
+    # No two bins could be one, except that the later one came when the earlier was fuller: at most one is half empty.
+    assert sum(sum(lengths[i] for i in row) * 2 <= capacity for row in bins) <= 1
+
+
+def test_first_fit_is_dense():
+    """Decreasing order finds the two full rows; the order of arrival would need three."""
+    assert len(first_fit([3, 3, 7, 7], 10)) == 2
+    assert first_fit([2, 4], 4) == [[1], [0]]
+
+
+@given(st.integers(0, 100_000), st.integers(1, 64))
+def test_round_up(value, multiple):
+    rounded = round_up(value, multiple)
+    assert rounded >= max(value, 1)
+    assert rounded % multiple == 0
+    assert round_up(rounded, multiple) == rounded
+    assert rounded <= round_up(value + 1, multiple)
+
+
+@given(st.integers(1, 100_000))
+def test_round_up_pads_little(value):
+    rounded = round_up(value)
+    assert rounded - value <= max(value / 8, 1)
+
+
+def test_round_up_has_few_values():
+    assert len({round_up(value) for value in range(1, 4097)}) <= 8 * 12

@@ -1,0 +1,107 @@
+"""The two-sample test says "the same" of the same and "different" of the different."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from gadjax.evaluation.two_sample import two_sample_test
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    tie_embeddings=True,
+    initializer_range=0.3,
+)
+PROMPTS = 48
+
+
+@pytest.fixture(scope="module")
+def base(quick_compile):
+    return jax.jit(Model(CONFIG).init)(jax.random.key(0))
+
+
+def answers(rng: np.random.Generator, low: int = 0, high: int = 32) -> list[np.ndarray]:
+    """One answer a prompt, of two to seven tokens from a range of ids."""
+    return [rng.integers(low, high, rng.integers(2, 8)).astype(np.int32) for _ in range(PROMPTS)]
+
+
+def measure(base, teacher, student, **settings):
+    rng = np.random.default_rng(9)
+    prompts = [rng.integers(0, 32, rng.integers(1, 6)).astype(np.int32) for _ in range(PROMPTS)]
+    settings = {"folds": 3, "epochs": 4, "learning_rate": 3e-3, "batch_size": 8} | settings
+    return two_sample_test(Model(CONFIG, "score"), base, prompts, teacher, student, **settings)
+
+
+def test_the_same_distribution(base):
+    rng = np.random.default_rng(1)
+    test = measure(base, answers(rng), answers(rng))
+    assert test.low <= 0.5 <= test.high
+    assert test.low <= test.accuracy <= test.high
+    assert test.prompts == PROMPTS
+
+
+def test_different_distributions(base):
+    rng = np.random.default_rng(1)
+    test = measure(base, answers(rng, high=12), answers(rng, low=20))
+    assert test.accuracy > 0.9
+    assert test.low > 0.8
+
+
+def test_deterministic(base):
+    rng = np.random.default_rng(2)
+    teacher, student = answers(rng, high=20), answers(rng, low=10)
+    first, again, other = (measure(base, teacher, student, epochs=1, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_same_answers_cannot_be_told_apart(base):
+    """Equal pairs get equal scores, so exactly one of each is called right: folds by prompt leak nothing."""
+    same = answers(np.random.default_rng(3))
+    test = measure(base, same, same, epochs=1)
+    assert (test.accuracy, test.low, test.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_prompt_is_never_tried_by_its_own_classifier(base, monkeypatch):
+    """Every prompt is tried once, by the classifier that did not train on it."""
+    from gadjax.evaluation import two_sample
+
+    seen: list[set[int]] = []
+    tried: list[list[int]] = []
+    original = two_sample._rows
+
+    def rows(arrays, lengths, chosen):
+        calls.append(chosen.tolist())
+        return original(arrays, lengths, chosen)
+
+    calls: list[list[int]] = []
+    create, update, score = two_sample.create, two_sample._update, two_sample._score
+    monkeypatch.setattr(two_sample, "_rows", rows)
+    monkeypatch.setattr(two_sample, "create", lambda *args: (seen.append(set()), tried.append([]), create(*args))[2])
+    monkeypatch.setattr(two_sample, "_update", lambda *args: (seen[-1].update(calls[-1]), update(*args))[1])
+    monkeypatch.setattr(two_sample, "_score", lambda *args: (tried[-1].extend(calls[-1]), score(*args))[1])
+    same = answers(np.random.default_rng(3))
+    measure(base, same, same, epochs=2)
+    assert len(seen) == 3
+    for trained, held in zip(seen, tried, strict=True):
+        assert not trained & set(held)
+    assert set.union(*map(set, tried)) == set(range(PROMPTS))
+
+
+@pytest.mark.parametrize("folds", [1, PROMPTS + 1])
+def test_impossible_folds(base, folds):
+    same = answers(np.random.default_rng(3))
+    with pytest.raises(ValueError, match=f"{folds} folds of {PROMPTS} prompts"):
+        measure(base, same, same, folds=folds)

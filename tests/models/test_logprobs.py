@@ -1,0 +1,151 @@
+"""Chunked log-probs against the dense computation, and that the dense tensor never exists."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gadjax.models.config import ModelConfig
+from gadjax.models.logprobs import token_logprobs
+from gadjax.models.model import Model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+B, K, H, V = 3, 10, 5, 31
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(B, K, H)), rng.normal(size=(H, V)), rng.integers(0, V, (B, K))
+
+
+def dense(hidden, kernel, targets, temperature):
+    logprobs = jax.nn.log_softmax(hidden @ kernel / temperature)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
+
+
+def chunked(hidden, kernel, targets, temperature, **options):
+    return token_logprobs(lambda x: x @ kernel, hidden, targets, temperature=temperature, **options)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 64])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients(inputs, chunk, temperature):
+    """With weights of both signs on log-probs and entropies; chunks that do not divide the positions too."""
+    hidden, kernel, targets = inputs
+    weights = np.random.default_rng(1).normal(size=(2, B, K))
+    with jax.enable_x64(True):
+
+        def loss(function, hidden, kernel):
+            logprobs, entropy = function(hidden, kernel, targets, temperature)
+            return jnp.sum(weights[0] * logprobs + weights[1] * entropy), (logprobs, entropy)
+
+        ours = functools.partial(chunked, chunk=chunk, entropy_gradient=True)
+        grad = lambda f: jax.value_and_grad(functools.partial(loss, f), (0, 1), has_aux=True)(hidden, kernel)  # noqa: E731
+        (value, outputs), gradients = grad(ours)
+        (expected, exact), exact_gradients = grad(dense)
+        assert outputs[0].dtype == np.float64
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        for a, b in zip((*outputs, *gradients), (*exact, *exact_gradients), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_finite_differences(inputs):
+    """The gradient is not only that of the oracle, but of the values."""
+    hidden, kernel, targets = inputs
+    with jax.enable_x64(True):
+        loss = lambda kernel: jnp.sum(chunked(hidden, kernel, targets, 0.7, chunk=4)[0] ** 2)  # noqa: E731
+        gradient = jax.grad(loss)(kernel)
+        for index in ((0, 0), (2, 7), (4, 30)):
+            step = np.zeros_like(kernel)
+            step[index] = 1e-6
+            difference = (loss(kernel + step) - loss(kernel - step)) / 2e-6
+            assert gradient[index] == pytest.approx(float(difference), rel=1e-5, abs=1e-7)
+
+
+def test_entropy_without_gradient(inputs):
+    hidden, kernel, targets = inputs
+    for carried in (True, False):
+        total = lambda x, carried=carried: jnp.sum(  # noqa: E731
+            chunked(x, kernel, targets, 1.0, chunk=4, entropy_gradient=carried)[1]
+        )
+        assert bool(jnp.any(jax.grad(total)(hidden) != 0)) == carried
+
+
+def test_extreme_logits():
+    """No overflow, and a log-prob of zero where one token has everything."""
+    hidden = np.array([[[1.0]], [[-1.0]]], np.float32)
+    kernel = np.array([[1e4, 0.0, -1e4]], np.float32)
+    logprobs, entropy = chunked(hidden, kernel, np.array([[0], [2]]), 1.0)
+    np.testing.assert_allclose(logprobs, 0, atol=1e-6)
+    np.testing.assert_allclose(entropy, 0, atol=1e-3)
+
+
+def widest(shapes: list[tuple[int, ...]], vocabulary: int) -> int:
+    """Most positions that any buffer with a vocabulary axis holds."""
+    return max(int(np.prod(shape)) // vocabulary for shape in shapes if vocabulary in shape)
+
+
+def shapes_of_jaxpr(jaxpr) -> list[tuple[int, ...]]:
+    shapes = [tuple(v.aval.shape) for eqn in jaxpr.eqns for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")]
+    for sub in _inner(jaxpr):
+        shapes += shapes_of_jaxpr(sub)
+    return shapes
+
+
+def _inner(jaxpr):
+    for eqn in jaxpr.eqns:
+        for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(leaf, "jaxpr"):
+                yield leaf.jaxpr
+            elif hasattr(leaf, "eqns"):
+                yield leaf
+
+
+@pytest.mark.parametrize("kind", ["chunked", "dense"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_logits_of_all_positions(kind, tied):
+    """In the gradient's jaxpr and in its compiled program, at 16 chunks; the dense version is the positive control."""
+    rows, length, chunk, vocabulary, hidden = 4, 64, 4, 509, 8
+    config = ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        tie_embeddings=tied,
+    )
+    model = Model(config)
+    params = model.init(jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (rows, length)).astype(np.int32)
+    fields = tokens, np.broadcast_to(np.arange(length), tokens.shape), np.ones_like(tokens)
+
+    def loss(params):
+        decoder = model.bind(params)
+        states = decoder(*fields)
+        if kind == "chunked":
+            logprobs, entropy = token_logprobs(decoder.logits, states, tokens, chunk=chunk, entropy_gradient=True)
+            return jnp.sum(logprobs) + jnp.sum(entropy)
+        return jnp.sum(jax.nn.log_softmax(decoder.logits(states))[..., 0])
+
+    gradient = jax.jit(jax.grad(loss))
+    traced = shapes_of_jaxpr(jax.make_jaxpr(gradient)(params).jaxpr)
+    text = gradient.lower(params).compile().as_text()
+    compiled = [tuple(map(int, found.split(","))) for found in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)]
+    for shapes in (traced, compiled):
+        most = widest(shapes, vocabulary)
+        if kind == "dense":
+            assert most >= rows * length
+        else:
+            # A chunk's logits, or the table [V, H] itself with its gradient.
+            assert most <= max(rows * chunk, hidden)

@@ -1,0 +1,118 @@
+"""The mesh over eight devices, and where parameters lie on it."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gadjax.distill.state import adamw
+from gadjax.errors import UserError
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+from gadjax.models.weights import named_leaves
+from gadjax.parallel import mesh as layout
+
+CONFIG = ModelConfig(
+    architecture="Qwen2ForCausalLM",
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=6,
+    qkv_bias=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((1, -1, 1), (1, 8, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((2, 2, -1), (2, 2, 2)),
+        ((8, 1, 1), (8, 1, 1)),
+    ],
+)
+def test_sizes(sizes, expected):
+    mesh = layout.make_mesh(*sizes)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert tuple(mesh.shape.values()) == expected
+    assert layout.batch_shards(mesh) == expected[0] * expected[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, -1, 1), r"'data': 3.* does not cover the 8 devices.*product is 8"),
+        ((1, 1, 1), "does not cover the 8 devices"),
+        ((4, 4, 1), "does not cover the 8 devices"),
+        ((-1, -1, 1), "one of them may be -1"),
+        ((0, -1, 1), "mesh sizes are at least 1"),
+        ((1, -2, 1), "mesh sizes are at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match=message):
+        layout.make_mesh(*sizes)
+
+
+def test_some_devices():
+    mesh = layout.make_mesh(1, -1, 2, jax.devices()[:4])
+    assert tuple(mesh.shape.values()) == (1, 2, 2)
+
+
+def test_parameters():
+    """Embed axes over fsdp, heads, feed-forward and vocabulary over tensor; what does not divide stays whole."""
+    mesh = layout.make_mesh(1, 4, 2)
+    model = Model(CONFIG)
+    specs = {name: sharding.spec for name, sharding in named_leaves(layout.param_shardings(model, mesh)).items()}
+    assert set(specs) == set(named_leaves(model.abstract_params()))
+    assert specs["embed/embedding"] == P("tensor", "fsdp")
+    assert specs["lm_head/kernel"] == P("fsdp", "tensor")
+    assert specs["layers/attention/q/kernel"] == P(None, "fsdp", "tensor", None)
+    assert specs["layers/attention/k/kernel"] == P(None, "fsdp", None, None)  # one head cannot be split in two
+    assert specs["layers/attention/q/bias"] == P(None, "tensor", None)
+    assert specs["layers/attention/o/kernel"] == P(None, "tensor", None, "fsdp")
+    assert specs["layers/mlp/down/kernel"] == P(None, "tensor", "fsdp")
+    assert specs["final_norm/scale"] == P(None)
+    odd = layout.param_shardings(Model(ModelConfig(**{**CONFIG.__dict__, "hidden_size": 18})), mesh)
+    assert named_leaves(odd)["embed/embedding"].spec == P("tensor", None)
+
+
+def test_every_sharding_can_hold_its_parameter():
+    for sizes in ((1, 8, 1), (2, 2, 2), (1, 1, 8)):
+        mesh = layout.make_mesh(*sizes)
+        for head in ("lm", "score"):
+            model = Model(CONFIG, head)
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.abstract_params())
+            placed = jax.device_put(zeros, layout.param_shardings(model, mesh))
+            jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), placed, zeros)
+
+
+def test_moments_lie_with_their_parameters():
+    mesh = layout.make_mesh(1, 4, 2)
+    model = Model(CONFIG)
+    optimizer = adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+    shardings = layout.optimizer_shardings(optimizer, model, mesh)
+    state = jax.eval_shape(optimizer.init, model.abstract_params())
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    params = named_leaves(layout.param_shardings(model, mesh))
+    moments = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), sharding)
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    ]
+    for name, sharding in params.items():
+        assert [s.spec for path, s in moments if path.endswith(name)] == [sharding.spec] * 2
+    assert sum(sharding.spec == P() for _, sharding in moments) >= 1  # the counter
+
+
+def test_rows():
+    mesh = layout.make_mesh(2, 2, 2)
+    rows = jax.device_put(np.arange(24).reshape(8, 3), layout.rows(mesh))
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 3)}
+    micro = jax.device_put(np.zeros((3, 8, 2)), layout.rows(mesh, leading=1))
+    assert {shard.data.shape for shard in micro.addressable_shards} == {(3, 2, 2)}
+    assert jax.device_put(np.zeros(5), layout.replicated(mesh)).is_fully_replicated

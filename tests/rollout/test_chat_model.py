@@ -1,0 +1,51 @@
+"""A model with its tokenizer, loaded from an export."""
+
+from __future__ import annotations
+
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.rollout.chat_model import load_chat_model, load_network
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+
+CHATS = [[{"role": "user", "content": f"What is {word} plus one"}] for word in ("two", "three", "four")]
+
+
+@pytest.fixture(scope="module")
+def chat_model(finished_run, one_device, quick_compile):
+    return load_chat_model(str(finished_run.workdir / "export" / "generator"))
+
+
+def test_sampling_ends_as_the_tokenizer_says(chat_model):
+    sampling = chat_model.sampling(max_response_length=4, temperature=0.5, top_k=3)
+    assert sampling.eos_ids == chat_model.tokenizer.eos_ids
+    assert (sampling.max_response_length, sampling.temperature, sampling.top_k) == (4, 0.5, 3)
+
+
+def test_answers(chat_model):
+    sampling = chat_model.sampling(max_response_length=6)
+    replies = chat_model.answer(CHATS, sampling, seed=1)
+    prompts = [chat_model.tokenizer.prompt_ids(chat) for chat in CHATS]
+    raw = chat_model.engine.generate(chat_model.params, prompts, sampling, seed=1)
+    for reply, answer in zip(replies, raw, strict=True):
+        assert reply.text == chat_model.tokenizer.decode(answer.tokens)
+        assert "<|im_end|>" not in reply.text
+        assert (reply.tokens, reply.ended) == (len(answer.tokens), answer.ended)
+
+
+def test_a_chat_longer_than_the_model(chat_model):
+    long = [[{"role": "user", "content": "two " * 130}]]
+    with pytest.raises(UserError, match="longest prompt .*: max_position_embeddings is 128, but sequences may reach"):
+        chat_model.answer(long, chat_model.sampling(max_response_length=6))
+
+
+@pytest.mark.parametrize(("network", "head"), [("discriminator", "lm"), ("generator", "score")])
+def test_the_other_kind_of_model(finished_run, network, head):
+    with pytest.raises(UserError, match=r"--model=.* is a Llama.*, but this command needs a"):
+        load_network(str(finished_run.workdir / "export" / network), head)
+
+
+def test_dtype(finished_run):
+    network = load_network(str(finished_run.workdir / "export" / "discriminator"), "score", dtype="bfloat16")
+    assert network.model.config.dtype == network.params["score"]["kernel"].dtype == "bfloat16"
