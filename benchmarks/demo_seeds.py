@@ -13,7 +13,6 @@ import pathlib
 import statistics
 
 from configs import demo
-
 from gadjax.train import run
 
 FIGURES = ("nll", "rouge_l", "ngram_f1_1", "ngram_f1_2", "length_mean", "two_sample")

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     ledger_path = out.with_name(out.name + ".ledger.jsonl")
     _check_out(out, ledger_path)
 
-    from gadjax.teacher.prompts import read_prompts
+    from gadjax.data.prompts import read_prompts
 
     prompts = read_prompts(_PROMPTS.value)
     if _SYSTEM.value:

@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
+    from gadjax.data.prompts import read_prompts
     from gadjax.rollout.chat_model import load_chat_model
-    from gadjax.teacher.prompts import read_prompts
 
     prompts = read_prompts(_PROMPTS.value)
     with commands.jsonl_output(_OUT.value) as write:

@@ -107,8 +107,8 @@ def score_answers(
 
 
 def _read_jsonl(path: str) -> list[Answer]:
+    from gadjax.data.prompts import read_prompts
     from gadjax.data.schema import CUT_REASONS
-    from gadjax.teacher.prompts import read_prompts
 
     prompts = read_prompts(path)
     answers = []

@@ -141,4 +141,6 @@ def test_every_ablation_can_be_expressed(tiny_config, fields):
 
 def test_template_args(tiny_config):
     assert template_args(tiny_config()) == {}
-    assert template_args(tiny_config({"data.template_args": '{"enable_thinking": false}'})) == {"enable_thinking": False}
+    assert template_args(tiny_config({"data.template_args": '{"enable_thinking": false}'})) == {
+        "enable_thinking": False
+    }

@@ -124,9 +124,7 @@ def test_metrics_of_no_run(tmp_path):
 
 def test_read_heldout_takes_the_last_of_each_stage(tmp_path):
     write_run(tmp_path, 4)
-    MetricsLogger(tmp_path, tensorboard=False, resume_step=4).log_heldout(
-        6, "gad", {"nll": np.nan, "rouge_l": 0.5}
-    )
+    MetricsLogger(tmp_path, tensorboard=False, resume_step=4).log_heldout(6, "gad", {"nll": np.nan, "rouge_l": 0.5})
     figures = read_heldout(tmp_path / "metrics.jsonl")
     assert list(figures) == ["before", "warmup", "gad"]
     assert figures["before"] == {"nll": 3.0}
@@ -172,9 +170,7 @@ def test_tensorboard_reads_the_events(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("generator/loss")] == [(1, 0.5), (2, 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("resume_step", "expected"), [(2, [(1, 1.0), (2, 2.0), (3, -3.0)]), (None, [(3, -3.0)])]
-)
+@pytest.mark.parametrize(("resume_step", "expected"), [(2, [(1, 1.0), (2, 2.0), (3, -3.0)]), (None, [(3, -3.0)])])
 def test_events_past_the_checkpoint_are_dropped_on_resume(tmp_path, resume_step, expected):
     logger = MetricsLogger(tmp_path)
     for step in range(1, 6):

@@ -40,9 +40,7 @@ def plain_console():
 
 
 def terminal():
-    return Console(
-        file=io.StringIO(), width=80, force_terminal=True, force_interactive=True, color_system=None
-    )
+    return Console(file=io.StringIO(), width=80, force_terminal=True, force_interactive=True, color_system=None)
 
 
 def shown(console):
@@ -98,9 +96,7 @@ def test_a_terminal_gets_a_bar_with_figures_below():
         progress.start_stage("warmup", 4)
         for _ in range(3):
             clock.now += 60
-            progress.advance(
-                {"loss": 1.23456, "kl": 0.0, "reward": -1234.5, "tiny": 1.5e-7, "bad": float("nan")}
-            )
+            progress.advance({"loss": 1.23456, "kl": 0.0, "reward": -1234.5, "tiny": 1.5e-7, "bad": float("nan")})
         progress.say("held-out nll [1.5]")
     text = shown(console)
     assert "compiling with the first step" in text

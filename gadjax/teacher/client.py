@@ -15,9 +15,9 @@ from typing import Any
 
 import openai
 
+from gadjax.data.prompts import Messages
 from gadjax.errors import UserError
 from gadjax.teacher.ledger import Answer
-from gadjax.teacher.prompts import Messages
 
 OPENAI_URL = "https://api.openai.com/v1"
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data.prompts import Prompt
 from gadjax.errors import UserError
 from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.ledger import Answer, Key, Ledger
-from gadjax.teacher.prompts import Prompt
 
 # The published schema (algorithm.md, section 4), then provenance, which training ignores.
 SCHEMA = pa.schema(

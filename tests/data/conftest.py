@@ -74,9 +74,7 @@ def llama(shared):
 def write(tmp_path) -> Callable[..., str]:
     """Writes teacher Parquet; a prompt may be a string (one user turn) or a list of messages."""
 
-    def write(
-        prompts: Sequence, answers: Sequence[str | None], name: str = "teacher.parquet", **columns
-    ) -> str:
+    def write(prompts: Sequence, answers: Sequence[str | None], name: str = "teacher.parquet", **columns) -> str:
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
         table = pa.table(
             {"content": pa.array(chats, CHAT), "teacher_response": pa.array(answers, pa.string()), **columns}

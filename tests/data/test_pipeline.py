@@ -16,9 +16,7 @@ LONG = "the cat sat on the mat " * 20
 def make(write, tiny):
     """Prepares a dataset from prompts and answers."""
 
-    def make(
-        prompts, answers, *, limits=(64, 64), cut_answers="drop", tokenizer=tiny, name="x.parquet", **columns
-    ):
+    def make(prompts, answers, *, limits=(64, 64), cut_answers="drop", tokenizer=tiny, name="x.parquet", **columns):
         rows = read_rows(write(prompts, answers, name=name, **columns))
         return prepare(
             rows,
@@ -61,9 +59,7 @@ def test_what_is_counted(make):
     reasons = ["stop", "length", "content_filter", "stop", "length", "stop", None]
     prompts = ["a", "b", "c", LONG, LONG, "f", "g"]
     answers = ["a", "b", None, "d", "e", LONG, "g"]
-    counts = {
-        how: make(prompts, answers, cut_answers=how, finish_reason=reasons).counts for how in ("drop", "keep")
-    }
+    counts = {how: make(prompts, answers, cut_answers=how, finish_reason=reasons).counts for how in ("drop", "keep")}
     drop, keep = counts["drop"], counts["keep"]
     assert (drop.rows, drop.usable, drop.dropped_marked, drop.dropped_cut, drop.dropped_long_prompt) == (
         7,
@@ -83,9 +79,7 @@ def test_what_is_counted(make):
 
 
 def test_rows_keep_their_place_in_the_source(make):
-    dataset = make(
-        ["a", LONG, "c", "d"], ["a", "b", "c", "d"], finish_reason=["length", "stop", "stop", "stop"]
-    )
+    dataset = make(["a", LONG, "c", "d"], ["a", "b", "c", "d"], finish_reason=["length", "stop", "stop", "stop"])
     assert dataset.rows.tolist() == [2, 3]
     assert [dataset.source[int(i)].answer for i in dataset.batch([1, 0])["row"]] == ["d", "c"]
 
@@ -134,11 +128,7 @@ def test_widths_follow_the_data_within_the_maxima(make):
     assert (narrow.prompt_width, narrow.response_width) == (16, 16)
     assert make(["a", "b"], [LONG, "b"], limits=(64, 50)).response_width == 50
     assert make(["a", "b"], [LONG, "b"], limits=(64, 48)).response_width == 48
-    shapes = {
-        array.shape
-        for batch in batches(narrow, batch_size=1, seed=0, num_epochs=3)
-        for array in batch.values()
-    }
+    shapes = {array.shape for batch in batches(narrow, batch_size=1, seed=0, num_epochs=3) for array in batch.values()}
     assert shapes == {(1, 16), (1,)}
 
 
@@ -159,9 +149,7 @@ def test_a_chat_that_the_template_refuses_is_named(make, tiny_directory, chatml)
 
     strict = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + chatml
     user = {"role": "user", "content": "a"}
-    with pytest.raises(
-        UserError, match=r"x.parquet: row 1: the chat template of .* refused a chat: one question only"
-    ):
+    with pytest.raises(UserError, match=r"x.parquet: row 1: the chat template of .* refused a chat: one question only"):
         make(["a", [user] * 3], ["a", "b"], tokenizer=load_tokenizer(tiny_directory, chat_template=strict))
 
 
@@ -177,19 +165,13 @@ def test_progress(write, tiny):
 
 def test_an_epoch_is_a_permutation_up_to_its_remainder(dataset):
     assert dataset.steps_per_epoch(5) == 4
-    epochs = [
-        rows_of(batches(dataset, batch_size=5, seed=3, num_epochs=3))[4 * i : 4 * i + 4] for i in range(3)
-    ]
+    epochs = [rows_of(batches(dataset, batch_size=5, seed=3, num_epochs=3))[4 * i : 4 * i + 4] for i in range(3)]
     flat = [list(itertools.chain(*epoch)) for epoch in epochs]
     for rows in flat:
         assert len(rows) == len(set(rows)) == 20
     assert flat[0] != flat[1] != flat[2] != flat[0]
-    assert (
-        len({frozenset(range(23)) - set(rows) for rows in flat}) > 1
-    )  # not always the same three are left out
-    assert sorted(itertools.chain(*rows_of(batches(dataset, batch_size=23, seed=3, num_epochs=1)))) == list(
-        range(23)
-    )
+    assert len({frozenset(range(23)) - set(rows) for rows in flat}) > 1  # not always the same three are left out
+    assert sorted(itertools.chain(*rows_of(batches(dataset, batch_size=23, seed=3, num_epochs=1)))) == list(range(23))
 
 
 def test_the_order_depends_on_the_seed_alone(dataset):
@@ -205,10 +187,7 @@ def test_batches_hold_the_rows_they_name(dataset):
     for batch in batches(dataset, batch_size=4, seed=0, num_epochs=1):
         for i, row in enumerate(batch["row"]):
             assert batch["prompt"][i, : batch["prompt_length"][i]].tolist() == dataset[row]["prompt"].tolist()
-            assert (
-                batch["teacher"][i, : batch["teacher_length"][i]].tolist()
-                == dataset[row]["response"].tolist()
-            )
+            assert batch["teacher"][i, : batch["teacher_length"][i]].tolist() == dataset[row]["response"].tolist()
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])

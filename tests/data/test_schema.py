@@ -42,9 +42,7 @@ def test_published_schema_is_read_as_it_is(write):
     [
         pa.large_list(TURN),
         pa.list_view(TURN),
-        pa.list_(
-            pa.struct([("content", pa.large_string()), ("name", pa.int32()), ("role", pa.large_string())])
-        ),
+        pa.list_(pa.struct([("content", pa.large_string()), ("name", pa.int32()), ("role", pa.large_string())])),
         pa.list_(pa.struct([("role", pa.dictionary(pa.int32(), pa.string())), ("content", pa.string())])),
     ],
     ids=["large_list", "list_view", "fields in another order, one more", "dictionary"],
@@ -66,9 +64,7 @@ def test_arrow_variants(tmp_path, kind):
 
 def test_row_groups_do_not_matter(tmp_path):
     chats = [[{"role": "user", "content": str(i)}] * (1 + 2 * (i % 2)) for i in range(50)]
-    table = pa.table(
-        {"content": pa.array(chats, pa.list_(TURN)), "teacher_response": [f"a{i}" for i in range(50)]}
-    )
+    table = pa.table({"content": pa.array(chats, pa.list_(TURN)), "teacher_response": [f"a{i}" for i in range(50)]})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=7)
     rows = read_rows(tmp_path / "x.parquet")
     assert [rows[i].messages for i in range(50)] == chats

@@ -90,13 +90,8 @@ def test_bos_stands_once(llama, qwen):
     assert ids[0] == bos and (ids == bos).sum() == 1
     rendered = llama._tokenizer.decode(ids)
     assert llama._tokenizer(rendered).input_ids[:2] == [bos, bos]  # what the naive way gives
-    assert (
-        llama.decode(ids[-4:], skip_special_tokens=False)
-        == "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-    assert (
-        qwen.decode(qwen.prompt_ids(chat("Hi"))[-3:], skip_special_tokens=False) == "<|im_start|>assistant\n"
-    )
+    assert llama.decode(ids[-4:], skip_special_tokens=False) == "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert qwen.decode(qwen.prompt_ids(chat("Hi"))[-3:], skip_special_tokens=False) == "<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama", "tiny"])
@@ -196,9 +191,7 @@ def test_dates_that_cannot_be_fixed(tiny_directory, chatml):
 
 
 def test_template_arguments(tiny_directory, chatml):
-    template = (
-        chatml + "{% if add_generation_prompt and enable_thinking is false %}{{ 'no thinking' }}{% endif %}"
-    )
+    template = chatml + "{% if add_generation_prompt and enable_thinking is false %}{{ 'no thinking' }}{% endif %}"
     given = load_tokenizer(tiny_directory, chat_template=template, template_args={"enable_thinking": False})
     default = load_tokenizer(tiny_directory, chat_template=template)
     assert given.decode(given.prompt_ids(chat("Hi"))).endswith("no thinking")
@@ -273,9 +266,7 @@ def test_bad_chats(tiny, tiny_directory, chatml):
             tiny.prompt_ids(messages)
     with pytest.raises(UserError, match="lone surrogate"):
         tiny.response_ids("\udfff", ended=True)
-    strict = (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + chatml
-    )
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + chatml
     with pytest.raises(UserError, match="refused a chat: no system role"):
         load_tokenizer(tiny_directory, chat_template=strict).prompt_ids(
             [{"role": "system", "content": "x"}, *chat("Hi")]
@@ -310,11 +301,7 @@ def test_fingerprints(qwen, llama, tiny, tiny_directory, chatml):
     assert tiny.fingerprint() == load_tokenizer(tiny_directory).fingerprint()
     other = load_tokenizer(tiny_directory, chat_template=chatml + "{{ '' }}")
     assert other.fingerprint() != tiny.fingerprint()
-    assert (
-        other.vocabulary_fingerprint()
-        == tiny.vocabulary_fingerprint()
-        == vocabulary_fingerprint(tiny_directory)
-    )
+    assert other.vocabulary_fingerprint() == tiny.vocabulary_fingerprint() == vocabulary_fingerprint(tiny_directory)
     assert len({t.vocabulary_fingerprint() for t in (qwen, llama, tiny)}) == 3
 
 

@@ -94,7 +94,9 @@ def widest(shapes: list[tuple[int, ...]], vocabulary: int) -> int:
 
 
 def shapes_of_jaxpr(jaxpr) -> list[tuple[int, ...]]:
-    shapes = [tuple(v.aval.shape) for eqn in jaxpr.eqns for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")]
+    shapes = [
+        tuple(v.aval.shape) for eqn in jaxpr.eqns for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")
+    ]
     for sub in _inner(jaxpr):
         shapes += shapes_of_jaxpr(sub)
     return shapes

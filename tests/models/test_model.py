@@ -70,7 +70,9 @@ def test_tree():
     assert layers["mlp"]["down"]["kernel"].shape == (2, 24, 16)
     assert params["embed"]["embedding"].shape == (40, 16)
     assert params["lm_head"]["kernel"].shape == (16, 40)
-    assert set(named_leaves(params)) | set(named_leaves(Model(EVERYTHING, "score").abstract_params())) == set(HF_TENSORS)
+    assert set(named_leaves(params)) | set(named_leaves(Model(EVERYTHING, "score").abstract_params())) == set(
+        HF_TENSORS
+    )
 
 
 @pytest.mark.parametrize("head", ["lm", "score"])

@@ -5,13 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from gadjax.data.prompts import Prompt
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from gadjax.teacher.client import Sampling, Teacher
 from gadjax.teacher.collector import collect, write_parquet
 from gadjax.teacher.ledger import Answer, Ledger
 from gadjax.teacher.progress import AnswerProgress
-from gadjax.teacher.prompts import Prompt
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbers") for i in range(20)]

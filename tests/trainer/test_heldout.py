@@ -68,4 +68,3 @@ def test_without_a_discriminator(measured):
     _, heldout, generator, _, (figures, _) = measured
     bare, _ = heldout.figures(generator)
     assert bare == {name: value for name, value in figures.items() if not name.startswith("discriminator")}
-

@@ -95,7 +95,9 @@ def test_more_steps_continue_a_finished_run(tiny_config, tmp_path):
 def test_other_stages_than_the_checkpoints(finished_run, tiny_config, rich_fields, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run.workdir, workdir)
-    with pytest.raises(UserError, match="checkpoint of step 6 is of stage gad, which config.stages .* another --workdir"):
+    with pytest.raises(
+        UserError, match="checkpoint of step 6 is of stage gad, which config.stages .* another --workdir"
+    ):
         run(tiny_config(rich_fields | {"stages": ("warmup",)}), workdir)
 
 

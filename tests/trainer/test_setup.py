@@ -55,7 +55,10 @@ def refused(config, workdir: pathlib.Path, message: str) -> None:
         ({"student": "no-one/such-model"}, "no-one/such-model: .*the hub did not provide it"),
         ({"data.train": "nowhere.parquet"}, "nowhere.parquet: no such file"),
         ({"data.heldout": "nowhere.parquet"}, "nowhere.parquet: no such file"),
-        ({"data.max_prompt_length": 4}, r"config\.data\.train .*no usable row: .* 24 have prompts of more than 4 tokens"),
+        (
+            {"data.max_prompt_length": 4},
+            r"config\.data\.train .*no usable row: .* 24 have prompts of more than 4 tokens",
+        ),
         ({"batch_size": 32}, "24 usable rows, fewer than config.batch_size 32"),
         ({"row_length": 20}, r"config\.row_length 20 is shorter than the longest prompt and response together, \d+"),
         ({"mesh.data": 3}, r"mesh .* does not cover the 1 devices"),
@@ -97,7 +100,9 @@ def test_discriminator_with_another_tokenizer(no_weights, tiny_config, tmp_path,
     other = variant()
     write_tokenizer(pathlib.Path(other), ["entirely", "different", "words"])
     config = tiny_config({"discriminator.init": other})
-    refused(config, tmp_path / "run", "has another tokenizer than the student .* choose a checkpoint of the same family")
+    refused(
+        config, tmp_path / "run", "has another tokenizer than the student .* choose a checkpoint of the same family"
+    )
 
 
 def test_same_tokenizer_but_more_embeddings_is_fine(tiny_config, variant):
@@ -139,7 +144,9 @@ def test_data_of_another_schema(no_weights, tiny_config, tmp_path):
     pq.write_table(pa.table({"content": ["text"], "teacher_response": ["x"]}), file)
     refused(tiny_config({"data.train": str(file)}), tmp_path / "run", "column `content` has type string; expected list")
     pq.write_table(pa.table({"prompt": ["text"]}), file)
-    refused(tiny_config({"data.train": str(file)}), tmp_path / "run", "column `content` is missing; the file has prompt")
+    refused(
+        tiny_config({"data.train": str(file)}), tmp_path / "run", "column `content` is missing; the file has prompt"
+    )
 
 
 @pytest.mark.parametrize("workdir", ["file", "file/run"])

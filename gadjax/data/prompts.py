@@ -1,4 +1,4 @@
-"""Prompts for the teacher, from JSONL, Parquet or plain text."""
+"""Prompts, for the teacher or a student, from JSONL, Parquet or plain text."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gadjax.data.prompts import read_prompts
 from gadjax.errors import UserError
-from gadjax.teacher.prompts import read_prompts
 
 CHAT = [
     {"role": "user", "content": "Hi"},
