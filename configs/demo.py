@@ -33,22 +33,22 @@ def get_config() -> ConfigDict:
     config.rollout.temperature = 1.0
     config.optimizer.clip_norm = 1.0
 
-    # A student from random weights has no knowledge for the discriminator to start from; the generator after SeqKD does.
+    # Random weights give a discriminator nothing to start from; the generator after SeqKD does.
     config.discriminator.init = "generator"
 
     config.seqkd.steps = 400
-    config.seqkd.generator_learning_rate = 2e-3
-    config.warmup.steps = 30
+    config.seqkd.generator_learning_rate = 1e-3
+    config.warmup.steps = 25
     config.warmup.train_generator = False
-    config.warmup.discriminator_learning_rate = 3e-4
-    config.gad.steps = 60
+    config.warmup.discriminator_learning_rate = 5e-4
+    config.gad.steps = 30
     config.gad.generator_learning_rate = 5e-5
-    config.gad.discriminator_learning_rate = 1e-4
+    config.gad.discriminator_learning_rate = 3e-4
 
-    config.eval_every = 100
+    config.eval_every = 200
     config.evaluation.prompts = 128
     config.evaluation.two_sample_folds = 2
     config.evaluation.two_sample_epochs = 5
     config.evaluation.two_sample_learning_rate = 1e-3
-    config.checkpoint.every = 100
+    config.checkpoint.every = 200
     return config

@@ -43,7 +43,10 @@ class Checkpoints:
         return self._restore(step, state=ocp.args.StandardRestore(like))["state"]
 
     def params(self, step: int, network: str, like: Any) -> Any:
-        """The parameters alone of the "generator" or "discriminator": no optimizer state is read."""
+        """The parameters alone of the "generator" or "discriminator", None where the stage had none.
+
+        No optimizer state is read.
+        """
         item = {network: {"params": like}}
         restore = ocp.args.PyTreeRestore(
             item=item,
@@ -56,6 +59,8 @@ class Checkpoints:
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(read_only=True),
         )
+        if manager.item_metadata(step)["state"].tree[network] is None:
+            return None
         return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
 
     def replay(self, step: int) -> dict[str, np.ndarray]:

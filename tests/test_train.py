@@ -102,7 +102,8 @@ class TestFinishedRun:
         when = [(line["step"], line["stage"]) for line in lines]
         assert when == [(0, "before"), (2, "warmup"), (3, "warmup"), (5, "gad"), (6, "gad")]
         for line in lines:
-            expected = HELDOUT | (TWO_SAMPLE if line["step"] in (0, 3, 6) else set())
+            # At the ends of stages; random weights before them need no test.
+            expected = HELDOUT | (TWO_SAMPLE if line["step"] in (3, 6) else set())
             assert names(line) == {f"heldout/{name}" for name in expected}
         assert list(finished_run.figures) == ["before", "warmup", "gad"]
         assert finished_run.figures == read_heldout(finished_run.workdir / "metrics.jsonl")
@@ -235,7 +236,7 @@ class TestSeqKD:
 
 
 def test_ablations(tiny_config, one_device, student, hf_config, tmp_path, monkeypatch):
-    """A discriminator of another size, with CE, that learned on the frozen student and is fixed in GAD; more options."""
+    """A discriminator of another size, with CE, learned on the frozen student and fixed in GAD; more options."""
     other = tmp_path / "other"
     shutil.copytree(student, other)
     fields = hf_config(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1, head_dim=16)
@@ -274,7 +275,7 @@ def test_ablations(tiny_config, one_device, student, hf_config, tmp_path, monkey
 
 def test_a_collapsed_run_stops(tiny_config, one_device, tmp_path):
     fields = {"stages": ("seqkd",), "seqkd.steps": 9, "seqkd.generator_learning_rate": 1e30, "data.heldout": ""}
-    with pytest.raises(UserError, match="generator's gradient was not finite for 2 steps in a row.* step 3") as error:
+    with pytest.raises(UserError, match=r"generator's gradient was not finite for 2 steps in a row.* step 3") as error:
         run(tiny_config(fields | {"optimizer.max_skipped_steps": 2}), tmp_path)
     assert "config.optimizer.max_skipped_steps" in str(error.value)
     assert "config.seqkd.generator_learning_rate" in str(error.value)

@@ -93,8 +93,8 @@ def round_up(value: int, multiple: int = 1) -> int:
     """
     value = max(value, 1)
     quantum = max(1 + (value > 8), 2 ** (value - 1).bit_length() // 16)
-    value = -(-value // quantum) * quantum
-    return -(-value // multiple) * multiple
+    quantum = -(-quantum // multiple) * multiple
+    return -(-value // quantum) * quantum
 
 
 def pack(

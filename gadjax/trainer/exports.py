@@ -22,6 +22,9 @@ def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
     `config.json` (resolved), `run.json` (the networks' Hugging Face configs and the data's counts), `tokenizer/`.
+
+    Raises:
+      UserError: it cannot be written, or holds checkpoints of other networks than this run's.
     """
     facts = {
         "hf_configs": setup.hf_configs,
@@ -29,6 +32,14 @@ def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
         "data": _data_counts(setup),
         "stages": stage_lengths(setup),
     }
+    if (workdir / "run.json").exists() and any((workdir / "checkpoints").glob("*")):
+        _, before = read_workdir(workdir)
+        for network, hf_config in setup.hf_configs.items():
+            if before["hf_configs"][network] != hf_config:
+                raise UserError(
+                    f"--workdir {workdir} holds a run whose {network} is another model than this config's: use another "
+                    "--workdir"
+                )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(workdir / "config.json", setup.config.to_dict())

@@ -105,8 +105,8 @@ def prepare_run(config: ConfigDict) -> Setup:
     folds = config.evaluation.two_sample_folds
     if heldout and min(config.evaluation.prompts or len(heldout), len(heldout)) < folds:
         raise UserError(
-            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, or "
-            "give more data and a higher config.evaluation.prompts"
+            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, "
+            "or give more data and a higher config.evaluation.prompts"
         )
     setup = Setup(
         config=config,

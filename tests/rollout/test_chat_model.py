@@ -36,7 +36,7 @@ def test_answers(chat_model):
 
 def test_a_chat_longer_than_the_model(chat_model):
     long = [[{"role": "user", "content": "two " * 130}]]
-    with pytest.raises(UserError, match="longest prompt .*: max_position_embeddings is 128, but sequences may reach"):
+    with pytest.raises(UserError, match=r"longest prompt .*: max_position_embeddings is 128, but sequences may reach"):
         chat_model.answer(long, chat_model.sampling(max_response_length=6))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 
@@ -96,9 +97,25 @@ def test_other_stages_than_the_checkpoints(finished_run, tiny_config, rich_field
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run.workdir, workdir)
     with pytest.raises(
-        UserError, match="checkpoint of step 6 is of stage gad, which config.stages .* another --workdir"
+        UserError, match=r"checkpoint of step 6 is of stage gad, which config.stages .* another --workdir"
     ):
         run(tiny_config(rich_fields | {"stages": ("warmup",)}), workdir)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_another_model_in_the_same_workdir(
+    finished_run, tiny_config, rich_fields, student, hf_config, tmp_path, network
+):
+    """Refused before it touches what a later export of the old run needs."""
+    workdir, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(finished_run.workdir, workdir)
+    shutil.copytree(student, other)
+    (other / "config.json").write_text(json.dumps(hf_config(hidden_size=48)))
+    field = {"generator": "student", "discriminator": "discriminator.init"}[network]
+    with pytest.raises(UserError, match=f"{workdir} holds a run whose {network} is another model"):
+        run(tiny_config(rich_fields | {field: str(other)}), workdir)
+    for name in ("config.json", "run.json"):
+        assert (workdir / name).read_bytes() == (finished_run.workdir / name).read_bytes()
 
 
 def test_old_checkpoints_make_room(tiny_config, tmp_path):

@@ -161,7 +161,7 @@ def test_missing_weights(tiny_config, tmp_path):
 
 def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
     assert jax.device_count() == 8
-    with pytest.raises(UserError, match="config.batch_size 4 is not divisible by the 8 parts .* a multiple of 8"):
+    with pytest.raises(UserError, match=r"config.batch_size 4 is not divisible by the 8 parts .* a multiple of 8"):
         prepare_run(tiny_config({"batch_size": 4}))
     with pytest.raises(UserError, match="the 8 parts"):
         prepare_run(tiny_config({"batch_size": 12}))

@@ -1,0 +1,116 @@
+"""Checkpoints: all of a state comes back, laid out as asked; a part of it without the rest."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.distill import state as states
+from gadjax.distill.state import GadState
+from gadjax.errors import UserError
+from gadjax.parallel import mesh as layout
+
+PROGRESS = {"stage": "gad", "stage_step": 2, "replay_added": 5}
+OPTIMIZER = states.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+
+
+def tree(seed: int):
+    rng = np.random.default_rng(seed)
+    return {"a": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)}, "b": jnp.asarray(rng.normal(size=3))}
+
+
+def state(reference: str = "bfloat16") -> GadState:
+    networks = [states.create(tree(seed), OPTIMIZER) for seed in (0, 1)]
+    networks[0] = networks[0].replace(step=jnp.int32(7), skipped=jnp.int32(2))
+    return GadState(*networks, jax.tree.map(lambda leaf: leaf.astype(reference), tree(2)))
+
+
+def like(value, spread: bool = False):
+    """Shapes of a state; with `spread`, kernels over all eight devices."""
+    mesh = layout.make_mesh(1, 8, 1)
+
+    def abstract(leaf):
+        sharding = layout.rows(mesh) if spread and leaf.shape == (8, 4) else layout.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, value)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    replay = {"tokens": np.arange(12, dtype=np.int32).reshape(3, 4), "lengths": np.array([1, 2, 3], np.int32)}
+    checkpoints.save(3, state(), replay, PROGRESS)
+    replay["tokens"][:] = -1  # the run goes on while files are being written
+    checkpoints.wait()
+    return tmp_path
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_state(saved, spread):
+    restored = Checkpoints(saved).state(3, like(state(), spread))
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    for back, before in zip(jax.tree.leaves(restored), jax.tree.leaves(state()), strict=True):
+        assert back.dtype == before.dtype
+        np.testing.assert_array_equal(np.asarray(back, np.float32), np.asarray(before, np.float32))
+    kernel = restored.generator.params["a"]["kernel"]
+    assert kernel.is_fully_replicated != spread
+    assert kernel.addressable_shards[0].data.shape == ((1, 4) if spread else (8, 4))
+
+
+def test_progress_and_replay(saved):
+    checkpoints = Checkpoints(saved)
+    assert checkpoints.progress(3) == PROGRESS
+    replay = checkpoints.replay(3)
+    np.testing.assert_array_equal(replay["tokens"], np.arange(12).reshape(3, 4))
+    assert replay["tokens"].dtype == np.int32
+    replay["lengths"][0] = 9  # the ring is written to
+
+
+def test_without_replay(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {}, PROGRESS)
+    checkpoints.wait()
+    assert checkpoints.replay(1) == {}
+
+
+@pytest.mark.parametrize(("network", "seed"), [("generator", 0), ("discriminator", 1)])
+def test_parameters_alone(saved, network, seed):
+    params = Checkpoints(saved).params(3, network, like(tree(seed), spread=True))
+    jax.tree.map(np.testing.assert_array_equal, params, tree(seed))
+    assert params["a"]["kernel"].addressable_shards[0].data.shape == (1, 4)
+
+
+def test_a_network_that_the_stage_does_not_have(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, GadState(states.create(tree(0), OPTIMIZER)), {}, PROGRESS)
+    checkpoints.wait()
+    assert checkpoints.params(1, "discriminator", like(tree(0))) is None
+    restored = checkpoints.state(1, GadState(like(states.create(tree(0), OPTIMIZER))))
+    assert restored.discriminator is None and restored.reference is None
+
+
+def test_keep(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 10):
+        checkpoints.save(step, {"x": jnp.ones(2)}, {}, PROGRESS)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 10]
+    assert Checkpoints(tmp_path).steps() == [2, 10]
+
+
+def test_unknown_step(saved):
+    checkpoints = Checkpoints(saved)
+    for ask in (lambda: checkpoints.progress(4), lambda: checkpoints.params(4, "generator", like(tree(0)))):
+        with pytest.raises(UserError, match=r"checkpoints has no checkpoint of step 4; there are: 3"):
+            ask()
+
+
+def test_empty_folder(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == []
+    with pytest.raises(UserError, match="no checkpoint of step 1; there are: none"):
+        checkpoints.progress(1)

@@ -1,0 +1,158 @@
+"""python -m gadjax.score: the discriminator as a reward model."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.models.model import Model
+from gadjax.models.weights import load_params, read_hf_config
+from gadjax.score import Answer, read_answers
+
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+
+ROWS = [
+    {"prompt": "What is one plus two", "response": "three"},
+    {"prompt": "What is two plus two and then some more", "response": "four", "finish_reason": "length"},
+    {"prompt": "one", "response": "five six seven eight nine", "finish_reason": "stop"},
+    {"content": [{"role": "system", "content": "s"}, {"role": "user", "content": "two"}], "response": ""},
+    {"prompt": "two", "response": "one <|im_end|> two"},
+]
+
+
+@pytest.fixture(scope="module")
+def discriminator(finished_run) -> pathlib.Path:
+    return finished_run.workdir / "export" / "discriminator"
+
+
+@pytest.fixture
+def data(tmp_path) -> pathlib.Path:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    return file
+
+
+def scores(out: pathlib.Path) -> list[float]:
+    return [json.loads(line)["score"] for line in out.read_text().splitlines()]
+
+
+def by_hand(discriminator: pathlib.Path, answers: list[Answer]) -> list[float]:
+    """One sequence at a time: the head at the last token."""
+    from gadjax.data.tokenizer import load_tokenizer
+
+    config, _ = read_hf_config(discriminator)
+    model, tokenizer = Model(config, "score"), load_tokenizer(discriminator)
+    params = load_params(discriminator, config, model.abstract_params())
+    found = []
+    for answer in answers:
+        ids = [tokenizer.prompt_ids(answer.content), tokenizer.response_ids(answer.response, answer.ended)]
+        tokens = np.concatenate(ids)[None]
+        found.append(float(model.scores(params, tokens, np.arange(tokens.size)[None], np.ones_like(tokens))[0, -1]))
+    return found
+
+
+def test_scores(command, discriminator, data, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    done = command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={out}", "--batch_size=2")
+    assert done.status == 0, done.err
+    assert done.out.startswith("5 scores, mean ")
+    answers = read_answers(str(data))
+    np.testing.assert_allclose(scores(out), by_hand(discriminator, answers), atol=1e-5)
+    assert len(set(scores(out))) == 5
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["response"] for line in lines] == [row["response"] for row in ROWS]
+    assert lines[0]["content"] == [{"role": "user", "content": "What is one plus two"}]
+    whole = tmp_path / "whole.jsonl"
+    assert command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={whole}").status == 0
+    np.testing.assert_allclose(scores(whole), scores(out), atol=1e-5)
+
+
+def test_transformers_agrees(command, discriminator, data, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    out = tmp_path / "scores.jsonl"
+    assert command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={out}").status == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(discriminator)
+    network = transformers.AutoModelForTokenClassification.from_pretrained(discriminator, dtype=torch.float32).eval()
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is one plus two"}], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(text + "three<|im_end|>", add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        assert scores(out)[0] == pytest.approx(float(network(**ids).logits[0, -1, 0]), abs=1e-4)
+
+
+def test_responses_cut_as_in_the_run(command, discriminator, data, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    arguments = f"--model={discriminator}", f"--data={data}", f"--out={out}", "--max_response_length=1"
+    assert command("gadjax.score", *arguments).status == 0
+    # The first id of "three" is "t"; an empty response keeps its end.
+    cut = [Answer([{"role": "user", "content": ROWS[0]["prompt"]}], "t", False), Answer(ROWS[3]["content"], "", True)]
+    np.testing.assert_allclose([scores(out)[0], scores(out)[3]], by_hand(discriminator, cut), atol=1e-5)
+
+
+def test_teacher_data(command, discriminator, heldout_file, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    done = command("gadjax.score", f"--model={discriminator}", f"--data={heldout_file}", f"--out={out}")
+    assert done.status == 0, done.err
+    assert len(scores(out)) == 8
+    np.testing.assert_allclose(scores(out), by_hand(discriminator, read_answers(str(heldout_file))), atol=1e-5)
+
+
+def test_cut_rows_of_parquet(tmp_path):
+    table = pa.table(
+        {
+            "content": [[{"role": "user", "content": "a"}]] * 2,
+            "teacher_response": ["x", "y"],
+            "finish_reason": ["stop", "length"],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [answer.ended for answer in read_answers(str(tmp_path / "t.parquet"))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", r"--data=.*a\.csv: expected a file that ends in \.jsonl or \.parquet"),
+        ("absent.jsonl", None, r"--data=.*absent\.jsonl: no such file"),
+        ("a.jsonl", "", "the file holds no prompts"),
+        ("a.jsonl", '{"prompt": "a", "response": 3}', r"a\.jsonl:1: `response` is int; expected text"),
+        ("a.jsonl", '\n{"prompt": "a"}', r"a\.jsonl:2: `response` is NoneType; expected text"),
+        ("a.jsonl", '{"response": "a"}', r"a\.jsonl:1: neither `prompt` nor `content`"),
+        ("a.jsonl", '{"prompt": "a", "response": "", "finish_reason": "length"}', "no token to score"),
+        ("a.parquet", "text", r"a\.parquet: not a Parquet file"),
+    ],
+)
+def test_bad_data(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_answers(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model={generator}", "is a LlamaForCausalLM, but this command needs a run's export/discriminator"),
+        ("--out={tmp}/absent/o.jsonl", "--out=.*cannot be written"),
+        ("--data={tmp}/long.jsonl", r"longest prompt and response of --data: max_position_embeddings is 128"),
+    ],
+)
+def test_mistakes(command, discriminator, data, tmp_path, flag, message):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "two " * 200, "response": "x"}))
+    flag = flag.format(tmp=tmp_path, generator=discriminator.with_name("generator"))
+    flags = [f"--model={discriminator}", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}", flag]
+    done = command("gadjax.score", *flags)
+    assert done.status == 2
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(message, errors[0]), done.err
+    assert not list(tmp_path.glob("o.jsonl*"))
