@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.warmup.steps = 25
     config.warmup.train_generator = False
     config.warmup.discriminator_learning_rate = 5e-4
-    config.gad.steps = 30
+    config.gad.steps = 60
     config.gad.generator_learning_rate = 5e-5
     config.gad.discriminator_learning_rate = 3e-4
 
@@ -51,4 +51,5 @@ def get_config() -> ConfigDict:
     config.evaluation.two_sample_epochs = 5
     config.evaluation.two_sample_learning_rate = 1e-3
     config.checkpoint.every = 200
+    config.checkpoint.keep = 4  # every one of this run, for gadjax.export
     return config
