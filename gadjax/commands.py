@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import logging as python_logging
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
+from gadjax import files
 from gadjax.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
     # These libraries log at warning level what is no news to a user.
-    for name in ("orbax", "jax", "transformers", "httpx"):
+    for name in ("orbax", "jax", "transformers", "httpx", "httpx2"):  # openai and the hub speak through either
         python_logging.getLogger(name).setLevel(python_logging.ERROR)
     run_command(lambda: app.run(main, flags_parser=_parse))
 
@@ -74,22 +74,19 @@ def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, A
     """Opens --out; the file appears whole, at the end, or not at all. Gives the function that writes a line.
 
     Raises:
-      UserError: the file cannot be written, before any work is done.
+      UserError: the file cannot be written; before any work is done, where that can be known.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        file = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {error.strerror}") from None
-    try:
+    path = files.expand(path)
+    with files.whole_output(path) as partial:
+        with files.writing(path):
+            file = partial.open("w", encoding="utf-8")
+
+        def write(line: dict[str, Any]) -> None:
+            with files.writing(path):
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+
         with file:
-            yield lambda line: print(json.dumps(line, ensure_ascii=False), file=file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            yield write
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -11,6 +11,11 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the file, row, field or flag and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main`, showing a `UserError` as one line on stderr with exit status 2.
 

@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
+from gadjax.files import expand
+
+Messages = list[dict[str, str]]  # a chat: each {"role": ..., "content": ...}
 
 ROLES = ("system", "user", "assistant")
 
@@ -33,7 +36,7 @@ _OPTIONAL = ("category", "finish_reason")
 class Row(NamedTuple):
     """One row: a chat that ends with a user turn, and the teacher's answer to it."""
 
-    messages: list[dict[str, str]]  # each {"role": ..., "content": ...}
+    messages: Messages
     answer: str
     category: str | None
     finish_reason: str | None
@@ -72,7 +75,7 @@ class Rows:
             self._finish_reasons[index].as_py(),
         )
 
-    def messages(self, index: int) -> list[dict[str, str]]:
+    def messages(self, index: int) -> Messages:
         """The chat of row `index`."""
         turns = range(self._offsets[index], self._offsets[index + 1])
         return [{"role": self._roles[i].as_py(), "content": self._contents[i].as_py()} for i in turns]
@@ -119,7 +122,7 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
     if not entries:
         raise UserError("no Parquet file was named; give a file, a glob or a directory")
     files: list[str] = []
-    for entry in map(os.fspath, entries):
+    for entry in (os.fspath(expand(path)) for path in entries):
         if os.path.isdir(entry):
             found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))
             if not found:
@@ -146,7 +149,7 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
             names = [name for name in _REQUIRED + _OPTIONAL if name in schema.names]
             table = parquet.read(columns=names)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read ({_first_line(error)})") from error
+        raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from error
     if not table.num_rows:
         raise UserError(f"{file}: the file has no rows")
 
@@ -276,7 +279,3 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(
         test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

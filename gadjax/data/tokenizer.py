@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +24,10 @@ import numpy as np
 from gadjax.data.chat_template import DEFAULT_DATE, TEMPLATE_FLAG, parse_date, pin_date, read_template
 from gadjax.data.schema import ROLES
 from gadjax.data.sentencepiece_model import match_sentencepiece
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
+from gadjax.hub import TOKENIZER_FILES, local_directory
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_HUB_PATTERNS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # "<|fim_prefix|>" and its kind are not flagged special in every tokenizer, but no text means them literally.
 _MARKUP = re.compile(r"<\|[^|<>]*\|>")
 _ANSWER = "gadjaxanswer"  # stands for an answer when the template is asked how it frames one
@@ -51,8 +52,7 @@ def load_tokenizer(
     Raises:
       UserError: no tokenizer there, no chat template, no token that ends a turn, or a template that fails.
     """
-    path = os.fspath(path)
-    directory = _local_directory(path)
+    directory = local_directory(path, TOKENIZER_FILES)
     tokenizer = _load(directory)
     if chat_template:
         tokenizer.chat_template = read_template(chat_template)
@@ -62,7 +62,7 @@ def load_tokenizer(
         raise UserError(f"{path}: the tokenizer has no chat template (a base model?); give one with {TEMPLATE_FLAG}")
     return ChatTokenizer(
         tokenizer,
-        source=path,
+        source=os.fspath(path),
         template_args=template_args or {},
         date=date or DEFAULT_DATE,
         generation_eos_ids=_generation_eos_ids(directory),
@@ -71,7 +71,7 @@ def load_tokenizer(
 
 def vocabulary_fingerprint(path: str | os.PathLike) -> str:
     """`ChatTokenizer.vocabulary_fingerprint` of a directory or hub id that need not have a chat template."""
-    return _hash_json(sorted(_load(_local_directory(os.fspath(path))).get_vocab().items()))
+    return _hash_json(sorted(_load(local_directory(path, TOKENIZER_FILES)).get_vocab().items()))
 
 
 class ChatTokenizer:
@@ -246,38 +246,35 @@ class ChatTokenizer:
         return next((name for name in self._names.values() if before.endswith(name)), "\n")
 
 
-def _local_directory(path: str) -> str:
-    """`path` itself, or where the hub's files of it lie after fetching what a tokenizer needs."""
-    if os.path.isdir(path):
-        return path
-    if os.path.exists(path):
-        raise UserError(f"{path}: a file, not a directory with a tokenizer")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(path, allow_patterns=list(_HUB_PATTERNS))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: neither a directory nor a model that the hub gives ({_first_line(error)})") from error
-
-
-def _load(directory: str) -> Any:
+def _load(directory: pathlib.Path) -> Any:
     """The transformers tokenizer of a directory, with its backend from the `tokenizers` library."""
-    has = {name: os.path.isfile(os.path.join(directory, name)) for name in _VOCABULARY_FILES}
+    has = {name: (directory / name).is_file() for name in _VOCABULARY_FILES}
     if not any(has.values()):
         raise UserError(f"{directory}: no tokenizer there (none of {', '.join(_VOCABULARY_FILES)})")
+    _refuse_code(directory / "tokenizer_config.json")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # whatever a broken or foreign file makes transformers raise
         raise UserError(
-            f"{directory}: transformers cannot load this tokenizer ({type(error).__name__}: {_first_line(error)})"
+            f"{directory}: transformers cannot load this tokenizer ({type(error).__name__}: {first_line(error)})"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first")
     if has["tokenizer.model"] and not has["tokenizer.json"]:
-        tokenizer = match_sentencepiece(tokenizer, os.path.join(directory, "tokenizer.model"))
+        tokenizer = match_sentencepiece(tokenizer, str(directory / "tokenizer.model"))
     return tokenizer
+
+
+def _refuse_code(file: pathlib.Path) -> None:
+    """transformers would ignore a folder's own code where it knows the class, and give other ids than the code."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or for transformers to refuse
+        return
+    if isinstance(config, dict) and config.get("auto_map"):
+        raise UserError(f"{file}: auto_map asks for trust_remote_code; code from a checkpoint is never run")
 
 
 def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
@@ -303,13 +300,12 @@ def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
     return backend
 
 
-def _generation_eos_ids(directory: str) -> list[int]:
-    file = os.path.join(directory, "generation_config.json")
-    if not os.path.isfile(file):
+def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
+    file = directory / "generation_config.json"
+    if not file.is_file():
         return []
     try:
-        with open(file, encoding="utf-8") as handle:
-            ids = json.load(handle).get("eos_token_id")
+        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
         return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: `eos_token_id` cannot be read ({error})") from error
@@ -331,7 +327,3 @@ def _check_text(text: str) -> None:
 
 def _hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

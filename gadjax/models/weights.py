@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,18 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from gadjax import hub
 from gadjax.errors import UserError
 from gadjax.models.config import ModelConfig
 
 Params = dict[str, Any]
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
-_HUB_IGNORED = [
-    "*/*",
-    "consolidated*",
-]  # copies in formats of their own: original/, onnx/, Mistral's consolidated
 _PICKLES = ("*.bin*", "*.pt", "*.pth")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
@@ -111,26 +106,9 @@ def is_stacked(path: str) -> bool:
     return path.startswith("layers/")
 
 
-def resolve_model(name: str) -> pathlib.Path:
-    """The directory of a model: `name` itself, or a download (or cached copy) of the hub id `name`.
-
-    Raises:
-      UserError: `name` is neither, or the hub cannot be reached and has not been before.
-    """
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{name}: not a directory; give the directory that holds config.json and the weights")
-    if not _HUB_ID.fullmatch(name):
-        raise UserError(f"{name}: no such directory; give a Hugging Face directory or a hub id such as org/model")
-    from huggingface_hub import snapshot_download  # slow to import, and needless for a directory
-
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
-    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name}: no such directory, and the hub did not provide it either ({reason})") from error
+def resolve_model(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The directory of a model, weights included: see `hub.local_directory`."""
+    return hub.local_directory(name, hub.MODEL_FILES)
 
 
 def read_hf_config(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -320,6 +298,9 @@ def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map is missing or empty; fetch the file again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise UserError(f"{index}: weight_map has {file!r} for {name}, not a file's name; fetch the file again")
     files = [path / name for name in sorted(set(weight_map.values()))]
     if absent := [file.name for file in files if not file.exists()]:
         raise UserError(f"{index}: names {_some(absent)}, which is not there; fetch the checkpoint again")

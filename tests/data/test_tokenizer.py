@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -240,9 +241,9 @@ def test_directories_without_a_tokenizer(tmp_path, tiny_directory, chatml):
     for path, message in [
         (empty, "empty: no tokenizer there"),
         (broken, "broken: transformers cannot load this tokenizer"),
-        (tiny_directory / "tokenizer.json", "a file, not a directory"),
-        (tmp_path / "none", "none: neither a directory nor a model that the hub gives"),
-        ("no/such-model", "no/such-model: neither a directory nor a model that the hub gives"),
+        (tiny_directory / "tokenizer.json", "tokenizer.json: a file; give the directory"),
+        (tmp_path / "none", "none: no such directory; give a Hugging Face directory or a hub id"),
+        ("no/such-model", "no/such-model: no such directory, and the hub did not provide it"),
     ]:
         with pytest.raises(UserError, match=message):
             load_tokenizer(path)
@@ -253,6 +254,27 @@ def test_directories_without_a_tokenizer(tmp_path, tiny_directory, chatml):
     assert load_tokenizer(alone, chat_template=chatml).eos_ids == (2,)
     with pytest.raises(UserError, match="and the tokenizer has no EOS token"):
         load_tokenizer(alone, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+@pytest.mark.parametrize("kind", ["TokenizerOfTheFolder", "PreTrainedTokenizerFast"])
+def test_code_in_the_folder_is_refused_and_not_run(tiny_directory, tmp_path, kind):
+    """Also where transformers knows the class, and would load it without the folder's code."""
+    ran = tmp_path / "ran"
+    folder = copy_of(
+        tiny_directory, tmp_path / "t", tokenizer_class=kind, auto_map={"AutoTokenizer": [None, "code.Tokenizer"]}
+    )
+    (folder / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast as Tokenizer\n"
+    )
+    with pytest.raises(UserError, match=r"tokenizer_config.json: auto_map asks for trust_remote_code; code .* never"):
+        load_tokenizer(folder)
+    assert not ran.exists()
+    # Positive control: transformers does run it when it is allowed to.
+    code = "import sys, transformers\ntransformers.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, folder], env=environment, check=True)
+    assert ran.exists()
 
 
 def test_bad_chats(tiny, tiny_directory, chatml):

@@ -22,7 +22,6 @@ from gadjax.models.weights import (
     load_params,
     named_leaves,
     read_hf_config,
-    resolve_model,
 )
 
 V, H, F, L, NQ, NKV, D = 40, 16, 24, 3, 4, 2, 8
@@ -327,11 +326,20 @@ def test_index_names_a_file_that_is_not_there(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])
-def test_index_without_a_map(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "weight_map is missing or empty"),
+        ('{"weight_map": {}}', "weight_map is missing or empty"),
+        ('{"weight_map": ["a"]}', "weight_map is missing or empty"),
+        ('{"weight_map": {"a": "model-0.safetensors", "b": 3}}', "weight_map has 3 for b, not a file's name"),
+        ('{"weight_map": {"a": null}}', "weight_map has None for a, not a file's name"),
+    ],
+)
+def test_index_without_a_map(tmp_path, content, message):
     write_sharded(tmp_path, hf_tensors())
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(UserError, match="weight_map is missing or empty"):
+    with pytest.raises(UserError, match=rf"index.json: {message}"):
         load(tmp_path)
 
 
@@ -345,50 +353,3 @@ def test_config_file(tmp_path):
     write(tmp_path, {})
     config, hf_config = read_hf_config(tmp_path)
     assert isinstance(config, ModelConfig) and hf_config == HF_CONFIG
-
-
-def test_resolve_model(tmp_path):
-    assert resolve_model(str(tmp_path)) == tmp_path
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: not a directory"):
-        resolve_model(str(tmp_path / "file"))
-    with pytest.raises(UserError, match="absent: no such directory; give"):
-        resolve_model(str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="gadjax-tests/absent: no such directory, and the hub did not provide it"):
-        resolve_model("gadjax-tests/absent")
-
-
-def test_a_hub_id_brings_only_files_that_are_read(monkeypatch, tmp_path):
-    import fnmatch
-
-    import huggingface_hub
-
-    asked = {}
-
-    def download(name, allow_patterns, ignore_patterns):
-        asked.update(name=name, allow=allow_patterns, ignore=ignore_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve_model("org/a-model") == tmp_path and asked["name"] == "org/a-model"
-
-    def wanted(file):
-        allowed, ignored = ([fnmatch.fnmatch(file, p) for p in asked[kind]] for kind in ("allow", "ignore"))
-        return any(allowed) and not any(ignored)
-
-    needed = [
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "model-00001-of-00002.safetensors",
-    ]
-    needed += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"]
-    needed += ["vocab.json", "merges.txt", "chat_template.jinja", "special_tokens_map.json"]
-    useless = [
-        "pytorch_model.bin",
-        "consolidated.safetensors",
-        "original/params.json",
-        "onnx/model.onnx",
-        "a.gguf",
-    ]
-    assert all(map(wanted, needed)) and not any(map(wanted, useless))

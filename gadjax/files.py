@@ -1,0 +1,48 @@
+"""Files that users name: where they lie, and outputs that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+
+from gadjax.errors import UserError
+
+
+def expand(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path, its leading "~" replaced by the home folder: no shell does that behind --NAME=."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def whole_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a name beside `path` to write to; what is there at the end takes the place of `path`, at once.
+
+    Where the block fails, nothing of it is left, and `path` is as it was.
+
+    Raises:
+      UserError: `path` is a folder, or cannot be replaced.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    try:
+        yield partial
+        with writing(path):
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """What the block cannot write is a `UserError` that names --out=PATH."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out={path} cannot be written: {error.strerror or error}") from None
