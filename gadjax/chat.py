@@ -12,12 +12,17 @@ from absl import flags
 from gadjax import commands
 from gadjax.errors import UserError
 
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
-_SYSTEM = flags.DEFINE_string("system", "", "System message, if any.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
-_LIMIT = flags.DEFINE_integer("max_response_length", 256, "Tokens at most.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
+    flags.DEFINE_string("system", "", "System message, if any.")
+    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer("max_response_length", 256, "Tokens at most.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
 def main(argv: list[str]) -> None:
@@ -25,9 +30,13 @@ def main(argv: list[str]) -> None:
     from gadjax.rollout.chat_model import load_chat_model
 
     commands.use_compilation_cache()
-    model = load_chat_model(_MODEL.value, batch_size=1)
-    sampling = model.sampling(max_response_length=_LIMIT.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
-    opening = [{"role": "system", "content": _SYSTEM.value}] if _SYSTEM.value else []
+    model = load_chat_model(FLAGS.model, batch_size=1)
+    sampling = model.sampling(
+        max_response_length=FLAGS.max_response_length,
+        temperature=FLAGS.temperature,
+        top_p=FLAGS.top_p,
+    )
+    opening = [{"role": "system", "content": FLAGS.system}] if FLAGS.system else []
     chat = list(opening)
     turn = 0
     while True:
@@ -42,7 +51,7 @@ def main(argv: list[str]) -> None:
             continue
         chat.append({"role": "user", "content": text})
         try:
-            reply = model.answer([chat], sampling, seed=_SEED.value + turn)[0]
+            reply = model.answer([chat], sampling, seed=FLAGS.seed + turn)[0]
         except UserError as error:  # the conversation outgrew the model; the user may start a new one
             print(f"{error}; /new starts again")
             chat.pop()
@@ -53,4 +62,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     commands.run(main)

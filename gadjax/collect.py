@@ -24,34 +24,39 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
+from gadjax.files import expand
 
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
-_BASE_URL = flags.DEFINE_string("base_url", "https://api.openai.com/v1", "The API, up to /chat/completions.")
-_MODEL = flags.DEFINE_string("model", None, "The model's name in requests.", required=True)
-_MODEL_NAME = flags.DEFINE_string("model_name", None, "The model's name in the Parquet; default: --model.")
-_OUT = flags.DEFINE_string("out", None, "Parquet file to write.", required=True)
-_SYSTEM = flags.DEFINE_string("system", None, "System prompt before every chat; kept as a column.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of the teacher's sampling.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of the teacher's sampling.", lower_bound=0, upper_bound=1)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", None, "Sent with every request; not every server heeds it.")
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests under way at once.", lower_bound=1)
-_TIMEOUT = flags.DEFINE_float("requests_timeout", 120.0, "Seconds for one attempt.", lower_bound=0.1)
-_MAX_RETRIES = flags.DEFINE_integer("max_retries", 8, "Attempts after a prompt's first.", lower_bound=0)
-
+FLAGS = flags.FLAGS
 _SHOWN_FAILURES = 5
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
+    flags.DEFINE_string("base_url", "https://api.openai.com/v1", "The API, up to /chat/completions.")
+    flags.DEFINE_string("model", None, "The model's name in requests.", required=True)
+    flags.DEFINE_string("model_name", None, "The model's name in the Parquet; default: --model.")
+    flags.DEFINE_string("out", None, "Parquet file to write.", required=True)
+    flags.DEFINE_string("system", None, "System prompt before every chat; kept as a column.")
+    flags.DEFINE_float("temperature", 0.7, "Of the teacher's sampling.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Of the teacher's sampling.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1)
+    flags.DEFINE_integer("seed", None, "Sent with every request; not every server heeds it.")
+    flags.DEFINE_integer("concurrency", 16, "Requests under way at once.", lower_bound=1)
+    flags.DEFINE_float("requests_timeout", 120.0, "Seconds for one attempt.", lower_bound=0.1)
+    flags.DEFINE_integer("max_retries", 8, "Attempts after a prompt's first.", lower_bound=0)
 
 
 def main(argv: list[str]) -> int:
     del argv
-    out = pathlib.Path(_OUT.value)
+    out = expand(FLAGS.out)
     ledger_path = out.with_name(out.name + ".ledger.jsonl")
     _check_out(out, ledger_path)
 
     from gadjax.data.prompts import read_prompts
 
-    prompts = read_prompts(_PROMPTS.value)
-    if _SYSTEM.value:
+    prompts = read_prompts(FLAGS.prompts)
+    if FLAGS.system:
         for prompt in prompts:
             if prompt.content[0]["role"] == "system":
                 raise UserError(f"--system: prompt {prompt.id!r} has a system message of its own; drop one")
@@ -65,13 +70,13 @@ async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> i
     from gadjax.teacher.progress import AnswerProgress
 
     teacher = Teacher(
-        _BASE_URL.value,
-        _MODEL.value,
-        Sampling(_TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value, _SEED.value),
+        FLAGS.base_url,
+        FLAGS.model,
+        Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, FLAGS.seed),
         api_key=os.environ.get("OPENAI_API_KEY"),
-        system=_SYSTEM.value or None,
-        timeout=_TIMEOUT.value,
-        max_retries=_MAX_RETRIES.value,
+        system=FLAGS.system or None,
+        timeout=FLAGS.requests_timeout,
+        max_retries=FLAGS.max_retries,
     )
     async with teacher:
         with Ledger(ledger_path) as ledger:
@@ -79,7 +84,7 @@ async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> i
             try:
                 with AnswerProgress(len(prompts), kept, teacher) as progress:
                     result = await collector.collect(
-                        teacher, prompts, ledger, concurrency=_CONCURRENCY.value, on_answer=progress.advance
+                        teacher, prompts, ledger, concurrency=FLAGS.concurrency, on_answer=progress.advance
                     )
             except UserError as error:
                 received = sum(collector.key(teacher, prompt) in ledger for prompt in prompts)
@@ -89,7 +94,7 @@ async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> i
                     f"{error}; {received} of {len(prompts)} answers are kept in {ledger_path}, and the same "
                     "command goes on from there"
                 ) from None
-            name = _MODEL_NAME.value or _MODEL.value
+            name = FLAGS.model_name or FLAGS.model
             rows = collector.write_parquet(out, teacher, prompts, ledger, model_name=name)
     print(f"{rows} answers ({kept} from before, {teacher.retries} attempts repeated): {out}")
     return _report(result.failures, len(prompts))
@@ -116,4 +121,5 @@ def _check_out(out: pathlib.Path, ledger: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     commands.run(main)

@@ -27,8 +27,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses the command line and runs `main(argv)`; bad flags and `UserError`s are one line and exit status 2."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
-    # These libraries log at warning level what is no news to a user.
-    for name in ("orbax", "jax", "transformers", "httpx", "httpx2"):  # openai and the hub speak through either
+    # These libraries log at warning level what is no news to a user; openai and the hub's client use httpx or httpx2.
+    for name in ("orbax", "jax", "transformers", "httpx", "httpx2"):
         python_logging.getLogger(name).setLevel(python_logging.ERROR)
     run_command(lambda: app.run(main, flags_parser=_parse))
 
@@ -77,20 +77,18 @@ def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, A
       UserError: the file cannot be written; before any work is done, where that can be known.
     """
     path = files.expand(path)
+    lines: list[str] = []
     with files.whole_output(path) as partial:
         with files.writing(path):
-            file = partial.open("w", encoding="utf-8")
-
-        def write(line: dict[str, Any]) -> None:
-            with files.writing(path):
-                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
-
-        with file:
-            yield write
+            partial.touch()
+        yield lambda line: lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        with files.writing(path):
+            partial.write_text("".join(lines), encoding="utf-8")
 
 
 def _parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
+    argv = [_at_home(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -109,6 +107,12 @@ def _parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")
     return rest
+
+
+def _at_home(argument: str) -> str:
+    """The config's file is read while flags are parsed, so that its "~" must be gone before."""
+    name, _, file = argument.partition("=")
+    return f"{name}={files.expand(file)}" if name == f"--{_CONFIG}" and file.startswith("~") else argument
 
 
 def _raised_in_config(error: BaseException, argv: list[str]) -> bool:

@@ -7,16 +7,20 @@ DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTo
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
+from gadjax.files import expand
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-_STEP = flags.DEFINE_integer("step", -1, "Step of the checkpoint, counted over all stages; -1 is the last one.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_integer("step", -1, "Step of the checkpoint, counted over all stages; -1 is the last one.")
+    flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -27,13 +31,13 @@ def main(argv: list[str]) -> None:
     from gadjax.parallel import mesh as layout
     from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
 
-    workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
+    workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
     _, facts = read_workdir(workdir)
     checkpoints = Checkpoints(workdir)
     saved = checkpoints.steps()
     if not saved:
         raise UserError(f"--workdir {workdir} has no checkpoint yet")
-    step = saved[-1] if _STEP.value == -1 else _STEP.value
+    step = saved[-1] if FLAGS.step == -1 else FLAGS.step
     mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
         model = network_model(facts, network)
@@ -50,4 +54,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     commands.run(main)

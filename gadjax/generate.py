@@ -13,16 +13,21 @@ from absl import flags
 
 from gadjax import commands
 
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0 from all.", lower_bound=0)
-_LIMIT = flags.DEFINE_integer("max_response_length", 512, "Tokens at most.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
-_DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
+    flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
+    flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
+    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0 from all.", lower_bound=0)
+    flags.DEFINE_integer("max_response_length", 512, "Tokens at most.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the sampling.")
+    flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 
 def main(argv: list[str]) -> None:
@@ -33,22 +38,22 @@ def main(argv: list[str]) -> None:
     from gadjax.data.prompts import read_prompts
     from gadjax.rollout.chat_model import load_chat_model
 
-    prompts = read_prompts(_PROMPTS.value)
-    with commands.jsonl_output(_OUT.value) as write:
+    prompts = read_prompts(FLAGS.prompts)
+    with commands.jsonl_output(FLAGS.out) as write:
         commands.use_compilation_cache()
-        model = load_chat_model(_MODEL.value, dtype=_DTYPE.value, batch_size=_BATCH.value)
+        model = load_chat_model(FLAGS.model, dtype=FLAGS.dtype, batch_size=FLAGS.batch_size)
         sampling = model.sampling(
-            max_response_length=_LIMIT.value,
-            temperature=_TEMPERATURE.value,
-            top_p=_TOP_P.value,
-            top_k=_TOP_K.value,
+            max_response_length=FLAGS.max_response_length,
+            temperature=FLAGS.temperature,
+            top_p=FLAGS.top_p,
+            top_k=FLAGS.top_k,
         )
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("generating", total=len(prompts))
             replies = model.answer(
                 [prompt.content for prompt in prompts],
                 sampling,
-                seed=_SEED.value,
+                seed=FLAGS.seed,
                 done=lambda count: progress.update(task, completed=count),
             )
         for prompt, reply in zip(prompts, replies, strict=True):
@@ -61,8 +66,9 @@ def main(argv: list[str]) -> None:
                     "tokens": reply.tokens,
                 }
             )
-    print(f"{len(prompts)} answers: {_OUT.value}")
+    print(f"{len(prompts)} answers: {FLAGS.out}")
 
 
 if __name__ == "__main__":
+    define_flags()
     commands.run(main)

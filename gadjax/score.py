@@ -24,15 +24,19 @@ from gadjax.errors import UserError
 
 if TYPE_CHECKING:
     from gadjax.rollout.chat_model import Network
+FLAGS = flags.FLAGS
 
-_MODEL = flags.DEFINE_string("model", None, "Directory or hub id of a discriminator.", required=True)
-_DATA = flags.DEFINE_string("data", None, "Prompts with responses: .jsonl or .parquet.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
-_LIMIT = flags.DEFINE_integer(
-    "max_response_length", 0, "Cut longer responses here, as the run did; 0 cuts none.", lower_bound=0
-)
-_BATCH = flags.DEFINE_integer("batch_size", 16, "Responses scored at once.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    flags.DEFINE_string("model", None, "Directory or hub id of a discriminator.", required=True)
+    flags.DEFINE_string("data", None, "Prompts with responses: .jsonl or .parquet.", required=True)
+    flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
+    flags.DEFINE_integer(
+        "max_response_length", 0, "Cut longer responses here, as the run did; 0 cuts none.", lower_bound=0
+    )
+    flags.DEFINE_integer("batch_size", 16, "Responses scored at once.", lower_bound=1)
+    flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 
 class Answer(NamedTuple):
@@ -143,23 +147,24 @@ def main(argv: list[str]) -> None:
 
     from gadjax.rollout.chat_model import load_network
 
-    answers = read_answers(_DATA.value)
-    with commands.jsonl_output(_OUT.value) as write:
+    answers = read_answers(FLAGS.data)
+    with commands.jsonl_output(FLAGS.out) as write:
         commands.use_compilation_cache()
-        network = load_network(_MODEL.value, "score", dtype=_DTYPE.value)
+        network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("scoring", total=len(answers))
             scores = score_answers(
                 network,
                 answers,
-                max_response_length=_LIMIT.value,
-                batch_size=_BATCH.value,
+                max_response_length=FLAGS.max_response_length,
+                batch_size=FLAGS.batch_size,
                 done=lambda count: progress.update(task, completed=count),
             )
         for answer, score in zip(answers, scores, strict=True):
             write({"content": answer.content, "response": answer.response, "score": float(score)})
-    print(f"{len(answers)} scores, mean {scores.mean():.4g}: {_OUT.value}")
+    print(f"{len(answers)} scores, mean {scores.mean():.4g}: {FLAGS.out}")
 
 
 if __name__ == "__main__":
+    define_flags()
     commands.run(main)

@@ -11,21 +11,26 @@ same workdir continues the run.
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gadjax import commands
+from gadjax.files import expand
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+FLAGS = flags.FLAGS
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG.",
-)
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    commands.define_config()
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG.",
+    )
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
@@ -43,15 +48,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, dict[s
     """
     from gadjax.trainer.session import train_and_export
 
-    return train_and_export(config, pathlib.Path(workdir))
+    return train_and_export(config, expand(workdir))
 
 
 def main(argv: list[str]) -> None:
     config = commands.read_config()
     commands.use_compilation_cache()
-    run(config, _WORKDIR.value or f"runs/{commands.config_name()}")
+    run(config, FLAGS.workdir or f"runs/{commands.config_name()}")
 
 
 if __name__ == "__main__":
-    commands.define_config()
+    define_flags()
     commands.run(main)

@@ -285,7 +285,7 @@ def command(monkeypatch, capfd, compilation_cache) -> Callable[..., Finished]:
     from absl import flags
 
     def forget() -> None:
-        """Each command defines its flags anew; two in one process would clash."""
+        """Each call of a command defines its flags anew; those of the last would clash."""
         ours = {
             flag.name
             for module, defined in flags.FLAGS.flags_by_module_dict().items()
@@ -299,7 +299,6 @@ def command(monkeypatch, capfd, compilation_cache) -> Callable[..., Finished]:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         capfd.readouterr()
-        forget()
         try:
             with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
                 warnings.simplefilter("ignore", RuntimeWarning)  # the module may be imported already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ from gadjax import commands
 from gadjax.errors import UserError, run_command
 
 CONFIG = "--config=configs/base.py"
+COMMANDS = ("generate", "chat", "export", "score", "collect")  # all but train
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,42 @@ def test_imports_are_light():
     assert not {"torch", "tensorflow"} & set(finished.stdout.split())
 
 
+def test_commands_can_be_imported_together():
+    """They are the Python API too, and several have flags of the same name."""
+    modules = ", ".join(f"gadjax.{name}" for name in ("train", *COMMANDS))
+    finished = python("-c", f"import {modules}\nfrom absl import flags\nprint('workdir' in flags.FLAGS)")
+    assert (finished.returncode, finished.stdout) == (0, "False\n"), finished.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_the_flags(name):
+    finished = python("-m", f"gadjax.{name}", "--help")
+    assert "--model" in finished.stdout or "--workdir" in finished.stdout, finished.stderr
+
+
+def test_loggers_are_quiet(command):
+    """openai 3 and huggingface_hub 2 log every request as httpx2, earlier ones as httpx."""
+    logging.getLogger("httpx2").setLevel(logging.INFO)
+    command("gadjax.chat")
+    assert {logging.getLogger(name).level for name in ("httpx", "httpx2")} == {logging.ERROR}
+
+
+def test_home_in_paths(command, tmp_path, monkeypatch):
+    from gadjax.trainer import session
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from configs.base import get_config\n")
+    seen = []
+    monkeypatch.setattr(session, "train_and_export", lambda config, workdir: seen.append(workdir))
+    assert command("gadjax.train", "--config=~/mine.py", "--workdir=~/run").status == 0
+    assert seen == [tmp_path / "run"]
+    done = command("gadjax.export", "--workdir=~/run", "--out=~/out")
+    assert done.err == f"error: --workdir {tmp_path / 'run'} is not the workdir of a run: no config.json\n"
+    with commands.jsonl_output("~/out.jsonl") as write:
+        write({})
+    assert (tmp_path / "out.jsonl").exists()
+
+
 def test_a_real_process(tmp_path):
     finished = python("-m", "gadjax.train", CONFIG, "--config.batchsize=8", f"--workdir={tmp_path / 'run'}")
     assert finished.returncode == 2
@@ -97,9 +135,9 @@ def test_help_into_a_closed_pipe_is_no_error_of_the_config():
     assert "error" not in finished.stderr and "Traceback" not in finished.stderr
 
 
-@pytest.mark.parametrize("module", ["generate", "chat", "export", "score", "collect"])
-def test_every_command_names_its_missing_flags(command, module):
-    finished = command(f"gadjax.{module}")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_names_its_missing_flags(command, name):
+    finished = command(f"gadjax.{name}")
     assert finished.status == 2
     assert "must have a value" in finished.err
     assert len(finished.err.splitlines()) == 1
@@ -127,6 +165,17 @@ def test_output_is_whole_or_absent(tmp_path):
         assert not out.exists()
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [{"text": "é\n"}, {}]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    full = pathlib.Path("/dev/full")  # a device that is always full
+    if not full.exists():
+        pytest.skip(f"no {full} here")
+    (tmp_path / "o.jsonl.partial").symlink_to(full)
+    refused = pytest.raises(UserError, match=r"--out=.*o\.jsonl cannot be written: No space left")
+    with refused, commands.jsonl_output(tmp_path / "o.jsonl") as write:
+        write({})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_that_cannot_be_written(tmp_path):

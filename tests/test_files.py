@@ -32,9 +32,9 @@ def test_an_output_is_whole_or_as_it_was(tmp_path):
 
 
 def test_what_cannot_be_written_names_the_flag(tmp_path):
-    with pytest.raises(UserError, match=f"--out={tmp_path} cannot be written: Is a directory"):
-        with files.whole_output(tmp_path):
-            raise AssertionError("must not get here")
-    with pytest.raises(UserError, match="--out=o cannot be written: No space left on device"):
-        with files.writing(pathlib.Path("o")):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    refused = pytest.raises(UserError, match=f"--out={tmp_path} cannot be written: Is a directory")
+    with refused, files.whole_output(tmp_path):
+        raise AssertionError("must not get here")
+    refused = pytest.raises(UserError, match="--out=o cannot be written: No space left on device")
+    with refused, files.writing(pathlib.Path("o")):
+        raise OSError(errno.ENOSPC, "No space left on device")
