@@ -8,14 +8,15 @@ import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gadjax.errors import UserError
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-Messages = list[dict[str, str]]  # each {"role": ..., "content": ...}
-
-_ROLES = ("system", "user", "assistant")
+from gadjax.data.schema import ROLES, Messages
+from gadjax.errors import UserError, first_line
+from gadjax.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     Raises:
       UserError: naming the file and the line (counted from 1) or row (from 0).
     """
-    path = pathlib.Path(path)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}
+    path = expand(path)
+    readers = {".jsonl": read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}
     if path.suffix not in readers:
         raise UserError(f"--prompts={path}: expected a file that ends in {', '.join(readers)}")
     if not path.is_file():
@@ -47,8 +48,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     places: dict[str, str] = {}
     unnamed: Counter[str] = Counter()
     for place, row in readers[path.suffix](path):
-        content = _content(row, place)
-        name = _text(row, "id", place)
+        content = chat_of(row, place)
+        name = text_of(row, "id", place)
         if name is None:
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
             unnamed[digest] += 1
@@ -56,13 +57,14 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         if name in places:
             raise UserError(f"{place}: id {name!r} is that of {places[name]} too; ids must differ")
         places[name] = place
-        prompts.append(Prompt(name, content, _text(row, "category", place)))
+        prompts.append(Prompt(name, content, text_of(row, "category", place)))
     if not prompts:
         raise UserError(f"{path}: the file holds no prompts")
     return prompts
 
 
-def _read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place, `FILE:LINE`, for messages."""
     for place, line in _lines(path):
         try:
             row = json.loads(line)
@@ -92,24 +94,42 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    yield from read_columns(path, ("id", "prompt", "content", "category"), one_of=("prompt", "content"))
 
+
+def read_columns(
+    path: pathlib.Path, wanted: Sequence[str], one_of: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a Parquet file, each with its place: those `wanted` columns that it has, of which `one_of` at least.
+
+    Raises:
+      UserError: naming the file, and the column or the row (from 0).
+    """
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = [name for name in ("id", "prompt", "content", "category") if name in names]
-            if not {"prompt", "content"} & set(wanted):
-                raise UserError(f"{path}: no column `prompt` or `content`; the file has {', '.join(names)}")
-            rows = file.read(columns=wanted).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({error})") from None
-    for number, row in enumerate(rows):
-        yield f"{path}: row {number}", row
+            if one_of and not set(one_of) & set(names):
+                columns = " or ".join(f"`{name}`" for name in one_of)
+                raise UserError(f"{path}: no column {columns}; the file has {', '.join(names)}")
+            columns = [name for name in wanted if name in names]
+            for name in columns:
+                if names.count(name) > 1:
+                    raise UserError(f"{path}: column `{name}` is there {names.count(name)} times; keep one")
+            table = file.read(columns=columns)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
+    for number in range(table.num_rows):
+        place = f"{path}: row {number}"
+        try:
+            row = {name: table[name][number].as_py() for name in columns}
+        except UnicodeDecodeError:
+            raise UserError(f"{place}: text that is not valid UTF-8 (a lone surrogate?)") from None
+        yield place, row
 
 
-def _content(row: dict[str, Any], place: str) -> Messages:
-    prompt = _text(row, "prompt", place)
+def chat_of(row: dict[str, Any], place: str) -> Messages:
+    """The chat of a row: its `content`, or its `prompt` as the user's turn."""
+    prompt = text_of(row, "prompt", place)
     if row.get("content") is None:
         if prompt is None:
             raise UserError(f"{place}: neither `prompt` nor `content` is there; give one of them")
@@ -121,8 +141,7 @@ def _content(row: dict[str, Any], place: str) -> Messages:
     for turn in content:
         if not turn["content"].strip():
             raise UserError(f"{place}: the {turn['role']}'s text is empty")
-        if not _encodes(turn["content"]):
-            raise UserError(f"{place}: the {turn['role']}'s text holds half of a surrogate pair; remove it")
+        _check_encodes(turn["content"], f"{place}: the {turn['role']}'s text")
     return content
 
 
@@ -131,28 +150,30 @@ def _chat(chat: Any, place: str) -> Messages:
         raise UserError(f"{place}: `content` must be a list of messages, at least one")
     for turn in chat:
         text = turn.get("content") if isinstance(turn, dict) else None
-        if not isinstance(text, str) or turn.get("role") not in _ROLES:
+        if not isinstance(text, str) or turn.get("role") not in ROLES:
             raise UserError(
                 f"{place}: a message of `content` is not of the form "
-                f'{{"role": ..., "content": TEXT}} with a role of {", ".join(_ROLES)}'
+                f'{{"role": ..., "content": TEXT}} with a role of {", ".join(ROLES)}'
             )
     if chat[-1]["role"] != "user":
         raise UserError(f"{place}: the chat ends with the {chat[-1]['role']}; it must end with a user turn")
     return [{"role": turn["role"], "content": turn["content"]} for turn in chat]
 
 
-def _text(row: dict[str, Any], field: str, place: str) -> str | None:
+def text_of(row: dict[str, Any], field: str, place: str) -> str | None:
+    """The text of a row's field, an id's number as text; None where there is none."""
     value = row.get(field)
     if field == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{place}: `{field}` is {type(value).__name__}; expected text")
+    if value is not None:
+        _check_encodes(value, f"{place}: `{field}`")
     return value
 
 
-def _encodes(text: str) -> bool:
+def _check_encodes(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise UserError(f"{what} holds half of a surrogate pair; remove it") from None

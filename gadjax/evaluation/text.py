@@ -48,20 +48,6 @@ def ngram_f1(predictions: Sequence[str], references: Sequence[str], n: int) -> f
     return _mean(_pair_f1(prediction, reference, n) for prediction, reference in _pairs(predictions, references))
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all texts, as a share of all their n-grams; 0 without any.
-
-    Source: Li et al., arXiv 1510.03055.
-
-    Raises:
-      ValueError: n below 1.
-    """
-    if n < 1:
-        raise ValueError(f"n is {n}: an n-gram has at least one word")
-    counts = collections.Counter(gram for text in texts for gram in _ngrams(_words(text), n))
-    return len(counts) / counts.total() if counts else 0.0
-
-
 def length_statistics(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
     """`mean`, `p50` and `p95` of response lengths, in the unit that they are given in (gadjax: tokens).
 

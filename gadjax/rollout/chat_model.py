@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION
@@ -18,8 +19,6 @@ from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
-
-Messages = list[dict[str, str]]
 
 _ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
 _NEEDED = {"lm": "a causal language model, such as a run's export/generator", "score": "a run's export/discriminator"}

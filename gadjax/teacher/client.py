@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 
-from gadjax.data.prompts import Messages
+from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.teacher.ledger import Answer
 

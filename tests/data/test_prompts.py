@@ -61,6 +61,8 @@ BAD = {
     "type": ([{"prompt": 3}], r"p\.jsonl:1: `prompt` is int; expected text"),
     "blank": ([{"prompt": " "}], r"p\.jsonl:1: the user's text is empty"),
     "surrogate": (['{"prompt": "\\ud800"}'], r"p\.jsonl:1: .*surrogate"),
+    "surrogate, id": (['{"prompt": "One?", "id": "\\udc00"}'], r"p\.jsonl:1: `id` holds half of a surrogate pair"),
+    "surrogate, category": (['{"prompt": "1", "category": "\\udc00"}'], r"p\.jsonl:1: `category` holds half of a surr"),
     "duplicate": ([{"id": "a", "prompt": "1"}, {"id": "a", "prompt": "2"}], r":2: id 'a' is that of .*:1 too"),
     "no chat": ([{"content": []}], r"p\.jsonl:1: `content` must be a list"),
     "role": ([{"content": [{"role": "robot", "content": "Hi"}]}], r"p\.jsonl:1: a message"),
@@ -92,3 +94,34 @@ def test_bad_files_are_named(tmp_path):
     pq.write_table(pa.table({"prompt": ["One?", None]}), tmp_path / "n.parquet")
     with pytest.raises(UserError, match=r"n\.parquet: row 1: neither"):
         read_prompts(tmp_path / "n.parquet")
+
+
+def strings_of(*values: bytes) -> pa.Array:
+    """Text that Parquet keeps, valid UTF-8 or not."""
+    offsets = [0]
+    for value in values:
+        offsets.append(offsets[-1] + len(value))
+    buffers = [None, pa.array(offsets, pa.int32()).buffers()[1], pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+@pytest.mark.parametrize("column", ["prompt", "id", "category"])
+def test_parquet_with_other_bytes_than_utf8(tmp_path, column):
+    columns = {name: pa.array(["a", "b"]) for name in ("prompt", "id", "category")}
+    pq.write_table(pa.table(columns | {column: strings_of(b"fine", b"\xff\xfe")}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet: row 1: text that is not valid UTF-8"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("column", ["prompt", "id"])
+def test_parquet_with_a_column_twice(tmp_path, column):
+    values = pa.array(["One?", "Two?"])
+    pq.write_table(pa.Table.from_arrays([values] * 3, ["prompt", "id", column]), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=rf"p\.parquet: column `{column}` is there 2 times"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_home_in_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.txt", "One?")
+    assert len(read_prompts("~/p.txt")) == 1

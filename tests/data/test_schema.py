@@ -216,6 +216,12 @@ def test_text_that_is_not_unicode(tmp_path):
         read_rows(path)
 
 
+def test_home_in_a_path(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(["Hi"], ["Hello."], name="train-0.parquet")
+    assert read_rows("~/train-*.parquet").files == (str(tmp_path / "train-0.parquet"),)
+
+
 def test_files_that_are_not_there(tmp_path):
     for paths, message in [
         (tmp_path / "none.parquet", "none.parquet: no such file"),

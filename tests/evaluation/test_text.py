@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gadjax.evaluation.text import distinct_n, length_statistics, ngram_f1, rouge_l
+from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 
 TEXTS = st.lists(st.sampled_from(["tea", "cup", "Tea!", "运", "?"]), max_size=7).map(" ".join)
 
@@ -76,13 +76,6 @@ def test_ngram_f1_is_symmetric_bounded_and_one_for_equal_texts(a, b, n):
     assert ngram_f1([a], [a], n) == 1
 
 
-def test_distinct_n_counts_over_all_texts():
-    # a b, b a / a b: two of three bigrams are distinct; bigrams never span two texts.
-    assert distinct_n(["a b a", "a b"], 2) == pytest.approx(2 / 3)
-    assert distinct_n(["a b a", "a b"], 1) == pytest.approx(2 / 5)
-    assert distinct_n(["a"], 2) == 0
-
-
 def test_length_statistics():
     assert length_statistics([10, 20, 30, 40]) == {"mean": 25, "p50": 25, "p95": pytest.approx(38.5)}
     assert length_statistics(np.array([7])) == {"mean": 7, "p50": 7, "p95": 7}
@@ -95,9 +88,8 @@ def test_what_cannot_be_measured_is_refused():
         rouge_l([], [])
     with pytest.raises(ValueError, match="no lengths"):
         length_statistics([])
-    for measure in (lambda: ngram_f1(["a"], ["a"], 0), lambda: distinct_n(["a"], 0)):
-        with pytest.raises(ValueError, match="at least one word"):
-            measure()
+    with pytest.raises(ValueError, match="at least one word"):
+        ngram_f1(["a"], ["a"], 0)
 
 
 def test_import_is_light():

@@ -53,7 +53,6 @@ class FakeServer:
         self.requests: list[dict] = []  # bodies, in the order of arrival
         self.keys: list[str] = []  # Authorization headers
         self.times: list[float] = []
-        self.sent: dict[str, int] = {}  # prompt -> answers sent whole
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -74,7 +73,7 @@ class FakeServer:
         """The last user turn of every request, in the order of arrival."""
         return [request["messages"][-1]["content"] for request in self.requests]
 
-    def receive(self, request: dict, key: str) -> tuple[str, Reply]:
+    def receive(self, request: dict, key: str) -> Reply:
         prompt = request["messages"][-1]["content"]
         with self._lock:
             self.requests.append(request)
@@ -85,13 +84,11 @@ class FakeServer:
             self.most_at_once = max(self.most_at_once, self._at_once)
         reply = self.behave(prompt, attempt)
         time.sleep(reply.seconds)
-        return prompt, reply
+        return reply
 
-    def finish(self, prompt: str, whole: bool) -> None:
+    def finish(self) -> None:
         with self._lock:
             self._at_once -= 1
-            if whole:
-                self.sent[prompt] = self.sent.get(prompt, 0) + 1
 
 
 class _Server(ThreadingHTTPServer):
@@ -106,8 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         owner = self.server.owner
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt, reply = owner.receive(request, self.headers.get("Authorization", ""))
-        whole = False
+        reply = owner.receive(request, self.headers.get("Authorization", ""))
         try:
             body = reply.encode()
             self.send_response(reply.status)
@@ -118,12 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if reply.drop else body)
             self.wfile.flush()
-            whole = reply.status == 200 and not reply.drop
             self.close_connection = reply.drop
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client was killed
         finally:
-            owner.finish(prompt, whole)
+            owner.finish()
 
     def log_message(self, *_: object) -> None:
         """Keeps the test's output clean."""
