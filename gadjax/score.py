@@ -3,16 +3,18 @@
     python -m gadjax.score --model=/tmp/demo/export/discriminator --data=answers.jsonl --out=scores.jsonl
 
 The data is JSONL with `prompt` (text) or `content` (a chat) and `response` on each line, as gadjax.generate writes it,
-or Parquet in the teacher's schema. Each line of the output holds `content`, `response` and `score`, in the order of the
-data. A response that was cut (`finish_reason`) is scored at its last token, any other at the end of its turn. Text is
-encoded anew, so a sampled response may get other ids than it was sampled with. Compare scores of one model only.
+or Parquet in the teacher's schema; a prompt may come many times. Each line of the output holds `content`, `response`,
+`score`, and `id` where the row has one, in the order of the data. Rows that the API marked as no answer (a refusal, a
+filter), or cut before the answer began, are left out and counted. A response that was cut (`finish_reason`) is scored
+at its last token, any other at the end of its turn. Text is encoded anew, so a sampled response may get other ids than
+it was sampled with. Compare scores of one model only.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -21,8 +23,10 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
+from gadjax.files import expand
 
 if TYPE_CHECKING:
+    from gadjax.data.schema import Messages
     from gadjax.rollout.chat_model import Network
 FLAGS = flags.FLAGS
 
@@ -42,23 +46,38 @@ def define_flags() -> None:
 class Answer(NamedTuple):
     """A response to a chat."""
 
-    content: list[dict[str, str]]  # ends with a user turn
+    content: Messages  # ends with a user turn
     response: str
     ended: bool  # False: cut, so its turn has no end
+    id: str | None = None  # the row's own, which several rows may share
 
 
-def read_answers(path: str) -> list[Answer]:
-    """The rows of a file, in its order.
+class Answers(NamedTuple):
+    """What a file holds."""
+
+    scored: list[Answer]  # at least one, in the order of the file
+    left_out: int  # rows that the API marked as no answer, or cut before it began
+
+
+def read_answers(path: str | os.PathLike[str]) -> Answers:
+    """The rows of a file that can be scored.
 
     Raises:
       UserError: naming the file, the line (counted from 1) or row (from 0), and the reason.
     """
-    suffix = pathlib.Path(path).suffix
-    if suffix not in (".jsonl", ".parquet"):
-        raise UserError(f"--data={path}: expected a file that ends in .jsonl or .parquet")
-    if not pathlib.Path(path).is_file():
+    path = expand(path)
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise UserError(f"--data={path}: expected a file that ends in {' or '.join(readers)}")
+    if not path.is_file():
         raise UserError(f"--data={path}: no such file")
-    return _read_parquet(path) if suffix == ".parquet" else _read_jsonl(path)
+    rows = list(readers[path.suffix](path))
+    if not rows:
+        raise UserError(f"--data={path}: the file has no rows to score")
+    answers = [row for row in rows if row is not None]
+    if not answers:
+        raise UserError(f"--data={path}: no row to score: all {len(rows)} are marked as no answer (`finish_reason`)")
+    return Answers(answers, len(rows) - len(answers))
 
 
 def score_answers(
@@ -110,34 +129,29 @@ def score_answers(
     return scores
 
 
-def _read_jsonl(path: str) -> list[Answer]:
-    from gadjax.data.prompts import read_prompts
-    from gadjax.data.schema import CUT_REASONS
+def _read_jsonl(path: pathlib.Path) -> Iterator[Answer | None]:
+    """A row at a time; None for those to leave out."""
+    from gadjax.data.prompts import chat_of, read_jsonl, text_of
+    from gadjax.data.schema import CUT_REASONS, MARKED_REASONS
 
-    prompts = read_prompts(path)
-    answers = []
-    with open(path, encoding="utf-8-sig") as file:
-        lines = [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
-    for prompt, (number, row) in zip(prompts, lines, strict=True):
-        response = row.get("response")
-        if not isinstance(response, str):
-            raise UserError(f"{path}:{number}: `response` is {type(response).__name__}; expected text")
-        ended = row.get("finish_reason") not in CUT_REASONS
-        answers.append(_answer(prompt.content, response, ended, f"{path}:{number}"))
-    return answers
+    for place, row in read_jsonl(path):
+        content, response = chat_of(row, place), text_of(row, "response", place)
+        if response is None:
+            raise UserError(f"{place}: `response` is missing; expected text")
+        reason = row.get("finish_reason")
+        cut = reason in CUT_REASONS
+        marked = reason in MARKED_REASONS or (cut and not response.strip())
+        yield None if marked else Answer(content, response, not cut, text_of(row, "id", place))
 
 
-def _read_parquet(path: str) -> list[Answer]:
+def _read_parquet(path: pathlib.Path) -> Iterator[Answer | None]:
+    from gadjax.data.prompts import read_columns, text_of
     from gadjax.data.schema import read_rows
 
     rows = read_rows(path)
-    return [_answer(rows.messages(i), rows.answer(i), not rows.cut[i], rows.where(i)) for i in range(len(rows))]
-
-
-def _answer(content: list[dict[str, str]], response: str, ended: bool, where: str) -> Answer:
-    if not response and not ended:
-        raise UserError(f"{where}: the response is empty and was cut, so it has no token to score; leave the row out")
-    return Answer(content, response, ended)
+    ids = [text_of(row, "id", place) for place, row in read_columns(path, ["id"])]
+    for i in range(len(rows)):
+        yield None if rows.marked[i] else Answer(rows.messages(i), rows.answer(i), not rows.cut[i], ids[i])
 
 
 def main(argv: list[str]) -> None:
@@ -147,7 +161,7 @@ def main(argv: list[str]) -> None:
 
     from gadjax.rollout.chat_model import load_network
 
-    answers = read_answers(FLAGS.data)
+    answers, left_out = read_answers(FLAGS.data)
     with commands.jsonl_output(FLAGS.out) as write:
         commands.use_compilation_cache()
         network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
@@ -161,8 +175,10 @@ def main(argv: list[str]) -> None:
                 done=lambda count: progress.update(task, completed=count),
             )
         for answer, score in zip(answers, scores, strict=True):
-            write({"content": answer.content, "response": answer.response, "score": float(score)})
-    print(f"{len(answers)} scores, mean {scores.mean():.4g}: {FLAGS.out}")
+            row = {"content": answer.content, "response": answer.response, "score": float(score)}
+            write(row if answer.id is None else {"id": answer.id} | row)
+    without = f" ({left_out} rows without an answer are left out)" if left_out else ""
+    print(f"{len(answers)} scores, mean {scores.mean():.4g}{without}: {FLAGS.out}")
 
 
 if __name__ == "__main__":

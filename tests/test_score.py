@@ -19,7 +19,7 @@ from gadjax.score import Answer, read_answers
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
 ROWS = [
-    {"prompt": "What is one plus two", "response": "three"},
+    {"id": 7, "prompt": "What is one plus two", "response": "three"},
     {"prompt": "What is two plus two and then some more", "response": "four", "finish_reason": "length"},
     {"prompt": "one", "response": "five six seven eight nine", "finish_reason": "stop"},
     {"content": [{"role": "system", "content": "s"}, {"role": "user", "content": "two"}], "response": ""},
@@ -63,11 +63,12 @@ def test_scores(command, discriminator, data, tmp_path):
     done = command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={out}", "--batch_size=2")
     assert done.status == 0, done.err
     assert done.out.startswith("5 scores, mean ")
-    answers = read_answers(str(data))
+    answers, _ = read_answers(data)
     np.testing.assert_allclose(scores(out), by_hand(discriminator, answers), atol=1e-5)
     assert len(set(scores(out))) == 5
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["response"] for line in lines] == [row["response"] for row in ROWS]
+    assert lines[0]["id"] == "7" and not any("id" in line for line in lines[1:])
     assert lines[0]["content"] == [{"role": "user", "content": "What is one plus two"}]
     whole = tmp_path / "whole.jsonl"
     assert command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={whole}").status == 0
@@ -104,19 +105,42 @@ def test_teacher_data(command, discriminator, heldout_file, tmp_path):
     done = command("gadjax.score", f"--model={discriminator}", f"--data={heldout_file}", f"--out={out}")
     assert done.status == 0, done.err
     assert len(scores(out)) == 8
-    np.testing.assert_allclose(scores(out), by_hand(discriminator, read_answers(str(heldout_file))), atol=1e-5)
+    np.testing.assert_allclose(scores(out), by_hand(discriminator, read_answers(heldout_file).scored), atol=1e-5)
 
 
-def test_cut_rows_of_parquet(tmp_path):
-    table = pa.table(
-        {
-            "content": [[{"role": "user", "content": "a"}]] * 2,
-            "teacher_response": ["x", "y"],
-            "finish_reason": ["stop", "length"],
-        }
-    )
-    pq.write_table(table, tmp_path / "t.parquet")
-    assert [answer.ended for answer in read_answers(str(tmp_path / "t.parquet"))] == [True, False]
+def test_many_answers_to_one_prompt(command, discriminator, tmp_path):
+    """Outputs of gadjax.generate put together: the same ids twice."""
+    data, out = tmp_path / "answers.jsonl", tmp_path / "scores.jsonl"
+    rows = [{"id": "a", "prompt": "one", "response": text, "finish_reason": "stop"} for text in ("two", "three")]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    done = command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={out}")
+    assert done.status == 0, done.err
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "a"]
+    assert len(set(scores(out))) == 2
+
+
+REASONS = ["stop", "length", "refusal", "content_filter", "length", None]
+ANSWERS = ["x", "y", "I cannot.", "", "", "z"]
+LEFT = [
+    Answer([{"role": "user", "content": "a"}], text, text != "y", id) for text, id in zip("xyz", "015", strict=True)
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_without_an_answer_are_left_out_and_counted(command, discriminator, tmp_path, kind):
+    data = tmp_path / f"t.{kind}"
+    chat = [{"role": "user", "content": "a"}]
+    if kind == "jsonl":
+        rows = zip(ANSWERS, REASONS, strict=True)
+        lines = [{"id": i, "content": chat, "response": a, "finish_reason": r} for i, (a, r) in enumerate(rows)]
+        data.write_text("\n".join(map(json.dumps, lines)))
+    else:
+        columns = {"content": [chat] * 6, "teacher_response": ANSWERS, "finish_reason": REASONS, "id": list(range(6))}
+        pq.write_table(pa.table(columns), data)
+    assert read_answers(data) == (LEFT, 3)
+    done = command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}")
+    assert re.fullmatch(r"3 scores, mean \S+ \(3 rows without an answer are left out\): .*\n", done.out), done.err
+    assert [json.loads(line)["id"] for line in (tmp_path / "o.jsonl").read_text().splitlines()] == ["0", "1", "5"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +148,12 @@ def test_cut_rows_of_parquet(tmp_path):
     [
         ("a.csv", "", r"--data=.*a\.csv: expected a file that ends in \.jsonl or \.parquet"),
         ("absent.jsonl", None, r"--data=.*absent\.jsonl: no such file"),
-        ("a.jsonl", "", "the file holds no prompts"),
+        ("a.jsonl", "", r"--data=.*a\.jsonl: the file has no rows to score"),
         ("a.jsonl", '{"prompt": "a", "response": 3}', r"a\.jsonl:1: `response` is int; expected text"),
-        ("a.jsonl", '\n{"prompt": "a"}', r"a\.jsonl:2: `response` is NoneType; expected text"),
+        ("a.jsonl", '\n{"prompt": "a"}', r"a\.jsonl:2: `response` is missing; expected text"),
+        ("a.jsonl", '{"prompt": "a", "response": "\\udc00"}', r"a\.jsonl:1: `response` holds half of a surrogate pair"),
         ("a.jsonl", '{"response": "a"}', r"a\.jsonl:1: neither `prompt` nor `content`"),
-        ("a.jsonl", '{"prompt": "a", "response": "", "finish_reason": "length"}', "no token to score"),
+        ("a.jsonl", '{"prompt": "a", "response": "", "finish_reason": "length"}', "no row to score: all 1 are"),
         ("a.parquet", "text", r"a\.parquet: not a Parquet file"),
     ],
 )
@@ -136,7 +161,7 @@ def test_bad_data(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_answers(str(tmp_path / name))
+        read_answers(tmp_path / name)
 
 
 @pytest.mark.parametrize(
