@@ -23,7 +23,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 _LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
 _LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
-_UNREACHABLE_AFTER = 3  # connection failures of a request, while the server has never answered anything
+_UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the server has never answered anything
 _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
 
 
@@ -44,10 +44,10 @@ class RowFailed(Exception):
 class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, message: str, wait: float | None = None, *, connection: bool = False):
+    def __init__(self, message: str, wait: float | None = None, *, remedy: str = ""):
         super().__init__(message)
         self.wait = wait  # seconds that the server asked for
-        self.connection = connection
+        self.remedy = remedy  # where nothing came back: what to do if nothing ever does
 
 
 class Teacher:
@@ -79,15 +79,13 @@ class Teacher:
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
         """
-        url = urllib.parse.urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(f"--base_url={_without_login(base_url)}: expected a URL such as http://127.0.0.1:8000/v1")
+        self.base_url = _without_login(base_url)
+        url = _parse_url(base_url)
         api_key = (api_key or "").strip()
         if not api_key and url.hostname == urllib.parse.urlsplit(OPENAI_URL).hostname:
             raise UserError("OPENAI_API_KEY is not set; set this variable, or give another --base_url")
         if not (api_key.isascii() and api_key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
-        self.base_url = _without_login(base_url)
         self.model, self.sampling, self.system = model, sampling, system
         self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
         self.retries = 0
@@ -130,9 +128,9 @@ class Teacher:
             try:
                 return await self._attempt(content)
             except _Transient as failure:
-                if failure.connection and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
+                if failure.remedy and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
                     raise UserError(
-                        f"nothing answers at --base_url={self.base_url} ({failure}); start the server or mend the URL"
+                        f"nothing answers at --base_url={self.base_url} ({failure}); {failure.remedy}"
                     ) from None
                 if attempt == self._max_retries:
                     raise RowFailed(f"{failure}, {attempt + 1} attempts") from None
@@ -155,10 +153,12 @@ class Teacher:
         try:
             raw = await self._client.chat.completions.with_raw_response.create(**self.request(content))
         except openai.APITimeoutError:
-            raise _Transient(f"no answer within {self._timeout:g} s", connection=True) from None
+            remedy = f"raise --requests_timeout={self._timeout:g} if the server is slow, or mend the URL"
+            raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy) from None
         except openai.APIConnectionError as error:
             cause = self._clean(str(error.__cause__ or error))
-            raise _Transient(f"connection failed: {cause}", connection=True) from None
+            remedy = "start the server or mend the URL"
+            raise _Transient(f"connection failed: {cause}", remedy=remedy) from None
         except openai.APIStatusError as error:
             self._answered = True
             raise self._status_failure(error) from None
@@ -170,12 +170,17 @@ class Teacher:
 
     def _status_failure(self, error: openai.APIStatusError) -> Exception:
         status, body = error.status_code, error.body
-        said = body.get("message") if isinstance(body, dict) else None
+        said = body.get("message") or body.get("detail") if isinstance(body, dict) else body  # "detail": FastAPI's
         said = self._clean(str(said or error.message))
         if status in (401, 403):
             return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
-        if status == 404 or error.code in _HOPELESS_CODES:
+        if error.code in _HOPELESS_CODES or (status == 404 and "model" in said.lower()):
             return UserError(f"{self.base_url} refuses --model={self.model} (HTTP {status}: {said})")
+        if status == 404:  # servers word a wrong path in many ways, few of which name the model
+            return UserError(
+                f"--base_url={self.base_url} has no /chat/completions (HTTP 404: {said}); the URL may lack /v1 at its "
+                f"end, or --model={self.model} is unknown there"
+            )
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
         return RowFailed(f"HTTP {status}: {said}")
@@ -240,7 +245,21 @@ def _retry_after(headers: Any) -> float | None:
     return max(seconds, 0.0)
 
 
+def _parse_url(base_url: str) -> urllib.parse.SplitResult:
+    reason = ""
+    try:
+        url = urllib.parse.urlsplit(base_url)
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and base_url.isprintable()
+        valid = valid and url.port != 0  # looking at the port checks it
+    except ValueError as error:
+        valid, reason = False, f"{error}; "
+    if not valid:
+        raise UserError(
+            f"--base_url={_without_login(base_url)}: {reason}expected a URL such as http://127.0.0.1:8000/v1"
+        )
+    return url
+
+
 def _without_login(url: str) -> str:
-    """The URL without a user and password."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    """The URL, which may be no valid one, without a user and password."""
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)

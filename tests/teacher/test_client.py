@@ -122,6 +122,9 @@ STOPPING = {
     "key": (error(401, f"Incorrect API key provided: {KEY}"), "refuses the key in OPENAI_API_KEY"),
     "masked key": (error(401, "Incorrect API key provided: sk-ve***789"), "refuses the key in OPENAI_API_KEY"),
     "model": (error(404, "no such model"), "refuses --model=fake"),
+    "model, in vLLM's words": (error(404, "The model `fake` does not exist."), "refuses --model=fake"),
+    "path": (Reply(status=404, body=b'{"detail":"Not Found"}'), "has no /chat/completions .*Not Found.* lack /v1"),
+    "path, in HTML": (Reply(status=404, body=b"<html>404</html>"), "has no /chat/completions .* lack /v1"),
     "model, as 400": (error(400, "no such model", "model_not_found"), "refuses --model=fake"),
     "quota": (error(429, "pay first", "insufficient_quota"), "pay first"),
 }
@@ -141,6 +144,14 @@ def test_an_unreachable_server_is_named():
         pass
     with pytest.raises(UserError, match=f"nothing answers at --base_url={server.base_url}"):
         ask(server, max_retries=20)
+
+
+def test_a_slow_server_is_told_from_none():
+    slow = FakeServer(lambda prompt, attempt: Reply(seconds=0.5))
+    with slow as server, pytest.raises(UserError) as caught:
+        ask(server, timeout=0.1, max_retries=20)
+    assert "no answer within 0.1 s); raise --requests_timeout=0.1 if the server is slow" in str(caught.value)
+    assert len(server.requests) == 3
 
 
 def test_a_login_in_the_url_is_not_shown():
@@ -170,6 +181,12 @@ def test_a_key_from_a_file_with_a_line_end_works():
     [
         ("https://api.openai.com/v1", None, "OPENAI_API_KEY is not set"),
         ("127.0.0.1:8000/v1", KEY, "--base_url=127.0.0.1:8000/v1: expected a URL"),
+        ("http://host:abc/v1", KEY, r"--base_url=http://host:abc/v1: Port could not .*'abc'; expected a URL such as"),
+        ("http://host:70000/v1", KEY, r"--base_url=http://host:70000/v1: Port out of range .*; expected a URL"),
+        ("http://host:0/v1", KEY, "--base_url=http://host:0/v1: expected a URL"),
+        ("http://[::1/v1", KEY, r"--base_url=http://\[::1/v1: Invalid IPv6 URL; expected a URL"),
+        ("http://me:schluessel@[::1/v1", KEY, r"--base_url=http://\[::1/v1: Invalid IPv6 URL"),
+        ("http://ho\x7fst/v1", KEY, "--base_url=.*: expected a URL"),
         ("http://127.0.0.1:8000/v1", "sk-schlüssel", "OPENAI_API_KEY holds characters"),
     ],
 )
