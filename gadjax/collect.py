@@ -8,6 +8,8 @@ text file with one prompt a line. The key comes from the environment variable OP
 nowhere.
 
 Every answer is kept in OUT.ledger.jsonl as it arrives. The same command again asks only for what is missing.
+The Parquet holds every answer of the ledger: also those to prompts that have left the file of prompts, and those
+drawn with other settings, as its columns say. For a file without them give another --out.
 The system prompt is a column of its own, not part of the chat that the student learns to answer.
 
 Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on.
@@ -74,12 +76,14 @@ async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> i
         FLAGS.model,
         Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, FLAGS.seed),
         api_key=os.environ.get("OPENAI_API_KEY"),
+        name=FLAGS.model_name,
         system=FLAGS.system or None,
         timeout=FLAGS.requests_timeout,
         max_retries=FLAGS.max_retries,
     )
     async with teacher:
         with Ledger(ledger_path) as ledger:
+            collector.check_complete(out, ledger)
             kept = sum(collector.key(teacher, prompt) in ledger for prompt in prompts)
             try:
                 with AnswerProgress(len(prompts), kept, teacher) as progress:
@@ -94,9 +98,11 @@ async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> i
                     f"{error}; {received} of {len(prompts)} answers are kept in {ledger_path}, and the same "
                     "command goes on from there"
                 ) from None
-            name = FLAGS.model_name or FLAGS.model
-            rows = collector.write_parquet(out, teacher, prompts, ledger, model_name=name)
-    print(f"{rows} answers ({kept} from before, {teacher.retries} attempts repeated): {out}")
+            rows = collector.write_parquet(out, teacher, prompts, ledger)
+    counts = f"{rows - result.received} from before, {teacher.retries} attempts repeated"
+    if others := rows - kept - result.received:
+        counts += f", {others} to other prompts or with other settings"
+    print(f"{rows} answers ({counts}): {out if rows else 'no file is written'}")
     return _report(result.failures, len(prompts))
 
 

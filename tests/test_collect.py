@@ -64,8 +64,36 @@ def test_collects_and_goes_on(repo, tmp_path, prompts):
     assert [row["teacher_response"] for row in rows] == [f"answer to prompt {i}" for i in range(60)]
     assert {row["model"] for row in rows} == {"Fake-1"}
     assert server.keys[0] == f"Bearer {KEY}"
+    # The key is in none of what was written; the text of the Parquet lies there compressed.
     ledger = (tmp_path / "t.parquet.ledger.jsonl").read_text()
-    assert KEY not in ledger + stdout + stderr + again
+    written = [ledger, stdout, stderr, again, str(rows), str(pq.read_schema(out).metadata), repr(out.read_bytes())]
+    assert not [text for text in written if KEY in text]
+
+
+def test_a_later_run_loses_nothing(repo, tmp_path, prompts):
+    """Fewer prompts, other settings, a server that refuses all: the file keeps what it held."""
+    out = tmp_path / "t.parquet"
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"id": "id3", "prompt": "prompt 3"}\n{"id": "new", "prompt": "prompt new"}\n')
+    with FakeServer() as server:
+        assert run(repo, server, prompts, out)[0] == 0
+        before = {row["id"]: row["teacher_response"] for row in pq.read_table(out).to_pylist()}
+        server.behave = lambda prompt, attempt: error(400, "no")
+        status, stdout, _ = run(repo, server, few, out)
+        assert (status, stdout) == (
+            1,
+            f"60 answers (60 from before, 0 attempts repeated, 59 to other prompts or with other settings): {out}\n",
+        )
+        assert {row["id"]: row["teacher_response"] for row in pq.read_table(out).to_pylist()} == before
+        assert run(repo, server, few, out, "--temperature=0.2")[0] == 1
+        assert pq.read_metadata(out).num_rows == 60
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            "few.jsonl", "p.jsonl", "t.parquet", "t.parquet.ledger.jsonl",
+        ]  # fmt: skip
+        fresh = tmp_path / "fresh.parquet"
+        status, stdout, _ = run(repo, server, few, fresh)
+        assert (status, stdout) == (1, "0 answers (0 from before, 0 attempts repeated): no file is written\n")
+        assert not fresh.exists()
 
 
 def test_kills_cost_no_more_than_what_was_under_way(repo, tmp_path, prompts):

@@ -60,6 +60,7 @@ class Teacher:
         sampling: Sampling,
         *,
         api_key: str | None,
+        name: str | None = None,
         system: str | None = None,
         timeout: float = 120.0,
         max_retries: int = 8,
@@ -71,6 +72,7 @@ class Teacher:
           model: the name that requests carry.
           sampling: drawn with.
           api_key: None sends a dummy, which servers of one's own accept; api.openai.com needs one.
+          name: what answers are said to be of, where it differs from `model`.
           system: a system prompt that comes before every chat.
           timeout: of one attempt, seconds.
           max_retries: attempts after the first.
@@ -86,7 +88,7 @@ class Teacher:
             raise UserError("OPENAI_API_KEY is not set; set this variable, or give another --base_url")
         if not (api_key.isascii() and api_key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
-        self.model, self.sampling, self.system = model, sampling, system
+        self.model, self.name, self.sampling, self.system = model, name or model, sampling, system
         self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
         self.retries = 0
         self._secrets = [secret for secret in (api_key, url.password) if secret]

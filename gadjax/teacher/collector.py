@@ -1,19 +1,19 @@
-"""Asks the teacher for what the ledger lacks, and turns a ledger into the Parquet that training reads."""
+"""Asks the teacher for what the ledger lacks, and turns the ledger into the Parquet that training reads."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gadjax.data.prompts import Prompt
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
+from gadjax.files import whole_output, writing
 from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.ledger import Answer, Key, Ledger
 
@@ -86,7 +86,7 @@ async def collect(
                     ) from None
                 continue
             failed_in_a_row.clear()
-            ledger.append(key(teacher, prompt), answer)
+            ledger.append(key(teacher, prompt), answer, question(teacher, prompt))
             result.received += 1
             on_answer(answer)
 
@@ -121,32 +121,48 @@ def key(teacher: Teacher, prompt: Prompt) -> Key:
     return prompt.id, teacher.fingerprint(prompt.content)
 
 
-def write_parquet(
-    path: pathlib.Path, teacher: Teacher, prompts: Sequence[Prompt], ledger: Ledger, *, model_name: str
-) -> int:
-    """Writes the answered prompts in their order, a whole file or none; returns their number."""
-    sampling = dataclasses.asdict(teacher.sampling) | {"system": teacher.system, "model": model_name}
-    keys = ((prompt, key(teacher, prompt)) for prompt in prompts)
-    answered = ((prompt, ledger[name]) for prompt, name in keys if name in ledger)
-    partial = path.with_name(path.name + ".partial")
-    rows = 0
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        while batch := list(itertools.islice(answered, _ROW_GROUP)):
-            table = [_row(prompt, answer) | sampling for prompt, answer in batch]
-            writer.write_table(pa.Table.from_pylist(table, schema=SCHEMA))
-            rows += len(batch)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    return rows
+def question(teacher: Teacher, prompt: Prompt) -> dict[str, Any]:
+    """What is asked, and how: fields of the prompt's row."""
+    fields = {"content": prompt.content, "category": prompt.category, "model": teacher.name, "system": teacher.system}
+    return fields | dataclasses.asdict(teacher.sampling)
 
 
-def _row(prompt: Prompt, answer: Answer) -> dict[str, object]:
-    row = dataclasses.asdict(answer)
-    text = row.pop("text")
-    return row | {
-        "content": prompt.content,
-        "teacher_response": text,
-        "category": prompt.category,
-        "id": prompt.id,
-    }
+def write_parquet(path: pathlib.Path, teacher: Teacher, prompts: Sequence[Prompt], ledger: Ledger) -> int:
+    """Writes every answer of the ledger, a whole file or none; returns their number.
+
+    First the answered prompts, in their order, then the others in the order of arrival: answers to prompts of
+    earlier runs, or to these with other settings. Without any answer no file is written.
+
+    Raises:
+      UserError: the file cannot be written, or holds more rows than the ledger.
+    """
+    check_complete(path, ledger)
+    asked = {key(teacher, prompt): prompt for prompt in prompts}
+    names = [name for name in asked if name in ledger] + [name for name in ledger if name not in asked]
+    if not names:
+        return 0
+    with whole_output(path) as partial, writing(path), pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(names), _ROW_GROUP):
+            rows = []
+            for name in names[start : start + _ROW_GROUP]:
+                row = ledger[name]
+                row["teacher_response"] = row["text"]
+                # A category or a --model_name may be another by now.
+                rows.append(row | question(teacher, asked[name]) if name in asked else row)
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return len(names)
+
+
+def check_complete(path: pathlib.Path, ledger: Ledger) -> None:
+    """Refuses a Parquet file that the ledger cannot replace without a loss."""
+    if not path.exists():
+        return
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"--out={path}: there is another file ({first_line(error)}); give another name") from None
+    if rows > len(ledger):
+        raise UserError(
+            f"--out={path} holds {rows} rows, but {ledger.path} only {len(ledger)} answers; mend the ledger, or give "
+            "another name"
+        )

@@ -1,4 +1,7 @@
-"""The ledger: an append-only file of every answer received, so that none is asked, and paid for, twice."""
+"""The ledger: an append-only file of every answer received, so that none is asked, and paid for, twice.
+
+A line holds the answer with all that it answers, so that it is a row of the Parquet without the file of prompts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from gadjax.errors import UserError
@@ -26,7 +30,7 @@ class Answer:
 
 
 class Ledger:
-    """A JSONL file of answers; a context manager that holds the file's lock.
+    """A JSONL file of answers, by key in the order of arrival; a context manager that holds the file's lock.
 
     An appended line has left the process at once and survives its death; `sync` makes lines survive the
     machine's. Only places of answers are kept in memory, not their text.
@@ -67,14 +71,20 @@ class Ledger:
     def __contains__(self, key: Key) -> bool:
         return key in self._places
 
-    def __getitem__(self, key: Key) -> Answer:
-        self._file.seek(self._places[key])
-        row = json.loads(self._file.readline())
-        return Answer(**{field.name: row[field.name] for field in dataclasses.fields(Answer)})
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._places)
 
-    def append(self, key: Key, answer: Answer) -> None:
-        """Writes one answer; it has left the process when this returns."""
-        row = {"id": key[0], "fingerprint": key[1]} | dataclasses.asdict(answer)
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The fields of the answer and of its question."""
+        self._file.seek(self._places[key])
+        return json.loads(self._file.readline())
+
+    def append(self, key: Key, answer: Answer, question: dict[str, Any]) -> None:
+        """Writes one answer with what was asked, and how; it has left the process when this returns."""
+        row = {"id": key[0], "fingerprint": key[1]} | dataclasses.asdict(answer) | question
         line = json.dumps(row).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -113,7 +123,7 @@ def _key(line: bytes) -> Key | None:
     """The key of a line, or None where the line holds no whole answer."""
     try:
         row: Any = json.loads(line)
-        whole = all(field.name in row for field in dataclasses.fields(Answer))
+        whole = "content" in row and all(field.name in row for field in dataclasses.fields(Answer))
         return (str(row["id"]), str(row["fingerprint"])) if whole else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,5 +1,7 @@
 import asyncio
+import dataclasses
 import io
+import pathlib
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from gadjax.data.prompts import Prompt
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from gadjax.teacher.client import Sampling, Teacher
-from gadjax.teacher.collector import collect, write_parquet
+from gadjax.teacher.collector import check_complete, collect, write_parquet
 from gadjax.teacher.ledger import Answer, Ledger
 from gadjax.teacher.progress import AnswerProgress
 from tests.teacher.fake_server import FakeServer, Reply, error
@@ -19,14 +21,14 @@ PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbe
 
 def run(server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, out=None, **options):
     """Collects into a ledger at `path`, and into the Parquet `out`."""
-    options = {"api_key": None, "first_wait": 0.01, "max_retries": 2} | options
+    options = {"api_key": None, "name": "Fake-1", "first_wait": 0.01, "max_retries": 2} | options
 
     async def work():
         async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16), **options) as teacher:
             with Ledger(path) as ledger:
                 result = await collect(teacher, prompts, ledger, concurrency=concurrency)
                 if out is not None:
-                    write_parquet(out, teacher, prompts, ledger, model_name="Fake-1")
+                    write_parquet(out, teacher, prompts, ledger)
                 return result
 
     return asyncio.run(work())
@@ -159,10 +161,72 @@ def test_a_failed_write_leaves_the_old_parquet(path, tmp_path, monkeypatch):
         def fail(self, key):
             raise RuntimeError("killed")
 
-        monkeypatch.setattr(Ledger, "__getitem__", fail)
-        with pytest.raises(RuntimeError):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(Ledger, "__getitem__", fail)
             run(server, path, out=out)
+        assert out.read_bytes() == before
+        full = pathlib.Path("/dev/full")  # a device that is always full
+        if full.exists():
+            (tmp_path / "t.parquet.partial").symlink_to(full)
+            with pytest.raises(UserError, match=r"--out=.*t\.parquet cannot be written: .*No space left"):
+                run(server, path, out=out)
     assert out.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger.jsonl", "t.parquet"]
+
+
+def test_the_parquet_keeps_every_answer_of_the_ledger(path, tmp_path):
+    """Those to prompts that have left the file, and those with other settings; each with its own."""
+    out = tmp_path / "t.parquet"
+
+    def rows():
+        table = pq.read_table(out).to_pylist()
+        return [(row["id"], row["content"], row["category"], row["temperature"], row["model"]) for row in table]
+
+    def expected(prompts, temperature=0.7, model="Fake-1"):
+        return [(prompt.id, prompt.content, prompt.category, temperature, model) for prompt in prompts]
+
+    with FakeServer() as server:
+        run(server, path, PROMPTS[:4], out=out)
+        run(server, path, PROMPTS[2:6], out=out)
+        assert sorted(rows()[4:]) == expected(PROMPTS[:2])
+        assert rows()[:4] == expected(PROMPTS[2:6])
+        run(server, path, PROMPTS[:1], out=out, temperature=0.9, name=None)
+        assert rows()[0] == expected(PROMPTS[:1], 0.9, "fake")[0]
+        assert sorted(rows()[1:]) == expected(PROMPTS[:6])
+        server.behave = lambda prompt, attempt: error(400, "no")
+        before = pq.read_table(out).to_pylist()
+        failed = run(server, path, PROMPTS[6:9], out=out)
+    assert len(failed.failures) == 3
+    assert sorted(pq.read_table(out).to_pylist(), key=str) == sorted(before, key=str)
+    # What a rerun says of a prompt is what the file of prompts says now.
+    renamed = dataclasses.replace(PROMPTS[0], category="digits")
+    with FakeServer() as server:
+        run(server, path, [renamed], out=out, name="Fake-2")
+    assert not server.requests
+    assert rows()[0] == expected([renamed], model="Fake-2")[0]
+
+
+def test_without_answers_no_file_is_written(path, tmp_path):
+    with FakeServer(lambda prompt, attempt: error(400, "no")) as server:
+        run(server, path, PROMPTS[:3], out=tmp_path / "t.parquet")
+    assert not list(tmp_path.glob("t.parquet*"))
+
+
+def test_a_file_that_the_ledger_cannot_replace_is_kept(path, tmp_path):
+    out = tmp_path / "t.parquet"
+    with FakeServer() as server:
+        run(server, path, PROMPTS[:5], out=out)
+        before = out.read_bytes()
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+        with Ledger(path) as ledger, pytest.raises(UserError, match=r"t\.parquet holds 5 rows, but .* only 2 answers"):
+            check_complete(out, ledger)
+        with pytest.raises(UserError, match=r"t\.parquet holds 5 rows, but .* only 3 answers"):
+            run(server, path, PROMPTS[5:6], out=out)
+        assert out.read_bytes() == before
+        out.write_text("a thesis")
+        with pytest.raises(UserError, match=r"--out=.*t\.parquet: there is another file"):
+            run(server, path, PROMPTS[5:6], out=out)
+        assert out.read_text() == "a thesis"
 
 
 def test_the_ledger_reaches_the_disk_while_answers_come(path, monkeypatch):
