@@ -13,6 +13,7 @@ from gadjax import commands
 from gadjax.errors import UserError
 
 FLAGS = flags.FLAGS
+_LIMIT = 256  # tokens of a response, where the user names no other
 
 
 def define_flags() -> None:
@@ -21,7 +22,12 @@ def define_flags() -> None:
     flags.DEFINE_string("system", "", "System message, if any.")
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
-    flags.DEFINE_integer("max_response_length", 256, "Tokens at most.", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_response_length",
+        None,
+        f"Tokens at most; default: {_LIMIT}, or what the model has room for.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -32,7 +38,7 @@ def main(argv: list[str]) -> None:
     commands.use_compilation_cache()
     model = load_chat_model(FLAGS.model, batch_size=1)
     sampling = model.sampling(
-        max_response_length=FLAGS.max_response_length,
+        max_response_length=FLAGS.max_response_length or _LIMIT,
         temperature=FLAGS.temperature,
         top_p=FLAGS.top_p,
     )
@@ -51,7 +57,7 @@ def main(argv: list[str]) -> None:
             continue
         chat.append({"role": "user", "content": text})
         try:
-            reply = model.answer([chat], sampling, seed=FLAGS.seed + turn)[0]
+            reply = model.answer([chat], sampling, seed=FLAGS.seed + turn, fit=FLAGS.max_response_length is None)[0]
         except UserError as error:  # the conversation outgrew the model; the user may start a new one
             print(f"{error}; /new starts again")
             chat.pop()

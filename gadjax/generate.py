@@ -14,6 +14,7 @@ from absl import flags
 from gadjax import commands
 
 FLAGS = flags.FLAGS
+_LIMIT = 512  # tokens of a response, where the user names no other
 
 
 def define_flags() -> None:
@@ -24,7 +25,12 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0 from all.", lower_bound=0)
-    flags.DEFINE_integer("max_response_length", 512, "Tokens at most.", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_response_length",
+        None,
+        f"Tokens at most; default: {_LIMIT}, or what the model has room for.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the sampling.")
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
@@ -43,7 +49,7 @@ def main(argv: list[str]) -> None:
         commands.use_compilation_cache()
         model = load_chat_model(FLAGS.model, dtype=FLAGS.dtype, batch_size=FLAGS.batch_size)
         sampling = model.sampling(
-            max_response_length=FLAGS.max_response_length,
+            max_response_length=FLAGS.max_response_length or _LIMIT,
             temperature=FLAGS.temperature,
             top_p=FLAGS.top_p,
             top_k=FLAGS.top_k,
@@ -54,6 +60,7 @@ def main(argv: list[str]) -> None:
                 [prompt.content for prompt in prompts],
                 sampling,
                 seed=FLAGS.seed,
+                fit=FLAGS.max_response_length is None,
                 done=lambda count: progress.update(task, completed=count),
             )
         for prompt, reply in zip(prompts, replies, strict=True):

@@ -107,7 +107,8 @@ def score_answers(
     if max_response_length:
         responses = [ids[:max_response_length] for ids in responses]
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    model.config.check_length(max(lengths), "the longest prompt and response of --data")
+    remedy = "leave out long prompts or lower --max_response_length"
+    model.config.check_length(max(lengths), "the longest prompt and response of --data", remedy)
 
     score = jax.jit(lambda params, *fields: sequence_scores(model, params, one_per_row(*fields)))
     shards = layout.batch_shards(mesh)

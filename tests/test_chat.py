@@ -13,14 +13,14 @@ pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 def talk(command, monkeypatch, finished_run):
     """Types lines and returns what the command printed, and the chats that the model was asked about."""
 
-    def talk(lines: list[str | type[BaseException]], *flags: str):
+    def talk(lines: list[str | type[BaseException]], *flags: str, limit: str | None = "--max_response_length=6"):
         typed = iter(lines)
         asked = []
         answer = chat_model.ChatModel.answer
 
-        def remember(self, chats, sampling, *, seed):
+        def remember(self, chats, sampling, *, seed, fit):
             asked.append(([dict(message) for message in chats[0]], sampling, seed))
-            return answer(self, chats, sampling, seed=seed)
+            return answer(self, chats, sampling, seed=seed, fit=fit)
 
         def read(prompt: str) -> str:
             line = next(typed)
@@ -31,7 +31,7 @@ def talk(command, monkeypatch, finished_run):
         monkeypatch.setattr("builtins.input", read)
         monkeypatch.setattr(chat_model.ChatModel, "answer", remember)
         model = finished_run.workdir / "export" / "generator"
-        done = command("gadjax.chat", f"--model={model}", "--max_response_length=6", *flags)
+        done = command("gadjax.chat", f"--model={model}", *([limit] if limit else []), *flags)
         assert done.status == 0, done.err
         return done.out.splitlines(), asked
 
@@ -48,6 +48,13 @@ def test_a_conversation(talk):
     assert "\n".join(out).startswith(asked[1][0][2]["content"].rstrip("\n"))  # what was answered first
     assert len({seed for _, _, seed in asked}) == 3
     assert asked[0][1].max_response_length == 6
+
+
+def test_the_default_limit_is_what_fits(talk):
+    """The model has 128 positions; the default asks for 256 tokens."""
+    out, asked = talk(["two", "two " * 130, EOFError], limit=None)
+    assert asked[0][1].max_response_length == 256
+    assert out[-1].endswith("; shorten the prompt; /new starts again") and "max_position_embeddings is 128" in out[-1]
 
 
 def test_end_of_input(talk):

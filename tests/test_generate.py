@@ -65,6 +65,16 @@ def test_seeds_and_batches(command, generator, prompts, tmp_path):
     assert answers(limit, "--top_k=1") == answers(limit, "--temperature=0") == answers(limit, "--top_p=0")
 
 
+def test_the_default_limit_is_what_fits(command, generator, prompts, tmp_path):
+    """The model has 128 positions; the default asks for 512 tokens."""
+    out = tmp_path / "o.jsonl"
+    done = command("gadjax.generate", f"--model={generator}", f"--prompts={prompts}", f"--out={out}")
+    assert done.status == 0, done.err
+    lines = read(out)
+    assert len(lines) == len(QUESTIONS)
+    assert all(line["tokens"] < 128 and (line["finish_reason"] == "stop" or line["tokens"] > 64) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -41,7 +41,7 @@ class ModelConfig:
       architecture: its class in transformers as a causal language model, such as "Qwen2ForCausalLM".
       qkv_bias, output_bias: whether q, k, v, and the attention's output projection, carry a bias.
       qk_norm: whether queries and keys are normed per head (Qwen3).
-      sliding_window: tokens that attention looks back over, where some layer is limited; see `check_length`.
+      sliding_window: tokens that attention looks back over, where some layer is limited; see `max_length`.
       dtype: dtype of the computation; parameters are float32.
       remat: what a layer keeps for its backward pass, a name in `gadjax.models.decoder.REMAT_POLICIES`.
     """
@@ -124,25 +124,31 @@ class ModelConfig:
         """transformers' name of the family, such as "qwen2"."""
         return self.family.lower()
 
-    def check_length(self, length: int, where: str) -> None:
-        """Refuses sequences longer than the model's positions, or that a sliding window would cut.
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that is computed exactly, prompt and response together.
 
-        Below the window, windowed attention is full attention.
+        Shorter than the window, windowed attention is full attention.
+        """
+        return self.max_position if self.sliding_window is None else min(self.max_position, self.sliding_window - 1)
+
+    def check_length(
+        self, length: int, where: str, remedy: str = "lower data.max_prompt_length and data.max_response_length"
+    ) -> None:
+        """Refuses sequences longer than `max_length`.
 
         Args:
           length: tokens of the longest sequence, prompt and response.
           where: the model's path, for the message.
+          remedy: what to do, for the message.
         """
+        reach = f"but sequences may reach {length} tokens"
         if length > self.max_position:
+            raise UserError(f"{where}: max_position_embeddings is {self.max_position}, {reach}; {remedy}")
+        if length > self.max_length:
             raise UserError(
-                f"{where}: max_position_embeddings is {self.max_position}, but sequences may reach {length} tokens; "
-                "lower data.max_prompt_length and data.max_response_length, or --max_response_length"
-            )
-        if self.sliding_window is not None and length >= self.sliding_window:
-            raise UserError(
-                f"{where}: sliding_window is {self.sliding_window}, but sequences may reach {length} tokens, "
-                "and windowed attention is not computed; lower data.max_prompt_length and "
-                "data.max_response_length until their sum is below the window"
+                f"{where}: sliding_window is {self.sliding_window}, {reach}, and windowed attention is not computed; "
+                f"{remedy} until the sum is below the window"
             )
 
 
@@ -155,10 +161,10 @@ class _Reader:
     def fail(self, problem: str) -> NoReturn:
         raise UserError(f"{self.where}: {problem}")
 
-    def count(self, name: str, default: int | None = None, fields: dict[str, Any] | None = None) -> int:
+    def count(self, name: str, default: int | None = None, fields: dict[str, Any] | None = None, least: int = 1) -> int:
         value = self._get(name, default, fields)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(f"{name} is {value!r}; it must be an integer of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self.fail(f"{name} is {value!r}; it must be an integer of at least {least}")
         return value
 
     def positive(self, name: str, default: float | None = None, fields: dict[str, Any] | None = None) -> float:
@@ -240,7 +246,9 @@ def _sliding_window(read: _Reader, family: str) -> int | None:
         return None
     kinds = config.get("layer_types")
     if kinds is None:
-        slides = config.get("max_window_layers", 28) < read.count("num_hidden_layers")
-    else:
+        slides = read.count("max_window_layers", 28, least=0) < read.count("num_hidden_layers")
+    elif isinstance(kinds, list):
         slides = "sliding_attention" in kinds
+    else:
+        read.fail(f"layer_types is {kinds!r}; it must be a list with the kind of each layer")
     return read.count("sliding_window", 4096) if slides else None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.data.schema import Messages
@@ -17,7 +16,7 @@ from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
-from gadjax.rollout.engine import Engine
+from gadjax.rollout.engine import Answer, Engine
 from gadjax.rollout.sampler import Sampling
 
 _ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
@@ -52,17 +51,36 @@ class ChatModel:
         sampling: Sampling,
         *,
         seed: int = 0,
+        fit: bool = False,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Reply]:
-        """One reply to each chat (its last message is the user's), in order."""
-        prompts = [self.tokenizer.prompt_ids(chat) for chat in chats]
-        longest = max(map(len, prompts), default=0) + sampling.max_response_length
-        self.model.config.check_length(longest, "the longest prompt with --max_response_length")
-        answers = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
-        return [Reply(self._text(answer.tokens), len(answer.tokens), answer.ended) for answer in answers]
+        """One reply to each chat (its last message is the user's), in order.
 
-    def _text(self, tokens: np.ndarray) -> str:
-        return self.tokenizer.decode(tokens)
+        Args:
+          sampling: from `self.sampling`.
+          seed: of the sampling.
+          fit: where the model has no room for `max_response_length` after a chat, its reply may have fewer tokens;
+            otherwise that is an error.
+          done: called with the number of replies after each batch.
+
+        Raises:
+          UserError: the template refuses a chat, or the model has no room for one and its reply.
+        """
+        prompts = self.tokenizer.prompt_ids_batch(chats)
+        limits = [sampling.max_response_length] * len(prompts)
+        if fit:
+            room = self.model.config.max_length
+            limits = [max(1, min(limit, room - len(ids))) for limit, ids in zip(limits, prompts, strict=True)]
+        longest = max((len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)), default=0)
+        remedy = "shorten the prompt" if fit else "shorten the prompt or lower --max_response_length"
+        self.model.config.check_length(longest, "the longest prompt with its response", remedy)
+        sampling = dataclasses.replace(sampling, max_response_length=max(limits, default=1))
+        answers = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
+        return [self._reply(answer, limit) for answer, limit in zip(answers, limits, strict=True)]
+
+    def _reply(self, answer: Answer, limit: int) -> Reply:
+        tokens = answer.tokens[:limit]
+        return Reply(self.tokenizer.decode(tokens), len(tokens), answer.ended and len(answer.tokens) <= limit)
 
 
 def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> ChatModel:

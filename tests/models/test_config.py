@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gadjax.errors import UserError
@@ -159,19 +161,38 @@ def test_a_token_classifier_is_its_backbone():
 def test_sliding_window(config, window):
     config = read(config | {"max_position_embeddings": 8192})
     assert config.sliding_window == window
+    assert config.max_length == (8192 if window is None else window - 1)
     if window is None:
         config.check_length(8192, WHERE)
     else:
         config.check_length(window - 1, WHERE)
         with pytest.raises(UserError, match=rf"{WHERE}: sliding_window is {window}, but .* {window} tokens"):
             config.check_length(window, WHERE)
+    # Positions may end before the window does.
+    assert dataclasses.replace(config, max_position=8).max_length == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_window_layers": "x"}, "max_window_layers is 'x'; it must be an integer of at least 0"),
+        ({"max_window_layers": [1]}, r"max_window_layers is \[1\]; it must be an integer"),
+        ({"layer_types": 3}, "layer_types is 3; it must be a list"),
+        ({"layer_types": "sliding_attention"}, "layer_types is 'sliding_attention'; it must be a list"),
+    ],
+)
+def test_fields_of_the_window_of_other_types(fields, message):
+    with pytest.raises(UserError, match=f"^{WHERE}: {message}"):
+        read(of_family("Qwen2", sliding_window=16, use_sliding_window=True, **fields))
 
 
 def test_more_tokens_than_positions():
     config = read(LLAMA)
     config.check_length(64, WHERE)
-    with pytest.raises(UserError, match=rf"{WHERE}: max_position_embeddings is 64, but .* 65 tokens"):
+    with pytest.raises(UserError, match=rf"{WHERE}: max_position_embeddings is 64, but .* 65 tokens; lower data.max"):
         config.check_length(65, WHERE)
+    with pytest.raises(UserError, match=r"but sequences may reach 65 tokens; do this$"):
+        config.check_length(65, WHERE, "do this")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,26 @@ def test_a_chat_longer_than_the_model(chat_model):
         chat_model.answer(long, chat_model.sampling(max_response_length=6))
 
 
+def test_replies_that_fit_the_model(chat_model):
+    """Each has its own room: a long chat beside it changes nothing, and the replies are those of a limit that fits."""
+    room = 128
+    chats = [*CHATS, [{"role": "user", "content": "two " * 55}]]
+    lengths = [len(ids) for ids in chat_model.tokenizer.prompt_ids_batch(chats)]
+    assert 40 < max(lengths) < room
+    sampling = chat_model.sampling(max_response_length=500)
+    replies = chat_model.answer(chats, sampling, seed=1, fit=True)
+    for number, (length, reply) in enumerate(zip(lengths, replies, strict=True)):
+        exact = chat_model.sampling(max_response_length=room - length)
+        assert reply == chat_model.answer(chats[: number + 1], exact, seed=1, fit=True)[number]
+        assert reply.tokens <= room - length
+    assert not all(reply.ended for reply in replies)
+    with pytest.raises(UserError, match=r"max_position_embeddings is 128, .* or lower --max_response_length$"):
+        chat_model.answer(chats, sampling)
+    # What fits anyway is not made shorter.
+    short = chat_model.sampling(max_response_length=6)
+    assert chat_model.answer(CHATS, short, fit=True) == chat_model.answer(CHATS, short)
+
+
 @pytest.mark.parametrize(("network", "head"), [("discriminator", "lm"), ("generator", "score")])
 def test_the_other_kind_of_model(finished_run, network, head):
     with pytest.raises(UserError, match=r"--model=.* is a Llama.*, but this command needs a"):
