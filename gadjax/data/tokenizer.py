@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gadjax.data.chat_template import DEFAULT_DATE, TEMPLATE_FLAG, parse_date, pin_date, read_template
+from gadjax.data.chat_template import TEMPLATE_FLAG, pin, read_template
 from gadjax.data.schema import ROLES
 from gadjax.data.sentencepiece_model import match_sentencepiece
 from gadjax.errors import UserError, first_line
@@ -47,7 +47,8 @@ def load_tokenizer(
         sentencepiece `tokenizer.model` works too.
       chat_template: a Jinja template, or the path of a file with one, instead of the tokenizer's own.
       template_args: more variables for the template, e.g. `{"enable_thinking": False}` for Qwen3.
-      date: the day, "YYYY-MM-DD", that templates with a date print; `DEFAULT_DATE` if None.
+      date: the day, "YYYY-MM-DD", that templates with a date print. Where it or an argument is not given, that
+        which `save` wrote holds; else `chat_template.DEFAULT_DATE`.
 
     Raises:
       UserError: no tokenizer there, no chat template, no token that ends a turn, or a template that fails.
@@ -59,12 +60,14 @@ def load_tokenizer(
     elif isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        raise UserError(f"{path}: the tokenizer has no chat template (a base model?); give one with {TEMPLATE_FLAG}")
+        raise UserError(
+            f"{path}: the tokenizer has no chat template (a base model?); put one beside it as chat_template.jinja, or "
+            f"train with {TEMPLATE_FLAG}"
+        )
+    tokenizer.chat_template = pin(tokenizer.chat_template, template_args or {}, date)
     return ChatTokenizer(
         tokenizer,
         source=os.fspath(path),
-        template_args=template_args or {},
-        date=date or DEFAULT_DATE,
         generation_eos_ids=_generation_eos_ids(directory),
     )
 
@@ -75,7 +78,7 @@ def vocabulary_fingerprint(path: str | os.PathLike) -> str:
 
 
 class ChatTokenizer:
-    """A tokenizer with one chat template, one date and one way to end an answer. Made by `load_tokenizer`.
+    """A tokenizer with one pinned chat template and one way to end an answer. Made by `load_tokenizer`.
 
     Attributes:
       turn_end_id: the id that the chat template closes an assistant turn with; ends every complete answer.
@@ -93,16 +96,10 @@ class ChatTokenizer:
         tokenizer: Any,
         *,
         source: str,
-        template_args: Mapping[str, Any],
-        date: str,
         generation_eos_ids: Sequence[int] = (),
     ):
         self._tokenizer = tokenizer
         self._source = source
-        day = parse_date(date)
-        self._template = pin_date(tokenizer.chat_template, day)
-        self._template_args = {"date_string": day.strftime("%d %b %Y"), **template_args}
-        self._pinned = [tokenizer.chat_template, date, sorted(template_args.items())]
 
         framed = self._render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}], False)
         before, shown, after = framed.rpartition(_ANSWER)
@@ -112,7 +109,7 @@ class ChatTokenizer:
         if self.turn_end_id is None:
             raise UserError(
                 f"{source}: the chat template ends an answer with no special token and the tokenizer has no "
-                f"EOS token; set `eos_token` in tokenizer_config.json or give a template with {TEMPLATE_FLAG}"
+                f"EOS token; set `eos_token` in tokenizer_config.json, or train with {TEMPLATE_FLAG}"
             )
         ends = dict.fromkeys([self.turn_end_id, *generation_eos_ids, tokenizer.eos_token_id])
         self.eos_ids: tuple[int, ...] = tuple(int(i) for i in ends if i is not None)
@@ -176,12 +173,12 @@ class ChatTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the tokenizer, with the chat template in use, for transformers to load."""
+        """Writes the tokenizer, its chat template pinned, for transformers to load and render the same prompts."""
         self._tokenizer.save_pretrained(directory)
 
     def fingerprint(self) -> str:
-        """Hash of what turns text into ids: vocabulary, template, its arguments and date, EOS ids."""
-        return _hash_json([self.vocabulary_fingerprint(), self._pinned, self.eos_ids])
+        """Hash of what turns text into ids: vocabulary, template with its arguments and date, EOS ids."""
+        return _hash_json([self.vocabulary_fingerprint(), self._tokenizer.chat_template, self.eos_ids])
 
     def vocabulary_fingerprint(self) -> str:
         """Hash of which id means which token: equal for models that can read each other's ids."""
@@ -207,11 +204,7 @@ class ChatTokenizer:
     def _render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                add_generation_prompt=generation_prompt,
-                tokenize=False,
-                **self._template_args,
+                messages, add_generation_prompt=generation_prompt, tokenize=False
             )
         except Exception as error:  # the template is the user's program and may fail in any way
             raise UserError(f"the chat template of {self._source} refused a chat: {error}") from error
