@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 
@@ -159,7 +158,9 @@ def load_params(
             arrays.append(jax.device_put(given[name].astype(leaf.dtype), leaf.sharding))
         else:
             with checkpoint.tensors() as tensor:
-                arrays.append(_place(leaf, functools.partial(_read, tensor, name, leaf)))
+                array = _place(leaf, functools.partial(_read, tensor, name, leaf))
+            # The transfer keeps the host's copy until it is done; the next is read after it.
+            arrays.append(array.block_until_ready())
     return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
 
 
@@ -179,7 +180,7 @@ def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, i
 def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
     """An array from its parts, each read once however many devices hold it."""
     if leaf.sharding is None:
-        return jnp.asarray(read((slice(None),) * len(leaf.shape)))
+        return jax.device_put(read((slice(None),) * len(leaf.shape)))
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
