@@ -54,14 +54,14 @@ class Checkpoints:
             partial_restore=True,
         )
         self._check_saved(step)
-        manager = ocp.CheckpointManager(
+        with ocp.CheckpointManager(
             self.directory,
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(read_only=True),
-        )
-        if manager.item_metadata(step)["state"].tree[network] is None:
-            return None
-        return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
+        ) as manager:
+            if manager.item_metadata(step)["state"].tree[network] is None:
+                return None
+            return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
 
     def replay(self, step: int) -> dict[str, np.ndarray]:
         """The saved replay groups; empty where the run has none."""

@@ -25,8 +25,6 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    import jax
-
     from gadjax.checkpoint import Checkpoints
     from gadjax.parallel import mesh as layout
     from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
@@ -40,14 +38,7 @@ def main(argv: list[str]) -> None:
     step = saved[-1] if FLAGS.step == -1 else FLAGS.step
     mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
-        model = network_model(facts, network)
-        shardings = layout.param_shardings(model, mesh)
-        abstract = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            model.abstract_params(),
-            shardings,
-        )
-        params = checkpoints.params(step, network, abstract)
+        params = checkpoints.params(step, network, layout.abstract_params(network_model(facts, network), mesh))
         if params is not None:
             export_network(workdir, network, params, out / network)
             print(f"step {step}: {out / network}")

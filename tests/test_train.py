@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 DISCRIMINATOR = {"discriminator/loss", "discriminator/accuracy", "discriminator/margin"}
 ROLLOUT = {"reward/mean", "reward/std", "response/length_mean", "response/length_p95", "response/truncated", "tokens"}
-GENERATOR = {"generator/loss", "generator/grad_norm", "generator/entropy"}
+GENERATOR = {"generator/loss", "generator/grad_norm", "generator/skipped", "generator/entropy"}
 POLICY = {"generator/kl", "generator/sampler_gap", "generator/clipped"}
 HELDOUT = {
     "nll",
@@ -79,7 +79,7 @@ class TestFinishedRun:
         assert steps == [(i, "warmup" if i <= 3 else "gad") for i in range(1, 7)]
 
     def test_metrics(self, finished_run):
-        of_discriminator = DISCRIMINATOR | {"discriminator/grad_norm"} | ROLLOUT
+        of_discriminator = DISCRIMINATOR | {"discriminator/grad_norm", "discriminator/skipped"} | ROLLOUT
         alone, *lines = train_lines(finished_run.workdir)
         assert names(alone) == of_discriminator | seconds("rollout", "discriminator")
         phases = seconds("rollout", "discriminator", "generator")
@@ -280,7 +280,20 @@ def test_a_collapsed_run_stops(tiny_config, one_device, tmp_path):
     assert "config.optimizer.max_skipped_steps" in str(error.value)
     assert "config.seqkd.generator_learning_rate" in str(error.value)
     assert not (tmp_path / "export").exists()
-    assert [np.isfinite(line["generator/grad_norm"]) for line in train_lines(tmp_path)] == [True, False, False]
+    lines = train_lines(tmp_path)
+    assert [np.isfinite(line["generator/grad_norm"]) for line in lines] == [True, False, False]
+    assert [line["generator/skipped"] for line in lines] == [0, 1, 2]
+
+
+def test_a_step_of_several_updates_is_skipped_where_all_are(tiny_config, one_device, tmp_path):
+    """Two updates of the discriminator in each step: the good one of the first step keeps that step out of the row."""
+    fields = {"stages": ("warmup",), "warmup.steps": 9, "warmup.discriminator_learning_rate": 1e30}
+    fields |= {"discriminator.updates_per_step": 2, "optimizer.max_skipped_steps": 2, "data.heldout": ""}
+    with pytest.raises(UserError, match=r"discriminator's gradient was not finite for 2 steps in a row, to step 3 "):
+        run(tiny_config(fields), tmp_path)
+    lines = train_lines(tmp_path)
+    assert [line["discriminator/skipped"] for line in lines] == [1, 3, 5]
+    assert not any(np.isfinite(line["discriminator/grad_norm"]) for line in lines)
 
 
 def test_all_devices_compute_the_same(finished_run, seqkd_run, all_devices, tiny_config, rich_fields, tmp_path):

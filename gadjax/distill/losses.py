@@ -40,6 +40,19 @@ def clipped_policy_gradient(
     return jnp.where(advantages < 0, jnp.minimum(loss, -advantages * dual_clip), loss)
 
 
+def is_clipped(
+    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, clip: float, dual_clip: float
+) -> jax.Array:
+    """Tokens whose gradient `clipped_policy_gradient` cuts to zero: bool, for the same arguments.
+
+    A token of advantage 0 has no gradient to cut.
+    """
+    ratio = jnp.exp(logprobs - old_logprobs)
+    raised = (advantages > 0) & (ratio > 1 + clip)
+    lowered = (advantages < 0) & ((ratio < 1 - clip) | (ratio > dual_clip))
+    return raised | lowered
+
+
 def k3_kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
     """Schulman's k3 estimate of KL(policy || reference) per token, nats: exp(d) - d - 1 with d = reference - logprobs.
 

@@ -40,3 +40,8 @@ class Method:
     generator_micro_batches: int = 1
     discriminator_micro_batches: int = 1
     logprob_chunk: int = 128
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """Optimizer steps of each network in one step that trains it."""
+        return {"generator": self.ppo_minibatches * self.ppo_epochs, "discriminator": self.updates_per_step}

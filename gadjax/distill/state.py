@@ -20,7 +20,7 @@ class TrainState:
     opt_state: Any
     step: jax.Array  # int32, updates tried
     skipped: jax.Array  # int32, updates skipped because the gradient was not finite
-    skipped_in_row: jax.Array  # int32, of those, the last ones without a good one between
+    skipped_in_row: jax.Array  # int32, of those, the last ones without a good update between
 
 
 @struct.dataclass

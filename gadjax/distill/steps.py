@@ -13,7 +13,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rows import Batch, group_rows, policy_rows, teacher_rows
 from gadjax.distill.state import GadState
 from gadjax.distill.updates import Metrics, update_discriminator, update_policy, update_supervised
-from gadjax.models.model import Params
+from gadjax.models.model import Params, cast_params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
 
@@ -26,8 +26,6 @@ def gad_step(method: Method, state: GadState, batch: Batch, key: jax.Array) -> t
     samples = sample(method, state.generator.params, batch, key)
     groups, weight = group_rows(method, batch, samples)
     discriminator, scores, of_discriminator = update_discriminator(method, state.discriminator, groups, weight)
-    for _ in range(method.updates_per_step - 1):
-        discriminator, _, _ = update_discriminator(method, discriminator, groups, weight)
     rows, sampled = policy_rows(method, batch, samples)
     teacher = teacher_rows(method, batch) if method.sft_coefficient else None
     advantages = group_advantages(scores[:, 1:])
@@ -48,8 +46,6 @@ def warmup_step(
     samples = sample(method, state.generator.params, batch, key)
     groups, weight = group_rows(method, batch, samples)
     discriminator, _, metrics = update_discriminator(method, state.discriminator, groups, weight)
-    for _ in range(method.updates_per_step - 1):
-        discriminator, _, _ = update_discriminator(method, discriminator, groups, weight)
     state = state.replace(discriminator=discriminator)
     if train_generator:
         state, of_generator = seqkd_step(method, state, batch)
@@ -66,11 +62,9 @@ def seqkd_step(method: Method, state: GadState, batch: Batch) -> tuple[GadState,
 def sample(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
     """N responses to each of the batch's prompts, each row with a key of its own."""
     keys = row_keys(key, batch["row"])
-    dtype = method.generator.config.dtype
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     return rollout(
         method.generator,
-        params,
+        cast_params(params, method.generator.config.dtype),
         batch["prompt"],
         batch["prompt_length"],
         keys,

@@ -28,7 +28,7 @@ def update_discriminator(
     fresh: int | None = None,
     train: bool = True,
 ) -> tuple[TrainState, jax.Array, Metrics]:
-    """Scores every group, then one optimizer step on the pairs of its teacher with each of its samples.
+    """Scores every group, then `updates_per_step` optimizer steps on the pairs of its teacher with each of its samples.
 
     Args:
       groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of the G groups of a micro-batch.
@@ -37,7 +37,8 @@ def update_discriminator(
       train: whether to update; scores and metrics are the same either way.
 
     Returns:
-      The new state, the scores before the update [M * G, 1 + N] with the teacher's first, and the metrics.
+      The new state, the scores before the first update [M * G, 1 + N] with the teacher's first, and the metrics: of
+      those scores, and the gradient's norm as the mean over the updates.
     """
 
     def loss(params, groups, weight):
@@ -48,8 +49,17 @@ def update_discriminator(
     if not train:
         _, scores = jax.lax.map(lambda micro: loss(state.params, *micro), (groups, weight))
     else:
-        _, gradients, scores = accumulate(loss, state.params, (groups, weight))
-        state, metrics["discriminator/grad_norm"] = apply_gradients(method.discriminator_optimizer, state, gradients)
+
+        def once(state, _):
+            _, gradients, scores = accumulate(loss, state.params, (groups, weight))
+            state, norm = apply_gradients(method.discriminator_optimizer, state, gradients)
+            return state, (norm, scores)
+
+        # A scan holds one state, whatever the number of updates.
+        state, (norms, scores) = jax.lax.scan(once, state, length=method.updates_per_step)
+        scores = scores[0]
+        # The mean, so that one norm that is not finite shows.
+        metrics = {"discriminator/grad_norm": jnp.mean(norms), "discriminator/skipped": state.skipped}
     scores = scores.reshape(-1, scores.shape[-1])
     return state, scores, metrics | discriminator_metrics(method, scores[:fresh])
 
@@ -72,15 +82,16 @@ def update_policy(
       advantages: [B, N].
       teacher: [M', ...] the teacher's responses, when `sft_coefficient` is not 0.
     """
-    shape = sampled.shape[:3]
-    advantages = advantages.reshape(shape)
-    metrics = []
-    for _ in range(method.ppo_epochs):
-        for j in range(shape[0]):
-            part = jax.tree.map(lambda leaf, j=j: leaf[j], (rows, sampled, advantages))
-            state, measured = _update_policy_once(method, state, reference, *part, teacher)
-            metrics.append(measured)
-    return state, jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *metrics)
+    advantages = advantages.reshape(sampled.shape[:3])
+
+    def once(state, part):
+        return _update_policy_once(method, state, reference, *part, teacher)
+
+    def epoch(state, _):
+        return jax.lax.scan(once, state, (rows, sampled, advantages))
+
+    state, metrics = jax.lax.scan(epoch, state, length=method.ppo_epochs)
+    return state, jax.tree.map(jnp.mean, metrics) | {"generator/skipped": state.skipped}
 
 
 def _update_policy_once(method, state, reference, rows, sampled, advantages, teacher):
@@ -96,16 +107,12 @@ def _update_policy_once(method, state, reference, rows, sampled, advantages, tea
 
     def loss(params, rows, sampled, advantages, weights):
         logprobs, entropy = logprobs_of(params, rows, entropy_gradient=method.entropy_coefficient != 0)
+        # Even where kl_coefficient is 0: the KL is the first metric to look at before a run is believed.
         before, _ = logprobs_of(jax.lax.stop_gradient(reference), rows)
         sampler = sampled.at[rows.owner, rows.step].get(mode="fill", fill_value=0.0)
         fixed = jax.lax.stop_gradient(logprobs)
-        token_loss = losses.clipped_policy_gradient(
-            logprobs,
-            fixed if on_policy else sampler,
-            per_token(advantages, rows),
-            method.clip,
-            method.dual_clip,
-        )
+        clipping = (fixed if on_policy else sampler, per_token(advantages, rows), method.clip, method.dual_clip)
+        token_loss = losses.clipped_policy_gradient(logprobs, *clipping)
         if method.importance_cap and on_policy:  # off-policy the ratio itself is against the sampler's log-probs
             token_loss *= jnp.minimum(jnp.exp(fixed - sampler), method.importance_cap)
         kl = losses.k3_kl(logprobs, before)
@@ -114,7 +121,7 @@ def _update_policy_once(method, state, reference, rows, sampled, advantages, tea
             "generator/kl": kl,
             "generator/entropy": entropy,
             "generator/sampler_gap": jnp.abs(fixed - sampler),
-            "generator/clipped": jnp.abs(jnp.exp(logprobs - sampler) - 1) > method.clip,
+            "generator/clipped": losses.is_clipped(logprobs, *clipping),
         }
         sums = {name: jnp.sum(value * rows.mask) for name, value in sums.items()}
         return jnp.sum(per_token(weights, rows) * token_loss), sums
@@ -137,8 +144,12 @@ def update_supervised(method: Method, state: TrainState, teacher: Packed) -> tup
     """
     total, gradients, entropy = _supervised_gradients(method, state.params, teacher)
     state, norm = apply_gradients(method.generator_optimizer, state, gradients)
-    entropy = jnp.sum(entropy) / jnp.sum(teacher.mask)
-    return state, {"generator/loss": total, "generator/grad_norm": norm, "generator/entropy": entropy}
+    return state, {
+        "generator/loss": total,
+        "generator/grad_norm": norm,
+        "generator/entropy": jnp.sum(entropy) / jnp.sum(teacher.mask),
+        "generator/skipped": state.skipped,
+    }
 
 
 def _supervised_gradients(method, params, teacher):

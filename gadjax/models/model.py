@@ -16,6 +16,18 @@ from gadjax.models.decoder import Decoder
 Params = dict[str, Any]
 
 
+def resolve_dtype(dtype: str) -> str:
+    """The compute dtype that a config or flag names: "auto" is float32 on CPU and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dtype
+
+
+def cast_params(params: Params, dtype: str) -> Params:
+    """The parameters in another dtype, as sampling wants them; those that have it already are not copied."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A decoder's architecture and head, without its parameters. Hashable: a static argument of jitted functions."""

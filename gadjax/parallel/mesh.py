@@ -73,6 +73,23 @@ def param_shardings(model: Model, mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(sharding, model.logical_axes(), model.abstract_params(), is_leaf=is_axes)
 
 
+def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`s with a layout: what restoring or reading arrays into it asks for.
+
+    Args:
+      abstract: the tree, of anything with a shape and a dtype.
+      shardings: its layout, leaf by leaf.
+      dtype: in place of the leaves' own.
+    """
+    leaf = lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(leaf, abstract, shardings)
+
+
+def abstract_params(model: Model, mesh: Mesh, dtype: Any = None) -> dict[str, Any]:
+    """A model's parameters in the training layout, as `jax.ShapeDtypeStruct`s; float32 without a `dtype`."""
+    return with_shardings(model.abstract_params(), param_shardings(model, mesh), dtype)
+
+
 def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
     """The optimizer's state laid out like the parameters that its moments belong to."""
     state = jax.eval_shape(optimizer.init, model.abstract_params())

@@ -20,6 +20,7 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.models.model import Model, Params
+from gadjax.parallel import mesh as layout
 from gadjax.progress import RunProgress
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.programs import state_shardings
@@ -98,7 +99,7 @@ class Run:
             self.position.step += 1
             self.logger.log(self.position.step, stage, metrics)
             self.progress.advance(figures_that_matter(metrics))
-            self._check_skipped()
+            self._check_skipped(steps.method.updates)
             finished = self.position.stage_step == total
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 self._measure(stage, two_sample=finished)
@@ -163,15 +164,14 @@ class Run:
         def abstract(model, optimizer):
             shardings = state_shardings(model, optimizer, mesh)
             state = jax.eval_shape(lambda: states.create(model.init(jax.random.key(0)), optimizer))
-            return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+            return layout.with_shardings(state, shardings)
 
         state = GadState(abstract(method.generator, method.generator_optimizer))
         if stage != "seqkd":
             state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
         if stage == "gad":
-            dtype = method.generator.config.dtype
-            leaf = lambda a: jax.ShapeDtypeStruct(a.shape, dtype, sharding=a.sharding)  # noqa: E731
-            state = state.replace(reference=jax.tree.map(leaf, state.generator.params))
+            model = method.generator
+            state = state.replace(reference=layout.abstract_params(model, mesh, model.config.dtype))
         return state
 
     def _save(self) -> None:
@@ -189,11 +189,12 @@ class Run:
         for answer in itertools.islice(shown, self.config.evaluation.shown):
             self.samples.log(self.position.step, stage, *answer)
 
-    def _check_skipped(self) -> None:
+    def _check_skipped(self, updates: dict[str, int]) -> None:
+        """Stops a run of whose last steps no update was good. `updates`: of each network in a step."""
         limit = self.config.optimizer.max_skipped_steps
-        for name in ("generator", "discriminator"):
+        for name, count in updates.items():
             state = getattr(self.state, name)
-            if state is not None and int(state.skipped_in_row) >= limit:
+            if state is not None and int(state.skipped_in_row) >= limit * count:
                 raise UserError(
                     f"the {name}'s gradient was not finite for {limit} steps in a row, to step {self.position.step} "
                     f"(config.optimizer.max_skipped_steps): lower config.{self.position.stage}.{name}_learning_rate, "

@@ -19,7 +19,7 @@ from gadjax.parallel import mesh as layout
 class Programs:
     """Samples, discriminator update, policy update and cross-entropy update of a `Method` on a mesh.
 
-    The arguments may be numpy arrays; `place` puts rows where they belong.
+    The arguments may be numpy arrays; `place_rows` puts rows where they belong.
     """
 
     def __init__(self, method: Method, mesh: Mesh):
@@ -47,15 +47,15 @@ class Programs:
     def _update_policy(self, state, reference, rows, sampled, rewards, teacher):
         return updates.update_policy(self.method, state, reference, rows, sampled, group_advantages(rewards), teacher)
 
-    def place(self, rows: Packed, *, leading: int = 1) -> Packed:
-        """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
-        split = layout.rows(self.mesh, leading=leading)
-        shardings = jax.tree.map(lambda _: split, rows).replace(last=layout.replicated(self.mesh))
-        return jax.device_put(rows, shardings)
-
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """Puts a host batch on the devices, its prompts split over the batch axes."""
         return jax.device_put(batch, layout.rows(self.mesh))
+
+
+def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
+    """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
+    split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
+    return jax.device_put(rows, split.replace(last=layout.replicated(mesh)))  # `last` is of sequences, not of rows
 
 
 def state_shardings(model, optimizer, mesh: Mesh) -> TrainState:

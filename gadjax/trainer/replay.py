@@ -20,7 +20,12 @@ class Replay:
         self.added = 0
 
     def add(self, new: Groups) -> None:
-        """Stores groups, over the oldest. `new`: arrays with a leading axis of groups, always of the same shapes."""
+        """Stores groups, over the oldest; a ring of no groups stores nothing.
+
+        `new`: arrays with a leading axis of groups, always of the same shapes.
+        """
+        if not self.groups:
+            return
         if not self.arrays:
             self.arrays = {name: np.zeros((self.groups, *value.shape[1:]), value.dtype) for name, value in new.items()}
         count = len(next(iter(new.values())))

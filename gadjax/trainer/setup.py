@@ -17,7 +17,7 @@ from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.errors import UserError
 from gadjax.models.config import ModelConfig
-from gadjax.models.model import Model, Params, grow_discriminator
+from gadjax.models.model import Model, Params, grow_discriminator, resolve_dtype
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
@@ -188,10 +188,10 @@ def make_method(setup: Setup, stage: str) -> Method:
 
 def initial_generator(setup: Setup) -> Params:
     """The student's float32 parameters in the training layout."""
-    model, shardings = setup.generator, layout.param_shardings(setup.generator, setup.mesh)
+    model, mesh = setup.generator, setup.mesh
     if setup.config.random_init:
-        return jax.jit(model.init, out_shardings=shardings)(_key(setup, "generator"))
-    return load_params(setup.student, model.config, _with_shardings(model.abstract_params(), shardings))
+        return jax.jit(model.init, out_shardings=layout.param_shardings(model, mesh))(_key(setup, "generator"))
+    return load_params(setup.student, model.config, layout.abstract_params(model, mesh))
 
 
 def initial_discriminator(setup: Setup, generator: Params) -> Params:
@@ -206,15 +206,12 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
         return jax.jit(grow, out_shardings=shardings)(generator, key)
     head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
-    abstract = _with_shardings(model.abstract_params(), shardings)
+    abstract = layout.abstract_params(model, setup.mesh)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 
 def _runtime(model_config: ModelConfig, config: ConfigDict) -> ModelConfig:
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return dataclasses.replace(model_config, dtype=dtype, remat=config.remat)
+    return dataclasses.replace(model_config, dtype=resolve_dtype(config.dtype), remat=config.remat)
 
 
 def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str) -> Dataset:
@@ -232,8 +229,3 @@ def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str) -> Datase
 def _key(setup: Setup, network: str) -> jax.Array:
     number = ("generator", "discriminator").index(network)
     return jax.random.fold_in(jax.random.key(setup.config.seed), 1000 + number)
-
-
-def _with_shardings(abstract: Params, shardings: Any) -> Params:
-    leaf = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)  # noqa: E731
-    return jax.tree.map(leaf, abstract, shardings)

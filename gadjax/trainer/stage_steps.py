@@ -15,7 +15,7 @@ from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
-from gadjax.trainer.programs import Programs
+from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import Setup, make_method
 
@@ -32,6 +32,7 @@ class StageSteps:
         self.method = make_method(setup, stage)
         self.programs = Programs(self.method, setup.mesh)
         self._row_shape = {"row_length": setup.row_length, "row_multiple": setup.row_multiple}
+        self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
 
     def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
@@ -77,32 +78,27 @@ class StageSteps:
         fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
         train = self.section.train_discriminator
         with self._timed("discriminator"):
-            replayed = self._replayed(fresh, step) if train else None
+            replayed = self._past_groups(count, step) if train and self.replay.groups else None
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
-            rows = self.programs.place(rows)
+            rows = self._place(rows)
             if train:
                 update = functools.partial(self.programs.update_discriminator, fresh=count)
                 discriminator, scores, metrics = update(state.discriminator, rows, weight)
-                for _ in range(config.updates_per_step - 1):
-                    discriminator, _, _ = update(discriminator, rows, weight)
                 state = state.replace(discriminator=discriminator)
+                self.replay.add(fresh)
             else:
                 _, scores, metrics = self.programs.score(state.discriminator, rows, weight)
             return state, scores[:count, 1:], jax.device_get(metrics)
 
-    def _replayed(self, fresh: HostBatch, step: int) -> HostBatch | None:
-        """Past groups for this update, as many as their share asks for; then remembers the fresh ones."""
-        if not self.replay.groups:
-            return None
+    def _past_groups(self, count: int, step: int) -> HostBatch | None:
+        """Past groups to train on beside `count` fresh ones, as many as their share asks for."""
         share, parts = self.setup.config.discriminator.replay_share, self.method.discriminator_micro_batches
-        wanted = round(len(fresh["prompt"]) * share / (1 - share))
-        replayed = self.replay.draw(max(parts, wanted // parts * parts), (self.setup.config.seed, step))
-        self.replay.add(fresh)
-        return replayed
+        wanted = round(count * share / (1 - share))
+        return self.replay.draw(max(parts, wanted // parts * parts), (self.setup.config.seed, step))
 
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
-            rows = self.programs.place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+            rows = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
             generator, metrics = self.programs.update_supervised(state.generator, rows)
             return state.replace(generator=generator), jax.device_get(metrics)
 
@@ -112,8 +108,8 @@ class StageSteps:
                 rows, sampled = host_rows.policy_rows(self.method, batch, samples, **self._row_shape)
                 teacher = None
                 if self.method.sft_coefficient:
-                    teacher = self.programs.place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
-                rows = self.programs.place(rows, leading=2)
+                    teacher = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+                rows = self._place(rows, leading=2)
                 generator, metrics = self.programs.update_policy(
                     state.generator, state.reference, rows, sampled, rewards, teacher
                 )

@@ -59,6 +59,13 @@ def test_clipped_policy_gradient(advantage, ratio, value, slope):
     np.testing.assert_allclose(measured, (value, slope), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("advantage", "ratio", "value", "slope"), SURROGATE)
+def test_clipped_is_where_the_gradient_is_cut(advantage, ratio, value, slope):
+    old = jnp.float32(-2.0)
+    clipped = losses.is_clipped(old + jnp.log(jnp.float32(ratio)), old, jnp.float32(advantage), 0.2, 3.0)
+    assert clipped == (advantage != 0 and slope == 0)
+
+
 @pytest.mark.parametrize("advantage", [1.7, -0.4, 0.0])
 def test_the_gradient_at_ratio_one_is_that_of_reinforce(advantage):
     """max() ties there: half of each branch must add up to the whole."""

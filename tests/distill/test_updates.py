@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -157,16 +158,35 @@ def test_policy_metrics_are_token_means(bigrams, keep_gradient):
     reference, _ = dense_distribution(bigrams.reference, bigrams, tokens, 3, 0.8)
     held = np.arange(tokens.shape[1]) < bigrams.samples.lengths.reshape(-1, 1)
     d = (reference - logprobs)[held]
-    ratio = np.exp(logprobs - sampled)[held]
     _, metrics = policy_update(bigrams, method)
     expected = {
         "generator/kl": np.mean(np.exp(d) - d - 1),
         "generator/entropy": np.mean(entropy[held]),
         "generator/sampler_gap": np.mean(np.abs((logprobs - sampled)[held])),
-        "generator/clipped": np.mean((ratio < 0.8) | (ratio > 1.2)),
+        "generator/clipped": 0.0,  # on the policy the ratio is 1, whatever the sampler recorded
     }
     assert_trees_close({name: metrics[name] for name in expected}, expected)
-    assert 0 < expected["generator/clipped"] < 1
+
+
+def test_clipped_is_the_share_of_tokens_without_a_gradient(bigrams, keep_gradient):
+    """Off the policy, where the clip cuts by the sign of the advantage too. The optimizer stands still."""
+    method = bigrams.method(generator_optimizer=keep_gradient, ppo_epochs=2)
+    tokens, sampled = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (bigrams.samples.tokens, bigrams.samples.logprobs))
+    logprobs, _ = dense_distribution(bigrams.params["generator"], bigrams, tokens, 3, 0.8)
+    held = np.arange(tokens.shape[1]) < bigrams.samples.lengths.reshape(-1, 1)
+    advantages = bigrams.advantages.reshape(-1, 1)
+
+    @jax.grad
+    def slopes(logprobs):
+        ratio = jnp.exp(logprobs - sampled)
+        loss = -jnp.minimum(advantages * ratio, advantages * jnp.clip(ratio, 1 - method.clip, 1 + method.clip))
+        return jnp.sum(jnp.where(advantages < 0, jnp.minimum(loss, -advantages * method.dual_clip), loss))
+
+    cut = (slopes(logprobs) == 0)[held]
+    _, metrics = policy_update(bigrams, method)
+    np.testing.assert_allclose(metrics["generator/clipped"], np.mean(cut), rtol=1e-6)
+    outside = np.abs(np.exp(logprobs - sampled) - 1)[held] > method.clip
+    assert 0 < np.mean(cut) < np.mean(outside), "a ratio beyond the clip is not enough"
 
 
 def test_on_policy_gradient_is_reinforce(bigrams, keep_gradient):
@@ -270,6 +290,7 @@ def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):
         {
             "discriminator/loss": loss,
             "discriminator/grad_norm": optax.global_norm(gradient),
+            "discriminator/skipped": 0,
             "discriminator/accuracy": np.mean(teacher > student, dtype=np.float32),
             "discriminator/margin": np.mean(teacher - student),
             "reward/mean": np.mean(student),
@@ -288,8 +309,38 @@ def test_scoring_without_training_leaves_the_discriminator(bigrams):
     assert_trees_equal(same, state)
     assert not np.array_equal(trained.params["embed"], state.params["embed"])
     assert_trees_close(only_scores, scores)
-    metrics.pop("discriminator/grad_norm")
-    assert_trees_close(only_metrics, metrics)
+    assert metrics.keys() - only_metrics.keys() == {"discriminator/grad_norm", "discriminator/skipped"}
+    assert_trees_close(only_metrics, {name: metrics[name] for name in only_metrics})
+
+
+def test_several_updates_are_one_after_another_and_all_their_norms_count(bigrams):
+    """Scores and metrics are of the parameters before the first; the gradient's norm is the mean over all."""
+    method = bigrams.method(discriminator_optimizer=optax.sgd(LR), discriminator_micro_batches=2)
+    state, inputs = bigrams.state(method).discriminator, bigrams.groups(method)
+    update = lambda **fields: jax.jit(  # noqa: E731
+        functools.partial(updates.update_discriminator, dataclasses.replace(method, **fields))
+    )
+    measured, scores, metrics = update(updates_per_step=3)(state, *inputs)
+    once, found = update(), []
+    for _ in range(3):
+        state, *rest = once(state, *inputs)
+        found.append(rest)
+    assert_trees_close(measured, state)
+    assert_trees_close(scores, found[0][0])
+    norms = [each["discriminator/grad_norm"] for _, each in found]
+    assert np.ptp(norms) > 1e-3
+    assert_trees_close(metrics, found[0][1] | {"discriminator/grad_norm": np.mean(norms)})
+
+
+def test_a_later_update_that_is_not_finite_leaves_its_trace(bigrams):
+    """The first of two updates throws the parameters far away; the gradient of the second is not finite."""
+    method = bigrams.method(discriminator_optimizer=optax.sgd(1e300), updates_per_step=2)
+    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    state, _, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
+    assert np.isfinite(metrics["discriminator/loss"])
+    assert not np.isfinite(metrics["discriminator/grad_norm"])
+    assert metrics["discriminator/skipped"] == 1
+    assert (state.step, state.skipped, state.skipped_in_row) == (2, 1, 1)
 
 
 def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigrams, keep_gradient):
@@ -347,3 +398,4 @@ def test_a_step_that_is_not_finite_is_skipped(bigrams, network):
     assert not np.isfinite(metrics[f"{network}/grad_norm"])
     assert_trees_equal((new.params, new.opt_state), (state.params, state.opt_state))
     assert (new.step, new.skipped, new.skipped_in_row) == (1, 1, 1)
+    assert metrics[f"{network}/skipped"] == 1 and metrics[f"{network}/skipped"].dtype == np.int32

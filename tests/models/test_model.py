@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gadjax.models.config import ModelConfig
-from gadjax.models.model import Model, grow_discriminator
+from gadjax.models.model import Model, cast_params, grow_discriminator, resolve_dtype
 from gadjax.models.weights import HF_TENSORS, named_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -145,3 +145,13 @@ def test_head_is_small():
     wide = Model(dataclasses.replace(CONFIG, hidden_size=4096), "score")
     kernel = np.asarray(wide.init_head(jax.random.key(0))["kernel"])
     assert kernel.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_dtypes(monkeypatch):
+    """ "auto" follows the backend; a cast to the dtype that is there already copies nothing."""
+    assert [resolve_dtype(name) for name in ("auto", "float32", "bfloat16")] == ["float32", "float32", "bfloat16"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert [resolve_dtype(name) for name in ("auto", "float32", "bfloat16")] == ["bfloat16", "float32", "bfloat16"]
+    params = {"a": jnp.ones(3), "b": {"c": jnp.zeros(2)}}
+    assert cast_params(params, "float32")["a"] is params["a"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(cast_params(params, "bfloat16"))} == {jnp.dtype("bfloat16")}

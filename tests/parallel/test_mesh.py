@@ -82,6 +82,18 @@ def test_parameters():
     assert named_leaves(odd)["embed/embedding"].spec == P("tensor", None)
 
 
+def test_abstract_parameters_carry_the_layout():
+    mesh = layout.make_mesh(1, 4, 2)
+    model = Model(CONFIG)
+    plain = named_leaves(model.abstract_params())
+    shardings = named_leaves(layout.param_shardings(model, mesh))
+    for dtype, expected in ((None, "float32"), ("bfloat16", "bfloat16")):
+        leaves = named_leaves(layout.abstract_params(model, mesh, dtype))
+        assert leaves.keys() == plain.keys()
+        for name, leaf in leaves.items():
+            assert (leaf.shape, leaf.dtype, leaf.sharding) == (plain[name].shape, expected, shardings[name]), name
+
+
 def test_every_sharding_can_hold_its_parameter():
     for sizes in ((1, 8, 1), (2, 2, 2), (1, 1, 8)):
         mesh = layout.make_mesh(*sizes)

@@ -21,6 +21,12 @@ def test_nothing_is_drawn_from_an_empty_ring():
     assert Replay(4).draw(2, (0, 0)) is None
 
 
+def test_a_ring_of_no_groups_keeps_nothing():
+    replay = Replay(0)
+    replay.add(groups(1, 2, 3))
+    assert replay.arrays == {} and replay.added == 0 and replay.draw(2, (0, 0)) is None
+
+
 def test_only_what_was_added_is_drawn():
     replay = Replay(8)
     replay.add(groups(1, 2, 3))
