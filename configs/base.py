@@ -72,7 +72,8 @@ def get_config() -> ConfigDict:
     config.discriminator.bt_temperature = 1.0
     # Optimizer steps on each rollout; rewards are the scores before the first.
     config.discriminator.updates_per_step = 1
-    # Past groups are kept up to this many samples (0: no replay) and make up this share of each update.
+    # Past groups are kept up to this many samples (0: no replay; else at least num_samples) and make up this share of
+    # each update.
     config.discriminator.replay_size = 0
     config.discriminator.replay_share = 0.5
 
@@ -87,7 +88,7 @@ def get_config() -> ConfigDict:
     config.warmup.steps = 0
     config.warmup.generator_learning_rate = 1e-6
     config.warmup.discriminator_learning_rate = 1e-6
-    # At the start, steps that update the discriminator alone.
+    # At the start, steps that update the discriminator alone (none where train_discriminator is off).
     config.warmup.discriminator_only_steps = 10
     # Ablations: leave one of the two as it is.
     config.warmup.train_generator = True
@@ -101,7 +102,7 @@ def get_config() -> ConfigDict:
     config.gad.train_generator = True
     # False: the discriminator stays as it entered (the paper's off-policy ablation).
     config.gad.train_discriminator = True
-    # Clip of the probability ratio, and the dual clip where the advantage is negative.
+    # Clip of the probability ratio, and the dual clip (above 1) where the advantage is negative.
     config.gad.clip = 0.2
     config.gad.dual_clip = 3.0
     # β, weight of the KL (k3) to the policy that entered this stage.
@@ -123,7 +124,7 @@ def get_config() -> ConfigDict:
     config.micro_batches = ConfigDict()
     config.micro_batches.generator = 1
     config.micro_batches.discriminator = 1
-    # Tokens of a packed row; 0 takes the longest prompt and response of the data.
+    # Tokens of a packed row; 0 takes the width of the data's longest prompt plus data.max_response_length.
     config.row_length = 0
     # Response positions of each row whose logits exist at once.
     config.logprob_chunk = 128

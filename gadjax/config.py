@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,7 +13,44 @@ from ml_collections import ConfigDict
 from gadjax.errors import UserError
 
 STAGES = ("seqkd", "warmup", "gad")
+_FROM_GENERATOR = "generator"  # a value of discriminator.init
 
+# Every field of `configs/base.py`, by the type of its value.
+_FIELDS = {
+    str: """
+        student dtype remat export_dtype data.train data.heldout data.cut_answers data.chat_template
+        data.template_args data.template_date discriminator.init discriminator.loss gad.aggregation log.wandb_project
+    """,
+    bool: """
+        random_init warmup.train_generator warmup.train_discriminator gad.train_generator gad.train_discriminator
+        log.tensorboard
+    """,
+    int: """
+        seed batch_size data.max_prompt_length data.max_response_length rollout.num_samples
+        optimizer.max_skipped_steps discriminator.updates_per_step discriminator.replay_size seqkd.steps warmup.steps
+        warmup.discriminator_only_steps gad.steps gad.ppo_minibatches gad.ppo_epochs micro_batches.generator
+        micro_batches.discriminator row_length logprob_chunk mesh.data mesh.fsdp mesh.tensor eval_every
+        evaluation.prompts evaluation.shown evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every
+        checkpoint.keep
+    """,
+    float: """
+        rollout.temperature optimizer.b1 optimizer.b2 optimizer.eps optimizer.weight_decay optimizer.clip_norm
+        discriminator.bt_temperature discriminator.replay_share seqkd.epochs seqkd.generator_learning_rate
+        warmup.epochs warmup.generator_learning_rate warmup.discriminator_learning_rate gad.epochs
+        gad.generator_learning_rate gad.discriminator_learning_rate gad.clip gad.dual_clip gad.kl_coefficient
+        gad.entropy_coefficient gad.sft_coefficient gad.importance_cap evaluation.temperature
+        evaluation.two_sample_learning_rate
+    """,
+    tuple: "stages",
+}
+FIELDS = {name: kind for kind, names in _FIELDS.items() for name in names.split()}
+_ACCEPTED = {  # what counts as a value of a type, and its name in messages
+    str: (str, "text"),
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    tuple: ((tuple, list, str), "a tuple of names"),
+}
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "export_dtype": ("float32", "bfloat16"),
@@ -24,12 +64,14 @@ _AT_LEAST = {
     "batch_size": 1,
     "data.max_prompt_length": 1,
     "data.max_response_length": 1,
+    "rollout.num_samples": 1,
     "discriminator.updates_per_step": 1,
     "discriminator.replay_size": 0,
     "warmup.discriminator_only_steps": 0,
     "gad.ppo_minibatches": 1,
     "gad.ppo_epochs": 1,
     "gad.kl_coefficient": 0,
+    "gad.entropy_coefficient": 0,
     "gad.sft_coefficient": 0,
     "gad.importance_cap": 0,
     "micro_batches.generator": 1,
@@ -47,15 +89,15 @@ _AT_LEAST = {
     "checkpoint.keep": 1,
     "optimizer.max_skipped_steps": 1,
 }
-_POSITIVE = (
-    "rollout.temperature",
-    "discriminator.bt_temperature",
-    "optimizer.clip_norm",
-    "optimizer.eps",
-    "gad.clip",
-    "gad.dual_clip",
-    "evaluation.two_sample_learning_rate",
-)
+_ABOVE = {
+    "rollout.temperature": 0,
+    "discriminator.bt_temperature": 0,
+    "optimizer.clip_norm": 0,
+    "optimizer.eps": 0,
+    "gad.clip": 0,
+    "gad.dual_clip": 1,  # at 1 and below, no token of negative advantage would have a gradient
+    "evaluation.two_sample_learning_rate": 0,
+}
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -64,32 +106,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises a `UserError` that names the field for every value or combination that no run can work with.
     """
     config = config.copy_and_resolve_references()
-    config.stages = tuple(part.strip() for entry in config.stages for part in entry.split(","))
-    _check(config)
-    return config
-
-
-def _check(config: ConfigDict) -> None:
-    for field in ("student", "data.train"):
-        if not _get(config, field):
-            raise UserError(f"config.{field} is empty: give it on the command line as --config.{field}=PATH")
-    for field, choices in _CHOICES.items():
-        if _get(config, field) not in choices:
-            raise UserError(f"config.{field} is {_get(config, field)!r}: choose one of {', '.join(choices)}")
-    for field, least in _AT_LEAST.items():
-        if not _get(config, field) >= least:  # true of NaN too
-            raise UserError(f"config.{field} is {_get(config, field)}: it must be at least {least}")
-    for field in _POSITIVE:
-        if not _get(config, field) > 0:
-            raise UserError(f"config.{field} is {_get(config, field)}: it must be above 0")
-    for field in ("optimizer.b1", "optimizer.b2"):
-        if not 0 <= _get(config, field) < 1:
-            raise UserError(f"config.{field} is {_get(config, field)}: it must be at least 0 and below 1")
-    if config.evaluation.two_sample_folds == 1:
-        raise UserError("config.evaluation.two_sample_folds is 1: give at least 2, or 0 to leave the test out")
+    _check_fields(config)
+    stages = _stages(config.stages)
+    with config.unlocked():
+        del config.stages  # or a list would stay a list
+        config.stages = stages
+    _check_values(config)
     template_args(config)
     _check_stages(config)
     _check_batch(config)
+    return config
 
 
 def template_args(config: ConfigDict) -> dict[str, Any]:
@@ -104,14 +130,99 @@ def template_args(config: ConfigDict) -> dict[str, Any]:
     return arguments
 
 
-def _get(config: ConfigDict, field: str) -> Any:
+def discriminator_checkpoint(config: Mapping[str, Any]) -> str | None:
+    """The directory or hub id that `discriminator.init` names; None where the discriminator grows from the run's own.
+
+    Args:
+      config: a `ConfigDict`, or the contents of a run's config.json.
+    """
+    init = config["discriminator"]["init"]
+    return None if init in ("", _FROM_GENERATOR) else init
+
+
+def grows_from_generator(config: Mapping[str, Any]) -> bool:
+    """Whether the discriminator starts as a copy of the generator as it then is, and not of the student."""
+    return config["discriminator"]["init"] == _FROM_GENERATOR
+
+
+def needs_trained_discriminator(config: ConfigDict) -> bool:
+    """Whether stage gad uses a discriminator that no stage of this run trains."""
+    warmed = "warmup" in config.stages and config.warmup.train_discriminator
+    return "gad" in config.stages and not config.gad.train_discriminator and not warmed
+
+
+def check_warmup_length(config: ConfigDict, steps: int) -> None:
+    """Raises a `UserError` where warmup of this many steps ends before the generator's part of it begins."""
+    section = config.warmup
+    if section.train_generator and section.train_discriminator and section.discriminator_only_steps >= steps:
+        raise UserError(
+            f"config.warmup.discriminator_only_steps {section.discriminator_only_steps} leaves the generator none of "
+            f"warmup's {steps} steps: lower it, lengthen warmup, or set config.warmup.train_generator=False"
+        )
+
+
+def field_value(config: Mapping[str, Any], field: str) -> Any:
+    """The value of a field by its dotted name, None where there is none; `config` as in `discriminator_checkpoint`."""
+    value = config
     for name in field.split("."):
-        config = config[name]
-    return config
+        value = value.get(name) if isinstance(value, Mapping | ConfigDict) else None
+    return value
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Every field is there with a value of its type, and no other: Python may hand over any ConfigDict."""
+    found = dict(_flat(config))
+    for field, kind in FIELDS.items():
+        if field not in found:
+            raise UserError(f"config.{field} is missing: start from get_config() of configs/base.py")
+        accepted, meaning = _ACCEPTED[kind]
+        if not isinstance(found[field], accepted) or isinstance(found[field], bool) != (kind is bool):
+            raise UserError(f"config.{field} is {found[field]!r}: it must be {meaning}")
+    for field in found:
+        if field not in FIELDS:
+            raise UserError(f"config.{field} is not a field of a run: see configs/base.py for those that are")
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _stages(stages: tuple | list | str) -> tuple[str, ...]:
+    entries = (stages,) if isinstance(stages, str) else tuple(stages)
+    if not all(isinstance(entry, str) for entry in entries):
+        raise UserError(f"config.stages is {entries}: name one or more of {', '.join(STAGES)}")
+    return tuple(part.strip() for entry in entries for part in entry.split(","))
+
+
+def _check_values(config: ConfigDict) -> None:
+    for field in ("student", "data.train"):
+        if not field_value(config, field):
+            raise UserError(f"config.{field} is empty: give it on the command line as --config.{field}=PATH")
+    for field, choices in _CHOICES.items():
+        if (value := field_value(config, field)) not in choices:
+            raise UserError(f"config.{field} is {value!r}: choose one of {', '.join(choices)}")
+    for field, least in _AT_LEAST.items():
+        if not (value := field_value(config, field)) >= least:  # true of NaN too
+            raise UserError(f"config.{field} is {value}: it must be at least {least}")
+    for field, bound in _ABOVE.items():
+        if not (value := field_value(config, field)) > bound:
+            raise UserError(f"config.{field} is {value}: it must be above {bound}")
+    for field in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= (value := field_value(config, field)) < 1:
+            raise UserError(f"config.{field} is {value}: it must be at least 0 and below 1")
+    for field in (field for field, kind in FIELDS.items() if kind is float):
+        if not math.isfinite(value := field_value(config, field)):
+            raise UserError(f"config.{field} is {value}: it must be a finite number")
+    if config.evaluation.two_sample_folds == 1:
+        raise UserError("config.evaluation.two_sample_folds is 1: give at least 2, or 0 to leave the test out")
 
 
 def _check_stages(config: ConfigDict) -> None:
-    stages = tuple(config.stages)
+    stages = config.stages
     unknown = [stage for stage in stages if stage not in STAGES]
     if not stages or unknown:
         raise UserError(f"config.stages is {stages}: name one or more of {', '.join(STAGES)}")
@@ -130,21 +241,26 @@ def _check_stages(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{stage} trains nothing: set train_generator or train_discriminator, or leave it out"
             )
-    learned = config.discriminator.init not in ("", "generator") or (
-        "warmup" in stages and config.warmup.train_discriminator
-    )
-    if "gad" in stages and not config.gad.train_discriminator and not learned:
+    if "warmup" in stages and config.warmup.steps:
+        check_warmup_length(config, config.warmup.steps)
+    if needs_trained_discriminator(config) and discriminator_checkpoint(config) is None:
         raise UserError(
             "stage gad has no discriminator: config.gad.train_discriminator is off and nothing trained one; add the "
             "warmup stage, or name an exported one in config.discriminator.init"
         )
-    if set(stages) & {"warmup", "gad"} and config.rollout.num_samples < 2:
+    samples, replay = config.rollout.num_samples, config.discriminator.replay_size
+    if set(stages) & {"warmup", "gad"} and samples < 2:
         raise UserError(
-            f"config.rollout.num_samples is {config.rollout.num_samples}: warmup and gad compare samples of the same "
-            "prompt and need at least 2"
+            f"config.rollout.num_samples is {samples}: warmup and gad compare samples of the same prompt and need at "
+            "least 2"
         )
-    if config.discriminator.replay_size and not 0 < config.discriminator.replay_share < 1:
+    if replay and not 0 < config.discriminator.replay_share < 1:
         raise UserError("config.discriminator.replay_share must lie between 0 and 1 when replay_size is set")
+    if 0 < replay < samples:
+        raise UserError(
+            f"config.discriminator.replay_size {replay} has no room for the {samples} samples "
+            f"(config.rollout.num_samples) of one prompt: use at least {samples}, or 0 for no replay"
+        )
 
 
 def _check_batch(config: ConfigDict) -> None:
@@ -156,7 +272,7 @@ def _check_batch(config: ConfigDict) -> None:
         if batch % size:
             raise UserError(f"config.batch_size {batch} is not divisible by config.{field} {size}")
     pieces = config.gad.ppo_minibatches * parts.generator
-    if batch % pieces:
+    if "gad" in config.stages and batch % pieces:
         raise UserError(
             f"config.batch_size {batch} is not divisible by config.gad.ppo_minibatches * "
             f"config.micro_batches.generator = {pieces}"

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from gadjax.config import STAGES, resolve, template_args
+from gadjax.config import (
+    FIELDS,
+    STAGES,
+    discriminator_checkpoint,
+    field_value,
+    grows_from_generator,
+    resolve,
+    template_args,
+)
 from gadjax.errors import UserError
 
 NAN = math.nan
@@ -45,8 +53,83 @@ def test_every_config_of_the_repository_resolves(repo):
         assert resolve(config).stages, name
 
 
+def flat(config, prefix=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def test_the_fields_are_those_of_base(repo):
+    from configs.base import get_config
+
+    assert {name: type(value) for name, value in flat(get_config())} == FIELDS
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_a_config_without_a_field(tiny_config, field):
+    """As Python may hand it over; the command line cannot take a field away."""
+    config = tiny_config().unlock()
+    section = config
+    *sections, name = field.split(".")
+    for part in sections:
+        section = section[part]
+    del section[name]
+    with pytest.raises(UserError, match=rf"^config\.{field} is missing: start from get_config\(\) of configs/base.py$"):
+        resolve(config)
+
+
+def test_a_config_of_nothing():
+    from ml_collections import ConfigDict
+
+    with pytest.raises(UserError, match=r"^config\.student is missing"):
+        resolve(ConfigDict())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", "8", r"config\.batch_size is '8': it must be an integer"),
+        ("batch_size", True, r"config\.batch_size is True: it must be an integer"),
+        ("batch_size", 8.5, r"config\.batch_size is 8\.5: it must be an integer"),
+        ("gad.clip", "much", r"config\.gad\.clip is 'much': it must be a number"),
+        ("random_init", 1, r"config\.random_init is 1: it must be True or False"),
+        ("student", None, r"config\.student is None: it must be text"),
+        ("stages", 3, r"config\.stages is 3: it must be a tuple of names"),
+        ("gad.klip", 0.2, r"config\.gad\.klip is not a field of a run"),
+        ("gad", 0.2, r"config\.gad\.\w+ is missing"),
+    ],
+)
+def test_a_config_made_by_hand(tiny_config, field, value, message):
+    config = tiny_config().unlock()
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: value}) if field != "gad.klip" else config.gad.update(klip=value)
+    with pytest.raises(UserError, match=message) as error:
+        resolve(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("init", "checkpoint", "from_generator"),
+    [("", None, False), ("generator", None, True), ("org/model", "org/model", False)],
+)
+def test_where_the_discriminator_starts(tiny_config, init, checkpoint, from_generator):
+    """Of a config, and of a run's config.json."""
+    config = tiny_config({"discriminator.init": init})
+    for either in (config, config.to_dict()):
+        assert (discriminator_checkpoint(either), grows_from_generator(either)) == (checkpoint, from_generator)
+        assert field_value(either, "discriminator.init") == init
+        assert field_value(either, "discriminator.no.such") is None
+
+
 def test_stages_from_the_command_line(tiny_config):
     assert resolve(tiny_config({"stages": ("warmup, gad",)})).stages == ("warmup", "gad")
+    config = tiny_config().unlock()
+    for stages in ("warmup,gad", ["warmup", "gad"]):
+        with config.ignore_type():
+            config.stages = stages
+        assert resolve(config).stages == ("warmup", "gad")
     assert resolve(tiny_config({"stages": ("seqkd", "gad")})).stages == ("seqkd", "gad")
 
 
@@ -64,6 +147,7 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ({"stages": ("warmup", "gan")}, r"config\.stages is .*'gan'.*seqkd, warmup, gad"),
         ({"stages": ()}, r"config\.stages is \(\)"),
         ({"stages": ("",)}, r"config\.stages is \('',\)"),
+        ({"stages": (1, 2)}, r"config\.stages is \(1, 2\): name one or more of seqkd, warmup, gad"),
         ({"stages": ("gad", "gad")}, "each stage runs once"),
         ({"stages": ("gad", "warmup")}, "the order is seqkd, warmup, gad"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16': choose one of auto, float32, bfloat16"),
@@ -77,6 +161,11 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ({"data.max_response_length": 0}, r"config\.data\.max_response_length is 0"),
         ({"gad.kl_coefficient": -1.0}, r"config\.gad\.kl_coefficient is -1"),
         ({"gad.kl_coefficient": NAN}, r"config\.gad\.kl_coefficient is nan: it must be at least 0"),
+        ({"gad.entropy_coefficient": NAN}, r"config\.gad\.entropy_coefficient is nan: it must be at least 0"),
+        ({"gad.dual_clip": 1.0}, r"config\.gad\.dual_clip is 1\.0: it must be above 1"),
+        ({"gad.dual_clip": 0.5}, r"config\.gad\.dual_clip is 0\.5: it must be above 1"),
+        ({"gad.generator_learning_rate": math.inf}, r"config\.gad\.generator_learning_rate is inf: .* finite number"),
+        ({"warmup.epochs": NAN}, r"config\.warmup\.epochs is nan: it must be a finite number"),
         ({"rollout.temperature": 0.0}, r"config\.rollout\.temperature is 0.*above 0"),
         ({"optimizer.clip_norm": 0.0}, r"config\.optimizer\.clip_norm is 0.*above 0"),
         ({"optimizer.b2": 1.0}, r"config\.optimizer\.b2 is 1.*below 1"),
@@ -104,6 +193,15 @@ def test_the_given_config_stays_as_it_is(tiny_config):
             "stage gad has no discriminator",
         ),
         ({"discriminator.replay_size": 8, "discriminator.replay_share": 1.0}, r"config\.discriminator\.replay_share"),
+        (
+            {"discriminator.replay_size": 3, "rollout.num_samples": 4},
+            r"config\.discriminator\.replay_size 3 has no room for the 4 samples .* at least 4, or 0",
+        ),
+        (
+            {"warmup.steps": 2, "warmup.discriminator_only_steps": 2},
+            r"config\.warmup\.discriminator_only_steps 2 leaves the generator none of warmup's 2 steps: lower it",
+        ),
+        ({"stages": ("seqkd",), "rollout.num_samples": 0}, r"config\.rollout\.num_samples is 0: it must be at least 1"),
         ({"data.template_args": "{not json"}, r"config\.data\.template_args is not JSON"),
         ({"data.template_args": "[1]"}, r"config\.data\.template_args must be a JSON object"),
         (
@@ -133,6 +231,11 @@ def test_what_cannot_work_is_refused(tiny_config, fields, message):
         {"warmup.train_generator": False},
         {"warmup.train_discriminator": False},
         {"discriminator.loss": "ce"},
+        # Limits of what the stages at hand do not do.
+        {"stages": ("seqkd", "warmup"), "gad.ppo_minibatches": 3},
+        {"warmup.steps": 2, "warmup.discriminator_only_steps": 9, "warmup.train_generator": False},
+        {"warmup.steps": 2, "warmup.discriminator_only_steps": 9, "warmup.train_discriminator": False},
+        {"discriminator.replay_size": 2},
     ],
 )
 def test_every_ablation_can_be_expressed(tiny_config, fields):

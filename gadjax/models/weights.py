@@ -164,6 +164,26 @@ def load_params(
     return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
 
 
+def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable[str] = ()) -> None:
+    """Refuses, by the files' headers alone, a checkpoint that `load_params` would refuse; values are not read.
+
+    Args:
+      path: as there.
+      abstract_params: tree of the parameters' shapes.
+      missing: names of subtrees that the checkpoint may have none of.
+
+    Raises:
+      UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
+    """
+    wanted = named_leaves(abstract_params)
+    checkpoint = _Checkpoint(pathlib.Path(path))
+    for name in missing:
+        own = {leaf for leaf in wanted if leaf.startswith(f"{name}/")}
+        if not any(HF_TENSORS[leaf].name in checkpoint.shapes for leaf in own):
+            wanted = {leaf: shape for leaf, shape in wanted.items() if leaf not in own}
+    checkpoint.check(wanted)
+
+
 def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
     """One device's part of a parameter, layer by layer."""
     spec = HF_TENSORS[path]

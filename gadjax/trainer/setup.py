@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from gadjax.config import resolve, template_args
+from gadjax.config import (
+    check_warmup_length,
+    discriminator_checkpoint,
+    needs_trained_discriminator,
+    resolve,
+    template_args,
+)
 from gadjax.data.pipeline import Dataset, prepare
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig
+from gadjax.models.config import CAUSAL_LM, ModelConfig
 from gadjax.models.model import Model, Params, grow_discriminator, resolve_dtype
-from gadjax.models.weights import load_params, read_hf_config, resolve_model
+from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
 
-FROM_GENERATOR = "generator"  # a value of config.discriminator.init
+Watch = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Setup:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of the longest prompt and response together."""
+        """Tokens of a sequence at most: the width of the data's prompts, and max_response_length."""
         widths = [data.prompt_width for data in (self.train, self.heldout) if data]
         return max(widths) + self.config.data.max_response_length
 
@@ -66,24 +74,31 @@ class Setup:
         )
 
 
-def prepare_run(config: ConfigDict) -> Setup:
-    """Checks config, models' configs, tokenizer, data and mesh; raises a `UserError` at the first that cannot work."""
+def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: None) -> Setup:
+    """Checks config, models' configs, the headers of their weights, tokenizer, data and mesh.
+
+    Args:
+      config: as the user gave it.
+      watch: called with what is being counted, how many are done and how many there are, as the data is tokenised.
+
+    Raises:
+      UserError: at the first that cannot work.
+    """
     config = resolve(config)
-    mesh = layout.make_mesh(**config.mesh)
-    shards = layout.batch_shards(mesh)
-    if config.batch_size % shards:
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
-            f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
-        )
+    mesh = _mesh(config)
     student = resolve_model(config.student)
     model_config, hf_config = read_hf_config(student)
     generator = Model(_runtime(model_config, config), "lm")
     discriminator, hf_discriminator, init = Model(generator.config, "score"), hf_config, None
-    if config.discriminator.init not in ("", FROM_GENERATOR):
-        init = resolve_model(config.discriminator.init)
+    if named := discriminator_checkpoint(config):
+        init = resolve_model(named)
         other_config, hf_discriminator = read_hf_config(init)
         discriminator = Model(_runtime(other_config, config), "score")
+        if needs_trained_discriminator(config) and hf_discriminator["architectures"][0].endswith(CAUSAL_LM):
+            raise UserError(
+                f"config.discriminator.init {named} is a causal language model, whose new scalar head nothing trains "
+                "while config.gad.train_discriminator is off: name an exported discriminator, or add the warmup stage"
+            )
 
     tokenizer = load_tokenizer(
         student,
@@ -96,41 +111,23 @@ def prepare_run(config: ConfigDict) -> Setup:
             f"config.discriminator.init {init} has another tokenizer than the student {student}: the discriminator "
             "reads the student's tokens, so choose a checkpoint of the same family"
         )
-    train = _dataset(config, tokenizer, "train")
-    heldout = _dataset(config, tokenizer, "heldout") if config.data.heldout else None
-    if len(train) < config.batch_size:
-        raise UserError(
-            f"{config.data.train} has {len(train)} usable rows, fewer than config.batch_size {config.batch_size}"
-        )
-    folds = config.evaluation.two_sample_folds
-    if heldout and min(config.evaluation.prompts or len(heldout), len(heldout)) < folds:
-        raise UserError(
-            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, "
-            "or give more data and a higher config.evaluation.prompts"
-        )
+    if not config.random_init:
+        check_weights(student, generator.abstract_params())
+    if init is not None:
+        check_weights(init, discriminator.abstract_params(), missing=("score",))
     setup = Setup(
         config=config,
         mesh=mesh,
         student=student,
         tokenizer=tokenizer,
-        train=train,
-        heldout=heldout,
+        train=_dataset(config, tokenizer, "train", watch),
+        heldout=_dataset(config, tokenizer, "heldout", watch) if config.data.heldout else None,
         generator=generator,
         discriminator=discriminator,
         hf_configs={"generator": hf_config, "discriminator": hf_discriminator},
         discriminator_init=init,
     )
-    for model, where in ((generator, student), (discriminator, init or student)):
-        model.config.check_length(setup.sequence_length, str(where))
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"{where} has {model.config.vocab_size} embeddings but its tokenizer {tokenizer.vocab_size} tokens"
-            )
-    if setup.row_length < setup.sequence_length:
-        raise UserError(
-            f"config.row_length {setup.row_length} is shorter than the longest prompt and response together, "
-            f"{setup.sequence_length}: raise it, or leave it at 0"
-        )
+    _check_sizes(setup)
     return setup
 
 
@@ -210,11 +207,49 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 
+def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    mesh = layout.make_mesh(**config.mesh)
+    shards = layout.batch_shards(mesh)
+    if config.batch_size % shards:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
+            f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
+        )
+    return mesh
+
+
+def _check_sizes(setup: Setup) -> None:
+    """Data, networks and config fit each other."""
+    config, tokens = setup.config, setup.tokenizer.vocab_size
+    if len(setup.train) < config.batch_size:
+        raise UserError(
+            f"{config.data.train} has {len(setup.train)} usable rows, fewer than config.batch_size {config.batch_size}"
+        )
+    folds = config.evaluation.two_sample_folds
+    if setup.heldout and min(config.evaluation.prompts or len(setup.heldout), len(setup.heldout)) < folds:
+        raise UserError(
+            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, "
+            "or give more data and a higher config.evaluation.prompts"
+        )
+    places = (setup.generator, setup.student), (setup.discriminator, setup.discriminator_init or setup.student)
+    for model, where in places:
+        model.config.check_length(setup.sequence_length, str(where))
+        if tokens > model.config.vocab_size:
+            raise UserError(f"{where} has {model.config.vocab_size} embeddings but its tokenizer {tokens} tokens")
+    if setup.row_length < setup.sequence_length:
+        raise UserError(
+            f"config.row_length {setup.row_length} is shorter than the longest prompt and "
+            f"config.data.max_response_length together, {setup.sequence_length}: raise it, or leave it at 0"
+        )
+    if "warmup" in config.stages:
+        check_warmup_length(config, stage_lengths(setup)["warmup"])
+
+
 def _runtime(model_config: ModelConfig, config: ConfigDict) -> ModelConfig:
     return dataclasses.replace(model_config, dtype=resolve_dtype(config.dtype), remat=config.remat)
 
 
-def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str) -> Dataset:
+def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: Watch) -> Dataset:
     path = config.data[split]
     return prepare(
         read_rows(path),
@@ -223,6 +258,7 @@ def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str) -> Datase
         max_response_length=config.data.max_response_length,
         cut_answers=config.data.cut_answers,
         source_name=f"config.data.{split} {path}",
+        progress=functools.partial(watch, f"tokenising data.{split}"),
     )
 
 

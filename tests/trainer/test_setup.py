@@ -7,10 +7,14 @@ import pathlib
 import shutil
 
 import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from gadjax.errors import UserError
+from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
+from gadjax.models.weights import read_hf_config
 from gadjax.train import run
 from gadjax.trainer.setup import make_method, prepare_run, stage_lengths
 
@@ -29,14 +33,14 @@ def no_weights(monkeypatch):
 
 
 @pytest.fixture
-def variant(tmp_path, student, hf_config):
-    """A copy of the student whose config.json has other fields."""
+def variant(tmp_path, student, hf_config, add_weights):
+    """A copy of the student whose config.json has other fields; with weights, where it is one that has any."""
 
-    def make(**fields) -> str:
+    def make(weights: bool = False, **fields) -> str:
         directory = tmp_path / "variant"
         shutil.copytree(student, directory)
         (directory / "config.json").write_text(json.dumps(hf_config(**fields)))
-        return str(directory)
+        return str(add_weights(directory) if weights else directory)
 
     return make
 
@@ -60,7 +64,10 @@ def refused(config, workdir: pathlib.Path, message: str) -> None:
             r"config\.data\.train .*no usable row: .* 24 have prompts of more than 4 tokens",
         ),
         ({"batch_size": 32}, "24 usable rows, fewer than config.batch_size 32"),
-        ({"row_length": 20}, r"config\.row_length 20 is shorter than the longest prompt and response together, \d+"),
+        (
+            {"row_length": 20},
+            r"config\.row_length 20 is shorter than the longest prompt and .* together, \d+: raise it",
+        ),
         ({"mesh.data": 3}, r"mesh .* does not cover the 1 devices"),
         ({"mesh.data": -1}, "one of them may be -1"),
         ({"evaluation.two_sample_folds": 9}, r"two_sample_folds is 9, more than the held-out prompts"),
@@ -84,7 +91,7 @@ def test_bad_input_before_any_weights(no_weights, tiny_config, tmp_path, fields,
             {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 24},
             r"sliding_window is 24, but sequences may reach \d+ tokens",
         ),
-        ({"vocab_size": 100}, "has 100 embeddings but its tokenizer 2[0-9]{2} tokens|has 100 embeddings"),
+        ({"vocab_size": 100}, r"variant has 100 embeddings but its tokenizer \d{3} tokens"),
     ],
 )
 def test_students_that_cannot_work(no_weights, tiny_config, tmp_path, variant, fields, message):
@@ -92,7 +99,7 @@ def test_students_that_cannot_work(no_weights, tiny_config, tmp_path, variant, f
 
 
 def test_discriminator_that_is_too_short(no_weights, tiny_config, tmp_path, variant):
-    where = variant(max_position_embeddings=24)
+    where = variant(weights=True, max_position_embeddings=24)
     refused(tiny_config({"discriminator.init": where}), tmp_path / "run", f"{where}: max_position_embeddings is 24")
 
 
@@ -107,7 +114,7 @@ def test_discriminator_with_another_tokenizer(no_weights, tiny_config, tmp_path,
 
 def test_same_tokenizer_but_more_embeddings_is_fine(tiny_config, variant):
     """Qwen pads some sizes to 151,936 and others to 152,064 rows."""
-    setup = prepare_run(tiny_config({"discriminator.init": variant(vocab_size=384, hidden_size=48)}))
+    setup = prepare_run(tiny_config({"discriminator.init": variant(weights=True, vocab_size=384, hidden_size=48)}))
     assert setup.discriminator.config.vocab_size == 384
     assert setup.generator.config.vocab_size == 320
 
@@ -155,8 +162,77 @@ def test_workdir_that_cannot_be(no_weights, tiny_config, tmp_path, workdir):
     refused(tiny_config(), tmp_path / workdir, f"--workdir {tmp_path / workdir} cannot be written")
 
 
-def test_missing_weights(tiny_config, tmp_path):
-    refused(tiny_config({"random_init": False}), tmp_path / "run", "no weights; a checkpoint holds model.safetensors")
+def spoil(directory: pathlib.Path, how: str) -> str:
+    """Makes a directory's weights unfit; returns how the error names it."""
+    file = directory / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    if how == "absent":
+        file.unlink()
+        return f"{directory}: no weights; a checkpoint holds model.safetensors"
+    if how == "pickled":
+        file.rename(directory / "pytorch_model.bin")
+        return f"{directory}: the weights are pickled only .pytorch_model.bin."
+    if how == "incomplete":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        message = f"{directory}: 1 of .* tensors are missing: model.layers.1.mlp.up_proj.weight"
+    else:
+        tensors["model.norm.weight"] = np.zeros(33, np.float32)
+        message = rf"{directory}: tensor model.norm.weight has the shape \[33\], but config.json asks for \[32\]"
+    safetensors.numpy.save_file(tensors, file)
+    return message
+
+
+@pytest.mark.parametrize("network", ["student", "discriminator.init"])
+@pytest.mark.parametrize("how", ["absent", "pickled", "incomplete", "misshapen"])
+def test_weights_that_cannot_be_loaded_before_any_stage(no_weights, tiny_config, tmp_path, variant, network, how):
+    """By their headers, before the workdir is made; also those of a network that a later stage brings in."""
+    directory = variant(weights=True)
+    message = spoil(pathlib.Path(directory), how)
+    fields = {"student": directory, "random_init": False} if network == "student" else {network: directory}
+    refused(tiny_config(fields | {"stages": ("seqkd", "gad")}), tmp_path / "run", message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_from_random_weights_needs_none(tiny_config):
+    assert prepare_run(tiny_config()).config.random_init
+
+
+def test_a_frozen_discriminator_needs_a_trained_head(no_weights, tiny_config, tmp_path, variant, add_weights):
+    """A causal language model gets a new head, which says nothing unless a stage trains it."""
+    init = variant(weights=True)
+    fields = {"stages": ("gad",), "gad.train_discriminator": False, "discriminator.init": init}
+    refused(
+        tiny_config(fields),
+        tmp_path / "run",
+        f"config.discriminator.init {init} is a causal language model, .* name an exported discriminator, or add",
+    )
+    assert not (tmp_path / "run").exists()
+    assert prepare_run(tiny_config(fields | {"stages": ("warmup", "gad")})).discriminator_init == pathlib.Path(init)
+    assert prepare_run(tiny_config(fields | {"gad.train_discriminator": True})).discriminator_init
+    config, hf_config = read_hf_config(pathlib.Path(init))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "float32"), Model(config, "score").abstract_params())
+    exported = tmp_path / "exported"
+    save_pretrained(exported, params, config, hf_config, kind="discriminator", tokenizer_dir=pathlib.Path(init))
+    assert prepare_run(tiny_config(fields | {"discriminator.init": str(exported)})).discriminator_init == exported
+
+
+def test_warmup_that_ends_before_the_generator_s_part(no_weights, tiny_config, tmp_path):
+    """In epochs, which only the data turns into steps: one of 24 rows in batches of 8 has three."""
+    fields = {"warmup.steps": 0, "warmup.epochs": 1.0, "warmup.discriminator_only_steps": 3}
+    refused(tiny_config(fields), tmp_path / "run", "discriminator_only_steps 3 leaves the generator none of .* 3 steps")
+    prepare_run(tiny_config(fields | {"warmup.epochs": 2.0}))
+
+
+def test_the_demo_as_it_is_shipped(all_devices):
+    """Config, tokenizer and data of the repository work together."""
+    from configs.demo import get_config
+
+    config = get_config()
+    setup = prepare_run(config)
+    assert tuple(stage_lengths(setup)) == config.stages == ("seqkd", "warmup", "gad")
+    assert len(setup.train) > 2000 and len(setup.heldout) >= config.evaluation.prompts
+    assert setup.generator.num_params() < 5e6
+    assert setup.row_length >= setup.sequence_length
 
 
 def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
