@@ -18,9 +18,9 @@ class Checkpoints:
     """Saves and restores `(state, replay, progress)` under `workdir/checkpoints/STEP`; STEP counts over all stages."""
 
     def __init__(self, workdir: pathlib.Path, *, keep: int | None = None):
-        """`keep`: how many of the last checkpoints stay on disk; None leaves the folder as it is."""
+        """`keep`: how many of the last checkpoints stay on disk; None leaves the folder as it is, or absent."""
         self.directory = workdir.absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
@@ -73,6 +73,10 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Returns when everything is on disk; nothing more can be saved."""
+        self._manager.close()
 
     def _restore(self, step: int, **items: Any) -> Any:
         self._check_saved(step)

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     for network in NETWORKS:
         params = checkpoints.params(step, network, layout.abstract_params(network_model(facts, network), mesh))
         if params is not None:
-            export_network(workdir, network, params, out / network)
+            export_network(workdir, network, params, step, out / network)
             print(f"step {step}: {out / network}")
 
 

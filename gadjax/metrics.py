@@ -11,6 +11,7 @@ removes what lies past its checkpoint, so that each step stands once, in the eve
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -149,15 +150,29 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def read_heldout(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+def read_stages(path: str | os.PathLike[str], *, last_step: int) -> dict[str, int]:
+    """Steps made in each stage up to a step of the run, stages in order.
+
+    Raises:
+      UserError: as `read_metrics`.
+    """
+    records = read_metrics(path)
+    return collections.Counter(r["stage"] for r in records if r["kind"] == "train" and r["step"] <= last_step)
+
+
+def read_heldout(path: str | os.PathLike[str], *, last_step: float = math.inf) -> dict[str, dict[str, float]]:
     """The last held-out figures of each stage in a `metrics.jsonl`, stages in order, names without prefix.
+
+    Args:
+      path: of the file.
+      last_step: what was measured after a later step of the run is left out.
 
     Raises:
       UserError: as `read_metrics`.
     """
     figures: dict[str, dict[str, float]] = {}
     for record in read_metrics(path):
-        if record["kind"] == "heldout":
+        if record["kind"] == "heldout" and record["step"] <= last_step:
             named = record.items()
             figures[record["stage"]] = {k.removeprefix(HELDOUT): v for k, v in named if k.startswith(HELDOUT)}
     return figures

@@ -90,7 +90,7 @@ def _stage(stage: str, steps: int, config: Mapping[str, Any]) -> str:
     networks = ("generator", "discriminator")
     frozen = [network for network in networks if not config.get(stage, {}).get(f"train_{network}", True)]
     note = f" (here the {' and '.join(frozen)} stayed as it was)" if frozen else ""
-    return f"{stage_title(stage)}, {steps:,} steps: {_STAGES[stage]}{note}."
+    return f"{stage_title(stage)}, {steps:,} {'step' if steps == 1 else 'steps'}: {_STAGES[stage]}{note}."
 
 
 def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
@@ -101,7 +101,9 @@ def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
     rows += [[stage_title(stage), *heldout_cells(values)] for stage, values in figures.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True))
-    return f"## Held-out figures\n\nOn the run's held-out prompts, after each stage.\n\n{table}\n\n{notes}"
+    return (
+        f"## Held-out figures\n\nOn the run's held-out prompts, as last measured in each stage.\n\n{table}\n\n{notes}"
+    )
 
 
 def _config_section(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number: g
 
 _RECENT = 50  # steps whose mean duration tells the time left
 _PLAIN_PARTS = 10  # lines of a stage, at least, where there is no terminal
+_MANY = 10_000  # things that are worth a bar to count them
 _FIRST_STEP = "compiling with the first step"
 
 
@@ -60,26 +61,42 @@ class RunProgress:
         """Prints a line that stays, above a bar that moves."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Shows how many of many things are done, rows of a file say; nothing where they are few.
+
+        Called again and again, from some `done` until it is `total`.
+        """
+        if total < _MANY:
+            return
+        if self._bar is None:
+            self._start(what, total, 0, "", parts=1)
+        self._bar.advance("", done)
+        if done >= total:
+            self.end_stage()
+
     def start_stage(self, stage: str, total: int, done: int = 0) -> None:
         """Shows a stage of `total` steps, `done` of them made earlier."""
         self.end_stage()
-        pace = _Pace(total, done, self._clock)
-        if self.console.is_interactive and not self.console.quiet:
-            self._bar = _LiveBar(self.console, stage, pace)
-        else:
-            self._bar = _PlainBar(self.console, stage, pace, self._plain_seconds)
+        self._start(stage_title(stage), total, done, _FIRST_STEP, parts=_PLAIN_PARTS)
 
     def advance(self, figures: Mapping[str, float]) -> None:
         """Counts one more step and shows its figures, a few with short names."""
         if self._bar is None:
             raise ValueError("advance() outside a stage: call start_stage() first")
-        self._bar.advance(_figures_text(figures))
+        self._bar.advance(_figures_text(figures), self._bar.pace.done + 1)
 
     def end_stage(self) -> None:
         """Leaves the stage's bar as it stands."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _start(self, title: str, total: int, done: int, figures: str, *, parts: int) -> None:
+        pace = _Pace(total, done, self._clock)
+        if self.console.is_interactive and not self.console.quiet:
+            self._bar = _LiveBar(self.console, title, pace, figures)
+        else:
+            self._bar = _PlainBar(self.console, title, pace, figures, parts, self._plain_seconds)
 
     def summary(
         self,
@@ -145,17 +162,18 @@ class _Pace:
 
     def __init__(self, total: int, done: int, clock: Callable[[], float]):
         self.total, self.done, self.clock = total, done, clock
-        self._ends: collections.deque[float] = collections.deque(maxlen=_RECENT + 1)
+        self._ends: collections.deque[tuple[int, float]] = collections.deque(maxlen=_RECENT + 1)
 
-    def advance(self) -> None:
-        self.done += 1
-        self._ends.append(self.clock())
+    def advance(self, done: int) -> None:
+        self.done = done
+        self._ends.append((done, self.clock()))
 
     def left(self) -> str:
         """Hours, minutes and seconds; "?" until two steps are done."""
         if len(self._ends) < 2:
             return "?"
-        per_step = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        (first, start), (last, end) = self._ends[0], self._ends[-1]
+        per_step = (end - start) / (last - first)
         minutes, seconds = divmod(round(per_step * (self.total - self.done)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -164,8 +182,8 @@ class _Pace:
 class _LiveBar:
     """A bar that moves, the figures on the line below it."""
 
-    def __init__(self, console: Console, stage: str, pace: _Pace):
-        self._pace = pace
+    def __init__(self, console: Console, title: str, pace: _Pace, figures: str):
+        self.pace = pace
         self._progress = _TwoLines(
             SpinnerColumn("line"),  # moves through steps that take minutes
             TextColumn("{task.description}"),
@@ -177,17 +195,17 @@ class _LiveBar:
             refresh_per_second=4,
         )
         self._task = self._progress.add_task(
-            stage_title(stage),
+            title,
             total=pace.total,
             completed=pace.done,
             left="?",
-            figures=_FIRST_STEP,
+            figures=figures,
         )
         self._progress.start()
 
-    def advance(self, figures: str) -> None:
-        self._pace.advance()
-        self._progress.update(self._task, completed=self._pace.done, left=self._pace.left(), figures=figures)
+    def advance(self, figures: str, done: int) -> None:
+        self.pace.advance(done)
+        self._progress.update(self._task, completed=done, left=self.pace.left(), figures=figures)
 
     def close(self) -> None:
         self._progress.stop()
@@ -203,23 +221,23 @@ class _TwoLines(Progress):
 class _PlainBar:
     """Lines without control codes."""
 
-    def __init__(self, console: Console, stage: str, pace: _Pace, silence: float):
-        self._console, self._stage, self._pace, self._silence = console, stage_title(stage), pace, silence
-        self._show(_FIRST_STEP)
+    def __init__(self, console: Console, title: str, pace: _Pace, figures: str, parts: int, silence: float):
+        self._console, self._title, self.pace, self._parts, self._silence = console, title, pace, parts, silence
+        self._show(figures)
 
-    def advance(self, figures: str) -> None:
+    def advance(self, figures: str, done: int) -> None:
         part = self._part()
-        self._pace.advance()
-        if self._part() > part or self._pace.clock() - self._shown >= self._silence:
+        self.pace.advance(done)
+        if self._part() > part or self.pace.clock() - self._shown >= self._silence:
             self._show(figures)
 
     def _part(self) -> int:
-        return self._pace.done * _PLAIN_PARTS // self._pace.total
+        return self.pace.done * self._parts // self.pace.total
 
     def _show(self, figures: str) -> None:
-        pace = self._pace
+        pace = self.pace
         self._shown = pace.clock()
-        text = f"{self._stage} {pace.done}/{pace.total}, {pace.left()} left: {figures}"
+        text = f"{self._title} {pace.done}/{pace.total}, {pace.left()} left" + (f": {figures}" if figures else "")
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

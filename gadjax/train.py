@@ -33,7 +33,7 @@ def define_flags() -> None:
     )
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
 
     Args:

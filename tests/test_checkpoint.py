@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gadjax.checkpoint import Checkpoints
@@ -107,6 +108,34 @@ def test_unknown_step(saved):
     for ask in (lambda: checkpoints.progress(4), lambda: checkpoints.params(4, "generator", like(tree(0)))):
         with pytest.raises(UserError, match=r"checkpoints has no checkpoint of step 4; there are: 3"):
             ask()
+
+
+def test_reading_parameters_leaves_nothing_open(saved, monkeypatch):
+    opened, closed = [], []
+    init, close = ocp.CheckpointManager.__init__, ocp.CheckpointManager.close
+
+    def counted(self, *args, **kwargs):
+        opened.append(self)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "__init__", counted)
+    monkeypatch.setattr(ocp.CheckpointManager, "close", lambda self: (closed.append(self), close(self)))
+    checkpoints = Checkpoints(saved)
+    checkpoints.params(3, "generator", like(tree(0)))
+    checkpoints.close()
+    assert len(opened) == 2 and set(map(id, opened)) == set(map(id, closed))
+
+
+def test_closing_waits_for_what_is_being_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, state(), {}, PROGRESS)
+    checkpoints.close()
+    assert Checkpoints(tmp_path).progress(3) == PROGRESS
+
+
+def test_looking_for_checkpoints_makes_no_folder(tmp_path):
+    assert Checkpoints(tmp_path / "run").steps() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_empty_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 
@@ -41,6 +42,46 @@ def test_with_the_workdir_alone(command, finished_run, tmp_path):
         before, after = (weights(tmp_path / name / network) for name in ("early", "last"))
         assert before.keys() == after.keys()
         assert any(np.abs(np.asarray(before[name]) - np.asarray(after[name])).max() > 1e-3 for name in before)
+
+
+def test_the_card_of_an_earlier_step_knows_no_later_one(command, finished_run, tmp_path):
+    """Step 4 is the first of GAD; held-out figures were measured after steps 0, 2, 3, 5 and 6."""
+    done = command("gadjax.export", f"--workdir={finished_run.workdir}", "--step=4", f"--out={tmp_path / 'out'}")
+    assert done.status == 0, done.err
+    for network in ("generator", "discriminator"):
+        lines = (tmp_path / "out" / network / "README.md").read_text().splitlines()
+        stages = [line.partition(":")[0] for line in lines if line.startswith(("1. ", "2. "))]
+        assert stages == ["1. warmup, 3 steps", "2. GAD, 1 step"]
+        table = [line for line in lines if line.startswith("| ")]
+        assert [line.split(" | ")[0] for line in table[2:]] == ["| before", "| warmup"]
+        assert f"| {finished_run.figures['warmup']['nll']:.3f} |" in table[-1]
+
+
+@pytest.mark.parametrize(
+    ("random_init", "init", "of_generator", "of_discriminator"),
+    [
+        (True, "", "random weights", "random weights"),
+        (True, "generator", "random weights", "random weights"),
+        (True, "/models/other-1b", "random weights", "`other-1b`"),
+        (False, "", "`student-1b`", "`student-1b`"),
+        (False, "generator", "`student-1b`", "`student-1b`"),
+        (False, "org/other-1b", "`student-1b`", "`org/other-1b`"),
+    ],
+)
+def test_the_cards_name_what_each_network_started_from(
+    command, finished_run, tmp_path, random_init, init, of_generator, of_discriminator
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run.workdir, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config |= {"random_init": random_init, "student": "/models/student-1b"}
+    config["discriminator"]["init"] = init
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert command("gadjax.export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}").status == 0
+    for network, start in (("generator", of_generator), ("discriminator", of_discriminator)):
+        card = (tmp_path / "out" / network / "README.md").read_text()
+        assert f"Started from {start}." in card
+        assert ("base_model: org/other-1b" in card) == (start == "`org/other-1b`")
 
 
 def test_is_the_checkpoints_parameters(command, finished_run, tmp_path):

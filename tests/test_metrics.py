@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.metrics import MetricsLogger, SampleLog, read_heldout, read_metrics
+from gadjax.metrics import MetricsLogger, SampleLog, read_heldout, read_metrics, read_stages
 
 
 def steps(path):
@@ -130,6 +130,25 @@ def test_read_heldout_takes_the_last_of_each_stage(tmp_path):
     assert figures["before"] == {"nll": 3.0}
     assert figures["warmup"] == {"nll": 2.6}
     assert math.isnan(figures["gad"]["nll"]) and figures["gad"]["rouge_l"] == 0.5
+
+
+def test_what_was_known_at_a_step(tmp_path):
+    """Steps by stage and held-out figures of the record up to there, for a checkpoint of that step."""
+    write_run(tmp_path, 4)
+    logger = MetricsLogger(tmp_path, tensorboard=False, resume_step=4)
+    for step in (5, 6):
+        logger.log(step, "gad", {})
+    logger.log_heldout(6, "gad", {"nll": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    cases = {
+        6: ({"warmup": 4, "gad": 2}, {"before": 3.0, "warmup": 2.6, "gad": 1.0}),
+        5: ({"warmup": 4, "gad": 1}, {"before": 3.0, "warmup": 2.6}),
+        3: ({"warmup": 3}, {"before": 3.0, "warmup": 2.8}),
+    }
+    for step, (stages, nll) in cases.items():
+        assert list(read_stages(path, last_step=step).items()) == list(stages.items())
+        found = read_heldout(path, last_step=step)
+        assert {stage: figures["nll"] for stage, figures in found.items()} == nll
 
 
 def test_other_processes_write_nothing(tmp_path):

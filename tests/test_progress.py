@@ -134,6 +134,38 @@ def test_stages_follow_each_other():
         progress.advance({})
 
 
+def count_rows(console, total, seconds_per_chunk=1, chunk=512):
+    clock = Clock()
+    with RunProgress(console=console, clock=clock, plain_seconds=30) as progress:
+        for done in range(chunk, total + chunk, chunk):
+            clock.now += seconds_per_chunk
+            progress.count("tokenising data.train", min(done, total), total)
+        progress.say("next")
+    return shown(console)
+
+
+def test_rows_of_a_large_file_are_counted():
+    """Without a terminal a line at the start, one when nothing was said for long, and one at the end."""
+    lines = count_rows(plain_console(), 51_200).splitlines()
+    assert lines == [
+        "tokenising data.train 0/51200, ? left",
+        "tokenising data.train 15872/51200, 1:09 left",
+        "tokenising data.train 31232/51200, 0:39 left",
+        "tokenising data.train 46592/51200, 0:09 left",
+        "tokenising data.train 51200/51200, 0:00 left",
+        "next",
+    ]
+    text = count_rows(terminal(), 51_200)
+    last = text[text.rindex("tokenising") :].splitlines()[0]
+    assert "━" in last and "51200/51200" in last and "compiling" not in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the bar is over"
+
+
+@pytest.mark.parametrize("console", [plain_console(), terminal()])
+def test_rows_of_a_small_file_are_not(console):
+    assert count_rows(console, 3000).splitlines() == ["next"]
+
+
 @pytest.mark.parametrize("console", [plain_console(), terminal()])
 def test_other_processes_show_nothing(console, capsys):
     with RunProgress(console=console, enabled=False) as progress:

@@ -47,6 +47,11 @@ def per_token(values: jax.Array, rows: Packed) -> jax.Array:
     return values.at[rows.owner].get(mode="fill", fill_value=0.0)
 
 
+def per_sequence(values: jax.Array, rows: Packed) -> jax.Array:
+    """Each sequence's sum of its response tokens' values [R, K]: [S]."""
+    return jnp.zeros(rows.last.shape, values.dtype).at[rows.owner].add(values, mode="drop")
+
+
 def response_lengths(rows: Packed) -> jax.Array:
     """Response tokens of each sequence: [..., S] for rows with any leading axes."""
     count = rows.last.shape[-1]

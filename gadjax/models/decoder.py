@@ -64,8 +64,9 @@ class Projection(nnx.Module):
         self.has_bias = bias
         self.contracted = len(inputs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., *inputs] -> [..., *outputs]
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted)
+    def __call__(self, x: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs]; accelerators round float32 products to fewer bits unless told not to."""
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted, precision=precision)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
 
 
@@ -225,7 +226,7 @@ class Decoder(nnx.Module):
 
     def scores(self, hidden: jax.Array) -> jax.Array:
         """The scalar head in float32: [...] from hidden states [..., H] (algorithm page, section 1)."""
-        return self.score(hidden.astype(jnp.float32))[..., 0]
+        return self.score(hidden.astype(jnp.float32), jax.lax.Precision.HIGHEST)[..., 0]
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return self.embed.embedding[...][tokens].astype(self.config.dtype)

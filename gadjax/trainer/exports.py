@@ -1,14 +1,19 @@
-"""A workdir's facts, and its networks as Hugging Face directories."""
+"""A workdir: what it says of its run, whether a run may continue in it, and its networks as exports."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
 
+from gadjax.checkpoint import Checkpoints
+from gadjax.config import discriminator_checkpoint, field_value
+from gadjax.data.pipeline import Dataset
 from gadjax.errors import UserError
-from gadjax.metrics import read_heldout
+from gadjax.metrics import read_heldout, read_stages
 from gadjax.model_card import model_card
 from gadjax.models.config import ModelConfig
 from gadjax.models.export import save_pretrained
@@ -17,33 +22,65 @@ from gadjax.trainer.setup import Setup, stage_lengths
 
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
 
+# Fields that make a run this run. All others (lengths of stages, learning rates, evaluation, mesh, ...) may change
+# where it continues.
+_FIXED = (
+    "student",
+    "random_init",
+    "seed",
+    "batch_size",
+    "data.train",
+    "data.heldout",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "data.cut_answers",
+    "data.chat_template",
+    "data.template_args",
+    "data.template_date",
+    "rollout.num_samples",
+    "discriminator.init",
+    "discriminator.replay_size",
+)
+_SHOWN = 80  # characters of a value in a message
+
+
+def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
+    """Refuses to continue the run that a workdir holds as another one; nothing is written.
+
+    Raises:
+      UserError: a field of `_FIXED`, the stages up to the one in progress, a network, the tokenizer or the data is not
+        what it was.
+    """
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        saved = checkpoints.steps()
+        stage = checkpoints.progress(saved[-1])["stage"] if saved else None
+    if stage is None:
+        return
+    config, facts = read_workdir(workdir)
+    # What an earlier version of gadjax did not write down cannot have changed.
+    fields = [field for field in _FIXED if field_value(config, field) is not None]
+    known = {name: value for name, value in _facts(setup).items() if name in facts}
+    changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
+    begun = config["stages"].index(stage) + 1
+    if config["stages"][:begun] != list(setup.config.stages[:begun]):
+        changes["config.stages"] = ",".join(config["stages"]), ",".join(setup.config.stages)
+    if changes:
+        shown = "; ".join(f"{what}: {_shown(old)} → {_shown(new)}" for what, (old, new) in changes.items())
+        raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir")
+
 
 def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
-    `config.json` (resolved), `run.json` (the networks' Hugging Face configs and the data's counts), `tokenizer/`.
+    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`.
 
     Raises:
-      UserError: it cannot be written, or holds checkpoints of other networks than this run's.
+      UserError: it cannot be written.
     """
-    facts = {
-        "hf_configs": setup.hf_configs,
-        "generation_config": _generation_config(setup),
-        "data": _data_counts(setup),
-        "stages": stage_lengths(setup),
-    }
-    if (workdir / "run.json").exists() and any((workdir / "checkpoints").glob("*")):
-        _, before = read_workdir(workdir)
-        for network, hf_config in setup.hf_configs.items():
-            if before["hf_configs"][network] != hf_config:
-                raise UserError(
-                    f"--workdir {workdir} holds a run whose {network} is another model than this config's: use another "
-                    "--workdir"
-                )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(workdir / "config.json", setup.config.to_dict())
-        _write_json(workdir / "run.json", facts)
+        _write_json(workdir / "run.json", _facts(setup))
         setup.tokenizer.save(workdir / "tokenizer")
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
@@ -65,16 +102,21 @@ def network_model(facts: dict[str, Any], network: str) -> Model:
     return Model(config, NETWORKS[network])
 
 
-def export_network(workdir: pathlib.Path, network: str, params: Params, out: pathlib.Path) -> None:
-    """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card."""
+def export_network(workdir: pathlib.Path, network: str, params: Params, step: int, out: pathlib.Path) -> None:
+    """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card.
+
+    Args:
+      step: of the run, that the parameters are of; the card tells of no later one.
+    """
     config, facts = read_workdir(workdir)
+    metrics = workdir / "metrics.jsonl"
     card = model_card(
         kind=network,
-        base_model="" if config["random_init"] else config["student"],
+        base_model=_base_model(network, config),
         config=config,
         data_counts=facts["data"],
-        figures=read_heldout(workdir / "metrics.jsonl"),
-        stages=facts["stages"],
+        figures=read_heldout(metrics, last_step=step),
+        stages=read_stages(metrics, last_step=step),
     )
     save_pretrained(
         out,
@@ -87,6 +129,56 @@ def export_network(workdir: pathlib.Path, network: str, params: Params, out: pat
         model_card=card,
         dtype=config["export_dtype"],
     )
+
+
+def _base_model(network: str, config: dict[str, Any]) -> str:
+    """The hub id or path of the weights that a network started from; "" where they were random."""
+    named = discriminator_checkpoint(config) if network == "discriminator" else None
+    return named or ("" if config["random_init"] else config["student"])
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """What run.json holds: the networks' Hugging Face configs, the stages' lengths, and what the data was."""
+    splits = {"training": setup.train, "held-out": setup.heldout}
+    return {
+        "hf_configs": setup.hf_configs,
+        "generation_config": _generation_config(setup),
+        "stages": stage_lengths(setup),
+        "tokenizer": setup.tokenizer.fingerprint(),
+        "data": _data_counts(setup),
+        "contents": {split: _fingerprint(data) for split, data in splits.items() if data is not None},
+    }
+
+
+def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str, Any]:
+    """What makes a run what it is, named for messages."""
+    flat = {f"config.{field}": field_value(config, field) for field in fields}
+    for network, hf_config in facts["hf_configs"].items():
+        flat |= {f"{network}'s {name}": value for name, value in hf_config.items()}
+    flat |= {"tokenizer and chat template": facts.get("tokenizer")} | facts["data"]
+    return flat | {f"text of the {split} data": value for split, value in facts.get("contents", {}).items()}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old, new = (json.loads(json.dumps(side)) for side in (old, new))  # tuples as JSON has them
+    names = dict.fromkeys([*old, *new])
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def _shown(value: Any) -> str:
+    """On one line, and short: a chat template can be pages long."""
+    text, half = repr(value), _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def _fingerprint(data: Dataset) -> str:
+    """Hash of all the token ids of a dataset."""
+    digest = hashlib.blake2b(digest_size=8)
+    for sequences in (data.prompts, data.answers):
+        digest.update(sequences.lengths.tobytes())
+        for index in range(len(sequences)):
+            digest.update(sequences[index].tobytes())
+    return digest.hexdigest()
 
 
 def _data_counts(setup: Setup) -> dict[str, int]:

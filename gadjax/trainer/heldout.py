@@ -7,16 +7,16 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gadjax.data.packing import pack
-from gadjax.distill.forward import response_logprobs, sequence_scores
+from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
-from gadjax.models.model import Model, Params
+from gadjax.models.model import Model, Params, cast_params
 from gadjax.parallel import mesh as layout
-from gadjax.rollout.engine import Engine
+from gadjax.rollout.engine import Answer, Engine
+from gadjax.trainer.programs import place_rows
 from gadjax.trainer.setup import Setup
 
 
@@ -40,8 +40,10 @@ class HeldOut:
         self.prompts = [example["prompt"] for example in self.examples]
         self.teacher = [example["response"] for example in self.examples]
         self._engine = Engine(setup.generator, setup.mesh)
-        self._nll = jax.jit(functools.partial(_negative_log_likelihood, setup.generator, setup.config.logprob_chunk))
-        self._score = jax.jit(functools.partial(_pair_scores, setup.discriminator))
+        whole = layout.replicated(setup.mesh)
+        likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
+        self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
+        self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)
         self._texts = [setup.tokenizer.decode(ids) for ids in self.teacher]
 
     def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:
@@ -53,17 +55,15 @@ class HeldOut:
           answers, in tokens and as a share. `discriminator_accuracy`, `discriminator_margin`: of this run's
           discriminator over the pairs, where there is one.
         """
-        config = self.setup.config
-        figures = {"nll": float(self._nll(generator, self._place(self.prompts, self.teacher)))}
-        sampling = self.setup.sampling(config.evaluation.temperature)
-        samples = self._engine.generate(generator, self.prompts, sampling, seed=config.seed)
+        config, parts = self.setup.config, self.setup.config.micro_batches
+        alone = [[ids] for ids in self.teacher]
+        likelihoods = self._of_each(self._likelihoods, generator, alone, parts.generator)
+        figures = {"nll": float(-likelihoods.sum(dtype=np.float64) / sum(map(len, self.teacher)))}
+        samples = self._answer(generator, config.evaluation.temperature, config.seed)
         student = [sample.tokens for sample in samples]
         if discriminator is not None:
-            rows = self._place(
-                [prompt for prompt in self.prompts for _ in range(2)],
-                [ids for pair in zip(self.teacher, student, strict=True) for ids in pair],
-            )
-            scores = np.asarray(self._score(discriminator, rows))
+            pairs = list(zip(self.teacher, student, strict=True))
+            scores = self._of_each(self._scores, discriminator, pairs, parts.discriminator)
             figures["discriminator_accuracy"] = float(np.mean(scores[:, 0] > scores[:, 1]))
             figures["discriminator_margin"] = float(np.mean(scores[:, 0] - scores[:, 1]))
         decode = self.setup.tokenizer.decode
@@ -88,9 +88,7 @@ class HeldOut:
           base: the student's parameters as the run began, the backbone of every fresh classifier.
         """
         config = self.setup.config
-        samples = self._engine.generate(
-            generator, self.prompts, self.setup.sampling(config.rollout.temperature), seed=config.seed + 1
-        )
+        samples = self._answer(generator, config.rollout.temperature, config.seed + 1)
         limit = config.data.max_response_length
         return two_sample_test(
             Model(self.setup.generator.config, "score"),
@@ -104,24 +102,38 @@ class HeldOut:
             seed=config.seed,
         )
 
-    def _place(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Any:
-        """Packed micro-batches of about one training batch's prompts each, so that they need no more memory than it."""
-        shards = self.setup.row_multiple
-        parts = max(1, len(responses) // max(1, 2 * self.setup.config.batch_size))
-        while len(prompts) % parts or (len(prompts) // parts) % (len(prompts) // len(self.prompts)):
-            parts -= 1
-        rows = pack(prompts, responses, row_length=self.setup.row_length, micro_batches=parts, row_multiple=shards)
-        split = jax.tree.map(lambda _: layout.rows(self.setup.mesh, leading=1), rows)
-        return jax.device_put(rows, split.replace(last=layout.replicated(self.setup.mesh)))
+    def _answer(self, generator: Params, temperature: float, seed: int) -> list[Answer]:
+        """One sampled answer to each prompt."""
+        params = cast_params(generator, self.setup.generator.config.dtype)
+        return self._engine.generate(params, self.prompts, self.setup.sampling(temperature), seed=seed)
+
+    def _of_each(self, program: Any, params: Params, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:
+        """What `program` finds of every response: [prompts, R] of R responses to each prompt.
+
+        A micro-batch holds no more prompts than one of training, of which `parts` make a batch. Where the prompts do
+        not fill the last one, the first ones do, and are not counted again.
+        """
+        count, limit = len(self.prompts), self.setup.config.batch_size // parts
+        micro_batches = -(-count // limit)
+        filled = [i % count for i in range(-(-count // micro_batches) * micro_batches)]
+        rows = pack(
+            [self.prompts[i] for i in filled for _ in responses[i]],
+            [ids for i in filled for ids in responses[i]],
+            row_length=self.setup.row_length,
+            micro_batches=micro_batches,
+            row_multiple=self.setup.row_multiple,
+        )
+        found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))
+        return found.reshape(len(filled), -1)[:count]
 
 
-def _negative_log_likelihood(model, chunk, params, rows):
+def _log_likelihoods(model, chunk, params, rows):
     def micro_batch(rows):
         logprobs, _ = response_logprobs(model, params, rows, temperature=1.0, chunk=chunk)
-        return -jnp.sum(logprobs * rows.mask)
+        return per_sequence(logprobs, rows)
 
-    return jnp.sum(jax.lax.map(micro_batch, rows)) / jnp.sum(rows.mask)
+    return jax.lax.map(micro_batch, rows)
 
 
-def _pair_scores(model, params, rows):
-    return jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows).reshape(-1, 2)
+def _scores(model, params, rows):
+    return jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 
 from gadjax.checkpoint import Checkpoints
+from gadjax.config import grows_from_generator
 from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
@@ -26,7 +28,6 @@ from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.programs import state_shardings
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import (
-    FROM_GENERATOR,
     Setup,
     initial_discriminator,
     initial_generator,
@@ -61,33 +62,35 @@ class Run:
             self.position, self.state = self._restore(saved[-1])
         else:
             self.position = Position(self.config.stages[0], 0, 0)
-            self.state = self._enter(self.config.stages[0], None)
-        self.logger = MetricsLogger(
-            workdir,
-            tensorboard=self.config.log.tensorboard,
-            wandb=self._wandb(),
-            resume_step=self.position.step if saved else None,
-            write=jax.process_index() == 0,
-        )
-        self.samples = SampleLog(
-            workdir, resume_step=self.position.step if saved else None, write=jax.process_index() == 0
-        )
+            self.state = self._enter(self.config.stages[0], initial_generator(setup))
+        logging = {"resume_step": self.position.step if saved else None, "write": jax.process_index() == 0}
+        self.samples = SampleLog(workdir, **logging)
+        self.logger = MetricsLogger(workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging)
 
     def train(self) -> GadState:
-        """Runs every stage that is left, and returns the final state."""
+        """Runs every stage that is left, and returns the final state.
+
+        However it ends, checkpoints that are being written reach the disk, and the logs are closed.
+        """
+        with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
+            for part in (self.samples, self.logger, self.checkpoints):
+                closing.callback(part.close)
+            self._run_stages()
+        return self.state
+
+    def _run_stages(self) -> None:
         if self.position.step == 0 and self.heldout:
             self._measure(BEFORE, two_sample=not self.config.random_init)  # noise needs no test
         stages = list(self.config.stages)
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
-                self.state = self._enter(stage, self.state)
+                generator, discriminator = self.state.generator.params, self.state.discriminator
+                discriminator = discriminator and discriminator.params
+                self.state = None  # the old moments make room for the reference and the new ones
+                self.state = self._enter(stage, generator, discriminator)
                 self.position = dataclasses.replace(self.position, stage=stage, stage_step=0)
             if self.position.stage_step < self.lengths[stage]:
                 self._train_stage(stage)
-        self.checkpoints.wait()
-        self.logger.close()
-        self.samples.close()
-        return self.state
 
     def _train_stage(self, stage: str) -> None:
         steps = StageSteps(self.setup, stage, self.replay)
@@ -117,27 +120,33 @@ class Run:
         start = self.position.stage_step
         return iter(batches(self.setup.train, batch_size=self.config.batch_size, seed=seed, start_step=start))
 
-    def _enter(self, stage: str, state: GadState | None) -> GadState:
-        """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against."""
+    def _enter(self, stage: str, generator: Params, discriminator: Params | None = None) -> GadState:
+        """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against.
+
+        Args:
+          generator, discriminator: parameters as the stage before left them, None for no discriminator yet; taken over.
+        """
         method = make_method(self.setup, stage)
-        generator = state.generator.params if state else initial_generator(self.setup)
-        reference = discriminator = None
+        reference = None
         if stage == "gad":
             dtype = self.setup.generator.config.dtype
             reference = jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), generator)
         if stage != "seqkd":
-            if state and state.discriminator:
-                discriminator = state.discriminator.params
-            else:
-                as_it_stands = state is None or self.config.discriminator.init == FROM_GENERATOR
-                base = generator if as_it_stands else initial_generator(self.setup)
-                discriminator = initial_discriminator(self.setup, base)
+            if discriminator is None:
+                discriminator = self._first_discriminator(generator)
             discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
         return GadState(
             generator=self._create(generator, method.generator, method.generator_optimizer),
             discriminator=discriminator,
             reference=reference,
         )
+
+    def _first_discriminator(self, generator: Params) -> Params:
+        """Of the checkpoint that the config names, or grown: from the student, or from the generator as it is now."""
+        trained = self.position.step > 0
+        if self.setup.discriminator_init is None and trained and not grows_from_generator(self.config):
+            generator = initial_generator(self.setup)
+        return initial_discriminator(self.setup, generator)
 
     def _create(self, params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
         """A fresh state in the training layout; takes the parameters over."""
@@ -148,11 +157,6 @@ class Run:
     def _restore(self, step: int) -> tuple[Position, GadState]:
         progress = self.checkpoints.progress(step)
         position = Position(progress["stage"], progress["stage_step"], step)
-        if position.stage not in self.config.stages:
-            raise UserError(
-                f"the workdir's checkpoint of step {step} is of stage {position.stage}, which config.stages "
-                f"{tuple(self.config.stages)} does not have: use another --workdir"
-            )
         state = self.checkpoints.state(step, self._abstract_state(position.stage))
         if self.replay.groups and (arrays := self.checkpoints.replay(step)):
             self.replay.arrays, self.replay.added = arrays, progress["replay_added"]

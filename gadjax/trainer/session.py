@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.metrics import read_heldout
 from gadjax.progress import RunProgress
-from gadjax.trainer.exports import NETWORKS, export_network, prepare_workdir
+from gadjax.trainer.exports import NETWORKS, check_workdir, export_network, prepare_workdir
 from gadjax.trainer.loop import Run
 from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
@@ -19,7 +19,8 @@ def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dic
     """See `gadjax.train.run`."""
     with RunProgress(enabled=jax.process_index() == 0) as progress:
         progress.say("reading config, tokenizer and data")
-        setup = prepare_run(config)
+        setup = prepare_run(config, progress.count)
+        check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress)
@@ -33,7 +34,7 @@ def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dic
             if trained is not None:
                 exported[network] = workdir / "export" / network
                 progress.say(f"writing {exported[network]}")
-                export_network(workdir, network, trained.params, exported[network])
+                export_network(workdir, network, trained.params, run.position.step, exported[network])
         progress.summary(figures, workdir, exported)
     return figures
 
@@ -43,7 +44,7 @@ def describe(setup: Setup) -> str:
     mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     stages = ", ".join(f"{stage} {steps} steps" for stage, steps in stage_lengths(setup).items())
     lines = [
-        f"student: {setup.student.name}, {setup.generator.num_params():,} parameters, {setup.generator.config.dtype}",
+        f"student: {setup.config.student}, {setup.generator.num_params():,} parameters, {setup.generator.config.dtype}",
         f"train: {setup.config.data.train}: {describe_counts(setup.train.counts)}",
         f"held out: {setup.config.data.heldout}: {describe_counts(setup.heldout.counts)}"
         if setup.heldout

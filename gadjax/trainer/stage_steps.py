@@ -61,8 +61,8 @@ class StageSteps:
         return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
 
     def _trains_generator(self, stage_step: int) -> bool:
-        alone = self.section.discriminator_only_steps if self.stage == "warmup" else 0
-        return self.section.train_generator and stage_step >= alone
+        waits = self.stage == "warmup" and self.section.train_discriminator
+        return self.section.train_generator and stage_step >= (self.section.discriminator_only_steps if waits else 0)
 
     def _sample(self, state: GadState, batch: HostBatch, step: int) -> Samples:
         with self._timed("rollout"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gadjax.distill.forward import per_token, response_lengths
+from gadjax.distill.forward import per_sequence, per_token, response_lengths
 
 
 def test_lengths_and_values_follow_the_owner(bigrams):
@@ -22,6 +22,10 @@ def test_lengths_and_values_follow_the_owner(bigrams):
     for owner, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
         np.testing.assert_array_equal(values[packed.owner == owner], np.full(length, number))
     np.testing.assert_array_equal(values[~packed.mask], 0.0)
+
+    poisoned = np.where(packed.mask, values * packed.step, 1e9)  # rubbish in empty slots counts nowhere
+    sums = [number * sum(range(length)) for number, length in zip(numbers, lengths, strict=True)]
+    np.testing.assert_allclose(per_sequence(jnp.array(poisoned), packed), sums, rtol=1e-6)
 
 
 def test_groups_hold_the_teacher_first_and_all_samples(bigrams):

@@ -201,3 +201,26 @@ def test_score_is_linear_in_the_final_hidden_state():
     np.testing.assert_allclose(model.scores(params, *fields), expected, atol=1e-5)
     unscaled = hidden / params["final_norm"]["scale"]
     np.testing.assert_allclose(np.mean(unscaled**2, axis=-1), 1, atol=1e-3)
+
+
+def test_the_scalar_head_is_float32_where_float32_products_are_rounded():
+    """TPUs and GPUs multiply float32 in fewer bits unless asked: its forward and both backward products ask."""
+    model = Model(dataclasses.replace(CONFIG, dtype="bfloat16"), "score")
+    fields = np.zeros((1, 6), np.int32), *alone(6)
+    loss = lambda params: jnp.sum(model.scores(params, *fields))  # noqa: E731
+    everything = equations(jax.make_jaxpr(jax.grad(loss))(model.abstract_params()).jaxpr)
+    highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+    exact = [eqn for eqn in everything if eqn.params.get("precision") == highest]
+    assert len(exact) == 3
+    for eqn in exact:
+        assert {var.aval.dtype for var in eqn.invars} == {jnp.dtype("float32")}
+        assert any(1 in var.aval.shape for var in (*eqn.invars, *eqn.outvars))
+
+
+def equations(jaxpr):
+    """All equations, those inside of scans and checkpoints too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            if inner := getattr(value, "jaxpr", value if hasattr(value, "eqns") else None):
+                yield from equations(inner)

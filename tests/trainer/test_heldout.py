@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gadjax.data.packing import pack
 from gadjax.models.model import grow_discriminator
+from gadjax.rollout.engine import Engine
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.setup import initial_generator, prepare_run
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
 @pytest.fixture(scope="module")
 def measured(tiny_config, one_device, quick_compile):
-    setup = prepare_run(tiny_config({"batch_size": 2, "evaluation.prompts": 6}))
+    setup = prepare_run(tiny_config({"batch_size": 4, "micro_batches.generator": 2, "evaluation.prompts": 7}))
     generator = initial_generator(setup)
     head = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(32, 1)), jnp.float32), "bias": jnp.ones(1)}
     discriminator = grow_discriminator(generator, head)
@@ -31,7 +33,7 @@ def one_sequence(prompt, response):
 
 def test_prompts(measured):
     setup, heldout, *_ = measured
-    assert len(heldout.prompts) == 6 < len(setup.heldout)
+    assert len(heldout.prompts) == 7 < len(setup.heldout)
 
 
 def test_negative_log_likelihood(measured):
@@ -62,6 +64,41 @@ def test_discriminator_on_the_students_answers(measured):
     assert answers.student == [setup.tokenizer.decode(own.tokens) for own in student]
     assert answers.teacher[0] in ("four", "five", "six", "seven", "eight", "nine", "one zero", "one one")
     assert "<|im_start|>user" in answers.prompts[0]
+
+
+def test_a_micro_batch_holds_no_more_prompts_than_one_of_training(measured, monkeypatch):
+    """Seven prompts, which no micro-batch divides: four of two for the likelihoods, two of four for the pairs."""
+    _, heldout, generator, discriminator, (figures, _) = measured
+    packed = []
+
+    def remember(*args, **kwargs):
+        rows = pack(*args, **kwargs)
+        packed.append(rows.last.shape)
+        return rows
+
+    monkeypatch.setattr("gadjax.trainer.heldout.pack", remember)
+    again, _ = heldout.figures(generator, discriminator)
+    assert packed == [(4, 2), (2, 8)]
+    assert again == figures
+
+
+@pytest.mark.parametrize("measure", ["figures", "two_sample"])
+def test_sampling_gets_parameters_in_the_compute_dtype(tiny_config, monkeypatch, measure):
+    """Those of training are float32 always; the sampling loop would read twice the bytes, and cast at every token."""
+    setup = prepare_run(tiny_config({"dtype": "bfloat16", "evaluation.prompts": 2}))
+    seen = []
+
+    def generate(self, params, *_, **__):
+        seen.extend(leaf.dtype for leaf in jax.tree.leaves(params))
+        raise StopIteration
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    generator = initial_generator(setup)
+    heldout = HeldOut(setup)
+    with pytest.raises(StopIteration):
+        getattr(heldout, measure)(generator, *([generator] if measure == "two_sample" else []))
+    assert {str(dtype) for dtype in seen} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(generator)} == {"float32"}
 
 
 def test_without_a_discriminator(measured):

@@ -137,13 +137,17 @@ def test_the_device_s_rows_hold_the_same_sequences_in_the_same_order():
     np.testing.assert_allclose(grouped[0][1], grouped[1][1])
     pairs.append((grouped[0][0], grouped[1][0]))
     for device, host in pairs:
-        assert responses_in_place(jax.device_get(device)) == [response for _, response in sequences(host)]
+        assert sequences_in_place(jax.device_get(device)) == sequences(host)
 
 
-def responses_in_place(rows: Packed) -> list[list[int]]:
-    """Responses of one-sequence rows, whose prompts and responses have a gap between them."""
+def sequences_in_place(rows: Packed) -> list[tuple[list[int], list[int]]]:
+    """(prompt, response) of one-sequence rows, whose prompts and responses have a gap between them."""
     out = []
-    flat = [leaf.reshape(-1, *leaf.shape[-2:]) for leaf in (rows.target, rows.owner)]
-    for target, owner, last in zip(*flat, rows.last.reshape(-1, rows.last.shape[-1]), strict=True):
-        out += [target[owner == sequence].tolist() for sequence in range(len(last))]
+    flat = [leaf.reshape(-1, *leaf.shape[-2:]) for leaf in (rows.tokens, rows.segments, rows.target, rows.owner)]
+    for tokens, segments, target, owner, last in zip(*flat, rows.last.reshape(-1, rows.last.shape[-1]), strict=True):
+        for sequence in range(len(last)):
+            text = tokens[sequence][segments[sequence] != 0].tolist()
+            response = target[owner == sequence].tolist()
+            assert text[len(text) - len(response) :] == response
+            out.append((text[: len(text) - len(response)], response))
     return out

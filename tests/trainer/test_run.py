@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import weakref
 
+import jax
 import numpy as np
 import pytest
 
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
-from gadjax.metrics import read_metrics
+from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.train import run
-from gadjax.trainer.loop import figures_that_matter
+from gadjax.trainer import loop
+from gadjax.trainer.loop import Run, figures_that_matter
 from gadjax.trainer.stage_steps import StageSteps
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -28,25 +31,17 @@ def stop_before(monkeypatch):
     """Runs a config until a step, which raises; returns what the workdir's checkpoints are then."""
 
     def stop(config, workdir: pathlib.Path, step: int) -> list[int]:
-        original, saves = StageSteps.run, []
+        original = StageSteps.run
 
         def limited(self, state, batch, stage_step, done):
             if done == step:
                 raise Stopped
             return original(self, state, batch, stage_step, done)
 
-        def save(self, *args):
-            saves.append(self)
-            return save_original(self, *args)
-
-        save_original = Checkpoints.save
         with monkeypatch.context() as patch:
             patch.setattr(StageSteps, "run", limited)
-            patch.setattr(Checkpoints, "save", save)
             with pytest.raises(Stopped):
                 run(config, workdir)
-        for checkpoints in saves[:1]:
-            checkpoints.wait()  # or a checkpoint that is still being written might come and go
         return Checkpoints(workdir).steps()
 
     return stop
@@ -93,29 +88,187 @@ def test_more_steps_continue_a_finished_run(tiny_config, tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
-def test_other_stages_than_the_checkpoints(finished_run, tiny_config, rich_fields, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished_run.workdir, workdir)
-    with pytest.raises(
-        UserError, match=r"checkpoint of step 6 is of stage gad, which config.stages .* another --workdir"
-    ):
-        run(tiny_config(rich_fields | {"stages": ("warmup",)}), workdir)
+@pytest.fixture
+def continued(finished_run, tmp_path) -> pathlib.Path:
+    """A copy of the finished run's workdir."""
+    return shutil.copytree(finished_run.workdir, tmp_path / "copy")
+
+
+def contents(workdir: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def refused(config, workdir: pathlib.Path, *changes: str) -> str:
+    """Each change is shown, and nothing in the workdir is touched; returns the message."""
+    before = contents(workdir)
+    with pytest.raises(UserError, match=r"--workdir .* holds another run \(.*\): use another --workdir$") as error:
+        run(config, workdir)
+    for change in changes:
+        assert change in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(workdir) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        ({"seed": 7}, "config.seed: 0 → 7"),
+        ({"batch_size": 4}, "config.batch_size: 8 → 4"),
+        ({"rollout.num_samples": 3}, "config.rollout.num_samples: 2 → 3"),
+        ({"data.heldout": ""}, "held-out rows, usable: 8 → None"),
+        ({"data.max_prompt_length": 40}, "config.data.max_prompt_length: 48 → 40"),
+        ({"data.max_response_length": 7}, "config.data.max_response_length: 8 → 7"),
+        ({"data.cut_answers": "keep"}, "config.data.cut_answers: 'drop' → 'keep'"),
+        ({"data.template_args": '{"a": 1}'}, "config.data.template_args: '' → '{\"a\": 1}'"),
+        ({"data.template_date": "2025-01-01"}, "config.data.template_date: '2024-07-26' → '2025-01-01'"),
+        ({"discriminator.init": "generator"}, "config.discriminator.init: '' → 'generator'"),
+        ({"discriminator.replay_size": 32}, "config.discriminator.replay_size: 24 → 32"),
+        ({"stages": ("warmup",)}, "config.stages: 'warmup,gad' → 'warmup'"),
+        ({"stages": ("seqkd", "warmup", "gad")}, "config.stages: 'warmup,gad' → 'seqkd,warmup,gad'"),
+    ],
+)
+def test_what_makes_another_run_is_refused(continued, tiny_config, rich_fields, fields, change):
+    refused(tiny_config(rich_fields | fields), continued, change)
+
+
+def test_other_data_and_another_template_show_what_follows(continued, tiny_config, rich_fields, heldout_file):
+    template = "{# long\n#}" * 40 + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    fields = {"data.train": str(heldout_file), "data.chat_template": template}
+    changes = "training rows, usable: 24 → 8", "text of the training data: ", "tokenizer and chat template: "
+    error = refused(tiny_config(rich_fields | fields), continued, "config.data.chat_template: '' → '{# long", *changes)
+    assert "endfor %}'; " in error and len(error) < 1000, "of what is long, the beginning and the end"
+
+
+def test_a_student_with_weights_is_another_one(continued, tiny_config, rich_fields, student, add_weights, tmp_path):
+    other = str(add_weights(shutil.copytree(student, tmp_path / "other")))
+    fields = {"student": other, "random_init": False}
+    error = refused(tiny_config(rich_fields | fields), continued, "config.random_init: True → False")
+    assert f"{student.name}' → '" in error and "/other'; " in error
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_another_model_in_the_same_workdir(
-    finished_run, tiny_config, rich_fields, student, hf_config, tmp_path, network
+    continued, tiny_config, rich_fields, student, hf_config, add_weights, tmp_path, network
 ):
-    """Refused before it touches what a later export of the old run needs."""
-    workdir, other = tmp_path / "copy", tmp_path / "other"
-    shutil.copytree(finished_run.workdir, workdir)
-    shutil.copytree(student, other)
+    other = shutil.copytree(student, tmp_path / "other")
     (other / "config.json").write_text(json.dumps(hf_config(hidden_size=48)))
     field = {"generator": "student", "discriminator": "discriminator.init"}[network]
-    with pytest.raises(UserError, match=f"{workdir} holds a run whose {network} is another model"):
-        run(tiny_config(rich_fields | {field: str(other)}), workdir)
-    for name in ("config.json", "run.json"):
-        assert (workdir / name).read_bytes() == (finished_run.workdir / name).read_bytes()
+    change = f"{network}'s hidden_size: 32 → 48"
+    refused(tiny_config(rich_fields | {field: str(add_weights(other))}), continued, f"config.{field}: ", change)
+
+
+def test_files_that_changed_under_their_names(tiny_config, train_file, write_teacher, tmp_path):
+    """As many rows and the same config; one word of an answer is another, or of the template."""
+    data, template = tmp_path / "train.parquet", tmp_path / "template.jinja"
+    text = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    prompts, answers = [f"What is {n}" for n in range(8)], ["one"] * 8
+    fields = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": "", "data.train": str(data)}
+    config = tiny_config(fields | {"data.chat_template": str(template)})
+    write_teacher(data, prompts, answers)
+    template.write_text(text)
+    run(config, tmp_path / "run")
+    template.write_text("user " + text)
+    refused(config, tmp_path / "run", "tokenizer and chat template: ")
+    template.write_text(text)
+    write_teacher(data, prompts, [*answers[:-1], "two"])
+    refused(config, tmp_path / "run", "text of the training data: ")
+    write_teacher(data, prompts, answers)
+    run(config, tmp_path / "run")
+
+
+def test_what_may_change_does(continued, tiny_config, rich_fields):
+    """How long, how fast, how often looked at and how laid out; the next step is made the new way."""
+    fields = {
+        "gad.steps": 4,
+        "warmup.steps": 9,
+        "gad.generator_learning_rate": 1e-4,
+        "gad.kl_coefficient": 0.0,
+        "dtype": "bfloat16",
+        "remat": "full",
+        "micro_batches.generator": 1,
+        "eval_every": 0,
+        "evaluation.two_sample_folds": 0,
+        "checkpoint.every": 5,
+        "checkpoint.keep": 3,
+        "log.tensorboard": False,
+        "export_dtype": "bfloat16",
+    }
+    before = lines(continued)
+    run(tiny_config(rich_fields | fields), continued)
+    after = lines(continued)
+    assert after[: len(before)] == before
+    assert [(line["kind"], line["stage"], line["step"]) for line in after[len(before) :]] == [
+        ("train", "gad", 7),
+        ("heldout", "gad", 7),
+    ]
+    assert Checkpoints(continued).steps() == [5, 6, 7]
+    config = json.loads((continued / "config.json").read_text())
+    assert (config["dtype"], config["gad"]["steps"]) == ("bfloat16", 4)
+
+
+def test_a_workdir_of_an_earlier_version(continued, finished_run, tiny_config, rich_fields):
+    """It wrote down less, which is then not compared."""
+    facts = json.loads((continued / "run.json").read_text())
+    del facts["tokenizer"], facts["contents"]
+    (continued / "run.json").write_text(json.dumps(facts))
+    assert run(tiny_config(rich_fields), continued) == finished_run.figures
+
+
+def test_later_stages_continue_a_finished_run(tiny_config, stop_before, tmp_path):
+    fields = {"seqkd.steps": 1, "data.heldout": ""}
+    run(tiny_config(fields | {"stages": ("seqkd",)}), tmp_path)
+    assert stop_before(tiny_config(fields | {"stages": ("seqkd", "warmup")}), tmp_path, 1) == [1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_whatever_ends_a_run_closes_it(tiny_config, tmp_path, monkeypatch, error):
+    """Logs are closed, also where one of them fails to; a checkpoint that was being written is whole."""
+    original, closed = StageSteps.run, []
+
+    def interrupted(self, state, batch, stage_step, done):
+        if done == 1:
+            raise error("now")
+        return original(self, state, batch, stage_step, done)
+
+    def closing(kind, close):
+        def record(self):
+            closed.append(kind.__name__)
+            close(self)
+            if kind is MetricsLogger:
+                raise OSError("the disk is full")
+
+        return record
+
+    monkeypatch.setattr(StageSteps, "run", interrupted)
+    for kind in (MetricsLogger, SampleLog, Checkpoints):
+        monkeypatch.setattr(kind, "close", closing(kind, kind.close))
+    config = tiny_config({"stages": ("seqkd",), "data.heldout": "", "checkpoint.every": 1})
+    with pytest.raises(OSError, match="the disk is full") as raised:
+        run(config, tmp_path)
+    assert isinstance(raised.value.__context__, error)
+    assert {"MetricsLogger", "SampleLog", "Checkpoints"} <= set(closed)
+    assert Checkpoints(tmp_path).steps() == [1]
+
+
+def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, stop_before, tmp_path, monkeypatch):
+    """Else a run needs the memory of both at once, on top of the reference."""
+    save, create, moments, alive = Run._save, Run._create, [], []
+
+    def remember(self):
+        save(self)
+        moments.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.generator.opt_state))
+
+    def count(self, *args):
+        alive.append(sum(ref() is not None for ref in moments))
+        return create(self, *args)
+
+    monkeypatch.setattr(Run, "_save", remember)
+    monkeypatch.setattr(Run, "_create", count)
+    config = tiny_config({"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": ""})
+    stop_before(config, tmp_path, 1)
+    assert len(moments) > 10
+    assert alive == [0, 0, 0]  # generator of seqkd; discriminator and generator of warmup
 
 
 def test_old_checkpoints_make_room(tiny_config, tmp_path):
@@ -126,8 +279,6 @@ def test_old_checkpoints_make_room(tiny_config, tmp_path):
 
 def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_path, monkeypatch):
     """After seqkd, "" still means the student that was given, and "generator" what seqkd made of it."""
-    from gadjax.trainer import loop
-
     seen = {}
 
     def remember(setup, base):
@@ -144,6 +295,20 @@ def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_
     student = initial_generator(prepare_run(tiny_config()))
     np.testing.assert_array_equal(seen[""], student["embed"]["embedding"])
     assert np.abs(seen["generator"] - seen[""]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("init", "loads"), [("", 2), ("generator", 1), ("a checkpoint", 1)])
+def test_the_student_is_loaded_again_only_to_grow_from_it(
+    tiny_config, student, add_weights, stop_before, tmp_path, monkeypatch, init, loads
+):
+    """After seqkd, whose generator is no longer the student."""
+    loaded, original = [], loop.initial_generator
+    monkeypatch.setattr(loop, "initial_generator", lambda setup: loaded.append(setup) or original(setup))
+    if init == "a checkpoint":
+        init = str(add_weights(shutil.copytree(student, tmp_path / "other")))
+    fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}
+    stop_before(tiny_config(fields), tmp_path / "run", 1)
+    assert len(loaded) == loads
 
 
 def test_figures_that_matter():

@@ -1,0 +1,51 @@
+"""What a run says of itself before it begins."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from gadjax import train
+from gadjax.progress import RunProgress
+from gadjax.trainer import session
+from gadjax.trainer.session import describe
+from gadjax.trainer.setup import prepare_run
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+class Enough(Exception):
+    """What the test wanted to see has happened."""
+
+
+def test_the_student_is_named_as_the_config_names_it(tiny_config, tmp_path, student, monkeypatch):
+    """A hub id's files lie in a folder named by a commit's hash, which tells nobody anything."""
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123456789abcdef"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(student)
+    monkeypatch.setattr("gadjax.trainer.setup.resolve_model", lambda name: snapshot)
+    first = describe(prepare_run(tiny_config({"student": "org/tiny"}))).splitlines()[0]
+    assert first.startswith("student: org/tiny, ") and first.endswith(" parameters, float32")
+
+
+def test_the_terminal_sees_the_rows_being_tokenised(tiny_config, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(RunProgress, "count", lambda self, *args: seen.append(args))
+
+    def stop(setup, workdir):
+        raise Enough
+
+    monkeypatch.setattr(session, "check_workdir", stop)
+    with pytest.raises(Enough):
+        train.run(tiny_config(), tmp_path)
+    assert seen == [("tokenising data.train", 24, 24), ("tokenising data.heldout", 8, 8)]
+
+
+def test_a_config_is_all_that_python_must_give(tiny_config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(session, "train_and_export", lambda config, workdir: asked.append((config, workdir)))
+    config = tiny_config()
+    train.run(config)
+    train.run(config, "elsewhere")
+    assert asked == [(config, pathlib.Path("runs/default")), (config, pathlib.Path("elsewhere"))]
