@@ -298,17 +298,18 @@ def test_first_step_of_gad(tiny_config, one_device, tmp_path):
 def test_a_run_in_bfloat16(tiny_config, one_device, tmp_path):
     """Sampling, all updates and the reference compute in bfloat16; weights, moments and scores stay float32.
 
-    Its 8 bits leave about 1 % in a log-prob of some nats: that is the bound here of the sampler's distance to the
-    trainer, and of the KL to the rounded reference, which is exactly the policy that the step starts from.
+    Its 8 bits leave less than 1 % in a log-prob of some nats: the bound here of the sampler's distance to the trainer.
+    The reference is the generator rounded, so the first step's KL is of rounding errors squared.
     """
     figures = run(tiny_config({"dtype": "bfloat16", "micro_batches.generator": 2}), tmp_path)
     lines = train_lines(tmp_path)
     assert [line["stage"] for line in lines] == ["warmup", "warmup", "gad", "gad"]
     assert all(np.isfinite(line[name]) for line in lines for name in names(line))
-    assert lines[2]["generator/kl"] < 1e-2 and 1e-5 < lines[2]["generator/sampler_gap"] < 0.1
+    assert lines[2]["generator/kl"] < 1e-3 and 1e-5 < lines[2]["generator/sampler_gap"] < 0.03
     assert all(line.get("generator/skipped", 0) == line["discriminator/skipped"] == 0 for line in lines)
     assert figures["warmup"]["nll"] < figures["before"]["nll"]
-    state = Checkpoints(tmp_path)._restore(4, state=ocp.args.StandardRestore())["state"]
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(tmp_path / "checkpoints" / "4" / "state")
     dtypes = {name: {str(leaf.dtype) for leaf in jax.tree.leaves(part)} for name, part in state.items()}
     assert dtypes == {
         "generator": {"float32", "int32"},

@@ -119,7 +119,10 @@ class StageSteps:
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        """Wall-clock seconds of a phase, which ends when its results are on the host."""
+        """Wall-clock seconds of a phase, which ends when its results are on the host.
+
+        The metrics are of all updates of the phase, so that none of them is still running then.
+        """
         start = time.perf_counter()
         yield
         self._seconds[phase] = time.perf_counter() - start

@@ -63,7 +63,11 @@ CASES = {
         ),
     ),
     "warmup": ("warmup", dict(micro_batches__generator=4, discriminator__bt_temperature=2.0)),
-    "warmup_discriminator_only": ("warmup", dict(warmup__discriminator_only_steps=STEP + 1)),
+    # A share of replay means nothing without a ring.
+    "warmup_discriminator_only": (
+        "warmup",
+        dict(warmup__discriminator_only_steps=STEP + 1, discriminator__replay_share=1.0),
+    ),
 }
 
 
@@ -130,3 +134,12 @@ def test_a_frozen_network_stays_and_the_other_one_learns(bigrams, stage, frozen)
     assert (getattr(state, frozen).step, getattr(state, learns).step) == (0, 1)
     assert {"discriminator/accuracy", "reward/mean", "response/length_mean"} <= set(metrics)
     assert (f"{frozen}/grad_norm" in metrics, f"{learns}/grad_norm" in metrics) == (False, True)
+
+
+def test_where_the_discriminator_does_not_learn_no_step_is_its_alone(bigrams):
+    """Else the first steps of that ablation would train nothing."""
+    trainer, state = bigrams.trainer(
+        "warmup", warmup__train_discriminator=False, warmup__discriminator_only_steps=STEP + 1
+    )
+    state, _ = trainer.run(state, bigrams.batch, stage_step=0, step=STEP)
+    assert distance(state.generator.params, bigrams.params["generator"]) > 1e-3
