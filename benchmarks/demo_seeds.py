@@ -2,14 +2,14 @@
 
     python benchmarks/demo_seeds.py --seeds=0,1,2 --teacher=DIR --out=/tmp/demo_seeds
 
-Both arms of a seed start from the same random weights and share the batches of the GAD arm's SeqKD stage; then the SeqKD
-arm goes on with as many generator updates as the other's later stages make. Figures are of all held-out prompts. Runs
-that are finished are read, not repeated. Prints the figures of every run, and of each figure the mean difference
+Both arms of a seed start from the same random weights and share the batches of the GAD arm's SeqKD stage; then the
+SeqKD arm goes on with as many generator updates as the other's later stages make. Figures are of all held-out prompts.
+Runs that are finished are read, not repeated. Prints the figures of every run, and of each figure the mean difference
 GAD - SeqKD with its range over seeds; writes results.json.
 
 With --teacher, the folder of the model that gave the answers (SmolLM2-135M-Instruct), the teacher itself judges too:
-`reverse_kl` is E_q[log q(y) - log p(y)] in nats a response, over one sample to each held-out prompt. q is the student at
-temperature 1, p the teacher at the temperature and with the system prompt of the collection. The two have different
+`reverse_kl` is E_q[log q(y) - log p(y)] in nats a response, over one sample to each held-out prompt. q is the student
+at temperature 1, p the teacher at the temperature and with the system prompt of the collection. The two have different
 tokenizers; p is of the teacher's own tokens of the student's text, so the figure bounds the KL from above.
 """
 

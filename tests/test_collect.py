@@ -133,13 +133,16 @@ def test_what_cannot_go_on_says_where_the_answers_are(repo, tmp_path, prompts):
     assert " of 60 answers are kept" in stderr and KEY not in stderr
 
 
-def test_bad_flags_are_one_line(repo, tmp_path, prompts):
+def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     old = tmp_path / "old.parquet"
     old.touch()
     with FakeServer() as server:
         for out, flags, message in [
             (tmp_path / "t.csv", [], "t.csv: the name must end in .parquet"),
             (tmp_path / "absent" / "t.parquet", [], "there is no folder"),
+            ("~/absent/t.parquet", [], f"there is no folder {tmp_path}/absent"),
+            (tmp_path / "t.parquet", ["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: Port"),
             (old, [], "old.parquet.ledger.jsonl"),
             (tmp_path / "t.parquet", ["--temperature=-1"], "temperature"),
         ]:

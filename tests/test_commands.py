@@ -116,6 +116,8 @@ def test_home_in_paths(command, tmp_path, monkeypatch):
     assert seen == [tmp_path / "run"]
     done = command("gadjax.export", "--workdir=~/run", "--out=~/out")
     assert done.err == f"error: --workdir {tmp_path / 'run'} is not the workdir of a run: no config.json\n"
+    done = command("gadjax.score", "--model=~/m", "--data=~/absent.jsonl", "--out=~/s.jsonl")
+    assert done.err == f"error: --data={tmp_path / 'absent.jsonl'}: no such file\n"
     with commands.jsonl_output("~/out.jsonl") as write:
         write({})
     assert (tmp_path / "out.jsonl").exists()
