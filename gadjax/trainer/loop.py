@@ -105,7 +105,8 @@ class Run:
             self._check_skipped(steps.method.updates)
             finished = self.position.stage_step == total
             if self.heldout and (finished or self._due(self.config.eval_every)):
-                self._measure(stage, two_sample=finished)
+                trained = stage == "seqkd" or self.config[stage].train_generator
+                self._measure(stage, two_sample=finished and trained)
             if finished or self._due(self.config.checkpoint.every):
                 self._save()
             if finished:
