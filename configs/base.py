@@ -126,8 +126,8 @@ def get_config() -> ConfigDict:
     config.micro_batches.discriminator = 1
     # Tokens of a packed row; 0 takes the width of the data's longest prompt plus data.max_response_length.
     config.row_length = 0
-    # Response positions of each row whose logits exist at once.
-    config.logprob_chunk = 128
+    # Response positions whose logits exist at once on a device.
+    config.logprob_chunk = 1024
 
     # Devices along each axis; one may be -1, which takes the rest. The batch is split over data * fsdp, weights and
     # optimizer state over fsdp, heads and vocabulary over tensor.

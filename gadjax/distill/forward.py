@@ -27,12 +27,13 @@ def response_logprobs(
     hidden = decoder(rows.tokens, rows.positions, rows.segments)
     hidden = jnp.take_along_axis(hidden, rows.source[..., None], axis=1)  # [R, K, H]
     return token_logprobs(
-        decoder.logits,
         hidden,
+        decoder.head,
         rows.target,
         temperature=temperature,
         chunk=chunk,
         entropy_gradient=entropy_gradient,
+        mesh=model.mesh,
     )
 
 

@@ -39,7 +39,7 @@ class Method:
     aggregation: Aggregation = "token_mean"
     generator_micro_batches: int = 1
     discriminator_micro_batches: int = 1
-    logprob_chunk: int = 128
+    logprob_chunk: int = 1024
 
     @property
     def updates(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rows import Batch, group_rows, policy_rows, teacher_rows
 from gadjax.distill.state import GadState
 from gadjax.distill.updates import Metrics, update_discriminator, update_policy, update_supervised
-from gadjax.models.model import Params, cast_params
+from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
 
@@ -64,7 +64,7 @@ def sample(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samp
     keys = row_keys(key, batch["row"])
     return rollout(
         method.generator,
-        cast_params(params, method.generator.config.dtype),
+        method.generator.decoding_params(params),
         batch["prompt"],
         batch["prompt_length"],
         keys,

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
 from gadjax.models.config import ModelConfig
+from gadjax.parallel.mesh import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeyValue = tuple[jax.Array, jax.Array]
@@ -73,7 +75,7 @@ class Projection(nnx.Module):
 class Attention(nnx.Module):
     """The projections of grouped-query attention; how tokens attend is the caller's."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         std, embed = config.initializer_range, {"embed": config.hidden_size}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
@@ -84,10 +86,12 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.q_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
             self.k_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
-        self.config = config
+        self.config, self.mesh = config, mesh
 
     def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
-        query, key, value = self.q(x), self.k(x), self.v(x)
+        query = constrain(self.q(x), self.mesh, "batch", None, "heads", None)
+        key = constrain(self.k(x), self.mesh, "batch", None, "kv_heads", None)
+        value = constrain(self.v(x), self.mesh, "batch", None, "kv_heads", None)
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         frequencies = rope_frequencies(self.config.rope, self.config.head_dim)
@@ -98,33 +102,36 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated SiLU feed-forward layer."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         std, embed = config.initializer_range, {"embed": config.hidden_size}
         mlp = {"mlp": config.intermediate_size}
         self.gate = Projection(embed, mlp, rngs, std=std)
         self.up = Projection(embed, mlp, rngs, std=std)
         self.down = Projection(mlp, embed, rngs, std=std)
+        self.mesh = mesh
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., H] -> [..., H]
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, H] -> [B, T, H]
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
 
 
 class Block(nnx.Module):
     """One pre-norm layer."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         self.input_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rngs, mesh)
         self.post_attention_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
-        self.mlp = MLP(config, rngs)
+        self.mlp = MLP(config, rngs, mesh)
+        self.mesh = mesh
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:  # x: [B, T, H]
         x = x + self.attention(self.input_norm(x), positions, attend)
-        return x + self.mlp(self.post_attention_norm(x))
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, self.mesh, "batch", None, None)
 
 
 class Embedding(nnx.Module):
-    """The token table, which a tied model also reads as its head."""
+    """A table [V, H]: of the tokens, and of the language-model head, which in a tied model is the same one."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
@@ -134,8 +141,8 @@ class Embedding(nnx.Module):
 class Decoder(nnx.Module):
     """Backbone and head. `head` is "lm" (next-token logits) or "score" (a scalar per token, the discriminator)."""
 
-    def __init__(self, config: ModelConfig, head: str, rngs: nnx.Rngs):
-        make_layers = nnx.vmap(lambda rngs: Block(config, rngs), in_axes=0, out_axes=0)
+    def __init__(self, config: ModelConfig, head: str, rngs: nnx.Rngs, mesh: Mesh | None = None):
+        make_layers = nnx.vmap(lambda rngs: Block(config, rngs, mesh), in_axes=0, out_axes=0)
         self.embed = Embedding(config, rngs)
         self.layers = nnx.split_rngs(splits=config.num_layers)(make_layers)(rngs)
         self.final_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
@@ -143,8 +150,8 @@ class Decoder(nnx.Module):
         if head == "score":
             self.score = Projection(embed, {"score": 1}, rngs, std=0.02, bias=True)
         elif not config.tie_embeddings:
-            self.lm_head = Projection(embed, {"vocab": config.vocab_size}, rngs, std=config.initializer_range)
-        self.config = config
+            self.lm_head = Embedding(config, rngs)
+        self.config, self.mesh = config, mesh
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """Hidden states after the final norm.
@@ -203,6 +210,7 @@ class Decoder(nnx.Module):
             def attend(query, key, value, prompt=prompt, old=old):
                 pairs = zip(old, (key, value), strict=True)
                 new = tuple(jax.lax.dynamic_update_slice_in_dim(o, n[:, :, None], step, 2) for o, n in pairs)
+                new = tuple(constrain(n, self.mesh, "batch", None, None, "kv_heads", None) for n in new)
                 new_cache.append(new)
                 return group_attention(query, prompt, prompt_length, new, step + 1)
 
@@ -215,21 +223,27 @@ class Decoder(nnx.Module):
         count = self.config.num_layers
         return [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(count)]
 
+    @property
+    def head(self) -> jax.Array:
+        """The kernel of the language-model head, [V, H], float32: a tied model's token table."""
+        return (self.embed if self.config.tie_embeddings else self.lm_head).embedding[...]
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits [..., V], float32, from hidden states [..., H]."""
-        if self.config.tie_embeddings:
-            kernel, contract = self.embed.embedding[...], ((hidden.ndim - 1,), (1,))
-        else:
-            kernel, contract = self.lm_head.kernel[...], ((hidden.ndim - 1,), (0,))
-        kernel = kernel.astype(hidden.dtype)
-        return jax.lax.dot_general(hidden, kernel, (contract, ((), ())), preferred_element_type=jnp.float32)
+        contract = ((hidden.ndim - 1,), (1,)), ((), ())
+        logits = jax.lax.dot_general(
+            hidden, self.head.astype(hidden.dtype), contract, preferred_element_type=jnp.float32
+        )
+        return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def scores(self, hidden: jax.Array) -> jax.Array:
         """The scalar head in float32: [...] from hidden states [..., H] (algorithm page, section 1)."""
         return self.score(hidden.astype(jnp.float32), jax.lax.Precision.HIGHEST)[..., 0]
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embed.embedding[...][tokens].astype(self.config.dtype)
+        # Whole along the hidden axis before the look-up: split, each token would have to be exchanged.
+        table = constrain(self.embed.embedding[...].astype(self.config.dtype), self.mesh, "vocab", None)
+        return constrain(table[tokens], self.mesh, "batch", None, None)
 
     def _scan_layers(self, tokens, positions, segments, keep_kv=False):
         graphdef, stacked = nnx.split(self.layers)

@@ -1,58 +1,195 @@
-"""Log-probabilities of given tokens without ever holding logits of shape [batch, time, vocabulary]."""
+"""Log-probabilities of given tokens without ever holding logits of shape [batch, time, vocabulary].
+
+Each device goes through its own positions in chunks, in the backward pass too, where a chunk's logits are computed
+again. The head is gathered once before, and its gradient is summed over devices once after the last chunk; the
+compiler, left to itself, does both at every chunk.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, dividing_axes
+
+_HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
 
 def token_logprobs(
-    to_logits: Callable[[jax.Array], jax.Array],
     hidden: jax.Array,
+    head: jax.Array,
     targets: jax.Array,
     *,
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 1024,
     entropy_gradient: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `targets`, and entropies, of the temperature-scaled, untruncated distribution.
 
-    The vocabulary axis exists for `chunk` positions of each row at a time, in the backward pass too (each chunk's
-    logits are computed again there).
-
     Args:
-      to_logits: hidden states [..., H] to float32 logits [..., V].
-      hidden: [B, K, H], the states that predict the targets.
-      targets: [B, K] token ids.
+      hidden: [R, K, H], the states that predict the targets, in the compute dtype.
+      head: [V, H], the kernel of the language-model head (a tied model's token table), master weights.
+      targets: [R, K] token ids.
       temperature: divides the logits.
-      chunk: positions of each row whose logits live at once.
-      entropy_gradient: whether the entropies carry a gradient; without, their backward pass costs nothing.
+      chunk: positions whose logits live at once on a device.
+      entropy_gradient: whether the entropies carry a gradient.
+      mesh: devices that the rows are split over; None for one.
 
     Returns:
-      Log-probs and entropies in nats, each [B, K], float32.
+      Log-probs and entropies in nats, each [R, K], float32.
     """
-    rows, length, _ = hidden.shape
-    chunk = min(chunk, length)
-    padding = -length % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    chunks = (length + padding) // chunk
+    plan = _Plan.of(hidden.shape, head.shape, temperature, chunk, entropy_gradient, mesh)
+    return _logprobs(plan, hidden, head, targets)
 
-    @jax.checkpoint
-    def one_chunk(states: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = to_logits(states) / temperature
-        normalizer = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-        mean_logit = jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
-        entropy = normalizer - mean_logit
-        return chosen - normalizer, entropy if entropy_gradient else jax.lax.stop_gradient(entropy)
 
-    def step(_, start):
-        states = jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1)
-        return None, one_chunk(states, jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1))
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known before any number is: hashable."""
 
-    _, (logprobs, entropy) = jax.lax.scan(step, None, jnp.arange(chunks) * chunk)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, chunks * chunk)[:, :length]  # noqa: E731
-    return join(logprobs), join(entropy)
+    temperature: float
+    chunk: int
+    entropy_gradient: bool
+    mesh: Mesh | None
+    rows: tuple[str, ...] = ()  # mesh axes of the rows, of the vocabulary, and of the master weights' hidden axis
+    vocab: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, states: tuple[int, ...], head: tuple[int, ...], temperature, chunk, entropy_gradient, mesh) -> _Plan:
+        plan = cls(temperature, chunk, entropy_gradient, mesh)
+        if mesh is None:
+            return plan
+        return dataclasses.replace(
+            plan,
+            rows=dividing_axes(mesh, ACTIVATION_RULES, "batch", states[0]),
+            vocab=dividing_axes(mesh, ACTIVATION_RULES, "vocab", head[0]),
+            hidden=dividing_axes(mesh, TRAINING_RULES, "embed", head[1]),
+        )
+
+    def spread(self, function: Callable[..., Any], inputs: str, outputs: str) -> Callable[..., Any]:
+        """`function` on each device's part: of "r" rows, "h" the head (hidden axis whole), "g" the head's gradient."""
+        if self.mesh is None:
+            return function
+        specs = {"r": P(self.rows), "h": P(self.vocab), "g": P(self.vocab, self.hidden)}
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(specs[part] for part in inputs),
+            out_specs=tuple(specs[part] for part in outputs),
+            check_vma=False,
+        )
+
+    def logits(self, hidden: jax.Array, head: jax.Array) -> jax.Array:
+        """A chunk's, of this device's part of the vocabulary: float32 [C, V']."""
+        wide = jnp.promote_types(jnp.float32, hidden.dtype)
+        return jax.lax.dot_general(hidden, head, _HEAD_DIM, preferred_element_type=wide) / self.temperature
+
+    def is_target(self, targets: jax.Array, size: int) -> jax.Array:
+        """One at each target's place in this device's part of the vocabulary: bool [C, V']."""
+        first = size * jax.lax.axis_index(self.vocab) if self.vocab else 0
+        return jnp.arange(size) == (targets - first)[:, None]
+
+    def over_vocab(self, x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, self.vocab) if self.vocab else x
+
+    def chunks(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        """[R, K, ...] arrays as chunks of positions, [chunks, C, ...]; the last one is filled up with zeros."""
+        count = math.prod(arrays[0].shape[:2])
+        size = min(self.chunk, count)
+
+        def split(x):
+            x = x.reshape(count, *x.shape[2:])
+            x = jnp.pad(x, ((0, -count % size), *[(0, 0)] * (x.ndim - 1)))
+            return x.reshape(-1, size, *x.shape[1:])
+
+        return tuple(map(split, arrays))
+
+
+def _join(chunked: jax.Array, like: jax.Array) -> jax.Array:
+    """[chunks, C, ...] back to [R, K, ...], of which `like` has the first two sizes."""
+    rows, length = like.shape[:2]
+    return chunked.reshape(-1, *chunked.shape[2:])[: rows * length].reshape(rows, length, *chunked.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logprobs(plan: _Plan, hidden, head, targets):
+    return _forward(plan, hidden, head, targets)[0]
+
+
+def _forward(plan: _Plan, hidden, head, targets):
+    def local(hidden, head, targets):
+        def step(_, chunk):
+            states, ids = chunk
+            logits = plan.logits(states, head)
+            highest = jnp.max(logits, axis=-1)
+            if plan.vocab:
+                highest = jax.lax.pmax(highest, plan.vocab)
+            shares = jnp.exp(logits - highest[:, None])
+            total = plan.over_vocab(jnp.sum(shares, axis=-1))
+            normalizer = highest + jnp.log(total)
+            mean_logit = plan.over_vocab(jnp.sum(shares * logits, axis=-1)) / total
+            chosen = plan.over_vocab(jnp.sum(jnp.where(plan.is_target(ids, head.shape[0]), logits, 0), axis=-1))
+            return None, (chosen - normalizer, normalizer - mean_logit, normalizer)
+
+        _, chunked = jax.lax.scan(step, None, plan.chunks(hidden, targets))
+        return tuple(_join(x, targets) for x in chunked)
+
+    logprobs, entropy, normalizer = plan.spread(local, "rhr", "rrr")(hidden, head.astype(hidden.dtype), targets)
+    return (logprobs, entropy), (hidden, head, targets, normalizer, entropy)
+
+
+def _backward(plan: _Plan, residuals, cotangents):
+    """d logprob / d logits = onehot - p;  d entropy / d logits = -p (logits - mean logit)."""
+    hidden, head, targets, normalizer, entropy = residuals
+
+    def local(hidden, head, targets, normalizer, entropy, of_logprob, of_entropy):
+        def step(gradient, chunk):
+            states, ids, normalizer, entropy, of_logprob, of_entropy = chunk
+            logits = plan.logits(states, head)
+            probability = jnp.exp(logits - normalizer[:, None])
+            slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
+            if plan.entropy_gradient:
+                mean_logit = (normalizer - entropy)[:, None]
+                slope -= of_entropy[:, None] * probability * (logits - mean_logit)
+            slope = (slope / plan.temperature).astype(states.dtype)
+            of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=gradient.dtype))
+            gradient += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=gradient.dtype)
+            return gradient, of_states.astype(states.dtype)
+
+        wide = jnp.promote_types(jnp.float32, head.dtype)
+        chunks = plan.chunks(hidden, targets, normalizer, entropy, of_logprob, of_entropy)
+        gradient, of_hidden = jax.lax.scan(step, jnp.zeros(head.shape, wide), chunks)
+        return _join(of_hidden, hidden), _sum_over_rows(plan, gradient)
+
+    of_hidden, of_head = plan.spread(local, "rhrrrrr", "rg")(
+        hidden, head.astype(hidden.dtype), targets, normalizer, entropy, *cotangents
+    )
+    return of_hidden, of_head.astype(head.dtype), None
+
+
+def _sum_over_rows(plan: _Plan, gradient: jax.Array) -> jax.Array:
+    """The head's gradient summed over the devices' rows, each keeping the part that its master weights have."""
+    if plan.mesh is None:
+        return gradient
+    for axis in plan.rows:
+        if axis not in plan.hidden:
+            gradient = jax.lax.psum(gradient, axis)
+    for axis in plan.hidden:
+        if axis in plan.rows:
+            gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=1, tiled=True)
+        else:  # the rows are whole on these devices: each has the sum already
+            size = gradient.shape[1] // plan.mesh.shape[axis]
+            gradient = jax.lax.dynamic_slice_in_dim(gradient, size * jax.lax.axis_index(axis), size, axis=1)
+    return gradient
+
+
+_logprobs.defvjp(_forward, _backward)

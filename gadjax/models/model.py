@@ -9,9 +9,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from gadjax.models.config import ModelConfig
 from gadjax.models.decoder import Decoder
+from gadjax.parallel.mesh import DECODING_RULES, param_shardings
 
 Params = dict[str, Any]
 
@@ -24,20 +26,25 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def cast_params(params: Params, dtype: str) -> Params:
-    """The parameters in another dtype, as sampling wants them; those that have it already are not copied."""
+    """The parameters in another dtype; those that have it already are not copied."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder's architecture and head, without its parameters. Hashable: a static argument of jitted functions."""
+    """A decoder's architecture and head, without its parameters. Hashable: a static argument of jitted functions.
+
+    Attributes:
+      mesh: where its activations are spread (`gadjax.parallel.mesh`); None leaves them to the compiler.
+    """
 
     config: ModelConfig
     head: Literal["lm", "score"] = "lm"
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, self.head, nnx.Rngs(0))))
+        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, self.head, nnx.Rngs(0), self.mesh)))
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters, float32: N(0, initializer_range²), norms 1, biases 0, the scalar head N(0, 0.02²)."""
@@ -70,6 +77,13 @@ class Model:
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
+
+    def decoding_params(self, params: Params) -> Params:
+        """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis."""
+        params = cast_params(params, self.config.dtype)
+        if self.mesh is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, param_shardings(self, self.mesh, DECODING_RULES))
 
     def num_params(self) -> int:
         """Number of parameters."""

@@ -88,7 +88,7 @@ HF_TENSORS = {
     "layers/mlp/up/kernel": HfTensor(_LAYER + "mlp.up_proj.weight", _LINEAR),
     "layers/mlp/down/kernel": HfTensor(_LAYER + "mlp.down_proj.weight", _LINEAR),
     "final_norm/scale": HfTensor("model.norm.weight", _VECTOR),
-    "lm_head/kernel": HfTensor("lm_head.weight", _LINEAR),
+    "lm_head/embedding": HfTensor("lm_head.weight", _SAME),
     "score/kernel": HfTensor("score.weight", _LINEAR),
     "score/bias": HfTensor("score.bias", _VECTOR),
 }

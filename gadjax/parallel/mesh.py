@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -11,19 +12,22 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.errors import UserError
-from gadjax.models.model import Model
+
+if TYPE_CHECKING:
+    from gadjax.models.model import Model
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# Logical axis of a parameter -> mesh axis while training. Axes that are not named are whole on every device.
-TRAINING_RULES = {
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-}
+Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> mesh axes; axes that are not named are whole everywhere
+
+_TENSOR_PARALLEL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+# Parameters and optimizer state while training: each device holds a slice, gathered layer by layer.
+TRAINING_RULES: Rules = {**_TENSOR_PARALLEL, "embed": "fsdp"}
+# Parameters while decoding: every token reads all of them, so nothing is left to gather.
+DECODING_RULES: Rules = _TENSOR_PARALLEL
+# Activations, in both.
+ACTIVATION_RULES: Rules = {**_TENSOR_PARALLEL, "batch": BATCH}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -61,15 +65,21 @@ def rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * leading, BATCH))
 
 
-def param_shardings(model: Model, mesh: Mesh) -> dict[str, Any]:
-    """The training layout of a model's parameters: a tree of shardings. A size that does not divide stays whole."""
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
+    """Pins an activation's layout by its logical axes, one a dimension; without a mesh, leaves it to the compiler.
 
-    def sharding(axes: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        names = [TRAINING_RULES.get(axis) for axis in axes]
-        divides = [name and size % mesh.shape[name] == 0 for name, size in zip(names, leaf.shape, strict=True)]
-        return NamedSharding(mesh, P(*(name if fits else None for name, fits in zip(names, divides, strict=True))))
+    Left to itself the compiler prefers to keep weights where they are and to split activations over the hidden axis,
+    so that every device holds the whole batch.
+    """
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, _sharding(mesh, ACTIVATION_RULES, axes, x.shape))
 
+
+def param_shardings(model: Model, mesh: Mesh, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
+    """The layout of a model's parameters: a tree of shardings. A size that does not divide stays whole."""
     is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
+    sharding = lambda axes, leaf: _sharding(mesh, rules, axes, leaf.shape)  # noqa: E731
     return jax.tree.map(sharding, model.logical_axes(), model.abstract_params(), is_leaf=is_axes)
 
 
@@ -85,9 +95,9 @@ def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
     return jax.tree.map(leaf, abstract, shardings)
 
 
-def abstract_params(model: Model, mesh: Mesh, dtype: Any = None) -> dict[str, Any]:
-    """A model's parameters in the training layout, as `jax.ShapeDtypeStruct`s; float32 without a `dtype`."""
-    return with_shardings(model.abstract_params(), param_shardings(model, mesh), dtype)
+def abstract_params(model: Model, mesh: Mesh, dtype: Any = None, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
+    """A model's parameters in a layout, as `jax.ShapeDtypeStruct`s; float32 without a `dtype`."""
+    return with_shardings(model.abstract_params(), param_shardings(model, mesh, rules), dtype)
 
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
@@ -101,3 +111,15 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, m
         param_shardings(model, mesh),
         transform_non_params=lambda _: whole,
     )
+
+
+def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis of this size; none where it does not divide."""
+    names = rules.get(axis, ())
+    names = (names,) if isinstance(names, str) else names
+    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+
+
+def _sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    parts = (dividing_axes(mesh, rules, axis, size) for axis, size in zip(axes, shape, strict=True))
+    return NamedSharding(mesh, P(*(part or None for part in parts)))

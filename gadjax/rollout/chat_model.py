@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION
-from gadjax.models.model import Model, Params
+from gadjax.models.model import Model, Params, resolve_dtype
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Answer, Engine
@@ -100,7 +99,7 @@ class Network(NamedTuple):
 
 
 def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto") -> Network:
-    """Loads a directory or hub id, spread over all devices.
+    """Loads a directory or hub id, whole on every device; batches are split over the devices.
 
     Args:
       name: a causal language model for the "lm" head, a token classifier with one label for "score".
@@ -114,14 +113,9 @@ def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto"
     architecture = hf_config["architectures"][0]
     if not architecture.endswith(_ARCHITECTURE[head]):
         raise UserError(f"--model={name} is a {architecture}, but this command needs {_NEEDED[head]}")
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = Model(dataclasses.replace(config, dtype=dtype), head)
+    dtype = resolve_dtype(dtype)
+    mesh = layout.make_mesh(data=-1, fsdp=1, tensor=1)
+    model = Model(dataclasses.replace(config, dtype=dtype), head, mesh)
     tokenizer = load_tokenizer(path)
-    mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s),
-        model.abstract_params(),
-        layout.param_shardings(model, mesh),
-    )
+    abstract = layout.abstract_params(model, mesh, dtype, layout.DECODING_RULES)
     return Network(model, load_params(path, config, abstract), tokenizer, mesh)

@@ -13,7 +13,7 @@ from gadjax.data.packing import pack
 from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
-from gadjax.models.model import Model, Params, cast_params
+from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Answer, Engine
 from gadjax.trainer.programs import place_rows
@@ -41,6 +41,7 @@ class HeldOut:
         self.teacher = [example["response"] for example in self.examples]
         self._engine = Engine(setup.generator, setup.mesh)
         whole = layout.replicated(setup.mesh)
+        self._decoding_params = jax.jit(setup.generator.decoding_params)
         likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
         self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)
@@ -91,7 +92,7 @@ class HeldOut:
         samples = self._answer(generator, config.rollout.temperature, config.seed + 1)
         limit = config.data.max_response_length
         return two_sample_test(
-            Model(self.setup.generator.config, "score"),
+            Model(self.setup.generator.config, "score", self.setup.mesh),
             base,
             self.prompts,
             [ids[:limit] for ids in self.teacher],
@@ -104,7 +105,7 @@ class HeldOut:
 
     def _answer(self, generator: Params, temperature: float, seed: int) -> list[Answer]:
         """One sampled answer to each prompt."""
-        params = cast_params(generator, self.setup.generator.config.dtype)
+        params = self._decoding_params(generator)
         return self._engine.generate(params, self.prompts, self.setup.sampling(temperature), seed=seed)
 
     def _of_each(self, program: Any, params: Params, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:

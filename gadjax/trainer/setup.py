@@ -88,12 +88,12 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
     mesh = _mesh(config)
     student = resolve_model(config.student)
     model_config, hf_config = read_hf_config(student)
-    generator = Model(_runtime(model_config, config), "lm")
-    discriminator, hf_discriminator, init = Model(generator.config, "score"), hf_config, None
+    generator = Model(_runtime(model_config, config), "lm", mesh)
+    discriminator, hf_discriminator, init = Model(generator.config, "score", mesh), hf_config, None
     if named := discriminator_checkpoint(config):
         init = resolve_model(named)
         other_config, hf_discriminator = read_hf_config(init)
-        discriminator = Model(_runtime(other_config, config), "score")
+        discriminator = Model(_runtime(other_config, config), "score", mesh)
         if needs_trained_discriminator(config) and hf_discriminator["architectures"][0].endswith(CAUSAL_LM):
             raise UserError(
                 f"config.discriminator.init {named} is a causal language model, whose new scalar head nothing trains "

@@ -231,6 +231,7 @@ class Bigrams:
 
     head: str
     config: BigramConfig = BigramConfig()
+    mesh: None = None
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         head = (
@@ -244,6 +245,9 @@ class Bigrams:
         return {"embed": ("vocab", "embed")} | (
             {"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)}
         )
+
+    def decoding_params(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return params
 
     def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:
         return BoundBigrams(params)
@@ -261,6 +265,10 @@ class BoundBigrams:
     def __call__(self, tokens, positions, segments) -> jax.Array:
         embed = self.params["embed"]
         return embed[tokens] * (1 + jnp.sin(positions.astype(embed.dtype)))[..., None]
+
+    @property
+    def head(self) -> jax.Array:
+        return self.params["head"].T
 
     def logits(self, hidden) -> jax.Array:
         return hidden @ self.params["head"]

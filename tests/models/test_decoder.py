@@ -170,7 +170,7 @@ def test_tied_heads(head):
     if head == "lm":
         params = random_params(untied)
         embedding = params["embed"]["embedding"]
-        same = {**params, "lm_head": {"kernel": embedding.T}}
+        same = {**params, "lm_head": {"embedding": embedding}}
         params = {name: tree for name, tree in params.items() if name != "lm_head"}
         fields = np.arange(5, dtype=np.int32)[None], *alone(5)
         np.testing.assert_allclose(untied.logits(same, *fields), tied.logits(params, *fields), atol=1e-5)

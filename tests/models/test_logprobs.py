@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gadjax.models.config import ModelConfig
 from gadjax.models.logprobs import token_logprobs
 from gadjax.models.model import Model
+from gadjax.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -32,10 +35,10 @@ def dense(hidden, kernel, targets, temperature):
 
 
 def chunked(hidden, kernel, targets, temperature, **options):
-    return token_logprobs(lambda x: x @ kernel, hidden, targets, temperature=temperature, **options)
+    return token_logprobs(hidden, kernel.T, targets, temperature=temperature, **options)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 64])
+@pytest.mark.parametrize("chunk", [1, 7, 10, 30, 64])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients(inputs, chunk, temperature):
     """With weights of both signs on log-probs and entropies; chunks that do not divide the positions too."""
@@ -55,6 +58,49 @@ def test_values_and_gradients(inputs, chunk, temperature):
         np.testing.assert_allclose(value, expected, rtol=1e-12)
         for a, b in zip((*outputs, *gradients), (*exact, *exact_gradients), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("rows", [8, 3])  # 3 are whole on every device
+def test_many_devices(sizes, rows):
+    """Values and gradients are those of one device, and the head's gradient lies as its master weights do."""
+    rng = np.random.default_rng(2)
+    hidden, head = rng.normal(size=(rows, K, 8)), rng.normal(size=(32, 8))
+    targets, weights = rng.integers(0, 32, (rows, K)), rng.normal(size=(2, rows, K))
+    mesh = make_mesh(*sizes)
+    with jax.enable_x64(True):
+
+        def loss(hidden, head, mesh):
+            logprobs, entropy = token_logprobs(
+                hidden, head, targets, temperature=0.7, chunk=3, entropy_gradient=True, mesh=mesh
+            )
+            return jnp.sum(weights[0] * logprobs + weights[1] * entropy)
+
+        grad = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+        expected = grad(hidden, head, None)
+        placed = jax.device_put(head, NamedSharding(mesh, P("tensor", "fsdp")))
+        got = grad(hidden, placed, mesh)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_one_gather_and_one_reduction_of_the_head():
+    """Not one for each chunk: no loop holds a collective of more than a chunk's positions."""
+    mesh = make_mesh(1, 4, 2)
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    hidden = jax.ShapeDtypeStruct((8, 64, 32), np.float32, sharding=rows)
+    targets = jax.ShapeDtypeStruct((8, 64), np.int32, sharding=rows)
+    head = jax.ShapeDtypeStruct((96, 32), np.float32, sharding=NamedSharding(mesh, P("tensor", "fsdp")))
+    loss = lambda hidden, head, targets: jnp.sum(token_logprobs(hidden, head, targets, chunk=8, mesh=mesh)[0])  # noqa: E731
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, targets).compile().as_text()
+    bodies = set(re.findall(r"body=%?([\w.-]+)", text))
+    sizes = {True: [0], False: [0]}  # elements of collectives: inside loops, outside
+    for line in text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            inside = header[1] in bodies
+        if found := re.search(r"= f32\[([\d,]+)\]\S* (?:all-gather|all-reduce|reduce-scatter)(?:-start)?\(", line):
+            sizes[inside].append(int(np.prod([int(size) for size in found[1].split(",")])))
+    assert max(sizes[True]) <= 8 * 32 < max(sizes[False])
 
 
 def test_finite_differences(inputs):
@@ -115,7 +161,7 @@ def _inner(jaxpr):
 @pytest.mark.parametrize("tied", [True, False])
 def test_no_logits_of_all_positions(kind, tied):
     """In the gradient's jaxpr and in its compiled program, at 16 chunks; the dense version is the positive control."""
-    rows, length, chunk, vocabulary, hidden = 4, 64, 4, 509, 8
+    rows, length, chunk, vocabulary, hidden = 4, 64, 16, 509, 8
     config = ModelConfig(
         architecture="LlamaForCausalLM",
         vocab_size=vocabulary,
@@ -136,7 +182,7 @@ def test_no_logits_of_all_positions(kind, tied):
         decoder = model.bind(params)
         states = decoder(*fields)
         if kind == "chunked":
-            logprobs, entropy = token_logprobs(decoder.logits, states, tokens, chunk=chunk, entropy_gradient=True)
+            logprobs, entropy = token_logprobs(states, decoder.head, tokens, chunk=chunk, entropy_gradient=True)
             return jnp.sum(logprobs) + jnp.sum(entropy)
         return jnp.sum(jax.nn.log_softmax(decoder.logits(states))[..., 0])
 
@@ -150,4 +196,4 @@ def test_no_logits_of_all_positions(kind, tied):
             assert most >= rows * length
         else:
             # A chunk's logits, or the table [V, H] itself with its gradient.
-            assert most <= max(rows * chunk, hidden)
+            assert most <= max(chunk, hidden)

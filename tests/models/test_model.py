@@ -69,7 +69,7 @@ def test_tree():
     assert layers["attention"]["q_norm"]["scale"].shape == (2, 6)
     assert layers["mlp"]["down"]["kernel"].shape == (2, 24, 16)
     assert params["embed"]["embedding"].shape == (40, 16)
-    assert params["lm_head"]["kernel"].shape == (16, 40)
+    assert params["lm_head"]["embedding"].shape == (40, 16)
     assert set(named_leaves(params)) | set(named_leaves(Model(EVERYTHING, "score").abstract_params())) == set(
         HF_TENSORS
     )

@@ -71,7 +71,7 @@ def test_parameters():
     specs = {name: sharding.spec for name, sharding in named_leaves(layout.param_shardings(model, mesh)).items()}
     assert set(specs) == set(named_leaves(model.abstract_params()))
     assert specs["embed/embedding"] == P("tensor", "fsdp")
-    assert specs["lm_head/kernel"] == P("fsdp", "tensor")
+    assert specs["lm_head/embedding"] == P("tensor", "fsdp")
     assert specs["layers/attention/q/kernel"] == P(None, "fsdp", "tensor", None)
     assert specs["layers/attention/k/kernel"] == P(None, "fsdp", None, None)  # one head cannot be split in two
     assert specs["layers/attention/q/bias"] == P(None, "tensor", None)

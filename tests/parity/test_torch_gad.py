@@ -214,8 +214,9 @@ class BoundTable:
     def __call__(self, tokens: Any, positions: Any, segments: Any) -> Any:
         return self.params["logits"][tokens]
 
-    def logits(self, hidden: Any) -> Any:
-        return hidden
+    @property
+    def head(self) -> Any:
+        return jnp.eye(self.params["logits"].shape[-1])
 
 
 KEEP_GRADIENT = optax.GradientTransformation(
@@ -405,7 +406,7 @@ def to_torch(params: Any) -> dict[str, np.ndarray]:
     if "score" in params:
         out |= {"score.weight": params["score"]["kernel"].T, "score.bias": params["score"]["bias"]}
     else:
-        out["lm_head.weight"] = params["lm_head"]["kernel"].T
+        out["lm_head.weight"] = params["lm_head"]["embedding"]
     return out
 
 
