@@ -26,7 +26,7 @@ from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState
 from gadjax.models.config import ModelConfig, Rope
-from gadjax.models.model import Model
+from gadjax.models.model import Model, cast_params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.trainer import host_rows
@@ -247,7 +247,7 @@ class Bigrams:
         )
 
     def decoding_params(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return params
+        return cast_params(params, self.config.dtype)
 
     def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:
         return BoundBigrams(params)

@@ -200,6 +200,8 @@ def method_of(generator: Any, discriminator: Any, optimizer: optax.GradientTrans
 class Table:
     """A model whose parameters are its outputs: the logits after each token, or each token's score."""
 
+    mesh: None = None
+
     def bind(self, params: Any) -> BoundTable:
         return BoundTable(params)
 

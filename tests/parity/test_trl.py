@@ -142,6 +142,7 @@ class Table:
     """A model whose parameters are the logits after each token."""
 
     params: Any = None
+    mesh: None = None
 
     def bind(self, params: Any) -> Table:
         return Table(params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gadjax.errors import UserError
@@ -46,13 +48,12 @@ def test_replies_that_fit_the_model(chat_model):
     chats = [*CHATS, [{"role": "user", "content": "two " * 55}]]
     lengths = [len(ids) for ids in chat_model.tokenizer.prompt_ids_batch(chats)]
     assert 40 < max(lengths) < room
-    sampling = chat_model.sampling(max_response_length=500)
+    sampling = dataclasses.replace(chat_model.sampling(max_response_length=500), eos_ids=())  # none ends by itself
     replies = chat_model.answer(chats, sampling, seed=1, fit=True)
     for number, (length, reply) in enumerate(zip(lengths, replies, strict=True)):
-        exact = chat_model.sampling(max_response_length=room - length)
+        exact = dataclasses.replace(sampling, max_response_length=room - length)
         assert reply == chat_model.answer(chats[: number + 1], exact, seed=1, fit=True)[number]
-        assert reply.tokens <= room - length
-    assert not all(reply.ended for reply in replies)
+        assert (reply.tokens, reply.ended) == (room - length, False)
     with pytest.raises(UserError, match=r"max_position_embeddings is 128, .* or lower --max_response_length$"):
         chat_model.answer(chats, sampling)
     # What fits anyway is not made shorter.

@@ -22,7 +22,7 @@ def one():
 
 @pytest.fixture(scope="module")
 def answers(model, params, prompts, one, quick_compile):
-    return Engine(model, one, batch_size=8).generate(params, prompts, SAMPLING, seed=4)
+    return Engine(model, one, batch_size=8).generate(params, prompts, SAMPLING, seed=14)
 
 
 def assert_same(left, right):
@@ -43,7 +43,7 @@ def test_answers_are_trimmed(answers):
 
 def test_batches_do_not_matter(model, params, prompts, one, answers):
     counts = []
-    small = Engine(model, one, batch_size=3).generate(params, prompts, SAMPLING, seed=4, done=counts.append)
+    small = Engine(model, one, batch_size=3).generate(params, prompts, SAMPLING, seed=14, done=counts.append)
     assert_same(small, answers)
     assert counts == [3, 5]
 
@@ -51,7 +51,7 @@ def test_batches_do_not_matter(model, params, prompts, one, answers):
 def test_an_answer_belongs_to_its_prompt(model, params, prompts, one, answers):
     """Prompts of the same numbers keep their answers when others change."""
     changed = [*prompts[:4], prompts[0]]
-    other = Engine(model, one, batch_size=8).generate(params, changed, SAMPLING, seed=4)
+    other = Engine(model, one, batch_size=8).generate(params, changed, SAMPLING, seed=14)
     assert_same(other[:4], answers[:4])
 
 
@@ -65,7 +65,7 @@ def test_spread_over_devices(model, params, prompts, answers):
     engine = Engine(model, mesh, batch_size=5)
     assert engine.batch_size == 8
     sharded = jax.device_put(params, layout.param_shardings(model, mesh))
-    assert_same(engine.generate(sharded, prompts, SAMPLING, seed=4), answers)
+    assert_same(engine.generate(sharded, prompts, SAMPLING, seed=14), answers)
 
 
 def test_no_prompts(model, params, one):
