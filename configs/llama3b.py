@@ -3,7 +3,7 @@ r"""Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/llama3b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory.
+Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory. How long it takes was not measured.
 The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 with GAD.
 """
 

@@ -3,7 +3,7 @@ r"""Qwen2.5-7B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/qwen7b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 8 GPUs with 80 GB, or a TPU slice of like memory.
+Hardware: 8 GPUs with 80 GB, or a TPU slice of like memory. How long it takes was not measured.
 The paper's result, GPT-4o score on LMSYS: 48.7 before, 49.2 with SeqKD, 50.8 with GAD.
 """
 

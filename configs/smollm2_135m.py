@@ -1,9 +1,11 @@
 r"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 layers, 71 M parameters).
 
-    python -m gadjax.train --config=configs/smollm2_135m.py --config.student=DIR_OF_THE_PRUNED_COPY \
-        --config.data.train=train.parquet --config.data.heldout=test.parquet
+    python benchmarks/prune_layers.py --model=HuggingFaceTB/SmolLM2-135M-Instruct --keep=0-9,28,29 --out=/tmp/pruned
+    python -m gadjax.train --config=configs/smollm2_135m.py --config.student=/tmp/pruned \
+        --config.data.train=train.parquet --config.data.heldout=heldout.parquet
 
 Hardware: two CPU cores and 8 GB. Small steps (4 prompts x 4 samples, 64 tokens), so that a run takes about an hour.
+Result: README, "A real model": warmup takes the held-out negative log-likelihood from 15.6 to 5.9 nats a token.
 The teacher's answers are cut at 64 tokens like the student's (`cut_answers` keeps the API's own cuts), so neither
 side's length gives it away. Learning rates are for a pruned student that has much to relearn, not the paper's.
 """
