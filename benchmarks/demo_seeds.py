@@ -1,11 +1,14 @@
-"""Does the GAD stage of the demo help? SeqKD then GAD against SeqKD alone, at equal generator updates, over seeds.
+"""Does the GAD stage of the demo help? Three arms at equal generator updates, over seeds.
 
     python benchmarks/demo_seeds.py --seeds=0,1,2 --teacher=DIR --out=/tmp/demo_seeds
 
-Both arms of a seed start from the same random weights and share the batches of the GAD arm's SeqKD stage; then the
-SeqKD arm goes on with as many generator updates as the other's later stages make. Figures are of all held-out prompts.
-Runs that are finished are read, not repeated. Prints the figures of every run, and of each figure the mean difference
-GAD - SeqKD with its range over seeds; writes results.json.
+- gad: the demo as it is.
+- seqkd: its SeqKD stage goes on for as many updates as its GAD stage makes.
+- control: its GAD stage without the game: cross entropy alone, at that stage's learning rate, from fresh moments.
+
+All arms of a seed share the SeqKD stage's weights. Figures are of all held-out prompts. Runs that are finished are
+read, not repeated. Prints the figures of every run, and of each figure the mean difference to the other arms with its
+range over seeds; writes results.json.
 
 With --teacher, the folder of the model that gave the answers (SmolLM2-135M-Instruct), the teacher itself judges too:
 `reverse_kl` is E_q[log q(y) - log p(y)] in nats a response, over one sample to each held-out prompt. q is the student
@@ -37,16 +40,21 @@ BATCH = 16
 
 
 def arms(seed: int):
-    """The two configs of a seed, by name."""
+    """The configs of a seed, by name."""
     gad = demo.get_config()
     gad.seed = seed
     gad.evaluation.prompts = 0
     gad.eval_every = 0
-    seqkd = gad.copy_and_resolve_references()
-    warmup = gad.warmup.steps - gad.warmup.discriminator_only_steps if gad.warmup.train_generator else 0
+    seqkd, control = gad.copy_and_resolve_references(), gad.copy_and_resolve_references()
     seqkd.stages = ("seqkd",)
-    seqkd.seqkd.steps = gad.seqkd.steps + warmup + gad.gad.steps
-    return {"gad": gad, "seqkd": seqkd}
+    seqkd.seqkd.steps = gad.seqkd.steps + gad.gad.steps
+    control.stages = ("seqkd", "warmup")
+    control.warmup.steps = gad.gad.steps
+    control.warmup.generator_learning_rate = gad.gad.generator_learning_rate
+    control.warmup.train_generator = True
+    control.warmup.train_discriminator = False
+    control.warmup.discriminator_only_steps = 0
+    return {"gad": gad, "seqkd": seqkd, "control": control}
 
 
 def reverse_kl(student: Network, teacher: Network, heldout: str, limit: int) -> float:
@@ -103,8 +111,9 @@ def main() -> None:
         print(name.ljust(10), *(f"{figures[figure]:12.4f}" for figure in shown))
     seeds = [name.split("-")[1] for name in results if name.startswith("gad-")]
     for figure in shown:
-        gaps = [results[f"gad-{seed}"][figure] - results[f"seqkd-{seed}"][figure] for seed in seeds]
-        print(f"{figure}: GAD - SeqKD {statistics.mean(gaps):+.4f} ({min(gaps):+.4f} to {max(gaps):+.4f})")
+        for arm in ("seqkd", "control"):
+            gaps = [results[f"gad-{seed}"][figure] - results[f"{arm}-{seed}"][figure] for seed in seeds]
+            print(f"{figure}: GAD - {arm} {statistics.mean(gaps):+.4f} ({min(gaps):+.4f} to {max(gaps):+.4f})")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def get_config() -> ConfigDict:
     config.warmup.train_generator = False
     config.warmup.discriminator_learning_rate = 5e-4
     config.gad.steps = 60
-    config.gad.generator_learning_rate = 5e-5
+    config.gad.generator_learning_rate = 3e-4
+    # Without the teacher's answers beside it, the reward of so weak a discriminator leads astray.
+    config.gad.sft_coefficient = 1.0
     config.gad.discriminator_learning_rate = 3e-4
 
     config.eval_every = 200

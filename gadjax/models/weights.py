@@ -289,7 +289,7 @@ class _Checkpoint:
 
     def check_tied(self) -> None:
         """A checkpoint that ties its embeddings and stores a head all the same must store the same values."""
-        name, head_name = HF_TENSORS["embed/embedding"].name, HF_TENSORS["lm_head/kernel"].name
+        name, head_name = HF_TENSORS["embed/embedding"].name, HF_TENSORS["lm_head/embedding"].name
         if head_name not in self.shapes:
             return
         same = self.shapes[name] == self.shapes[head_name]
