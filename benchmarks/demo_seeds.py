@@ -6,14 +6,14 @@
 - seqkd: its SeqKD stage goes on for as many updates as its GAD stage makes.
 - control: its GAD stage without the game: cross entropy alone, at that stage's learning rate, from fresh moments.
 
-All arms of a seed share the SeqKD stage's weights. Figures are of all held-out prompts. Runs that are finished are
-read, not repeated. Prints the figures of every run, and of each figure the mean difference to the other arms with its
-range over seeds; writes results.json.
+All arms of a seed share the SeqKD stage's weights; afterwards each sees the data in an order of its own. Figures are
+of all held-out prompts. Runs that are finished are read, not repeated. Prints the figures of every run, and of each
+figure the mean difference to the other arms with its range over seeds; writes results.json.
 
 With --teacher, the folder of the model that gave the answers (SmolLM2-135M-Instruct), the teacher itself judges too:
 `reverse_kl` is E_q[log q(y) - log p(y)] in nats a response, over one sample to each held-out prompt. q is the student
 at temperature 1, p the teacher at the temperature and with the system prompt of the collection. The two have different
-tokenizers; p is of the teacher's own tokens of the student's text, so the figure bounds the KL from above.
+tokenizers; p is of the teacher's own tokens of the student's text, so the figure is an estimate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import numpy as np
 from configs import demo
 from gadjax.data.packing import pack
 from gadjax.data.schema import read_rows
-from gadjax.distill.forward import response_logprobs
+from gadjax.distill.forward import per_sequence, response_logprobs
 from gadjax.rollout.chat_model import Network, load_network
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
@@ -72,7 +72,7 @@ def reverse_kl(student: Network, teacher: Network, heldout: str, limit: int) -> 
     @jax.jit
     def sequence_logprobs(params, packed):
         logprobs, _ = response_logprobs(teacher.model, params, packed, temperature=TEMPERATURE, chunk=64)
-        return jax.ops.segment_sum((logprobs * packed.mask).ravel(), packed.owner.ravel(), BATCH + 1)[:BATCH]
+        return per_sequence(logprobs, packed)
 
     total = sum(float(answer.logprobs.sum()) for answer in answers)
     for start in range(0, len(texts), BATCH):

@@ -16,6 +16,7 @@ import numpy as np
 
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.errors import UserError, run_command
+from gadjax.files import expand
 from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--keep", required=True, help="layers to keep, such as 0-9,28,29")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="directory to write")
     arguments = parser.parse_args()
-    model = prune(arguments.model, arguments.keep, arguments.out)
+    model = prune(arguments.model, arguments.keep, expand(arguments.out))
     print(f"{arguments.out}: {model.config.num_layers} layers, {model.num_params():,} parameters")
 
 

@@ -40,7 +40,8 @@ def get_config() -> ConfigDict:
     config.data.cut_answers = "drop"
     # A chat template (Jinja text, or the path of a file) instead of the tokenizer's own; base models need one.
     config.data.chat_template = ""
-    # Extra arguments of the template, such as enable_thinking for Qwen3, as JSON: '{"enable_thinking": false}'.
+    # Extra arguments of the template, such as enable_thinking for Qwen3, as JSON: '{"enable_thinking": false}'. An
+    # exported student's template holds those of its run; these come on top.
     config.data.template_args = ""
     # The date that a template may print, YYYY-MM-DD, pinned so that a run means the same tomorrow.
     config.data.template_date = "2024-07-26"

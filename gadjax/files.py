@@ -46,3 +46,13 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"--out={path} cannot be written: {error.strerror or error}") from None
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+    """Gives a file new content, whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from gadjax.errors import UserError
+from gadjax.files import replace
 
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
 _METRIC = ("kind", "stage", "step")  # what every line of metrics.jsonl has
@@ -231,7 +232,7 @@ class _JsonLines:
         if resume_step is not None and path.exists():
             kept = [(line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step]
             lines, self.kept = [line for line, _ in kept], [record for _, record in kept]
-        _replace(path, b"".join(line + b"\n" for line in lines))
+        replace(path, b"".join(line + b"\n" for line in lines))
         self._file: BinaryIO = open(path, "ab")  # noqa: SIM115, open as long as the run
 
     def write(self, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -293,7 +294,7 @@ class _WandB:
             ) from None
         name = workdir / "wandb_id"
         if resume_step is None or not name.exists():
-            _replace(name, uuid.uuid4().hex.encode())
+            replace(name, uuid.uuid4().hex.encode())
         try:
             # W&B itself ignores steps that the run already has.
             self._run = wandb.init(dir=workdir, id=name.read_text(), resume="allow", **arguments)
@@ -321,16 +322,6 @@ def _read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[byt
                 f"{path} line {number} is not a record of gadjax: move the file away, or use another workdir"
             )
         yield line, record
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Gives a file new content, whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _number(name: str, value: Any) -> int | float:

@@ -124,6 +124,10 @@ def test_not_a_workdir(command, tmp_path):
     assert done.status == 2
     assert done.err == f"error: --workdir {tmp_path} is not the workdir of a run: no config.json\n"
     assert list(tmp_path.iterdir()) == []
+    for name, content in {"config.json": "{}", "run.json": '{"hf_configs": {'}.items():
+        (tmp_path / name).write_text(content)
+    done = command("gadjax.export", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert done.err.startswith(f"error: --workdir {tmp_path}: config.json or run.json is damaged (")
 
 
 def test_no_checkpoint_yet(command, finished_run, tmp_path):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, dividing_axes
+from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
 
 _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
@@ -68,11 +68,15 @@ class _Plan:
         plan = cls(temperature, chunk, entropy_gradient, mesh)
         if mesh is None:
             return plan
+
+        def axes(rules: Rules, name: str, size: int) -> tuple[str, ...]:
+            return tuple(axis for axis in dividing_axes(mesh, rules, name, size) if mesh.shape[axis] > 1)
+
         return dataclasses.replace(
             plan,
-            rows=dividing_axes(mesh, ACTIVATION_RULES, "batch", states[0]),
-            vocab=dividing_axes(mesh, ACTIVATION_RULES, "vocab", head[0]),
-            hidden=dividing_axes(mesh, TRAINING_RULES, "embed", head[1]),
+            rows=axes(ACTIVATION_RULES, "batch", states[0]),
+            vocab=axes(ACTIVATION_RULES, "vocab", head[0]),
+            hidden=axes(TRAINING_RULES, "embed", head[1]),
         )
 
     def spread(self, function: Callable[..., Any], inputs: str, outputs: str) -> Callable[..., Any]:
@@ -180,16 +184,14 @@ def _sum_over_rows(plan: _Plan, gradient: jax.Array) -> jax.Array:
     """The head's gradient summed over the devices' rows, each keeping the part that its master weights have."""
     if plan.mesh is None:
         return gradient
-    for axis in plan.rows:
-        if axis not in plan.hidden:
-            gradient = jax.lax.psum(gradient, axis)
-    for axis in plan.hidden:
+    for axis in plan.hidden:  # first, so that what is left to sum is small
         if axis in plan.rows:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=1, tiled=True)
         else:  # the rows are whole on these devices: each has the sum already
             size = gradient.shape[1] // plan.mesh.shape[axis]
             gradient = jax.lax.dynamic_slice_in_dim(gradient, size * jax.lax.axis_index(axis), size, axis=1)
-    return gradient
+    rest = tuple(axis for axis in plan.rows if axis not in plan.hidden)
+    return jax.lax.psum(gradient, rest) if rest else gradient
 
 
 _logprobs.defvjp(_forward, _backward)

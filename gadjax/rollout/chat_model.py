@@ -99,7 +99,9 @@ class Network(NamedTuple):
 
 
 def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto") -> Network:
-    """Loads a directory or hub id, whole on every device; batches are split over the devices.
+    """Loads a directory or hub id; batches are split over all devices.
+
+    A causal language model is whole on every device, since each token reads all of it; a classifier is split too.
 
     Args:
       name: a causal language model for the "lm" head, a token classifier with one label for "score".
@@ -114,8 +116,10 @@ def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto"
     if not architecture.endswith(_ARCHITECTURE[head]):
         raise UserError(f"--model={name} is a {architecture}, but this command needs {_NEEDED[head]}")
     dtype = resolve_dtype(dtype)
-    mesh = layout.make_mesh(data=-1, fsdp=1, tensor=1)
+    decodes = head == "lm"
+    mesh = layout.make_mesh(data=-1, fsdp=1, tensor=1) if decodes else layout.make_mesh(data=1, fsdp=-1, tensor=1)
     model = Model(dataclasses.replace(config, dtype=dtype), head, mesh)
     tokenizer = load_tokenizer(path)
-    abstract = layout.abstract_params(model, mesh, dtype, layout.DECODING_RULES)
+    rules = layout.DECODING_RULES if decodes else layout.TRAINING_RULES
+    abstract = layout.abstract_params(model, mesh, dtype, rules)
     return Network(model, load_params(path, config, abstract), tokenizer, mesh)

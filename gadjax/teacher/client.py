@@ -16,7 +16,7 @@ from typing import Any
 import openai
 
 from gadjax.data.schema import Messages
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
 from gadjax.teacher.ledger import Answer
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -95,7 +95,12 @@ class Teacher:
         self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
         self._answered = False  # anything at all, an error included
         self._random = random.Random()
-        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0)
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
+            )
+        except Exception as error:  # the HTTP library's own, of URLs that the standard library lets pass
+            raise _bad_url(base_url, f"{first_line(error)}; ") from None
 
     async def __aenter__(self) -> Teacher:
         return self
@@ -256,12 +261,16 @@ def _parse_url(base_url: str) -> urllib.parse.SplitResult:
     except ValueError as error:
         valid, reason = False, f"{error}; "
     if not valid:
-        raise UserError(
-            f"--base_url={_without_login(base_url)}: {reason}expected a URL such as http://127.0.0.1:8000/v1"
-        )
+        raise _bad_url(base_url, reason)
     return url
 
 
+def _bad_url(base_url: str, reason: str) -> UserError:
+    if "@" in base_url:  # the reason may quote what is taken for a part of the address and is one of the password
+        reason = ""
+    return UserError(f"--base_url={_without_login(base_url)}: {reason}expected a URL such as http://127.0.0.1:8000/v1")
+
+
 def _without_login(url: str) -> str:
-    """The URL, which may be no valid one, without a user and password."""
-    return re.sub(r"(?<=//)[^/?#]*@", "", url)
+    """The URL, which may be no valid one, without a user and password: without all that stands before its last @."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)

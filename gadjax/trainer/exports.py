@@ -13,6 +13,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.config import discriminator_checkpoint, field_value
 from gadjax.data.pipeline import Dataset
 from gadjax.errors import UserError
+from gadjax.files import replace
 from gadjax.metrics import read_heldout, read_stages
 from gadjax.model_card import model_card
 from gadjax.models.config import ModelConfig
@@ -93,6 +94,10 @@ def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} is not the workdir of a run: no {pathlib.Path(error.filename).name}"
+        ) from None
+    except ValueError as error:
+        raise UserError(
+            f"--workdir {workdir}: config.json or run.json is damaged ({error}); restore it, or use another --workdir"
         ) from None
 
 
@@ -199,4 +204,4 @@ def _generation_config(setup: Setup) -> dict[str, Any]:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    replace(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The arms of the demo's comparison, which must differ in the game alone."""
+"""The arms of the demo's comparison: equal updates at the rates that it says, with the game and without."""
 
 from __future__ import annotations
 

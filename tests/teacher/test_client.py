@@ -185,8 +185,11 @@ def test_a_key_from_a_file_with_a_line_end_works():
         ("http://host:70000/v1", KEY, r"--base_url=http://host:70000/v1: Port out of range .*; expected a URL"),
         ("http://host:0/v1", KEY, "--base_url=http://host:0/v1: expected a URL"),
         ("http://[::1/v1", KEY, r"--base_url=http://\[::1/v1: Invalid IPv6 URL; expected a URL"),
-        ("http://me:schluessel@[::1/v1", KEY, r"--base_url=http://\[::1/v1: Invalid IPv6 URL"),
+        ("http://me:schluessel@[::1/v1", KEY, r"--base_url=http://\[::1/v1: expected a URL"),
         ("http://ho\x7fst/v1", KEY, "--base_url=.*: expected a URL"),
+        ("me:schluessel@host/v1", KEY, "--base_url=host/v1: expected a URL"),
+        ("http://me:schlu/essel@host:abc/v1", KEY, "--base_url=http://host:abc/v1: expected a URL"),
+        ("http://h\u00e9llo..ex/v1", KEY, r"--base_url=http://h\u00e9llo\.\.ex/v1: .+; expected a URL"),
         ("http://127.0.0.1:8000/v1", "sk-schlüssel", "OPENAI_API_KEY holds characters"),
     ],
 )

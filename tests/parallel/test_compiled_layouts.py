@@ -1,0 +1,93 @@
+"""What the compiler makes of the layouts: read from the programs, since results are the same whatever the layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gadjax.data.packing import Packed
+from gadjax.distill import state as states
+from gadjax.distill.method import Method
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+from gadjax.parallel import mesh as layout
+from gadjax.rollout.sampler import Sampling, rollout, row_keys
+from gadjax.trainer.programs import Programs, state_shardings
+from tests.hlo import largest_in_loops
+
+# No two sizes alike, so that a shape tells what it is of.
+CONFIG = ModelConfig(
+    architecture="Qwen2ForCausalLM",
+    vocab_size=640,
+    hidden_size=64,
+    intermediate_size=192,
+    num_layers=3,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=16,
+    qkv_bias=True,
+    remat="full",
+)
+OPTIMIZER = states.adamw(1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+B, N, P, T = 8, 2, 8, 6
+SMALLEST_WEIGHT = 64 * 4 * 16 // 2  # a device's part of a key's kernel, split over two
+
+
+def abstract(shape, sharding, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def method(model: Model) -> Method:
+    return Method(
+        generator=model,
+        sampling=Sampling(T, (2,)),
+        generator_optimizer=OPTIMIZER,
+        num_samples=N,
+        logprob_chunk=16,
+    )
+
+
+def batch(mesh):
+    rows = layout.rows(mesh)
+    fields = {"prompt": (B, P), "prompt_length": (B,), "teacher": (B, T), "teacher_length": (B,), "row": (B,)}
+    return {name: abstract(shape, rows) for name, shape in fields.items()}
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+def test_no_weight_is_gathered_in_the_token_loop(sizes):
+    """Nor anything else as large as one. In the training layout, which is the control, each token gathers them all."""
+    mesh = layout.make_mesh(*sizes)
+    model = Model(CONFIG, "lm", mesh)
+    params = layout.abstract_params(model, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sample = Programs(method(model), mesh).sample.lower(params, batch(mesh), key)
+    assert largest_in_loops(sample.compile().as_text()) < SMALLEST_WEIGHT
+
+    def undone(params, batch, key):
+        keys = row_keys(key, batch["row"])
+        return rollout(model, params, batch["prompt"], batch["prompt_length"], keys, N, Sampling(T, (2,)))
+
+    control = jax.jit(undone).lower(params, batch(mesh), key)
+    assert largest_in_loops(control.compile().as_text()) >= SMALLEST_WEIGHT
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_no_device_holds_the_whole_batch(spread):
+    """Activations of the update are split over the rows; without constraints, the control, they are not."""
+    mesh = layout.make_mesh(1, 8, 1)
+    model = Model(CONFIG, "lm", mesh if spread else None)
+    rows, columns = 16, 32
+    split = layout.rows(mesh, leading=1)
+    wide, narrow = abstract((1, rows, columns), split), abstract((1, rows, columns // 2), split)
+    packed = Packed(wide, wide, wide, *[narrow] * 4, abstract((1, rows), layout.replicated(mesh)))
+    state = jax.eval_shape(functools.partial(states.create, optimizer=OPTIMIZER), model.abstract_params())
+    state = layout.with_shardings(state, state_shardings(model, OPTIMIZER, mesh))
+    update = Programs(method(dataclasses.replace(model)), mesh).update_supervised
+    text = update.lower(state, packed).compile().as_text()
+    whole = f"f32[{rows},{columns},{CONFIG.intermediate_size}]"
+    part = f"f32[{rows // 8},{columns},{CONFIG.intermediate_size}]"
+    assert (whole in text, part in text) == (not spread, spread)
