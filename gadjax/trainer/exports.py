@@ -24,14 +24,12 @@ from gadjax.trainer.setup import Setup, stage_lengths
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
 
 # Fields that make a run this run. All others (lengths of stages, learning rates, evaluation, mesh, ...) may change
-# where it continues.
+# where it continues. Files of data may lie elsewhere: their contents are compared.
 _FIXED = (
     "student",
     "random_init",
     "seed",
     "batch_size",
-    "data.train",
-    "data.heldout",
     "data.max_prompt_length",
     "data.max_response_length",
     "data.cut_answers",
@@ -60,6 +58,8 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     config, facts = read_workdir(workdir)
     # What an earlier version of gadjax did not write down cannot have changed.
     fields = [field for field in _FIXED if field_value(config, field) is not None]
+    if config["random_init"] and setup.config.random_init:  # what is read of the folder is compared, wherever it lies
+        fields.remove("student")
     known = {name: value for name, value in _facts(setup).items() if name in facts}
     changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
     begun = config["stages"].index(stage) + 1

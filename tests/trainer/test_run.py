@@ -177,9 +177,11 @@ def test_files_that_changed_under_their_names(tiny_config, train_file, write_tea
     run(config, tmp_path / "run")
 
 
-def test_what_may_change_does(continued, tiny_config, rich_fields):
-    """How long, how fast, how often looked at and how laid out; the next step is made the new way."""
+def test_what_may_change_does(continued, tiny_config, rich_fields, train_file, student, tmp_path):
+    """How long, how fast, how often looked at, how laid out, and where files lie; the next step is made the new way."""
     fields = {
+        "data.train": str(shutil.copy(train_file, tmp_path / "moved.parquet")),
+        "student": str(shutil.copytree(student, tmp_path / "moved")),
         "gad.steps": 4,
         "warmup.steps": 9,
         "gad.generator_learning_rate": 1e-4,
