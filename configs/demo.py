@@ -2,7 +2,8 @@
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
 
-Hardware: two CPU cores, 3 GB. Everything lies in configs/demo_assets, whose README says how it was made.
+Hardware: two CPU cores, 3 GB; under 6 minutes. Everything lies in configs/demo_assets, whose README says how it was
+made. Result: README, "The demo"; the last stage takes the held-out negative log-likelihood from 2.75 to 2.62.
 SeqKD teaches the language fast (no sampling); warmup lets the discriminator catch up with the student; then GAD.
 """
 
@@ -16,7 +17,7 @@ ASSETS = pathlib.Path(__file__).parent / "demo_assets"
 
 
 def get_config() -> ConfigDict:
-    """SeqKD, warmup and GAD in a few minutes."""
+    """SeqKD, warmup and GAD in under 6 minutes on two cores."""
     config = base.get_config()
     config.student = str(ASSETS)
     config.random_init = True

@@ -58,13 +58,13 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     config, facts = read_workdir(workdir)
     # What an earlier version of gadjax did not write down cannot have changed.
     fields = [field for field in _FIXED if field_value(config, field) is not None]
-    if config["random_init"] and setup.config.random_init:  # what is read of the folder is compared, wherever it lies
-        fields.remove("student")
     known = {name: value for name, value in _facts(setup).items() if name in facts}
     changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
     begun = config["stages"].index(stage) + 1
     if config["stages"][:begun] != list(setup.config.stages[:begun]):
         changes["config.stages"] = ",".join(config["stages"]), ",".join(setup.config.stages)
+    if config["random_init"] and changes.keys() == {"config.student"}:
+        return  # the same architecture and tokenizer in another folder, of which nothing else is read
     if changes:
         shown = "; ".join(f"{what}: {_shown(old)} → {_shown(new)}" for what, (old, new) in changes.items())
         raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir")
