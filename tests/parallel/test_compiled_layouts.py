@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -86,7 +85,7 @@ def test_no_device_holds_the_whole_batch(spread):
     packed = Packed(wide, wide, wide, *[narrow] * 4, abstract((1, rows), layout.replicated(mesh)))
     state = jax.eval_shape(functools.partial(states.create, optimizer=OPTIMIZER), model.abstract_params())
     state = layout.with_shardings(state, state_shardings(model, OPTIMIZER, mesh))
-    update = Programs(method(dataclasses.replace(model)), mesh).update_supervised
+    update = Programs(method(model), mesh).update_supervised
     text = update.lower(state, packed).compile().as_text()
     whole = f"f32[{rows},{columns},{CONFIG.intermediate_size}]"
     part = f"f32[{rows // 8},{columns},{CONFIG.intermediate_size}]"
