@@ -46,13 +46,13 @@ class Ragged:
         sequences = list(sequences)
         self.lengths = np.array([len(ids) for ids in sequences], np.int32)  # [rows]
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
-        self._flat = np.concatenate([np.zeros(0, np.int32), *sequences])
+        self.flat = np.concatenate([np.zeros(0, np.int32), *sequences])  # all, one after another
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._flat[self._ends[index] - self.lengths[index] : self._ends[index]]
+        return self.flat[self._ends[index] - self.lengths[index] : self._ends[index]]
 
     def padded(self, indices: Sequence[int], width: int, pad_id: int) -> np.ndarray:
         """The sequences at `indices`, padded on the right: int32 [len(indices), width]."""

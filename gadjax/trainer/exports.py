@@ -180,9 +180,8 @@ def _fingerprint(data: Dataset) -> str:
     """Hash of all the token ids of a dataset."""
     digest = hashlib.blake2b(digest_size=8)
     for sequences in (data.prompts, data.answers):
-        digest.update(sequences.lengths.tobytes())
-        for index in range(len(sequences)):
-            digest.update(sequences[index].tobytes())
+        digest.update(sequences.lengths)
+        digest.update(sequences.flat)
     return digest.hexdigest()
 
 
