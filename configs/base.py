@@ -51,6 +51,9 @@ def get_config() -> ConfigDict:
     config.rollout.num_samples = 8
     # Temperature of sampling; log-probs are of the scaled distribution. Training samples without top-p or top-k.
     config.rollout.temperature = 0.8
+    # Samples whose key-value caches are in memory at once, over all devices (0: all of a step). Fewer take less memory
+    # and more time. A multiple of num_samples that divides batch_size * num_samples.
+    config.rollout.slots = 0
 
     config.optimizer = ConfigDict()
     # AdamW, and the clip of the gradient's global norm, for generator and discriminator alike.
@@ -136,6 +139,15 @@ def get_config() -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.tensor = 1
+    # While sampling, weights are whole but for this many devices that share each (0: as many as mesh.tensor); it
+    # divides mesh.fsdp * mesh.tensor. More take less memory for weights, and communicate at every token.
+    config.mesh.decode_tensor = 0
+
+    # What waits in the host's memory while it is not used: the optimizers' moments; and the networks (discriminator and
+    # reference while sampling, generator and reference while the discriminator learns).
+    config.offload = ConfigDict()
+    config.offload.optimizer = False
+    config.offload.networks = False
 
     # Steps between measurements on held-out prompts (they are measured at the ends of stages too; 0: only there).
     config.eval_every = 50

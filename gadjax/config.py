@@ -23,15 +23,15 @@ _FIELDS = {
     """,
     bool: """
         random_init warmup.train_generator warmup.train_discriminator gad.train_generator gad.train_discriminator
-        log.tensorboard
+        log.tensorboard offload.optimizer offload.networks
     """,
     int: """
-        seed batch_size data.max_prompt_length data.max_response_length rollout.num_samples
-        optimizer.max_skipped_steps discriminator.updates_per_step discriminator.replay_size seqkd.steps warmup.steps
-        warmup.discriminator_only_steps gad.steps gad.ppo_minibatches gad.ppo_epochs micro_batches.generator
-        micro_batches.discriminator row_length logprob_chunk mesh.data mesh.fsdp mesh.tensor eval_every
-        evaluation.prompts evaluation.shown evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every
-        checkpoint.keep
+        seed batch_size data.max_prompt_length data.max_response_length rollout.num_samples rollout.slots
+        optimizer.max_skipped_steps discriminator.updates_per_step discriminator.replay_size seqkd.steps
+        warmup.steps warmup.discriminator_only_steps gad.steps gad.ppo_minibatches gad.ppo_epochs
+        micro_batches.generator micro_batches.discriminator row_length logprob_chunk mesh.data mesh.fsdp
+        mesh.tensor mesh.decode_tensor eval_every evaluation.prompts evaluation.shown
+        evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every checkpoint.keep
     """,
     float: """
         rollout.temperature optimizer.b1 optimizer.b2 optimizer.eps optimizer.weight_decay optimizer.clip_norm
@@ -65,6 +65,8 @@ _AT_LEAST = {
     "data.max_prompt_length": 1,
     "data.max_response_length": 1,
     "rollout.num_samples": 1,
+    "rollout.slots": 0,
+    "mesh.decode_tensor": 0,
     "discriminator.updates_per_step": 1,
     "discriminator.replay_size": 0,
     "warmup.discriminator_only_steps": 0,

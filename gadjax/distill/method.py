@@ -16,7 +16,11 @@ from gadjax.rollout.sampler import Sampling
 class Method:
     """What a step needs beside states and data. Hashable: a static argument of jitted functions.
 
-    The fields are the stage's config of the same names (`configs/base.py`).
+    The fields are the stage's config of the same names (`configs/base.py`), but for these:
+
+    Attributes:
+      sampler: the generator over the mesh that it is sampled on; None: the one that it is trained on.
+      waves: equal parts of a batch, sampled one after another (`rollout.slots` samples at once).
     """
 
     generator: Model
@@ -24,6 +28,8 @@ class Method:
     generator_optimizer: optax.GradientTransformation
     discriminator: Model | None = None
     discriminator_optimizer: optax.GradientTransformation | None = None
+    sampler: Model | None = None
+    waves: int = 1
     num_samples: int = 8
     discriminator_loss: Literal["bt", "ce"] = "bt"
     bt_temperature: float = 1.0

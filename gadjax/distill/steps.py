@@ -7,6 +7,7 @@ Each can be jitted whole, sampling loop included; they lay out one sequence a ro
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from gadjax.distill.advantages import group_advantages
 from gadjax.distill.method import Method
@@ -60,14 +61,22 @@ def seqkd_step(method: Method, state: GadState, batch: Batch) -> tuple[GadState,
 
 
 def sample(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
-    """N responses to each of the batch's prompts, each row with a key of its own."""
-    keys = row_keys(key, batch["row"])
-    return rollout(
-        method.generator,
-        method.generator.decoding_params(params),
-        batch["prompt"],
-        batch["prompt_length"],
-        keys,
-        method.num_samples,
-        method.sampling,
-    )
+    """N responses to each of the batch's prompts, each row with a key of its own.
+
+    The batch goes through in `method.waves` equal parts, so that the caches of one part alone take memory; a sample is
+    the same however many there are.
+    """
+    model = method.sampler or method.generator
+    params = model.decoding_params(params)
+
+    def wave(batch):
+        keys = row_keys(key, batch["row"])
+        prompt = batch["prompt"], batch["prompt_length"]
+        return rollout(model, params, *prompt, keys, method.num_samples, method.sampling)
+
+    if method.waves == 1:
+        return wave(batch)
+    # Every wave takes its prompts from all devices alike.
+    waves = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, method.waves, *x.shape[1:]), 0, 1), batch)
+    samples = jax.lax.map(wave, waves)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), samples)

@@ -13,15 +13,18 @@ from jax.sharding import Mesh
 
 from gadjax.models.config import ModelConfig
 from gadjax.models.decoder import Decoder
-from gadjax.parallel.mesh import DECODING_RULES, param_shardings
+from gadjax.parallel.mesh import DECODING_RULES, TRAINING_RULES, param_shardings
 
 Params = dict[str, Any]
 
 
-def resolve_dtype(dtype: str) -> str:
-    """The compute dtype that a config or flag names: "auto" is float32 on CPU and bfloat16 elsewhere."""
+def resolve_dtype(dtype: str, platform: str | None = None) -> str:
+    """The compute dtype that a config or flag names: "auto" is float32 on CPU and bfloat16 elsewhere.
+
+    `platform`: of the devices, where they are not this process's default ones.
+    """
     if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     return dtype
 
 
@@ -79,11 +82,17 @@ class Model:
         return nnx.merge(graphdef, state)
 
     def decoding_params(self, params: Params) -> Params:
-        """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis."""
+        """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis.
+
+        This model's mesh may group the devices otherwise than the one that they were trained on. Two moves then, each
+        of which is one collective: devices of a group exchange slices, and groups gather them.
+        """
         params = cast_params(params, self.config.dtype)
         if self.mesh is None:
             return params
-        return jax.lax.with_sharding_constraint(params, param_shardings(self, self.mesh, DECODING_RULES))
+        for rules in (TRAINING_RULES, DECODING_RULES):
+            params = jax.lax.with_sharding_constraint(params, param_shardings(self, self.mesh, rules))
+        return params
 
     def num_params(self) -> int:
         """Number of parameters."""

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
+_SPLIT_OVER_TENSOR = {
+    "attention heads": "num_heads",
+    "feed-forward channels": "intermediate_size",
+    "embeddings (vocab_size)": "vocab_size",
+}
+
 Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> mesh axes; axes that are not named are whole everywhere
 
 _TENSOR_PARALLEL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
@@ -48,6 +54,54 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds, devices=devices)
+
+
+def decoding_mesh(mesh: Mesh, tensor: int) -> Mesh:
+    """The mesh that tokens are sampled on: the same devices in the same order, `tensor` neighbours sharing a weight.
+
+    Args:
+      mesh: of training.
+      tensor: devices along the tensor axis; 0 for as many as in training.
+
+    Raises:
+      UserError: the devices cannot be grouped so.
+    """
+    data, fsdp, trained = (mesh.shape[name] for name in AXES)
+    tensor = tensor or trained
+    if tensor % trained or fsdp * trained % tensor:
+        works = [trained * size for size in range(1, fsdp + 1) if fsdp % size == 0]
+        raise UserError(
+            f"config.mesh.decode_tensor {tensor} does not fit mesh.fsdp {fsdp} x mesh.tensor {trained}: use one of "
+            f"{', '.join(map(str, works))}, or 0 for mesh.tensor"
+        )
+    devices = mesh.devices.reshape(data, fsdp * trained // tensor, tensor)
+    return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mesh.tensor") -> None:
+    """Refuses a mesh that cannot split a model's sizes evenly: what does not divide would be whole on every device.
+
+    Key-value heads are free: where the tensor axis has more devices than there are heads, devices share them.
+
+    Args:
+      where: the model's path, for the message.
+      field: of the config, that sets the tensor axis.
+
+    Raises:
+      UserError: with the sizes that would work.
+    """
+    config, tensor, fsdp = model.config, mesh.shape["tensor"], mesh.shape["fsdp"]
+    for name, size in _SPLIT_OVER_TENSOR.items():
+        if (size := getattr(config, size)) % tensor:
+            sizes = [getattr(config, other) for other in _SPLIT_OVER_TENSOR.values()]
+            works = _divisors(math.gcd(*sizes), mesh.devices.size)
+            raise UserError(f"{where} has {size} {name}, which {field} {tensor} does not divide: use one of {works}")
+    if config.hidden_size % fsdp:
+        works = _divisors(config.hidden_size, mesh.devices.size)
+        raise UserError(
+            f"{where} has a hidden size of {config.hidden_size}, which config.mesh.fsdp {fsdp} does not divide: use "
+            f"one of {works} and give the other devices to config.mesh.data or config.mesh.tensor"
+        )
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -123,3 +177,7 @@ def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tupl
 def _sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     parts = (dividing_axes(mesh, rules, axis, size) for axis, size in zip(axes, shape, strict=True))
     return NamedSharding(mesh, P(*(part or None for part in parts)))
+
+
+def _divisors(size: int, limit: int) -> str:
+    return ", ".join(str(n) for n in range(1, limit + 1) if size % n == 0 and limit % n == 0)

@@ -19,6 +19,8 @@ from gadjax.rollout.engine import Answer, Engine
 from gadjax.trainer.programs import place_rows
 from gadjax.trainer.setup import Setup
 
+_PROMPTS_AT_ONCE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
@@ -39,9 +41,10 @@ class HeldOut:
         self.examples = [setup.heldout[i] for i in range(min(limit, len(setup.heldout)))]
         self.prompts = [example["prompt"] for example in self.examples]
         self.teacher = [example["response"] for example in self.examples]
-        self._engine = Engine(setup.generator, setup.mesh)
+        prompts_at_once = min(_PROMPTS_AT_ONCE, setup.config.rollout.slots or _PROMPTS_AT_ONCE)
+        self._engine = Engine(setup.sampler, setup.sampler.mesh, batch_size=prompts_at_once)
         whole = layout.replicated(setup.mesh)
-        self._decoding_params = jax.jit(setup.generator.decoding_params)
+        self._decoding_params = jax.jit(setup.sampler.decoding_params)
         likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
         self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)

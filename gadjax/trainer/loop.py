@@ -22,16 +22,15 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.models.model import Model, Params
-from gadjax.parallel import mesh as layout
 from gadjax.progress import RunProgress
+from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
-from gadjax.trainer.programs import state_shardings
+from gadjax.trainer.offload import Offload
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import (
     Setup,
     initial_discriminator,
     initial_generator,
-    make_method,
     stage_lengths,
 )
 from gadjax.trainer.stage_steps import StageSteps
@@ -54,6 +53,7 @@ class Run:
     def __init__(self, setup: Setup, workdir: pathlib.Path, progress: RunProgress):
         self.setup, self.config, self.progress = setup, setup.config, progress
         self.lengths = stage_lengths(setup)
+        self.offload = Offload.of(self.config)
         self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
         self.heldout = HeldOut(setup) if setup.heldout else None
         saved = self.checkpoints.steps()
@@ -84,6 +84,7 @@ class Run:
         stages = list(self.config.stages)
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
+                self.state = self.offload.arrange(self.state, "measure")
                 generator, discriminator = self.state.generator.params, self.state.discriminator
                 discriminator = discriminator and discriminator.params
                 self.state = None  # the old moments make room for the reference and the new ones
@@ -132,15 +133,14 @@ class Run:
         if stage == "gad":
             dtype = self.setup.generator.config.dtype
             reference = jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), generator)
+        if stage != "seqkd" and discriminator is None:
+            discriminator = self._first_discriminator(generator)
+        generator = self._create(generator, method.generator, method.generator_optimizer)
+        state = self.offload.arrange(GadState(generator, reference=reference), "rollout")
         if stage != "seqkd":
-            if discriminator is None:
-                discriminator = self._first_discriminator(generator)
             discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
-        return GadState(
-            generator=self._create(generator, method.generator, method.generator_optimizer),
-            discriminator=discriminator,
-            reference=reference,
-        )
+            state = self.offload.arrange(state.replace(discriminator=discriminator), "rollout")
+        return state
 
     def _first_discriminator(self, generator: Params) -> Params:
         """Of the checkpoint that the config names, or grown: from the student, or from the generator as it is now."""
@@ -158,32 +158,19 @@ class Run:
     def _restore(self, step: int) -> tuple[Position, GadState]:
         progress = self.checkpoints.progress(step)
         position = Position(progress["stage"], progress["stage_step"], step)
-        state = self.checkpoints.state(step, self._abstract_state(position.stage))
+        state = self.checkpoints.state(
+            step, self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
+        )
         if self.replay.groups and (arrays := self.checkpoints.replay(step)):
             self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
         return position, state
-
-    def _abstract_state(self, stage: str) -> GadState:
-        method, mesh = make_method(self.setup, stage), self.setup.mesh
-
-        def abstract(model, optimizer):
-            shardings = state_shardings(model, optimizer, mesh)
-            state = jax.eval_shape(lambda: states.create(model.init(jax.random.key(0)), optimizer))
-            return layout.with_shardings(state, shardings)
-
-        state = GadState(abstract(method.generator, method.generator_optimizer))
-        if stage != "seqkd":
-            state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
-        if stage == "gad":
-            model = method.generator
-            state = state.replace(reference=layout.abstract_params(model, mesh, model.config.dtype))
-        return state
 
     def _save(self) -> None:
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added}
         self.checkpoints.save(self.position.step, self.state, self.replay.arrays, progress)
 
     def _measure(self, stage: str, *, two_sample: bool) -> None:
+        self.state = self.offload.arrange(self.state, "measure")
         discriminator = self.state.discriminator.params if self.state.discriminator else None
         figures, answers = self.heldout.figures(self.state.generator.params, discriminator)
         if two_sample and self.config.evaluation.two_sample_folds:

@@ -12,8 +12,8 @@ from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
 from gadjax.distill.advantages import group_advantages
 from gadjax.distill.method import Method
-from gadjax.distill.state import TrainState
 from gadjax.parallel import mesh as layout
+from gadjax.trainer.blueprint import state_shardings
 
 
 class Programs:
@@ -56,15 +56,3 @@ def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
     split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
     return jax.device_put(rows, split.replace(last=layout.replicated(mesh)))  # `last` is of sequences, not of rows
-
-
-def state_shardings(model, optimizer, mesh: Mesh) -> TrainState:
-    """The layout of a `TrainState`: moments lie like their parameters, counters on every device."""
-    whole = layout.replicated(mesh)
-    return TrainState(
-        params=layout.param_shardings(model, mesh),
-        opt_state=layout.optimizer_shardings(optimizer, model, mesh),
-        step=whole,
-        skipped=whole,
-        skipped_in_row=whole,
-    )

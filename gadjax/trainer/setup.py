@@ -21,57 +21,26 @@ from gadjax.config import (
 from gadjax.data.pipeline import Dataset, prepare
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
-from gadjax.distill import state as states
-from gadjax.distill.method import Method
 from gadjax.errors import UserError
-from gadjax.models.config import CAUSAL_LM, ModelConfig
-from gadjax.models.model import Model, Params, grow_discriminator, resolve_dtype
+from gadjax.models.config import CAUSAL_LM
+from gadjax.models.model import Params, grow_discriminator
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as layout
-from gadjax.rollout.sampler import Sampling
+from gadjax.trainer.blueprint import Blueprint, make_networks
 
 Watch = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class Setup(Blueprint):
     """A checked run, before any weights are loaded."""
 
-    config: ConfigDict
-    mesh: jax.sharding.Mesh
     student: pathlib.Path
     tokenizer: ChatTokenizer
     train: Dataset
     heldout: Dataset | None
-    generator: Model
-    discriminator: Model
     hf_configs: dict[str, dict[str, Any]]  # of "generator" and "discriminator", as Hugging Face wrote them
     discriminator_init: pathlib.Path | None  # None: grown from the student
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of a packed row."""
-        return self.config.row_length or self.sequence_length
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens of a sequence at most: the width of the data's prompts, and max_response_length."""
-        widths = [data.prompt_width for data in (self.train, self.heldout) if data]
-        return max(widths) + self.config.data.max_response_length
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a program come in multiples of this."""
-        return layout.batch_shards(self.mesh)
-
-    def sampling(self, temperature: float) -> Sampling:
-        """How the student's answers are drawn at a temperature."""
-        return Sampling(
-            max_response_length=self.config.data.max_response_length,
-            eos_ids=tuple(self.tokenizer.eos_ids),
-            pad_id=self.tokenizer.pad_id,
-            temperature=temperature,
-        )
 
 
 def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: None) -> Setup:
@@ -85,20 +54,20 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
       UserError: at the first that cannot work.
     """
     config = resolve(config)
-    mesh = _mesh(config)
+    mesh = layout.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     student = resolve_model(config.student)
     model_config, hf_config = read_hf_config(student)
-    generator = Model(_runtime(model_config, config), "lm", mesh)
-    discriminator, hf_discriminator, init = Model(generator.config, "score", mesh), hf_config, None
+    other, hf_discriminator, init = None, hf_config, None
     if named := discriminator_checkpoint(config):
         init = resolve_model(named)
         other_config, hf_discriminator = read_hf_config(init)
-        discriminator = Model(_runtime(other_config, config), "score", mesh)
+        other = other_config, str(init)
         if needs_trained_discriminator(config) and hf_discriminator["architectures"][0].endswith(CAUSAL_LM):
             raise UserError(
                 f"config.discriminator.init {named} is a causal language model, whose new scalar head nothing trains "
                 "while config.gad.train_discriminator is off: name an exported discriminator, or add the warmup stage"
             )
+    networks = make_networks(config, mesh, (model_config, str(student)), other)
 
     tokenizer = load_tokenizer(
         student,
@@ -112,18 +81,22 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
             "reads the student's tokens, so choose a checkpoint of the same family"
         )
     if not config.random_init:
-        check_weights(student, generator.abstract_params())
+        check_weights(student, networks["generator"].abstract_params())
     if init is not None:
-        check_weights(init, discriminator.abstract_params(), missing=("score",))
+        check_weights(init, networks["discriminator"].abstract_params(), missing=("score",))
+    train = _dataset(config, tokenizer, "train", watch)
+    heldout = _dataset(config, tokenizer, "heldout", watch) if config.data.heldout else None
     setup = Setup(
         config=config,
         mesh=mesh,
+        **networks,
+        eos_ids=tuple(tokenizer.eos_ids),
+        pad_id=tokenizer.pad_id,
+        prompt_width=max(data.prompt_width for data in (train, heldout) if data),
         student=student,
         tokenizer=tokenizer,
-        train=_dataset(config, tokenizer, "train", watch),
-        heldout=_dataset(config, tokenizer, "heldout", watch) if config.data.heldout else None,
-        generator=generator,
-        discriminator=discriminator,
+        train=train,
+        heldout=heldout,
         hf_configs={"generator": hf_config, "discriminator": hf_discriminator},
         discriminator_init=init,
     )
@@ -136,51 +109,6 @@ def stage_lengths(setup: Setup) -> dict[str, int]:
     per_epoch = setup.train.steps_per_epoch(setup.config.batch_size)
     sections = {stage: setup.config[stage] for stage in setup.config.stages}
     return {stage: s.steps or max(1, round(s.epochs * per_epoch)) for stage, s in sections.items()}
-
-
-def make_method(setup: Setup, stage: str) -> Method:
-    """The settings of a stage's steps."""
-    config, section = setup.config, setup.config[stage]
-    moments = dict(
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        clip=config.optimizer.clip_norm,
-    )
-    method = Method(
-        generator=setup.generator,
-        sampling=setup.sampling(config.rollout.temperature),
-        generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
-        generator_micro_batches=config.micro_batches.generator,
-        logprob_chunk=config.logprob_chunk,
-        num_samples=config.rollout.num_samples,
-    )
-    if stage == "seqkd":
-        return method
-    method = dataclasses.replace(
-        method,
-        discriminator=setup.discriminator,
-        discriminator_optimizer=states.adamw(section.discriminator_learning_rate, **moments),
-        discriminator_micro_batches=config.micro_batches.discriminator,
-        discriminator_loss=config.discriminator.loss,
-        bt_temperature=config.discriminator.bt_temperature,
-        updates_per_step=config.discriminator.updates_per_step,
-    )
-    if stage == "warmup":
-        return method
-    return dataclasses.replace(
-        method,
-        clip=section.clip,
-        dual_clip=section.dual_clip,
-        kl_coefficient=section.kl_coefficient,
-        entropy_coefficient=section.entropy_coefficient,
-        ppo_minibatches=section.ppo_minibatches,
-        ppo_epochs=section.ppo_epochs,
-        aggregation=section.aggregation,
-        sft_coefficient=section.sft_coefficient,
-        importance_cap=section.importance_cap,
-    )
 
 
 def initial_generator(setup: Setup) -> Params:
@@ -205,17 +133,6 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
     abstract = layout.abstract_params(model, setup.mesh)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
-
-
-def _mesh(config: ConfigDict) -> jax.sharding.Mesh:
-    mesh = layout.make_mesh(**config.mesh)
-    shards = layout.batch_shards(mesh)
-    if config.batch_size % shards:
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
-            f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
-        )
-    return mesh
 
 
 def _check_sizes(setup: Setup) -> None:
@@ -243,10 +160,6 @@ def _check_sizes(setup: Setup) -> None:
         )
     if "warmup" in config.stages:
         check_warmup_length(config, stage_lengths(setup)["warmup"])
-
-
-def _runtime(model_config: ModelConfig, config: ConfigDict) -> ModelConfig:
-    return dataclasses.replace(model_config, dtype=resolve_dtype(config.dtype), remat=config.remat)
 
 
 def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: Watch) -> Dataset:

@@ -15,9 +15,11 @@ from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
+from gadjax.trainer.blueprint import make_method
+from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.setup import Setup, make_method
+from gadjax.trainer.setup import Setup
 
 HostBatch = dict[str, np.ndarray]
 Metrics = dict[str, Any]
@@ -31,6 +33,7 @@ class StageSteps:
         self.section = setup.config[stage]
         self.method = make_method(setup, stage)
         self.programs = Programs(self.method, setup.mesh)
+        self.offload = Offload.of(setup.config)
         self._row_shape = {"row_length": setup.row_length, "row_multiple": setup.row_multiple}
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
@@ -51,7 +54,7 @@ class StageSteps:
             state, metrics = self._supervised(state, batch)
             metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
-            samples = self._sample(state, batch, step)
+            state, samples = self._sample(state, batch, step)
             state, rewards, metrics = self._discriminate(state, batch, samples, step)
             metrics |= response_metrics(samples)
             if self._trains_generator(stage_step):
@@ -64,10 +67,12 @@ class StageSteps:
         waits = self.stage == "warmup" and self.section.train_discriminator
         return self.section.train_generator and stage_step >= (self.section.discriminator_only_steps if waits else 0)
 
-    def _sample(self, state: GadState, batch: HostBatch, step: int) -> Samples:
+    def _sample(self, state: GadState, batch: HostBatch, step: int) -> tuple[GadState, Samples]:
         with self._timed("rollout"):
+            state = self.offload.arrange(state, "rollout")
             key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
-            return jax.device_get(self.programs.sample(state.generator.params, self.programs.place_batch(batch), key))
+            samples = self.programs.sample(state.generator.params, self.programs.place_batch(batch), key)
+            return state, jax.device_get(samples)
 
     def _discriminate(
         self, state: GadState, batch: HostBatch, samples: Samples, step: int
@@ -78,6 +83,7 @@ class StageSteps:
         fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
         train = self.section.train_discriminator
         with self._timed("discriminator"):
+            state = self.offload.arrange(state, "discriminator")
             replayed = self._past_groups(count, step) if train and self.replay.groups else None
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
             rows = self._place(rows)
@@ -98,6 +104,7 @@ class StageSteps:
 
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
+            state = self.offload.arrange(state, "generator")
             rows = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
             generator, metrics = self.programs.update_supervised(state.generator, rows)
             return state.replace(generator=generator), jax.device_get(metrics)
@@ -105,6 +112,7 @@ class StageSteps:
     def _policy(self, samples: Samples, rewards: jax.Array):
         def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
             with self._timed("generator"):
+                state = self.offload.arrange(state, "generator")
                 rows, sampled = host_rows.policy_rows(self.method, batch, samples, **self._row_shape)
                 teacher = None
                 if self.method.sft_coefficient:

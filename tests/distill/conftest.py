@@ -30,9 +30,8 @@ from gadjax.models.model import Model, cast_params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.trainer import host_rows
-from gadjax.trainer.programs import state_shardings
+from gadjax.trainer.blueprint import make_method, state_shardings
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.setup import make_method
 from gadjax.trainer.stage_steps import StageSteps
 
 B, N, P, T, V = 4, 3, 9, 7, 64
@@ -163,6 +162,7 @@ class Tiny:
             config=config,
             mesh=mesh,
             **self.networks,
+            sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
             row_length=ROW_LENGTH,
             row_multiple=layout.batch_shards(mesh) if mesh else 1,

@@ -15,7 +15,8 @@ from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling, rollout, row_keys
-from gadjax.trainer.programs import Programs, state_shardings
+from gadjax.trainer.blueprint import state_shardings
+from gadjax.trainer.programs import Programs
 from tests.hlo import largest_in_loops
 
 # No two sizes alike, so that a shape tells what it is of.

@@ -16,7 +16,8 @@ from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
 from gadjax.models.weights import read_hf_config
 from gadjax.train import run
-from gadjax.trainer.setup import make_method, prepare_run, stage_lengths
+from gadjax.trainer.blueprint import make_method
+from gadjax.trainer.setup import prepare_run, stage_lengths
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -1,0 +1,196 @@
+"""What the programs of a run depend on: config, devices and architectures, without data or weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from gadjax.distill import state as states
+from gadjax.distill.method import Method
+from gadjax.distill.state import GadState, TrainState
+from gadjax.errors import UserError
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model, resolve_dtype
+from gadjax.parallel import mesh as layout
+from gadjax.rollout.sampler import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """Enough of a run to compile every program of it.
+
+    Attributes:
+      config: resolved.
+      mesh: of training; `sampler` has the one of sampling.
+      eos_ids, pad_id: of the student's tokenizer.
+      prompt_width: tokens of the longest prompt that the data has.
+    """
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    generator: Model
+    sampler: Model
+    discriminator: Model
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    prompt_width: int
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a packed row."""
+        return self.config.row_length or self.sequence_length
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence at most: the width of the data's prompts, and max_response_length."""
+        return self.prompt_width + self.config.data.max_response_length
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a program come in multiples of this."""
+        return layout.batch_shards(self.mesh)
+
+    def sampling(self, temperature: float) -> Sampling:
+        """How the student's answers are drawn at a temperature."""
+        return Sampling(
+            max_response_length=self.config.data.max_response_length,
+            eos_ids=self.eos_ids,
+            pad_id=self.pad_id,
+            temperature=temperature,
+        )
+
+
+def make_networks(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    student: tuple[ModelConfig, str],
+    discriminator: tuple[ModelConfig, str] | None = None,
+) -> dict[str, Model]:
+    """The fields `generator`, `sampler` and `discriminator` of a `Blueprint`, checked against the mesh.
+
+    Args:
+      student, discriminator: an architecture and where it was read; without a discriminator's own, the student's.
+
+    Raises:
+      UserError: a size of a network, or the batch, does not divide over the mesh.
+    """
+    sampling = layout.decoding_mesh(mesh, config.mesh.decode_tensor)
+    _check_batch(config, mesh, sampling)
+    platform = mesh.devices.flat[0].platform
+
+    def network(source: tuple[ModelConfig, str], head: str, mesh: jax.sharding.Mesh, field: str) -> Model:
+        architecture, where = source
+        dtype = resolve_dtype(config.dtype, platform)
+        model = Model(dataclasses.replace(architecture, dtype=dtype, remat=config.remat), head, mesh)
+        layout.check_divides(model, mesh, where, field)
+        return model
+
+    return {
+        "generator": network(student, "lm", mesh, "config.mesh.tensor"),
+        "sampler": network(student, "lm", sampling, "config.mesh.decode_tensor"),
+        "discriminator": network(discriminator or student, "score", mesh, "config.mesh.tensor"),
+    }
+
+
+def make_method(blueprint: Blueprint, stage: str) -> Method:
+    """The settings of a stage's steps."""
+    config, section = blueprint.config, blueprint.config[stage]
+    moments = dict(
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        clip=config.optimizer.clip_norm,
+    )
+    method = Method(
+        generator=blueprint.generator,
+        sampler=blueprint.sampler,
+        waves=waves(config),
+        sampling=blueprint.sampling(config.rollout.temperature),
+        generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
+        generator_micro_batches=config.micro_batches.generator,
+        logprob_chunk=config.logprob_chunk,
+        num_samples=config.rollout.num_samples,
+    )
+    if stage == "seqkd":
+        return method
+    method = dataclasses.replace(
+        method,
+        discriminator=blueprint.discriminator,
+        discriminator_optimizer=states.adamw(section.discriminator_learning_rate, **moments),
+        discriminator_micro_batches=config.micro_batches.discriminator,
+        discriminator_loss=config.discriminator.loss,
+        bt_temperature=config.discriminator.bt_temperature,
+        updates_per_step=config.discriminator.updates_per_step,
+    )
+    if stage == "warmup":
+        return method
+    return dataclasses.replace(
+        method,
+        clip=section.clip,
+        dual_clip=section.dual_clip,
+        kl_coefficient=section.kl_coefficient,
+        entropy_coefficient=section.entropy_coefficient,
+        ppo_minibatches=section.ppo_minibatches,
+        ppo_epochs=section.ppo_epochs,
+        aggregation=section.aggregation,
+        sft_coefficient=section.sft_coefficient,
+        importance_cap=section.importance_cap,
+    )
+
+
+def waves(config: ConfigDict) -> int:
+    """Equal parts of a batch that are sampled one after another."""
+    samples = config.batch_size * config.rollout.num_samples
+    return samples // (config.rollout.slots or samples)
+
+
+def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
+    """A stage's state as `jax.ShapeDtypeStruct`s in the training layout."""
+    method, mesh = make_method(blueprint, stage), blueprint.mesh
+
+    def abstract(model, optimizer):
+        shardings = state_shardings(model, optimizer, mesh)
+        state = jax.eval_shape(lambda: states.create(model.init(jax.random.key(0)), optimizer))
+        return layout.with_shardings(state, shardings)
+
+    state = GadState(abstract(method.generator, method.generator_optimizer))
+    if stage != "seqkd":
+        state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
+    if stage == "gad":
+        model = method.generator
+        state = state.replace(reference=layout.abstract_params(model, mesh, model.config.dtype))
+    return state
+
+
+def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """The layout of a `TrainState`: moments lie like their parameters, counters on every device."""
+    whole = layout.replicated(mesh)
+    return TrainState(
+        params=layout.param_shardings(model, mesh),
+        opt_state=layout.optimizer_shardings(optimizer, model, mesh),
+        step=whole,
+        skipped=whole,
+        skipped_in_row=whole,
+    )
+
+
+def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh) -> None:
+    shards = layout.batch_shards(mesh)
+    if config.batch_size % shards:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
+            f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
+        )
+    slots, samples = config.rollout.slots, config.rollout.num_samples
+    least, total = samples * layout.batch_shards(sampling), config.batch_size * samples
+    if slots and (slots % least or total % slots):
+        works = [size for size in range(least, total + 1, least) if total % size == 0]
+        raise UserError(
+            f"config.rollout.slots {slots} must divide the {total} samples of a batch and be a multiple of {least}, "
+            "rollout.num_samples times the parts that the devices of sampling split a batch into: use one of "
+            f"{', '.join(map(str, works))}, or 0 for all"
+        )
