@@ -1,0 +1,58 @@
+r"""Compiles every program of a run for machines that are not here, and says whether it fits and what it costs.
+
+    python -m gadjax.plan --config=configs/qwen14b.py --topology=v5p:2x4x4
+    python -m gadjax.plan --config=configs/qwen7b.py --topology=h100:1x8 --suggest
+
+Nothing is loaded or downloaded but the student's config.json. Exit status 1 where the run does not fit. TPUs need
+libtpu (pip install 'gadjax[plan]'), CUDA GPUs jax[cuda13], cpu:N nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from absl import flags
+
+from gadjax import commands
+from gadjax.errors import UserError
+from gadjax.planning.targets import devices, parse_topology, prepare_process
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    commands.define_config()
+    flags.DEFINE_string(
+        "topology", None, "CHIP:SHAPE: v5p:2x4x4, v6e:8x8, v5e:16x16, h100:2x8, h200:1x8, a100:1x8, l4:1, cpu:8."
+    )
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+    flags.DEFINE_bool(
+        "suggest", False, "Search mesh, micro-batches, rollout slots, remat and offload for the fastest plan that fits."
+    )
+
+
+def main(argv: list[str]) -> int:
+    config = commands.read_config()
+    if not FLAGS.topology:
+        raise UserError("no topology: give --topology=v5p:2x4x4, h100:2x8, cpu:8 or another")
+    target = parse_topology(FLAGS.topology)
+    prepare_process(target)
+    found = devices(target)
+
+    from gadjax.planning.report import as_json, as_text
+    from gadjax.planning.run import make_plan
+
+    def watch(name: str) -> None:
+        if not FLAGS.json:
+            print(f"compiling: {name}", file=sys.stderr, flush=True)
+
+    plan = make_plan(config, target, found, watch)
+    print(json.dumps(as_json(plan), indent=2) if FLAGS.json else as_text(plan))
+    return 1 if plan.misfits else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    commands.run(main)

@@ -1,0 +1,179 @@
+"""One program, compiled for its target and read: memory, work, traffic, collectives, and the time they must take."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from gadjax.errors import first_line
+from gadjax.planning import hlo
+from gadjax.planning.flops import count_flops
+from gadjax.planning.programs import RunProgram, bytes_per_device
+from gadjax.planning.targets import GIB, Chip
+
+_OVERFLOW = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])")
+_ALLOCATION = re.compile(r"Size: ([\d.]+)([KMG])\s+(?:Operator: op_name=\"([^\"]*)\"\s+)?Shape: (\S+?\])", re.DOTALL)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_LARGEST = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind and size."""
+
+    op: str
+    bytes: int  # of one, on a device
+    times: int
+    in_token_loop: bool
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What the compiler says of one program. Bytes are per device; work is of all devices together.
+
+    Attributes:
+      program: bytes of arguments, results and temporaries while it runs.
+      resident: bytes of the state on the device that are not its arguments.
+      peak: `program`, `resident` and the runtime's reserve.
+      flops, flops_without_remat: matrix products of one call, with every loop at its bound.
+      moved: bytes read from and written to the main memory in one call; None where the compiler gave no program.
+      seconds: lower bounds of one call: of computing, of the memory, of the links; None likewise.
+      largest: shapes and bytes of the largest arrays, with where they come from.
+      vocabulary: elements of the largest array with an axis of the vocabulary that is no weight, and its shape.
+      gathered_weight: the largest collective in the token loop that moves a weight; None where there is none.
+      failure: the compiler's, where it gave up.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    program: int
+    resident: int
+    peak: int
+    flops: int
+    flops_without_remat: int
+    moved: int | None
+    seconds: dict[str, float] | None
+    collectives: tuple[Traffic, ...]
+    largest: tuple[tuple[str, int, str], ...]
+    compile_seconds: float
+    failure: str = ""
+
+    @property
+    def bound(self) -> float:
+        """Seconds of one call, if the three overlap perfectly."""
+        return max(self.seconds.values()) if self.seconds else float("nan")
+
+
+def estimate(program: RunProgram, without_remat: RunProgram, chip: Chip, platform: str, trips: int) -> Estimate:
+    """Compiles a program for the devices that its arguments lie on.
+
+    Args:
+      without_remat: the same program of a run with remat off, which is traced alone.
+      platform: as JAX lowers for it.
+      trips: the bound of the token loop.
+    """
+    start = time.perf_counter()
+    traced = program.trace()
+    count = len(next(iter(_shardings(program.resident))).device_set)
+    others = bytes_per_device(program.resident) - bytes_per_device(_state_arguments(program))
+    fields: dict[str, Any] = {
+        "name": program.name,
+        "stages": program.stages,
+        "resident": others,
+        "flops": count_flops(traced.jaxpr, trips),
+        "flops_without_remat": count_flops(without_remat.trace().jaxpr, trips),
+    }
+    try:
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        used, largest = _overflow(str(error))
+        if used is None:
+            raise
+        used += bytes_per_device(program.arguments) * ("temporaries" in str(error))
+        return Estimate(
+            **fields,
+            program=used,
+            peak=int(used + others + chip.reserve),
+            moved=None,
+            seconds=None,
+            collectives=(),
+            largest=largest,
+            compile_seconds=time.perf_counter() - start,
+            failure=first_line(error),
+        )
+    memory = compiled.memory_analysis()
+    size = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    text = hlo.Program(compiled.as_text())
+    collectives = _collectives(text, trips)
+    moved = text.bytes_moved()
+    return Estimate(
+        **fields,
+        program=size,
+        peak=int(size + others + chip.reserve),
+        moved=moved,
+        seconds={
+            "compute": fields["flops"] / (count * chip.flops),
+            "memory": moved / chip.bandwidth,
+            "links": _link_seconds(collectives, chip, count),
+        },
+        collectives=collectives,
+        largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+def _collectives(text: hlo.Program, trips: int) -> tuple[Traffic, ...]:
+    """Alike ones together. What repeats as often as the token loop is in it; loops over layers are shorter."""
+    grouped: dict[tuple, int] = {}
+    for found in text.collectives():
+        key = found.op, found.bytes, found.in_token_loop(trips), found.op_name.rpartition("/")[2]
+        grouped[key] = grouped.get(key, 0) + found.times
+    traffic = [Traffic(op, size, times, looped, origin) for (op, size, looped, origin), times in grouped.items()]
+    return tuple(sorted(traffic, key=lambda t: -t.bytes * t.times))
+
+
+def _link_seconds(collectives: tuple[Traffic, ...], chip: Chip, count: int) -> float:
+    """An all-reduce sends everything twice. Beyond a domain of links, only what is not in the token loop goes."""
+    seconds = 0.0
+    for found in collectives:
+        far = chip.domain and count > chip.domain and not found.in_token_loop
+        rate = chip.network if far else chip.link
+        seconds += found.times * found.bytes * (2 if found.op == "all-reduce" else 1) / rate
+    return seconds
+
+
+def _state_arguments(program: RunProgram) -> list[Any]:
+    """Those arguments that are parts of the state: the same leaves."""
+    state = {id(leaf) for leaf in jax.tree.leaves(program.resident)}
+    return [leaf for leaf in jax.tree.leaves(program.arguments) if id(leaf) in state]
+
+
+def _shardings(tree: Any):
+    return (leaf.sharding for leaf in jax.tree.leaves(tree))
+
+
+def _overflow(message: str) -> tuple[int | None, tuple[tuple[str, int, str], ...]]:
+    """Bytes that a program wanted, of a compiler's refusal, and the allocations that it names."""
+    used = _OVERFLOW.search(message)
+    if used is None:
+        return None, ()
+    largest = [
+        (shape, int(float(size) * _UNITS[unit]), op_name) for size, unit, op_name, shape in _ALLOCATION.findall(message)
+    ]
+    return int(float(used[1]) * _UNITS[used[2]]), tuple(largest[:_LARGEST])
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.1f} GiB"

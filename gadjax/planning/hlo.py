@@ -1,0 +1,276 @@
+"""Reads the text of a compiled program: collectives, the largest buffers, and bytes moved, with loops counted.
+
+XLA's own cost analysis counts a loop's body once and says nothing on CUDA.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_HEADER = re.compile(r"(?:(ENTRY) )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*)$")
+_OPCODE = re.compile(r" ([a-z][\w-]*)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"\b(body|condition|to_apply|calls|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
+# Instructions that move nothing themselves: names for memory, or what other lines count.
+_FREE = {
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "while",
+    "call",
+    "conditional",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+}
+_COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+class Array(NamedTuple):
+    """One array of an instruction's result."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    in_main_memory: bool  # not in the scratch memory of a core
+
+    @property
+    def bytes(self) -> int:
+        bits = _BITS.get(self.dtype) or int(re.sub(r"\D", "", self.dtype[1:3]) or 8)
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    arrays: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    called: tuple[tuple[str, str], ...]  # (how, computation)
+    trips: int | None
+    op_name: str  # where it comes from in the JAX program
+    root: bool
+    constant: int | None
+
+    @property
+    def bytes(self) -> int:
+        """Of its result in the main memory."""
+        return sum(array.bytes for array in self.arrays if array.in_main_memory)
+
+
+class Collective(NamedTuple):
+    """One collective instruction."""
+
+    op: str
+    bytes: int  # of its largest array, on a device
+    elements: int
+    times: int  # that it runs in one call of the program
+    in_loop: bool
+    op_name: str
+
+    def in_token_loop(self, trips: int) -> bool:
+        """Whether it runs as often as a loop over tokens, of this bound, does; loops over layers are shorter."""
+        return self.in_loop and self.times >= trips - 1
+
+
+class Buffer(NamedTuple):
+    """An array that some instruction makes, with one place that makes it."""
+
+    array: Array
+    op_name: str
+
+
+class Program:
+    """The text of one compiled module, `compiled.as_text()`."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        lines: list[Instruction] = []
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                lines = self.computations[header[2]] = []
+                if header[1]:
+                    self.entry = header[2]
+            elif match := _INSTRUCTION.match(line):
+                lines.append(_instruction(match))
+
+    @functools.cached_property
+    def repeats(self) -> dict[str, tuple[int, bool]]:
+        """How often each computation runs in a call of the program, and whether a loop repeats it; fused ones too.
+
+        A loop whose end depends on data counts as its bound: the largest constant that its condition compares with.
+        """
+        found = {self.entry: (1, False)}
+        waiting = [self.entry]
+        while waiting:
+            name = waiting.pop()
+            times, looped = found[name]
+            for instruction in self.computations.get(name, ()):
+                is_loop = instruction.opcode == "while"
+                trips = self._trips(instruction) if is_loop else 1
+                for _, called in instruction.called:
+                    old = found.get(called, (0, False))
+                    new = max(old[0], times * trips), old[1] or looped or is_loop
+                    if new != old:
+                        found[called] = new
+                        waiting.append(called)
+        return found
+
+    def collectives(self) -> list[Collective]:
+        """Every collective of the program."""
+        found = []
+        for instruction, times, looped in self._executed():
+            op = instruction.opcode.removesuffix("-start")
+            if op in COLLECTIVES:
+                largest = max(instruction.arrays, key=lambda array: array.bytes)
+                size = math.prod(largest.shape)
+                found.append(Collective(op, largest.bytes, size, times, looped, instruction.op_name))
+        return found
+
+    def largest_in_loops(self) -> int:
+        """Elements that the largest collective inside a loop moves; 0 where there is none."""
+        return max((found.elements for found in self.collectives() if found.in_loop), default=0)
+
+    def buffers(self) -> list[Buffer]:
+        """The distinct arrays in the main memory, largest first; what a fusion holds inside never gets there."""
+        found: dict[Array, str] = {}
+        for instruction, _, _ in self._executed():
+            if instruction.opcode in _COPIES:
+                continue
+            for array in instruction.arrays:
+                if array.in_main_memory:
+                    found.setdefault(array, instruction.op_name)
+        buffers = [Buffer(array, op_name) for array, op_name in found.items()]
+        return sorted(buffers, key=lambda buffer: -buffer.array.bytes)
+
+    def bytes_moved(self) -> int:
+        """Bytes read from and written to the main memory of a device in a call of the program."""
+        return sum(times * self._traffic(instruction) for instruction, times, _ in self._executed())
+
+    def _executed(self) -> Iterator[tuple[Instruction, int, bool]]:
+        """Instructions that run by themselves, with how often; not the inside of fusions and reductions."""
+        inside = {
+            name
+            for lines in self.computations.values()
+            for line in lines
+            for how, name in line.called
+            if (how == "calls" and line.opcode == "fusion") or (how == "to_apply" and line.opcode != "call")
+        }
+        for name, (times, looped) in self.repeats.items():
+            if name not in inside:
+                for instruction in self.computations.get(name, ()):
+                    yield instruction, times, looped
+
+    @functools.cached_property
+    def _made(self) -> dict[str, Instruction]:
+        return {line.name: line for lines in self.computations.values() for line in lines}
+
+    def _trips(self, loop: Instruction) -> int:
+        if loop.trips is not None:
+            return loop.trips
+        waiting = [name for how, name in loop.called if how == "condition"]
+        bounds = [1]
+        while waiting:
+            for line in self.computations.get(waiting.pop(), ()):
+                waiting += [name for _, name in line.called]
+                if line.constant is not None:
+                    bounds.append(line.constant)
+        return max(bounds)
+
+    def _traffic(self, line: Instruction) -> int:
+        if line.opcode in _FREE or line.opcode.endswith("-done"):
+            return 0
+        if line.opcode in _COPIES:  # between memories; the first two arrays are the source and its copy
+            source, copy = line.arrays[:2]
+            return copy.bytes * (source.in_main_memory + copy.in_main_memory)
+        operands = [self._made[name].bytes for name in line.operands if name in self._made]
+        if line.opcode in _SLICES:
+            return 2 * line.bytes
+        if line.opcode == "dynamic-update-slice":
+            return 2 * operands[1]
+        if line.opcode != "fusion":
+            return line.bytes + sum(operands)
+        fused = next((self.computations.get(name, []) for how, name in line.called if how == "calls"), [])
+        return self._fusion_traffic(line, fused)
+
+    def _fusion_traffic(self, line: Instruction, fused: list[Instruction]) -> int:
+        """An operand that is only sliced counts as its slices; one that is updated in place as the update."""
+        users = collections.defaultdict(list)
+        for inner in fused:
+            for name in inner.operands:
+                users[name].append(inner)
+        updates = [inner for inner in fused if inner.opcode == "dynamic-update-slice"]
+        made = {inner.name: inner for inner in fused}
+        written = line.bytes
+        for update in updates:
+            if update.arrays[0] in line.arrays:
+                written += made[update.operands[1]].bytes - update.bytes
+        read = 0
+        for parameter in (inner for inner in fused if inner.opcode == "parameter"):
+            uses = users[parameter.name]
+            if uses and all(use.opcode in _SLICES for use in uses):
+                read += sum(use.bytes for use in uses)
+            elif not any(update.operands[0] == parameter.name for update in updates):
+                read += parameter.bytes
+        return max(written, 0) + read
+
+
+def _instruction(match: re.Match[str]) -> Instruction:
+    root, name, rest = match.groups()
+    # The type of a tuple is in parentheses, with spaces; an opcode follows either kind of type.
+    opcode = _OPCODE.search(rest, _end_of(rest, 0) if rest.startswith("(") else 0)
+    start = opcode.end() if opcode else len(rest)
+    end = _end_of(rest, start - 1) if opcode else len(rest)
+    kind, arguments, attributes = rest[: opcode.start() if opcode else 0], rest[start : end - 1], rest[end:]
+    trips, op_name = _TRIPS.search(attributes), _OP_NAME.search(attributes)
+    called = [
+        (how, one.strip("%{} "))
+        for how, names in _CALLED.findall(attributes.split(", metadata=")[0])
+        for one in names.split(",")
+    ]
+    is_number = opcode and opcode[1] == "constant" and kind.startswith(("s32[]", "s64[]", "u32[]"))
+    return Instruction(
+        name=name,
+        arrays=tuple(
+            Array(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in layout)
+            for dtype, sizes, layout in _ARRAY.findall(kind)
+        ),
+        opcode=opcode[1] if opcode else "",
+        operands=tuple(re.findall(r"%([\w.-]+)", arguments)),
+        called=tuple(called),
+        trips=int(trips[1]) if trips else None,
+        op_name=op_name[1] if op_name else "",
+        root=bool(root),
+        constant=int(arguments) if is_number and arguments.lstrip("-").isdigit() else None,
+    )
+
+
+def _end_of(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place + 1
+    return len(text)

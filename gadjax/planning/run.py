@@ -1,0 +1,124 @@
+"""A plan: every program of a run on a target, and what it says together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from gadjax import hub
+from gadjax.config import resolve
+from gadjax.models.config import ModelConfig
+from gadjax.models.weights import read_hf_config
+from gadjax.parallel import mesh as layout
+from gadjax.planning.architectures import ARCHITECTURES
+from gadjax.planning.estimate import Estimate, estimate
+from gadjax.planning.programs import run_programs
+from gadjax.planning.targets import Target
+from gadjax.trainer.blueprint import Blueprint, make_networks, waves
+
+_NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Estimates of a run's programs on a target."""
+
+    target: Target
+    config: ConfigDict
+    mesh: dict[str, int]
+    decoding_mesh: dict[str, int]
+    parameters: int
+    programs: tuple[Estimate, ...]
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.target.chip.memory
+
+    @property
+    def misfits(self) -> list[Estimate]:
+        """Programs that do not fit a device."""
+        return [program for program in self.programs if program.failure or program.peak > self.memory]
+
+    @property
+    def slots(self) -> int:
+        """Samples whose caches are in memory at once, over all devices."""
+        return self.config.batch_size * self.config.rollout.num_samples // waves(self.config)
+
+    def step_seconds(self, stage: str) -> float:
+        """Lower bound of one step of a stage, its programs one after another."""
+        return sum(program.bound for program in self.programs if stage in program.stages)
+
+
+def make_plan(
+    config: ConfigDict,
+    target: Target,
+    devices: list[jax.Device],
+    watch: Callable[[str], None] = lambda name: None,
+) -> Plan:
+    """Compiles every program of a run.
+
+    Args:
+      config: of a run; `data.train` need not exist. Prompts and answers are taken to be as long as `data` allows.
+      devices: of the target.
+      watch: called with the name of each program before it is compiled.
+
+    Raises:
+      UserError: the config cannot work, or not on so many devices.
+    """
+    config = checked(config)
+    blueprint = make_blueprint(config, devices)
+    with_all = dataclasses.replace(blueprint, **_without_remat(blueprint))
+    platform = "cuda" if target.chip.platform == "cuda" else target.chip.platform
+    estimates = []
+    for program, twin in zip(run_programs(blueprint), run_programs(with_all), strict=True):
+        watch(program.name)
+        estimates.append(estimate(program, twin, target.chip, platform, config.data.max_response_length))
+    return Plan(
+        target=target,
+        config=config,
+        mesh=dict(blueprint.mesh.shape),
+        decoding_mesh=dict(blueprint.sampler.mesh.shape),
+        parameters=blueprint.generator.num_params(),
+        programs=tuple(estimates),
+    )
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """The resolved config; data need not be named to plan."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.train = config.data.train or "unnamed"
+    return resolve(config)
+
+
+def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
+    """A run's blueprint on devices that need not be here, from the student's config.json alone."""
+    mesh = layout.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    architecture = read_architecture(config.student)
+    return Blueprint(
+        config=config,
+        mesh=mesh,
+        **make_networks(config, mesh, (architecture, config.student)),
+        **_NO_TOKENIZER,
+        prompt_width=config.data.max_prompt_length,
+    )
+
+
+def read_architecture(student: str) -> ModelConfig:
+    """Of a directory, of a student that gadjax has a config for, or of a hub id, of which one file is fetched."""
+    if student in ARCHITECTURES:
+        return ModelConfig.from_hf(ARCHITECTURES[student], student)
+    return read_hf_config(hub.local_directory(student, ["config.json"]))[0]
+
+
+def _without_remat(blueprint: Blueprint) -> dict[str, Any]:
+    models = {name: getattr(blueprint, name) for name in ("generator", "sampler", "discriminator")}
+    return {
+        name: dataclasses.replace(model, config=dataclasses.replace(model.config, remat="none"))
+        for name, model in models.items()
+    }

@@ -1,0 +1,178 @@
+"""The machines that a run can be planned for: their figures, and devices to compile for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from typing import Literal
+
+import jax
+
+from gadjax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device, by its maker's data sheet.
+
+    Attributes:
+      memory: bytes that programs can have, as the compiler or driver reports them.
+      reserve: of those, bytes that the runtime keeps (its context, collectives' buffers, fragmentation).
+      flops: dense matrix products in bfloat16 (T4: float16) with float32 sums, a second.
+      bandwidth: of the main memory, bytes a second.
+      link: bytes a second that a device can send to those of its own domain, over all links.
+      domain: devices that those links join; 0 for all of a slice.
+      network: bytes a second a device can send beyond its domain.
+      capability: of a CUDA device.
+    """
+
+    name: str
+    platform: Literal["tpu", "cuda", "cpu"]
+    memory: float
+    reserve: float
+    flops: float
+    bandwidth: float
+    link: float
+    domain: int = 0
+    network: float = 0.0
+    capability: tuple[int, int] = (0, 0)
+
+
+_TPU_RESERVE, _CUDA_RESERVE = 0.25 * GIB, 1.5 * GIB
+_CHIPS = (
+    Chip("v5p", "tpu", 95.74 * GIB, _TPU_RESERVE, 459e12, 2765e9, 600e9),
+    Chip("v5e", "tpu", 15.75 * GIB, _TPU_RESERVE, 197e12, 819e9, 200e9),
+    Chip("v6e", "tpu", 31.25 * GIB, _TPU_RESERVE, 918e12, 1640e9, 448e9),
+    Chip("h100", "cuda", 84_978_434_048, _CUDA_RESERVE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0)),
+    Chip("h200", "cuda", 150_754_820_096, _CUDA_RESERVE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0)),
+    Chip("a100", "cuda", 84_987_740_160, _CUDA_RESERVE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0)),
+    Chip("l4", "cuda", 23_609_475_072, _CUDA_RESERVE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
+    Chip("t4", "cuda", 15_828_320_256, _CUDA_RESERVE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
+    # Two cores of a laptop; its memory is the machine's, divided.
+    Chip("cpu", "cpu", 0, 0, 0.15e12, 15e9, 10e9),
+)
+CHIPS = {chip.name: chip for chip in _CHIPS}
+
+# What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz, its full name.
+_CUDA_DETAILS = {
+    "h100": (132, 52_428_800, 233_472, 232_448, 1.98, "NVIDIA H100 80GB HBM3"),
+    "h200": (132, 52_428_800, 233_472, 232_448, 1.98, "NVIDIA H200"),
+    "a100": (108, 41_943_040, 167_936, 166_912, 1.41, "NVIDIA A100-SXM4-80GB"),
+    "l4": (58, 50_331_648, 102_400, 101_376, 2.04, "NVIDIA L4"),
+    "t4": (40, 4_194_304, 65_536, 65_536, 1.59, "Tesla T4"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A number of chips, in some shape."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Devices."""
+        return math.prod(self.shape)
+
+
+def parse_topology(name: str) -> Target:
+    """`v5p:2x4x4` (a TPU slice), `h100:2x8` (hosts x GPUs), `cpu:8` (virtual devices).
+
+    Raises:
+      UserError: no such chip, or its shape is not one.
+    """
+    chip_name, _, shape = name.partition(":")
+    if chip_name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise UserError(
+            f"--topology={name} is not known: write CHIP:SHAPE, such as v5p:2x4x4, v6e:8x8, v5e:16x16 (TPU slices), "
+            f"h100:2x8 (hosts x GPUs) or cpu:8; chips are {', '.join(CHIPS)}"
+        )
+    target = Target(name, CHIPS[chip_name], tuple(map(int, shape.split("x"))))
+    dimensions = {"tpu": (3,) if chip_name == "v5p" else (2,), "cuda": (1, 2), "cpu": (1,)}[target.chip.platform]
+    if len(target.shape) not in dimensions:
+        example = {"tpu": "v5p:2x4x4 or v6e:8x8", "cuda": "h100:2x8", "cpu": "cpu:8"}[target.chip.platform]
+        raise UserError(f"--topology={name} has {len(target.shape)} dimensions: write it like {example}")
+    return target
+
+
+def prepare_process(target: Target) -> None:
+    """Settings of JAX that must be made before it is first used: no accelerator is looked for."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    if target.chip.platform == "cpu":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}".strip()
+
+
+def devices(target: Target) -> list[jax.Device]:
+    """Devices to compile for, in an order in which neighbours are close.
+
+    Raises:
+      UserError: the package that compiles for them is not installed, or there is no such topology.
+    """
+    if target.chip.platform == "cpu":
+        return jax.devices("cpu")[: target.count]
+    from jax.experimental import topologies
+
+    try:
+        if target.chip.platform == "tpu":
+            bounds = {"chips_per_host_bounds": [1, 1, 1]} if target.count == 1 else {}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=target.name, **bounds)
+        else:
+            hosts, gpus = target.shape if len(target.shape) == 2 else (1, *target.shape)
+            shape = f"1x{hosts}x{gpus}"
+            found = topologies.get_topology_desc(platform="cuda", topology=shape, target_config=gpu_config(target.chip))
+    except Exception as error:  # the plugins raise whatever they like
+        raise UserError(_why_not(target, error)) from None
+    return list(found.devices)
+
+
+def gpu_config(chip: Chip) -> str:
+    """XLA's description of a GPU that is not here: a `GpuTargetConfigProto` as text."""
+    cores, cache, shared, optin, clock, description = _CUDA_DETAILS[chip.name]
+    major, minor = chip.capability
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  threads_per_core_limit: {1024 if major == 7 else 1536 if (major, minor) == (8, 9) else 2048}
+  core_count: {cores}
+  fpus_per_core: {128 if chip.name in ("h100", "h200", "l4") else 64}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {int(chip.bandwidth)}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {int(chip.memory)}
+  shared_memory_per_block_optin: {optin}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{description}"
+"""
+
+
+def _why_not(target: Target, error: Exception) -> str:
+    package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[target.chip.platform]
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        extra = {"tpu": "pip install 'gadjax[plan]'", "cuda": "pip install 'jax[cuda13]'"}[target.chip.platform]
+        return f"--topology={target.name}: planning for {target.chip.platform.upper()} needs {package}: {extra}"
+    reason = " ".join(str(error).split())[:300]
+    return f"--topology={target.name}: the compiler knows no such topology ({reason}): give a shape that is sold"
