@@ -123,7 +123,8 @@ def pack(
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     parts = [range(m * count, (m + 1) * count) for m in range(micro_batches)]
     layouts = [first_fit([lengths[i] for i in part], row_length) for part in parts]
-    rows = round_up(max(len(layout) for layout in layouts), row_multiple)
+    # Never more than a row a sequence, which is the one shape of a batch of long ones.
+    rows = min(round_up(max(map(len, layouts)), row_multiple), -(-count // row_multiple) * row_multiple)
     slots = max(
         sum(len(responses[part[i]]) for i in row) for part, layout in zip(parts, layouts, strict=True) for row in layout
     )

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 
 from gadjax.data.packing import Packed
-from gadjax.distill.state import GadState
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
-from gadjax.trainer.offload import Offload, Phase
+from gadjax.trainer.offload import Offload, Phase, read_part
 from gadjax.trainer.programs import Programs
 
 
@@ -81,19 +80,13 @@ def _adversarial(blueprint: Blueprint, stages: tuple[str, ...], programs: Progra
 
 
 def _program(name, stages, phase, jitted, arguments, state, blueprint, **static) -> RunProgram:
-    resident = on_device(Offload.of(blueprint.config), state, phase)
+    resident = [read_part(state, part) for part in Offload.of(blueprint.config).on_device(phase)]
     return RunProgram(name, stages, phase, lambda: jitted.trace(*arguments, **static), arguments, resident)
 
 
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:
     section = blueprint.config[stage]
     return stage == "seqkd" if "train_generator" not in section else section[f"train_{network}"]
-
-
-def on_device(offload: Offload, state: GadState, phase: Phase) -> list[Any]:
-    """The parts of a state that are on the devices in a phase."""
-    state = offload.arrange(state, phase)
-    return [leaf for leaf in jax.tree.leaves(state) if leaf.sharding.memory_kind != "pinned_host"]
 
 
 def bytes_per_device(tree: Any) -> int:

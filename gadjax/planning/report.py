@@ -40,8 +40,8 @@ def as_text(plan: Plan) -> str:
         rates += f", {chip.network / 1e9:.0f} GB/s between hosts"
     left_out = "packing, checkpoints, measuring" + (", moving to and from host memory" if offloaded else "")
     lines += [
-        f"assumed: {rates} per device, all at their peak and overlapping; prompts and responses at full length; no time "
-        f"for {left_out}.",
+        f"assumed: {rates} per device, all at their peak and overlapping; prompts and responses at full length; "
+        f"no time for {left_out}.",
         f"peak = the program + the state that stays on the device beside it + {gib(chip.reserve)} for the runtime.",
     ]
     return "\n".join(lines + _verdict(plan))

@@ -6,11 +6,12 @@ import dataclasses
 import math
 import os
 import re
-from typing import Literal
-
-import jax
+from typing import TYPE_CHECKING, Literal
 
 from gadjax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax  # reads the environment as it is imported: only after `prepare_process`
 
 GIB = 2**30
 
@@ -102,7 +103,7 @@ def parse_topology(name: str) -> Target:
 
 
 def prepare_process(target: Target) -> None:
-    """Settings of JAX that must be made before it is first used: no accelerator is looked for."""
+    """Settings of JAX that must be made before it is imported: no accelerator is looked for."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
@@ -119,6 +120,8 @@ def devices(target: Target) -> list[jax.Device]:
       UserError: the package that compiles for them is not installed, or there is no such topology.
     """
     if target.chip.platform == "cpu":
+        import jax
+
         return jax.devices("cpu")[: target.count]
     from jax.experimental import topologies
 

@@ -60,14 +60,20 @@ class Offload:
         return state
 
 
-def _move(state: GadState, part: str, memory: str) -> GadState:
+def read_part(state: GadState, part: str) -> Any:
+    """A part of a state by its name, None where the stage has none."""
     name, _, field = part.partition(".")
     holder = getattr(state, name)
-    if holder is None:
+    return getattr(holder, field) if holder is not None and field else holder
+
+
+def _move(state: GadState, part: str, memory: str) -> GadState:
+    tree = read_part(state, part)
+    if tree is None:
         return state
-    tree = getattr(holder, field) if field else holder
     tree = jax.tree.map(lambda leaf: _put(leaf, memory), tree)
-    return state.replace(**{name: holder.replace(**{field: tree}) if field else tree})
+    name, _, field = part.partition(".")
+    return state.replace(**{name: getattr(state, name).replace(**{field: tree}) if field else tree})
 
 
 def _put(leaf: Any, memory: str) -> Any:
