@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from gadjax.models.config import Rope
+from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -44,18 +48,42 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.A
     return rotated.astype(x.dtype)
 
 
-def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
-    """Causal attention inside each segment of a packed row.
+def causal_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    mesh: Mesh | None = None,
+    backend: Backend | None = None,
+) -> jax.Array:
+    """Causal attention inside each segment of a packed row, by the kernel of the platform.
 
     Args:
       query: [B, T, Nq, D].
       key, value: [B, T, Nkv, D], Nq a multiple of Nkv.
-      segments: [B, T] ids; tokens of different ids never see each other. Padding (0) sees padding only, which
+      segments: [B, T] int32 ids; tokens of different ids never see each other. Padding (0) sees padding only, which
         keeps its softmax finite; nothing reads it.
+      mesh: devices that rows and heads are spread over, and whose platform chooses; None for JAX's default device.
+      backend: overrides `flash.choose_backend`; "splash" away from TPUs is interpreted, slowly.
 
     Returns:
       [B, T, Nq, D].
     """
+    backend = backend or choose_backend(mesh, query.dtype, query.shape[-1])
+    if backend == "plain":
+        return plain_attention(query, key, value, segments)
+    if backend == "splash":
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        kernel = functools.partial(splash_attention, interpret=platform != "tpu")
+    else:
+        kernel = cudnn_attention
+    if mesh is None:
+        return kernel(query, key, value, segments)
+    return over_mesh(kernel, mesh, query, key, value, segments)
+
+
+def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+    """`causal_attention` as the compiler makes it, with logits [B, Nq, T, T]: for every platform."""
     length = segments.shape[-1]
     causal = jnp.tril(jnp.ones((length, length), bool))
     mask = causal & (segments[:, :, None] == segments[:, None, :])  # [B, T, T]

@@ -253,7 +253,7 @@ class Decoder(nnx.Module):
 
             def attend(query, key, value):
                 kept.append((key, value))
-                return causal_attention(query, key, value, segments)
+                return causal_attention(query, key, value, segments, self.mesh)
 
             x = nnx.merge(graphdef, params)(x, positions, attend)
             return x, kept[0] if keep_kv else None
