@@ -91,12 +91,12 @@ def splash_attention(
 def block_size(length: int, itemsize: int, head_dim: int) -> int:
     """Queries, and keys, that Splash's kernels hold at once: a multiple of 128.
 
-    The largest that fits 16 MiB of vector memory, and of the sizes down to 512 the one that pads the length the least.
+    At most what fits 16 MiB of vector memory; of the sizes down to 384, the largest that pads the length the least.
     """
     largest = 1024 if itemsize <= 2 and head_dim <= 128 else 512
     if length <= largest:
         return length + -length % _LANES
-    return min(range(512, largest + 1, _LANES), key=lambda block: (-length % block, -block))
+    return min(range(384, largest + 1, _LANES), key=lambda block: (-length % block, -block))
 
 
 def cudnn_attention(

@@ -1,0 +1,228 @@
+"""The attention kernels against the plain attention: numbers where they run, programs where they only compile."""
+
+from __future__ import annotations
+
+import functools
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gadjax.models import attention, flash
+from gadjax.models.attention import causal_attention, plain_attention
+from gadjax.models.config import ModelConfig, Rope
+from gadjax.models.model import Model
+from gadjax.parallel.mesh import BATCH, make_mesh
+
+LENGTH = 1408  # of the programs: no other dimension has this size or that of its whole blocks, 1536
+SQUARE = re.compile(r"\w+\[[\d,]*\b(?:1408,1408|1536,1536)\]")
+
+
+def inputs(batch: int, length: int, heads: int, kv_heads: int, head_dim: int):
+    """Query, key, value and segments: rows packed to the end, and rows with padding inside and at the end."""
+    rng = np.random.default_rng(0)
+    shapes = ((batch, length, count, head_dim) for count in (heads, kv_heads, kv_heads))
+    segments = np.zeros((batch, length), np.int32)
+    segments[::2, : length // 3], segments[::2, length // 3 : length // 2], segments[::2, length // 2 :] = 1, 2, 3
+    segments[1::2, : length // 4], segments[1::2, length // 2 : -length // 8] = 1, 1
+    return *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes), jnp.asarray(segments)
+
+
+def with_gradients(attend, query, key, value, segments):
+    """Output, and the gradients of a random sum of it, padding included."""
+
+    def total(query, key, value):
+        out = attend(query, key, value, segments)
+        return jnp.sum(out * weights), out
+
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=query.shape), jnp.float32)
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+    return out, *gradients
+
+
+def assert_same(attend, arrays) -> jax.Array:
+    """As the plain attention at every token: padding sees the padding before it in all of them."""
+    found = with_gradients(attend, *arrays)
+    for name, got, expected in zip("oqkv", found, with_gradients(plain_attention, *arrays), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=name)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "kv_heads", "head_dim"),
+    [(2, 300, 4, 2, 128), (2, 256, 3, 3, 64), (1, 7, 4, 1, 8)],
+)
+def test_splash(batch, length, heads, kv_heads, head_dim):
+    attend = functools.partial(causal_attention, backend="splash")
+    assert_same(attend, inputs(batch, length, heads, kv_heads, head_dim))
+
+
+@pytest.mark.parametrize("fused_blocks", [1, 4])
+def test_splash_of_several_blocks(monkeypatch, fused_blocks):
+    """With either kind of backward."""
+    monkeypatch.setattr(flash, "_FUSED_BLOCKS", fused_blocks)
+    assert flash.block_size(1100, 4, 64) < 1100
+    assert_same(functools.partial(causal_attention, backend="splash"), inputs(2, 1100, 2, 1, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "kv_heads", "part"),
+    [
+        ((2, 2, 2), 4, 2, (1, 2)),  # a part of the keys' heads on each device
+        ((1, 2, 4), 8, 2, (2, 2)),  # more devices than they have heads
+        ((1, 1, 8), 24, 12, (4, 3)),  # heads of more than one group on a device
+        ((1, 4, 2), 3, 1, (1, 3)),  # heads that do not divide
+        ((8, 1, 1), 4, 2, (4, 4)),  # rows that do not divide
+    ],
+)
+def test_splash_over_a_mesh(shape, heads, kv_heads, part):
+    mesh = make_mesh(*shape)
+    attend = functools.partial(causal_attention, mesh=mesh, backend="splash")
+    out = assert_same(attend, inputs(4, 40, heads, kv_heads, 64))
+    assert out.sharding.shard_shape(out.shape) == (part[0], 40, part[1], 64)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_splash_in_the_decoder(monkeypatch, remat):
+    """In scanned and checkpointed layers over a mesh."""
+    config = ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope=Rope(theta=100.0),
+        initializer_range=0.2,
+        remat=remat,
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 24)), jnp.int32)
+    positions, segments = jnp.broadcast_to(jnp.arange(24), tokens.shape), inputs(4, 24, 1, 1, 1)[3]
+    params = Model(config, "score").init(jax.random.key(0))
+
+    def gradients(mesh):
+        model = Model(config, "score", mesh)
+
+        def total(params):
+            return jnp.sum(jnp.where(segments > 0, jnp.sin(model.scores(params, tokens, positions, segments)), 0))
+
+        return jax.jit(jax.grad(total))(params)
+
+    expected = gradients(None)
+    monkeypatch.setattr(attention, "choose_backend", lambda *_: "splash")
+    found = gradients(make_mesh(1, 2, 4))
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("length", [64, 37])
+def test_what_cudnn_is_asked(length):
+    """The mask and the flags that cuDNN gets, given to the compiler's attention in its place."""
+    attend = functools.partial(flash.cudnn_attention, implementation="xla")
+    assert_same(attend, inputs(2, length, 4, 2, 8))
+
+
+def device(platform: str, kind: str = "", **fields: str) -> SimpleNamespace:
+    return SimpleNamespace(platform=platform, device_kind=kind, **fields)
+
+
+@pytest.mark.parametrize(
+    ("where", "dtype", "head_dim", "backend"),
+    [
+        (device("tpu", "TPU v6 lite"), "bfloat16", 128, "splash"),
+        (device("tpu", "TPU v4"), "float32", 64, "splash"),
+        (device("tpu", "TPU v3"), "bfloat16", 128, "plain"),
+        (device("tpu", "TPU v5p"), "float16", 128, "plain"),
+        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 128, "cudnn"),
+        (device("gpu", "NVIDIA A100", compute_capability="8.0"), "float16", 64, "cudnn"),
+        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "float32", 128, "plain"),
+        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 256, "plain"),
+        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 60, "plain"),
+        (device("gpu", "Tesla T4", compute_capability="7.5"), "bfloat16", 128, "plain"),
+        (device("gpu", "AMD Instinct", compute_capability="gfx942"), "bfloat16", 128, "plain"),
+        (device("cpu"), "bfloat16", 128, "plain"),
+    ],
+)
+def test_choice(where, dtype, head_dim, backend):
+    """By the devices that the program is compiled for, whatever this machine has."""
+    mesh = SimpleNamespace(devices=np.array([[where]]))
+    assert flash.choose_backend(mesh, dtype, head_dim) == backend
+
+
+def test_cpu_is_plain():
+    """The very numbers of the plain attention, with and without a mesh."""
+    arrays = inputs(2, 9, 4, 2, 8)
+    expected = plain_attention(*arrays)
+    np.testing.assert_array_equal(causal_attention(*arrays), expected)
+    np.testing.assert_array_equal(causal_attention(*arrays, make_mesh(8, 1, 1)), expected)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_blocks(itemsize):
+    """Multiples of a TPU's 128 lanes that add little padding."""
+    for length in range(1, 6000, 13):
+        block = flash.block_size(length, itemsize, 128)
+        padded = length + -length % block
+        assert block % 128 == 0
+        assert block <= 1024
+        assert padded - length < 3 * 128 or padded < 1.15 * length
+    assert flash.block_size(3584, 2, 128) == 896
+    assert flash.block_size(4096, 2, 128) == 1024
+
+
+def compile_for(platform: str, devices, backend: flash.Backend | None = None) -> str:
+    """The program of a forward and a backward pass on four devices: two to one head of keys."""
+    mesh = make_mesh(1, 2, 2, devices=list(devices))
+
+    def array(*shape: int, heads: str | None = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(BATCH, None, heads)))
+
+    query, key = array(2, LENGTH, 4, 64, heads="tensor"), array(2, LENGTH, 1, 64)
+    segments = jax.ShapeDtypeStruct((2, LENGTH), jnp.int32, sharding=NamedSharding(mesh, P(BATCH)))
+
+    def total(query, key, value, segments):
+        return jnp.sum(causal_attention(query, key, value, segments, mesh, backend).astype(jnp.float32) ** 2)
+
+    step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    traced = step.trace(query, key, key, segments)
+    return traced.lower(lowering_platforms=(platform,)).compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def tpus():
+    """Four TPUs that are not here, to compile for."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling takes no TPU that another process may hold
+        patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+        yield topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+
+
+def test_program_for_tpus(tpus):
+    """Two kernels, and nothing of the size of the logits; the plain attention has it."""
+    text = compile_for("tpu", tpus)
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    assert not SQUARE.findall(text)
+    assert SQUARE.findall(compile_for("tpu", tpus, "plain"))
+
+
+def test_program_for_cuda(shared):
+    """cuDNN's two kernels; of the size of the logits only the mask and its gradient, which no head has of its own."""
+    pytest.importorskip("jax_cuda13_plugin", reason="compiling for CUDA needs jax[cuda13]")
+    target = (shared / "tools" / "h100_sxm.txtpb").read_text()
+    devices = topologies.get_topology_desc(platform="cuda", topology="1x4x1", target_config=target).devices
+    text = compile_for("cuda", devices)
+    kernels = re.findall(r"__cudnn\$fmha\w+", text)
+    assert kernels == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    squares = set(SQUARE.findall(text))
+    assert squares
+    assert all(re.fullmatch(r"(bf16|s32|pred)\[(1,)*1408,1408\]", found) for found in squares)
+    assert any("f32[" in found for found in SQUARE.findall(compile_for("cuda", devices, "plain")))
