@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -57,10 +59,6 @@ def splash_attention(
 
     Blocks above the diagonal are skipped. The length is filled up to whole blocks with padding, segment 0.
     """
-    # Here, because importing Pallas takes a second that commands on other platforms need not wait for.
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
-
     length, heads, head_dim = query.shape[1:]
     block = block_size(length, query.dtype.itemsize, head_dim)
     query, key, value, segments = (_lengthen(x, block) for x in (query, key, value, segments))
