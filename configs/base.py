@@ -124,10 +124,12 @@ def get_config() -> ConfigDict:
     # rollout the ratio is taken against the sampler's log-probs already, and this has no effect.
     config.gad.importance_cap = 0.0
 
-    # Slices of an update whose gradients are added up; they change nothing but memory.
+    # Slices of an update whose gradients are added up; they change nothing but memory. 0: as few as leave each device
+    # no more than micro_batches.tokens tokens of rows at once.
     config.micro_batches = ConfigDict()
-    config.micro_batches.generator = 1
-    config.micro_batches.discriminator = 1
+    config.micro_batches.generator = 0
+    config.micro_batches.discriminator = 0
+    config.micro_batches.tokens = 32768
     # Tokens of a packed row; 0 takes the width of the data's longest prompt plus data.max_response_length.
     config.row_length = 0
     # Response positions whose logits exist at once on a device.
@@ -139,8 +141,8 @@ def get_config() -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.tensor = 1
-    # While sampling, weights are whole but for this many devices that share each (0: as many as mesh.tensor); it
-    # divides mesh.fsdp * mesh.tensor. More take less memory for weights, and communicate at every token.
+    # While sampling, weights are whole but for this many devices that share each; it divides mesh.fsdp * mesh.tensor.
+    # More take less memory for weights, and communicate at every token. 0: as few as leave each device 4 GiB of them.
     config.mesh.decode_tensor = 0
 
     # What waits in the host's memory while it is not used: the optimizers' moments; and the networks (discriminator and

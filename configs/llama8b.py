@@ -16,6 +16,5 @@ def get_config() -> ConfigDict:
     """One epoch of warmup and two of GAD, 256 prompts x 8 samples a step."""
     config = base.get_config()
     config.student = "meta-llama/Llama-3.1-8B-Instruct"
-    config.micro_batches.generator = 32
-    config.micro_batches.discriminator = 32
+    config.rollout.slots = 512
     return config

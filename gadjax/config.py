@@ -29,8 +29,8 @@ _FIELDS = {
         seed batch_size data.max_prompt_length data.max_response_length rollout.num_samples rollout.slots
         optimizer.max_skipped_steps discriminator.updates_per_step discriminator.replay_size seqkd.steps
         warmup.steps warmup.discriminator_only_steps gad.steps gad.ppo_minibatches gad.ppo_epochs
-        micro_batches.generator micro_batches.discriminator row_length logprob_chunk mesh.data mesh.fsdp
-        mesh.tensor mesh.decode_tensor eval_every evaluation.prompts evaluation.shown
+        micro_batches.generator micro_batches.discriminator micro_batches.tokens row_length logprob_chunk
+        mesh.data mesh.fsdp mesh.tensor mesh.decode_tensor eval_every evaluation.prompts evaluation.shown
         evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every checkpoint.keep
     """,
     float: """
@@ -76,8 +76,9 @@ _AT_LEAST = {
     "gad.entropy_coefficient": 0,
     "gad.sft_coefficient": 0,
     "gad.importance_cap": 0,
-    "micro_batches.generator": 1,
-    "micro_batches.discriminator": 1,
+    "micro_batches.generator": 0,
+    "micro_batches.discriminator": 0,
+    "micro_batches.tokens": 1,
     "row_length": 0,
     "logprob_chunk": 1,
     "eval_every": 0,
@@ -271,9 +272,9 @@ def _check_batch(config: ConfigDict) -> None:
         ("micro_batches.generator", parts.generator),
         ("micro_batches.discriminator", parts.discriminator),
     ):
-        if batch % size:
+        if size and batch % size:
             raise UserError(f"config.batch_size {batch} is not divisible by config.{field} {size}")
-    pieces = config.gad.ppo_minibatches * parts.generator
+    pieces = config.gad.ppo_minibatches * max(parts.generator, 1)
     if "gad" in config.stages and batch % pieces:
         raise UserError(
             f"config.batch_size {batch} is not divisible by config.gad.ppo_minibatches * "

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
 from gadjax.models.config import ModelConfig
-from gadjax.parallel.mesh import constrain
+from gadjax.parallel.mesh import constrain, gather_weight
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeyValue = tuple[jax.Array, jax.Array]
@@ -59,8 +59,10 @@ class Projection(nnx.Module):
         *,
         std: float,
         bias: bool = False,
+        mesh: Mesh | None = None,
     ):
         self.kernel = _param(rngs, (*inputs.values(), *outputs.values()), (*inputs, *outputs), std)
+        self.axes, self.mesh = (*inputs, *outputs), mesh
         if bias:
             self.bias = _param(rngs, tuple(outputs.values()), tuple(outputs), 0.0)
         self.has_bias = bias
@@ -68,7 +70,8 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]; accelerators round float32 products to fewer bits unless told not to."""
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.contracted, precision=precision)
+        kernel = gather_weight(self.kernel[...].astype(x.dtype), self.mesh, self.axes)
+        y = jnp.tensordot(x, kernel, axes=self.contracted, precision=precision)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
 
 
@@ -79,10 +82,10 @@ class Attention(nnx.Module):
         std, embed = config.initializer_range, {"embed": config.hidden_size}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-        self.q = Projection(embed, heads, rngs, std=std, bias=config.qkv_bias)
-        self.k = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias)
-        self.v = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias)
-        self.o = Projection(heads, embed, rngs, std=std, bias=config.output_bias)
+        self.q = Projection(embed, heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
+        self.k = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
+        self.v = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
+        self.o = Projection(heads, embed, rngs, std=std, bias=config.output_bias, mesh=mesh)
         if config.qk_norm:
             self.q_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
             self.k_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
@@ -105,9 +108,9 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         std, embed = config.initializer_range, {"embed": config.hidden_size}
         mlp = {"mlp": config.intermediate_size}
-        self.gate = Projection(embed, mlp, rngs, std=std)
-        self.up = Projection(embed, mlp, rngs, std=std)
-        self.down = Projection(mlp, embed, rngs, std=std)
+        self.gate = Projection(embed, mlp, rngs, std=std, mesh=mesh)
+        self.up = Projection(embed, mlp, rngs, std=std, mesh=mesh)
+        self.down = Projection(mlp, embed, rngs, std=std, mesh=mesh)
         self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, H] -> [B, T, H]
@@ -242,7 +245,7 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         # Whole along the hidden axis before the look-up: split, each token would have to be exchanged.
-        table = constrain(self.embed.embedding[...].astype(self.config.dtype), self.mesh, "vocab", None)
+        table = gather_weight(self.embed.embedding[...].astype(self.config.dtype), self.mesh, ("vocab", "embed"))
         return constrain(table[tokens], self.mesh, "batch", None, None)
 
     def _scan_layers(self, tokens, positions, segments, keep_kv=False):

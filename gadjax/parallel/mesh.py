@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
+_DECODING_WEIGHTS = 4 * 2**30  # bytes
 _SPLIT_OVER_TENSOR = {
     "attention heads": "num_heads",
     "feed-forward channels": "intermediate_size",
@@ -56,23 +59,28 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
     return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds, devices=devices)
 
 
-def decoding_mesh(mesh: Mesh, tensor: int) -> Mesh:
+def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
     """The mesh that tokens are sampled on: the same devices in the same order, `tensor` neighbours sharing a weight.
 
     Args:
+      model: what is sampled.
       mesh: of training.
-      tensor: devices along the tensor axis; 0 for as many as in training.
+      tensor: devices along the tensor axis; 0 for the fewest, of those that divide the model's heads, with which a
+        device holds no more than `_DECODING_WEIGHTS`.
 
     Raises:
       UserError: the devices cannot be grouped so.
     """
     data, fsdp, trained = (mesh.shape[name] for name in AXES)
-    tensor = tensor or trained
-    if tensor % trained or fsdp * trained % tensor:
-        works = [trained * size for size in range(1, fsdp + 1) if fsdp % size == 0]
+    works = [trained * size for size in range(1, fsdp + 1) if fsdp % size == 0]
+    if tensor == 0:
+        size = model.num_params() * jnp.dtype(model.config.dtype).itemsize
+        even = [n for n in works if model.config.num_kv_heads % n == 0 and _not_split(model, n) is None] or [trained]
+        tensor = next((n for n in even if size / n <= _DECODING_WEIGHTS), even[-1])
+    if tensor not in works:
         raise UserError(
             f"config.mesh.decode_tensor {tensor} does not fit mesh.fsdp {fsdp} x mesh.tensor {trained}: use one of "
-            f"{', '.join(map(str, works))}, or 0 for mesh.tensor"
+            f"{', '.join(map(str, works))}, or 0 to leave it to gadjax"
         )
     devices = mesh.devices.reshape(data, fsdp * trained // tensor, tensor)
     return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
@@ -91,11 +99,10 @@ def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mes
       UserError: with the sizes that would work.
     """
     config, tensor, fsdp = model.config, mesh.shape["tensor"], mesh.shape["fsdp"]
-    for name, size in _SPLIT_OVER_TENSOR.items():
-        if (size := getattr(config, size)) % tensor:
-            sizes = [getattr(config, other) for other in _SPLIT_OVER_TENSOR.values()]
-            works = _divisors(math.gcd(*sizes), mesh.devices.size)
-            raise UserError(f"{where} has {size} {name}, which {field} {tensor} does not divide: use one of {works}")
+    if name := _not_split(model, tensor):
+        sizes = {name: getattr(config, field) for name, field in _SPLIT_OVER_TENSOR.items()}
+        works = _divisors(math.gcd(*sizes.values()), mesh.devices.size)
+        raise UserError(f"{where} has {sizes[name]} {name}, which {field} {tensor} does not divide: use one of {works}")
     if config.hidden_size % fsdp:
         works = _divisors(config.hidden_size, mesh.devices.size)
         raise UserError(
@@ -128,6 +135,35 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, _sharding(mesh, ACTIVATION_RULES, axes, x.shape))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_weight(weight: jax.Array, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Array:
+    """A weight of the training layout in the decoding one, for one use; its gradient goes back as slices.
+
+    Left to the compiler, a product over an axis that is split becomes a chain of partial products, each of which reads
+    and writes the whole result, and a gradient is summed whole on every device before it is cut.
+
+    Args:
+      weight: in the compute dtype, which is what travels.
+      mesh: None changes nothing.
+      axes: its logical axes.
+    """
+    return _in_layout(weight, mesh, axes, DECODING_RULES)
+
+
+def _gather_weight_backward(mesh, axes, _, gradient):
+    return (_in_layout(gradient, mesh, axes, TRAINING_RULES),)
+
+
+gather_weight.defvjp(
+    lambda weight, mesh, axes: (gather_weight(weight, mesh, axes), None),
+    _gather_weight_backward,
+)
+
+
+def _in_layout(x: jax.Array, mesh: Mesh | None, axes: tuple[str, ...], rules: Rules) -> jax.Array:
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, _sharding(mesh, rules, axes, x.shape))
 
 
 def param_shardings(model: Model, mesh: Mesh, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
@@ -177,6 +213,12 @@ def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tupl
 def _sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     parts = (dividing_axes(mesh, rules, axis, size) for axis, size in zip(axes, shape, strict=True))
     return NamedSharding(mesh, P(*(part or None for part in parts)))
+
+
+def _not_split(model: Model, tensor: int) -> str | None:
+    """The first of a model's sizes that so many devices cannot split, None where they split all."""
+    sizes = ((name, getattr(model.config, field)) for name, field in _SPLIT_OVER_TENSOR.items())
+    return next((name for name, size in sizes if size % tensor), None)
 
 
 def _divisors(size: int, limit: int) -> str:

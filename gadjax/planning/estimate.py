@@ -69,14 +69,18 @@ class Estimate:
         return max(self.seconds.values()) if self.seconds else float("nan")
 
 
-def estimate(program: RunProgram, without_remat: RunProgram, chip: Chip, platform: str, trips: int) -> Estimate:
+def estimate(
+    program: RunProgram, without_remat: RunProgram, chip: Chip, platform: str, trips: int, waves: int
+) -> Estimate:
     """Compiles a program for the devices that its arguments lie on.
 
     Args:
       without_remat: the same program of a run with remat off, which is traced alone.
       platform: as JAX lowers for it.
       trips: the bound of the token loop.
+      waves: of the rollout.
     """
+    token_steps = waves * (trips - 1)
     start = time.perf_counter()
     traced = program.trace()
     count = len(next(iter(_shardings(program.resident))).device_set)
@@ -115,7 +119,8 @@ def estimate(program: RunProgram, without_remat: RunProgram, chip: Chip, platfor
         + memory.generated_code_size_in_bytes
     )
     text = hlo.Program(compiled.as_text())
-    collectives = _collectives(text, trips)
+    # Only the rollout has a token loop, once a wave; in it nothing else repeats as often.
+    collectives = _collectives(text, token_steps if program.phase == "rollout" else None)
     moved = text.bytes_moved()
     return Estimate(
         **fields,
@@ -133,11 +138,12 @@ def estimate(program: RunProgram, without_remat: RunProgram, chip: Chip, platfor
     )
 
 
-def _collectives(text: hlo.Program, trips: int) -> tuple[Traffic, ...]:
-    """Alike ones together. What repeats as often as the token loop is in it; loops over layers are shorter."""
+def _collectives(text: hlo.Program, token_steps: int | None) -> tuple[Traffic, ...]:
+    """Alike ones together. `token_steps`: what repeats so often is in the token loop; None where there is none."""
     grouped: dict[tuple, int] = {}
     for found in text.collectives():
-        key = found.op, found.bytes, found.in_token_loop(trips), found.op_name.rpartition("/")[2]
+        in_token_loop = token_steps is not None and found.in_loop and found.times >= token_steps
+        key = found.op, found.bytes, in_token_loop, found.op_name.rpartition("/")[2]
         grouped[key] = grouped.get(key, 0) + found.times
     traffic = [Traffic(op, size, times, looped, origin) for (op, size, looped, origin), times in grouped.items()]
     return tuple(sorted(traffic, key=lambda t: -t.bytes * t.times))

@@ -88,10 +88,6 @@ class Collective(NamedTuple):
     in_loop: bool
     op_name: str
 
-    def in_token_loop(self, trips: int) -> bool:
-        """Whether it runs as often as a loop over tokens, of this bound, does; loops over layers are shorter."""
-        return self.in_loop and self.times >= trips - 1
-
 
 class Buffer(NamedTuple):
     """An array that some instruction makes, with one place that makes it."""

@@ -14,7 +14,7 @@ _COLLECTIVES_SHOWN = 4
 def as_text(plan: Plan) -> str:
     """The plan as lines of plain text, the same on every terminal and in the docs."""
     config, chip = plan.config, plan.target.chip
-    data, parts = config.data, config.micro_batches
+    data = config.data
     meshes = [" x ".join(f"{name} {size}" for name, size in mesh.items()) for mesh in (plan.mesh, plan.decoding_mesh)]
     offloaded = [name for name in ("optimizer", "networks") if config.offload[name]]
     lines = [
@@ -23,7 +23,8 @@ def as_text(plan: Plan) -> str:
         f"mesh: {meshes[0]}; sampling: {meshes[1]}",
         f"batch: {config.batch_size} prompts x {config.rollout.num_samples} samples, prompt {data.max_prompt_length} + "
         f"response {data.max_response_length} tokens, all at full length",
-        f"micro-batches: generator {parts.generator}, discriminator {parts.discriminator}; remat: {config.remat}; "
+        f"micro-batches: {', '.join(f'{name} {parts}' for name, parts in plan.micro_batches.items())}; "
+        f"remat: {config.remat}; "
         f"in host memory while idle: {', '.join(offloaded) or 'nothing'}",
         f"key-value cache: {plan.slots} samples at once",
         "",
@@ -128,7 +129,7 @@ def _remedy(plan: Plan, program: Estimate) -> str:
         remedies.append("set config.remat=full")
     else:
         network = "discriminator" if program.name in ("discriminator update", "rewards") else "generator"
-        remedies.append(f"raise config.micro_batches.{network} (now {config.micro_batches[network]})")
+        remedies.append(f"raise config.micro_batches.{network} (now {plan.micro_batches[network]})")
     if not config.offload.optimizer:
         remedies.append("set config.offload.optimizer=True")
     elif not config.offload.networks:

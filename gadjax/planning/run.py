@@ -18,7 +18,7 @@ from gadjax.planning.architectures import ARCHITECTURES
 from gadjax.planning.estimate import Estimate, estimate
 from gadjax.planning.programs import run_programs
 from gadjax.planning.targets import Target
-from gadjax.trainer.blueprint import Blueprint, make_networks, waves
+from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, waves
 
 _NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
 
@@ -31,6 +31,7 @@ class Plan:
     config: ConfigDict
     mesh: dict[str, int]
     decoding_mesh: dict[str, int]
+    micro_batches: dict[str, int]
     parameters: int
     programs: tuple[Estimate, ...]
 
@@ -77,12 +78,13 @@ def make_plan(
     estimates = []
     for program, twin in zip(run_programs(blueprint), run_programs(with_all), strict=True):
         watch(program.name)
-        estimates.append(estimate(program, twin, target.chip, platform, config.data.max_response_length))
+        estimates.append(estimate(program, twin, target.chip, platform, config.data.max_response_length, waves(config)))
     return Plan(
         target=target,
         config=config,
         mesh=dict(blueprint.mesh.shape),
         decoding_mesh=dict(blueprint.sampler.mesh.shape),
+        micro_batches=_micro_batches(blueprint),
         parameters=blueprint.generator.num_params(),
         programs=tuple(estimates),
     )
@@ -114,6 +116,15 @@ def read_architecture(student: str) -> ModelConfig:
     if student in ARCHITECTURES:
         return ModelConfig.from_hf(ARCHITECTURES[student], student)
     return read_hf_config(hub.local_directory(student, ["config.json"]))[0]
+
+
+def _micro_batches(blueprint: Blueprint) -> dict[str, int]:
+    """Of each network, in the last stage that has it."""
+    methods = [make_method(blueprint, stage) for stage in blueprint.config.stages]
+    found = {"generator": methods[-1].generator_micro_batches}
+    if methods[-1].discriminator is not None:
+        found["discriminator"] = methods[-1].discriminator_micro_batches
+    return found
 
 
 def _without_remat(blueprint: Blueprint) -> dict[str, Any]:

@@ -77,22 +77,20 @@ def make_networks(
     Raises:
       UserError: a size of a network, or the batch, does not divide over the mesh.
     """
-    sampling = layout.decoding_mesh(mesh, config.mesh.decode_tensor)
-    _check_batch(config, mesh, sampling)
-    platform = mesh.devices.flat[0].platform
+    dtype = resolve_dtype(config.dtype, mesh.devices.flat[0].platform)
 
-    def network(source: tuple[ModelConfig, str], head: str, mesh: jax.sharding.Mesh, field: str) -> Model:
+    def network(source: tuple[ModelConfig, str], head: str) -> Model:
         architecture, where = source
-        dtype = resolve_dtype(config.dtype, platform)
         model = Model(dataclasses.replace(architecture, dtype=dtype, remat=config.remat), head, mesh)
-        layout.check_divides(model, mesh, where, field)
+        layout.check_divides(model, mesh, where)
         return model
 
-    return {
-        "generator": network(student, "lm", mesh, "config.mesh.tensor"),
-        "sampler": network(student, "lm", sampling, "config.mesh.decode_tensor"),
-        "discriminator": network(discriminator or student, "score", mesh, "config.mesh.tensor"),
-    }
+    generator = network(student, "lm")
+    sampling = layout.decoding_mesh(generator, mesh, config.mesh.decode_tensor)
+    sampler = dataclasses.replace(generator, mesh=sampling)
+    layout.check_divides(sampler, sampling, student[1], "config.mesh.decode_tensor")
+    _check_batch(config, mesh, sampling)
+    return {"generator": generator, "sampler": sampler, "discriminator": network(discriminator or student, "score")}
 
 
 def make_method(blueprint: Blueprint, stage: str) -> Method:
@@ -111,7 +109,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
         waves=waves(config),
         sampling=blueprint.sampling(config.rollout.temperature),
         generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
-        generator_micro_batches=config.micro_batches.generator,
+        generator_micro_batches=_micro_batches(blueprint, "generator", stage),
         logprob_chunk=config.logprob_chunk,
         num_samples=config.rollout.num_samples,
     )
@@ -121,7 +119,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
         method,
         discriminator=blueprint.discriminator,
         discriminator_optimizer=states.adamw(section.discriminator_learning_rate, **moments),
-        discriminator_micro_batches=config.micro_batches.discriminator,
+        discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
         discriminator_loss=config.discriminator.loss,
         bt_temperature=config.discriminator.bt_temperature,
         updates_per_step=config.discriminator.updates_per_step,
@@ -140,6 +138,26 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
         sft_coefficient=section.sft_coefficient,
         importance_cap=section.importance_cap,
     )
+
+
+def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
+    """As the config says, or the fewest that keep a device's rows within `micro_batches.tokens`, all at full length."""
+    config = blueprint.config
+    if chosen := config.micro_batches[network]:
+        return chosen
+    groups, samples = config.batch_size, config.rollout.num_samples
+    if network == "discriminator":
+        per_prompt = 1 + samples
+    elif stage == "gad":
+        per_prompt, groups = samples, groups // config.gad.ppo_minibatches
+    else:
+        per_prompt = 1
+    rows = max(1, config.micro_batches.tokens // blueprint.row_length) * blueprint.row_multiple
+    return next((parts for parts in _divisors(groups) if groups // parts * per_prompt <= rows), groups)
+
+
+def _divisors(count: int) -> list[int]:
+    return [size for size in range(1, count + 1) if count % size == 0]
 
 
 def waves(config: ConfigDict) -> int:

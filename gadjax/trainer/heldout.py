@@ -16,6 +16,7 @@ from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Answer, Engine
+from gadjax.trainer.blueprint import make_method
 from gadjax.trainer.programs import place_rows
 from gadjax.trainer.setup import Setup
 
@@ -48,6 +49,11 @@ class HeldOut:
         likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
         self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)
+        methods = [make_method(setup, stage) for stage in setup.config.stages]
+        self._parts = {
+            "generator": max(method.generator_micro_batches for method in methods),
+            "discriminator": max(method.discriminator_micro_batches for method in methods),
+        }
         self._texts = [setup.tokenizer.decode(ids) for ids in self.teacher]
 
     def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:
@@ -59,15 +65,15 @@ class HeldOut:
           answers, in tokens and as a share. `discriminator_accuracy`, `discriminator_margin`: of this run's
           discriminator over the pairs, where there is one.
         """
-        config, parts = self.setup.config, self.setup.config.micro_batches
+        config, parts = self.setup.config, self._parts
         alone = [[ids] for ids in self.teacher]
-        likelihoods = self._of_each(self._likelihoods, generator, alone, parts.generator)
+        likelihoods = self._of_each(self._likelihoods, generator, alone, parts["generator"])
         figures = {"nll": float(-likelihoods.sum(dtype=np.float64) / sum(map(len, self.teacher)))}
         samples = self._answer(generator, config.evaluation.temperature, config.seed)
         student = [sample.tokens for sample in samples]
         if discriminator is not None:
             pairs = list(zip(self.teacher, student, strict=True))
-            scores = self._of_each(self._scores, discriminator, pairs, parts.discriminator)
+            scores = self._of_each(self._scores, discriminator, pairs, parts["discriminator"])
             figures["discriminator_accuracy"] = float(np.mean(scores[:, 0] > scores[:, 1]))
             figures["discriminator_margin"] = float(np.mean(scores[:, 0] - scores[:, 1]))
         decode = self.setup.tokenizer.decode
