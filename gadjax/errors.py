@@ -11,6 +11,10 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the file, row, field or flag and says what to do."""
 
 
+class SaidElsewhere(UserError):
+    """A `UserError` that another process of the run shows."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -23,6 +27,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     """
     try:
         status = main()
+    except SaidElsewhere:
+        status = 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

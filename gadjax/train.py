@@ -6,6 +6,9 @@ r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the co
 
 Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
 same workdir continues the run.
+
+On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
+they find each other; elsewhere --coordinator, --num_processes and --process_id tell.
 """
 
 from __future__ import annotations
@@ -31,10 +34,15 @@ def define_flags() -> None:
         None,
         "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG.",
     )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which listens there; needless on Slurm and TPUs.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; given with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0; given with --coordinator.")
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
+
+    With several processes (`gadjax.parallel.processes.start`, or `jax.distributed.initialize`) all of them call this.
 
     Args:
       config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
@@ -54,6 +62,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") ->
 def main(argv: list[str]) -> None:
     config = commands.read_config()
     commands.use_compilation_cache()
+
+    from gadjax.parallel import processes
+
+    processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     run(config, FLAGS.workdir or f"runs/{commands.config_name()}")
 
 

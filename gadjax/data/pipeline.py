@@ -2,9 +2,9 @@
 
 The order of the rows is one global permutation by seed and epoch. Its first `steps_per_epoch * batch_size`
 entries are the epoch's batches; the remainder (fewer rows than a batch) sits that epoch out, and since
-every epoch has its own permutation it is another remainder each time. Processes take contiguous shares of
-each batch, so that a batch holds the same rows in the same order however many processes there are, and
-batch k depends on (data, seed, k) alone.
+every epoch has its own permutation it is another remainder each time. Batch k depends on (data, seed, k) alone: each
+of several processes makes the whole of it, and takes its slice where rows go to devices (`gadjax.parallel.processes`
+says why).
 """
 
 from __future__ import annotations
@@ -194,41 +194,33 @@ def batches(
     batch_size: int,
     seed: int,
     num_epochs: int | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
     start_step: int = 0,
 ) -> Any:
-    """This process's share of the shuffled batches: `Dataset.batch` with B = batch_size / shard_count.
+    """The shuffled batches, of `Dataset.batch`.
 
     Args:
-      batch_size: rows of the global batch, over all processes.
+      batch_size: B, over all processes.
       seed: fixes the order, together with the epoch.
       num_epochs: passes over the data; None never ends.
-      shard_index: this process, of `shard_count`; it gets rows [shard_index * B, (shard_index + 1) * B) of
-        each batch.
       start_step: batches to skip without reading them, counted from the start of the first epoch.
 
     Returns:
       A Grain iterator; its `get_state()` is {"next_index": step} and can be given to `set_state`.
 
     Raises:
-      UserError: a batch larger than the dataset, or one that the processes cannot share evenly.
+      UserError: a batch larger than the dataset.
     """
     import grain
 
-    if batch_size % shard_count:
-        raise UserError(f"batch_size={batch_size} cannot be shared evenly by {shard_count} processes")
     if batch_size > len(dataset):
         raise UserError(
             f"batch_size={batch_size} is more than the {len(dataset)} usable rows; lower it or give more data"
         )
-    share = batch_size // shard_count
-    mine = slice(shard_index * share, (shard_index + 1) * share)
     order = (
         grain.MapDataset.range(len(dataset))
         .shuffle(_grain_seed(seed))
         .batch(batch_size, drop_remainder=True)
-        .map(lambda indices: dataset.batch(indices[mine]))
+        .map(dataset.batch)
         .repeat(num_epochs)
     )
     # The data is in memory: one thread, a few batches ahead.

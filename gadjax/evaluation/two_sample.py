@@ -19,6 +19,7 @@ from gadjax.data.packing import Packed, one_per_row, round_up
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
 from gadjax.models.model import Model, Params, grow_discriminator
+from gadjax.parallel.mesh import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _update(model: Model, optimizer, state: TrainState, rows: Packed) -> TrainSt
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(model: Model, params: Params, rows: Packed) -> jax.Array:
-    return sequence_scores(model, params, rows).reshape(-1, 2)
+    scores = sequence_scores(model, params, rows).reshape(-1, 2)
+    return constrain(scores, model.mesh, None, None)  # whole on every device: every process reads all
 
 
 def _rows(arrays, lengths, chosen: np.ndarray) -> Packed:

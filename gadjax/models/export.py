@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -19,6 +21,7 @@ import gadjax
 from gadjax.errors import UserError
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, is_stacked, named_leaves
+from gadjax.parallel import processes
 
 # A file that tells an export, which may be replaced, from any other directory.
 MARK = "gadjax.json"
@@ -60,9 +63,9 @@ def save_pretrained(
     path = pathlib.Path(path).absolute()
     if ("score" in params) != (kind == "discriminator"):
         raise ValueError(f"these are not the parameters of a {kind}")
-    writes = jax.process_index() == 0
+    writes = processes.is_first()
     staging = path.with_name(f".{path.name}.incomplete")
-    try:
+    with processes.together(), _as_user_error(path):
         if writes:
             _refuse_to_replace(path)
             shutil.rmtree(staging, ignore_errors=True)
@@ -75,13 +78,18 @@ def save_pretrained(
                 _write_json(staging / "generation_config.json", generation_config)
             if model_card is not None:
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
+    with processes.together(), _as_user_error(path):
         _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
         if writes:
             _replace(staging, path)
+
+
+@contextlib.contextmanager
+def _as_user_error(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: the export cannot be written ({error}); choose another place") from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"exported {path}")
 
 
 def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: str) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
                 sizes.append(0)
             shards[-1].append((name.format(layer), path, layer))
             sizes[-1] += size
-    weight_map = {}
+    weight_map, failure = {}, None
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
@@ -125,7 +133,12 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
                 tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
                 weight_map[name] = file
         if directory is not None:
-            safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+            try:
+                safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+            except (OSError, safetensors.SafetensorError) as error:  # the other processes still need this one's part
+                directory, failure = None, error
+    if failure is not None:
+        raise failure
     if directory is not None and len(shards) > 1:
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -124,6 +125,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     """Rows split over the batch axes, after `leading` axes that are whole."""
     return NamedSharding(mesh, P(*[None] * leading, BATCH))
+
+
+def place(arrays: Any, shardings: Any) -> Any:
+    """Host arrays on the devices: each process puts there the parts that its own devices hold.
+
+    Args:
+      arrays: a tree of numpy arrays, the same in every process.
+      shardings: its layout: a sharding for all, or a tree of them.
+    """
+
+    def put(sharding, array):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda array: put(shardings, array), arrays)
+    return jax.tree.map(put, shardings, arrays)
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:

@@ -31,10 +31,11 @@ class Engine:
         """`batch_size`: prompts decoded at once, rounded up to a multiple of the batch's shards."""
         self.mesh = mesh
         self.batch_size = -(-batch_size // layout.batch_shards(mesh)) * layout.batch_shards(mesh)
-        self._rollout = jax.jit(
-            lambda params, prompt, length, keys, sampling: rollout(model, params, prompt, length, keys, 1, sampling),
-            static_argnums=4,
-        )
+
+        def sample(params, prompt, length, number, key, sampling):
+            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling)
+
+        self._rollout = jax.jit(sample, static_argnums=5, out_shardings=layout.replicated(mesh))
 
     def generate(
         self,
@@ -70,9 +71,8 @@ class Engine:
             tokens = np.full((size, round_up(int(lengths.max()), 8)), sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
                 tokens[row, : lengths[row]] = prompts[number]
-            keys = row_keys(jax.random.key(seed), np.array(filled, np.uint32))
-            batch = jax.device_put((tokens, lengths, keys), layout.rows(self.mesh))
-            samples = jax.device_get(self._rollout(params, *batch, sampling))
+            batch = layout.place((tokens, lengths, np.array(filled, np.uint32)), layout.rows(self.mesh))
+            samples = jax.device_get(self._rollout(params, *batch, jax.random.key(seed), sampling))
             for row, number in enumerate(numbers):
                 length = samples.lengths[row, 0]
                 answers[number] = Answer(

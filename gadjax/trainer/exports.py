@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import time
 from typing import Any
 
 from gadjax.checkpoint import Checkpoints
@@ -19,6 +20,7 @@ from gadjax.model_card import model_card
 from gadjax.models.config import ModelConfig
 from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model, Params
+from gadjax.parallel import processes
 from gadjax.trainer.setup import Setup, stage_lengths
 
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
@@ -41,6 +43,22 @@ _FIXED = (
     "discriminator.replay_size",
 )
 _SHOWN = 80  # characters of a value in a message
+_PATIENCE = 60  # seconds until a file must be seen by all processes
+
+
+def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
+    """Refuses processes that would not train the same run.
+
+    Raises:
+      UserError: their workdirs, configs, networks, tokenizers or data differ, or the checkpoints that they see.
+    """
+    if processes.count() == 1:
+        return
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        saved = checkpoints.steps()
+    parts = {"config": setup.config.to_dict(), **_facts(setup), "checkpoints": saved, "workdir": str(workdir)}
+    digests = {name: _digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()}
+    processes.check_equal(digests)
 
 
 def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
@@ -73,18 +91,33 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
 def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
-    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`.
+    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`. Of several processes the first one writes,
+    and the others look.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or another process does not see it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(workdir / "config.json", setup.config.to_dict())
-        _write_json(workdir / "run.json", _facts(setup))
-        setup.tokenizer.save(workdir / "tokenizer")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+    config, facts = setup.config.to_dict(), _facts(setup)
+    with processes.together():
+        if processes.is_first():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                _write_json(workdir / "config.json", config)
+                _write_json(workdir / "run.json", facts)
+                setup.tokenizer.save(workdir / "tokenizer")
+            except OSError as error:
+                raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+    with processes.together():
+        _wait_for(workdir / "run.json")
+
+
+def _wait_for(path: pathlib.Path) -> None:
+    """A network's file system may show a file to other machines a while after it was written."""
+    end = time.monotonic() + _PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(f"--workdir {path.parent} is not a folder that all processes share: choose one that is")
+        time.sleep(1)
 
 
 def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -178,10 +211,13 @@ def _shown(value: Any) -> str:
 
 def _fingerprint(data: Dataset) -> str:
     """Hash of all the token ids of a dataset."""
+    return _digest(data.prompts.lengths, data.prompts.flat, data.answers.lengths, data.answers.flat)
+
+
+def _digest(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for sequences in (data.prompts, data.answers):
-        digest.update(sequences.lengths)
-        digest.update(sequences.flat)
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 

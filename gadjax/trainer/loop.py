@@ -22,6 +22,7 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.models.model import Model, Params
+from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
@@ -63,9 +64,12 @@ class Run:
         else:
             self.position = Position(self.config.stages[0], 0, 0)
             self.state = self._enter(self.config.stages[0], initial_generator(setup))
-        logging = {"resume_step": self.position.step if saved else None, "write": jax.process_index() == 0}
-        self.samples = SampleLog(workdir, **logging)
-        self.logger = MetricsLogger(workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging)
+        logging = {"resume_step": self.position.step if saved else None, "write": processes.is_first()}
+        with processes.together():
+            self.samples = SampleLog(workdir, **logging)
+            self.logger = MetricsLogger(
+                workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging
+            )
 
     def train(self) -> GadState:
         """Runs every stage that is left, and returns the final state.

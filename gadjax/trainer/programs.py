@@ -26,7 +26,7 @@ class Programs:
         self.method, self.mesh = method, mesh
         whole = layout.replicated(mesh)
         generator = state_shardings(method.generator, method.generator_optimizer, mesh)
-        self.sample = jax.jit(functools.partial(steps.sample, method))
+        self.sample = jax.jit(functools.partial(steps.sample, method), out_shardings=whole)  # every host packs all
         self.update_supervised = jax.jit(
             functools.partial(updates.update_supervised, method),
             donate_argnums=0,
@@ -41,7 +41,10 @@ class Programs:
             static_argnames="fresh",
             out_shardings=(discriminator, whole, whole),
         )
-        self.score = jax.jit(functools.partial(updates.update_discriminator, method, train=False))
+        self.score = jax.jit(
+            functools.partial(updates.update_discriminator, method, train=False),
+            out_shardings=(None, whole, whole),  # the state is the argument itself, not a copy
+        )
         self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
 
     def _update_policy(self, state, reference, rows, sampled, rewards, teacher):
@@ -49,10 +52,10 @@ class Programs:
 
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """Puts a host batch on the devices, its prompts split over the batch axes."""
-        return jax.device_put(batch, layout.rows(self.mesh))
+        return layout.place(batch, layout.rows(self.mesh))
 
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
     split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
-    return jax.device_put(rows, split.replace(last=layout.replicated(mesh)))  # `last` is of sequences, not of rows
+    return layout.place(rows, split.replace(last=layout.replicated(mesh)))  # `last` is of sequences, not of rows

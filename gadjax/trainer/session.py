@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
 from ml_collections import ConfigDict
 
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.metrics import read_heldout
+from gadjax.parallel import processes
 from gadjax.progress import RunProgress
-from gadjax.trainer.exports import NETWORKS, check_workdir, export_network, prepare_workdir
+from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
 from gadjax.trainer.loop import Run
 from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
 
 def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
-    with RunProgress(enabled=jax.process_index() == 0) as progress:
+    with RunProgress(enabled=processes.is_first()) as progress:
         progress.say("reading config, tokenizer and data")
-        setup = prepare_run(config, progress.count)
-        check_workdir(setup, workdir)
+        with processes.together():
+            setup = prepare_run(config, progress.count)
+        check_processes(setup, workdir)
+        with processes.together():
+            check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress)
         if run.position.step:
             progress.say(f"continuing {workdir} after step {run.position.step}")
         state = run.train()
+        with processes.together():
+            pass  # the logs are whole
         figures = read_heldout(workdir / "metrics.jsonl")
         exported = {}
         for network in NETWORKS:
@@ -42,6 +47,8 @@ def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dic
 def describe(setup: Setup) -> str:
     """What will be trained on what, in a few lines."""
     mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
+    if (count := processes.count()) > 1:
+        mesh += f", {count} processes"
     stages = ", ".join(f"{stage} {steps} steps" for stage, steps in stage_lengths(setup).items())
     lines = [
         f"student: {setup.config.student}, {setup.generator.num_params():,} parameters, {setup.generator.config.dtype}",

@@ -190,18 +190,6 @@ def test_batches_hold_the_rows_they_name(dataset):
             assert batch["teacher"][i, : batch["teacher_length"][i]].tolist() == dataset[row]["response"].tolist()
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
-def test_processes_share_each_batch(dataset, count):
-    whole = list(itertools.islice(batches(dataset, batch_size=6, seed=1), 8))
-    shares = [
-        list(itertools.islice(batches(dataset, batch_size=6, seed=1, shard_index=i, shard_count=count), 8))
-        for i in range(count)
-    ]
-    for step, batch in enumerate(whole):
-        for name, array in batch.items():
-            assert np.array_equal(array, np.concatenate([share[step][name] for share in shares]))
-
-
 @pytest.mark.parametrize("step", [0, 1, 3, 4, 7, 11])
 def test_resuming_at_a_step(dataset, step):
     whole = rows_of(batches(dataset, batch_size=5, seed=1, num_epochs=3))
@@ -225,8 +213,6 @@ def test_iterator_state(dataset):
 def test_batch_sizes_that_cannot_be(dataset):
     with pytest.raises(UserError, match="batch_size=24 is more than the 23 usable rows"):
         batches(dataset, batch_size=24, seed=0)
-    with pytest.raises(UserError, match="batch_size=10 cannot be shared evenly by 4 processes"):
-        batches(dataset, batch_size=10, seed=0, shard_count=4)
 
 
 def test_shared_prompts(make):
