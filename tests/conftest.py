@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -154,6 +155,29 @@ def student(tmp_path_factory, hf_config, write_tokenizer) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def add_weights(tmp_path_factory) -> Callable[[pathlib.Path], pathlib.Path]:
+    """Puts weights of small values beside a config.json, those of a causal language model."""
+    import jax
+    import numpy as np
+
+    from gadjax.models.export import save_pretrained
+    from gadjax.models.model import Model
+    from gadjax.models.weights import read_hf_config
+
+    def add(directory: pathlib.Path) -> pathlib.Path:
+        config, hf_config = read_hf_config(directory)
+        rng = np.random.default_rng(0)
+        random = lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+        params = jax.tree.map(random, Model(config).abstract_params())
+        exported = tmp_path_factory.mktemp("weights") / "export"
+        save_pretrained(exported, params, config, hf_config, kind="generator")
+        shutil.copy(exported / "model.safetensors", directory)
+        return directory
+
+    return add
+
+
+@pytest.fixture(scope="session")
 def write_teacher() -> Callable[[pathlib.Path, list[str], list[str]], pathlib.Path]:
     """Writes prompts and the teacher's answers as Parquet."""
 
@@ -225,6 +249,12 @@ def one_device() -> Iterator[None]:
     """Commands see one device: a run compiles in half the time. `tests/test_train.py` has one on all eight."""
     with _one_device():
         yield
+
+
+@pytest.fixture(scope="session")
+def one_device_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """The same for a block."""
+    return _one_device
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,43 +22,52 @@ class Process(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def train(tmp_path_factory, tiny_config, repo, compilation_cache) -> Callable[..., list[Process]]:
-    """Runs `python -m gadjax.train` in `processes` processes with `devices` virtual devices each.
+def free_port() -> Callable[[], int]:
+    """A port that nobody listens on."""
 
-    Further arguments: fields of the tiny config, the workdir, flags for all, and flags for the last process alone.
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_port) -> Callable[..., list[Process]]:
+    """Runs `python -m gadjax.train` in several processes at once, with a config as `tiny_config` makes it.
+
+    Arguments: its fields, the workdir, how many processes, virtual devices of each, and fields that the last process
+    alone has.
     """
 
     def run(
         fields: dict[str, Any],
         workdir: pathlib.Path,
-        *flags: str,
-        processes: int = 1,
-        devices: int = 1,
-        last: tuple[str, ...] = (),
+        *,
+        processes: int = 2,
+        devices: int = 4,
+        last: dict[str, Any] | None = None,
     ) -> list[Process]:
-        config = tmp_path_factory.mktemp("config") / "config.py"
-        values = {name: value for name, value in _flat(tiny_config(fields).to_dict())}
-        config.write_text(
-            "from configs.base import get_config as base\n\n\ndef get_config():\n    config = base().unlock()\n"
-            f"    config.update_from_flattened_dict({values!r})\n    return config.lock()\n"
-        )
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(repo),
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        command = [sys.executable, "-m", "gadjax.train", f"--config={config}", f"--workdir={workdir}", *flags]
         coordinator = f"--coordinator=127.0.0.1:{free_port()}"
         started = []
         for index in range(processes):
-            several = [coordinator, f"--num_processes={processes}", f"--process_id={index}"] if processes > 1 else []
-            own = [*several, *(last if index == processes - 1 else ())]
+            config = tmp_path_factory.mktemp("config") / "config.py"
+            own = fields | (last or {}) if index == processes - 1 else fields
+            config.write_text(_config_file(tiny_config(own).to_dict()))
+            flags = [f"--config={config}", f"--workdir={workdir}", coordinator]
+            flags += [f"--num_processes={processes}", f"--process_id={index}"]
+            command = [sys.executable, "-m", "gadjax.train", *flags]
             pipe = subprocess.PIPE
-            started.append(subprocess.Popen([*command, *own], env=environment, stdout=pipe, stderr=pipe, text=True))
+            started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
         try:
-            outputs = [process.communicate(timeout=300) for process in started]
+            outputs = [process.communicate(timeout=240) for process in started]
         finally:
             for process in started:
                 process.kill()
@@ -67,14 +76,19 @@ def train(tmp_path_factory, tiny_config, repo, compilation_cache) -> Callable[..
     return run
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _config_file(config: dict[str, Any]) -> str:
+    values = dict(_flat(config))
+    return f"""from configs.base import get_config as base
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> Any:
+def get_config():
+    config = base().unlock()
+    config.update_from_flattened_dict({values!r})
+    return config.lock()
+"""
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,0 +1,145 @@
+"""Whole runs by several processes: the figures of one process, and each file written once."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gadjax.metrics import read_metrics
+from gadjax.train import run
+
+STAGES = ("seqkd", "warmup", "gad")
+MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+FIELDS = {
+    "stages": STAGES,
+    # Adam's first step is the gradient's sign: of the scalar head's bias, which cancels in a pair, that of rounding.
+    "optimizer.eps": 1e-4,
+    "discriminator.replay_size": 16,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 10,
+    "evaluation.prompts": 5,
+}
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def fields(student, hf_config, tmp_path_factory):
+    """Of a student of one layer, which compiles sooner."""
+    small = shutil.copytree(student, tmp_path_factory.mktemp("student") / "small")
+    (small / "config.json").write_text(json.dumps(hf_config(num_hidden_layers=1)))
+    return FIELDS | {"student": str(small)}
+
+
+@pytest.fixture(scope="module")
+def together(train_together, fields, tmp_path_factory):
+    """The workdir of a run by two processes of four devices, and what each process printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "together"
+    processes = train_together(fields | MESH, workdir)
+    for process in processes:
+        assert process.status == 0, process.err
+    return workdir, processes
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+    return read_metrics(workdir / "metrics.jsonl")
+
+
+def assert_same_figures(one: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
+    """All of them but the durations: losses, norms, KL, accuracies, lengths, held-out figures."""
+    for left, right in zip(records(one), records(other), strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            if not name.startswith("seconds/"):
+                same = value == right[name] or math.isclose(value, right[name], rel_tol=tolerance, abs_tol=tolerance)
+                assert same, (left["stage"], left["step"], name, value, right[name])
+
+
+def assert_same_exports(one: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
+    for network in ("generator", "discriminator"):
+        weights = [safetensors.numpy.load_file(run / "export" / network / "model.safetensors") for run in (one, other)]
+        assert weights[0].keys() == weights[1].keys()
+        for name, value in weights[0].items():
+            np.testing.assert_allclose(value, weights[1][name], atol=tolerance, err_msg=name)
+
+
+def interrupted(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
+    """A copy of the workdir as a run leaves it that ended after its fifth step."""
+    shutil.copytree(workdir, to)
+    shutil.rmtree(to / "checkpoints" / "6")
+    shutil.rmtree(to / "export")
+    return to
+
+
+def test_two_processes_are_one_run(together, tiny_config, fields, one_device_context, tmp_path):
+    """One test, so that the run is made once where tests are spread over workers."""
+    workdir, (first, second) = together
+    alone = tmp_path / "alone"
+    run(tiny_config(fields | MESH), alone)
+
+    # Every stage has the figures of one process on the same mesh, and of one device.
+    steps = [line["stage"] for line in records(workdir) if line["kind"] == "train"]
+    assert steps == [stage for stage in STAGES for _ in range(2)]
+    assert_same_figures(workdir, alone, tolerance=1e-6)
+    with one_device_context():
+        run(tiny_config(fields), tmp_path / "one_device")
+    assert_same_figures(workdir, tmp_path / "one_device", tolerance=1e-4)
+
+    # The first process writes and speaks: everything is there once.
+    left = [{path.relative_to(folder) for path in folder.iterdir()} for folder in (workdir, alone)]
+    assert left[0] == left[1]
+    assert (workdir / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+    assert_same_exports(workdir, alone, tolerance=1e-5)
+    assert "8 cpu (data 2 x fsdp 2 x tensor 2, 2 processes)" in first.out
+    assert "n-gram" in first.out
+    assert not second.err and all(line.startswith("[Gloo]") for line in second.out.splitlines())
+
+    # One process continues what two began.
+    continued = interrupted(workdir, tmp_path / "continued")
+    run(tiny_config(fields | MESH), continued)
+    assert_same_figures(continued, workdir, tolerance=1e-6)
+    assert_same_exports(continued, workdir, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_continue(together, train_together, fields, tmp_path):
+    workdir, _ = together
+    continued = interrupted(workdir, tmp_path / "continued")
+    processes = train_together(fields | MESH, continued)
+    assert [process.status for process in processes] == [0, 0], processes[0].err
+    assert "after step 5" in processes[0].out
+    assert_same_figures(continued, workdir, tolerance=0.0)
+    assert_same_exports(continued, workdir, tolerance=0.0)
+
+
+@pytest.mark.slow
+def test_fewer_parts_of_a_batch_than_processes(train_together, tiny_config, fields, add_weights, student, tmp_path):
+    """The tensor axis spans processes; with all that touches arrays on the way: weights read, the two-sample test,
+    a new head, state that waits in host memory, and a rollout in waves.
+    """
+    weights = str(add_weights(shutil.copytree(student, tmp_path / "weights")))
+    fields = fields | {
+        "student": weights,
+        "discriminator.init": weights,
+        "random_init": False,
+        "stages": ("warmup", "gad"),
+        "evaluation.two_sample_folds": 2,
+        "evaluation.two_sample_epochs": 1,
+        "offload.optimizer": True,
+        "offload.networks": True,
+        "rollout.slots": 8,
+        "mesh.data": 1,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 4,
+    }
+    processes = train_together(fields, tmp_path / "together", processes=4, devices=2)
+    assert [process.status for process in processes] == [0] * 4, processes[0].err
+    run(tiny_config(fields), tmp_path / "alone")
+    assert_same_figures(tmp_path / "together", tmp_path / "alone", tolerance=1e-5)
+    assert_same_exports(tmp_path / "together", tmp_path / "alone", tolerance=1e-4)
