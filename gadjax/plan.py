@@ -43,13 +43,15 @@ def main(argv: list[str]) -> int:
 
     from gadjax.planning.report import as_json, as_text
     from gadjax.planning.run import make_plan
+    from gadjax.planning.search import suggest
 
     def watch(name: str) -> None:
         if not FLAGS.json:
             print(f"compiling: {name}", file=sys.stderr, flush=True)
 
-    plan = make_plan(config, target, found, watch)
-    print(json.dumps(as_json(plan), indent=2) if FLAGS.json else as_text(plan))
+    found_by = suggest(config, target, found, watch) if FLAGS.suggest else None
+    plan = found_by.plan if found_by else make_plan(config, target, found, watch)
+    print(json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by))
     return 1 if plan.misfits else 0
 
 

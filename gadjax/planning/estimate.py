@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
@@ -33,27 +34,19 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Compiled:
     """What the compiler says of one program. Bytes are per device; work is of all devices together.
 
     Attributes:
       program: bytes of arguments, results and temporaries while it runs.
-      resident: bytes of the state on the device that are not its arguments.
-      peak: `program`, `resident` and the runtime's reserve.
       flops, flops_without_remat: matrix products of one call, with every loop at its bound.
       moved: bytes read from and written to the main memory in one call; None where the compiler gave no program.
       seconds: lower bounds of one call: of computing, of the memory, of the links; None likewise.
       largest: shapes and bytes of the largest arrays, with where they come from.
-      vocabulary: elements of the largest array with an axis of the vocabulary that is no weight, and its shape.
-      gathered_weight: the largest collective in the token loop that moves a weight; None where there is none.
       failure: the compiler's, where it gave up.
     """
 
-    name: str
-    stages: tuple[str, ...]
     program: int
-    resident: int
-    peak: int
     flops: int
     flops_without_remat: int
     moved: int | None
@@ -63,16 +56,49 @@ class Estimate:
     compile_seconds: float
     failure: str = ""
 
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One program of a run on its target.
+
+    Attributes:
+      stages: that run it.
+      resident: bytes of the state on the device that are not its arguments.
+      peak: of the program, `resident` and the runtime's reserve.
+      host_seconds: of moving what it needs from host memory, and back after it.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    compiled: Compiled
+    resident: int
+    peak: int
+    host_seconds: float
+
     @property
     def bound(self) -> float:
-        """Seconds of one call, if the three overlap perfectly."""
-        return max(self.seconds.values()) if self.seconds else float("nan")
+        """Seconds of one call at least: computing, memory and links overlap, the host's memory does not."""
+        seconds = self.compiled.seconds
+        return max(seconds.values()) + self.host_seconds if seconds else math.nan
 
 
-def estimate(
+def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
+    """Adds what is on the device beside a program."""
+    resident = bytes_per_device(program.resident) - bytes_per_device(_state_arguments(program))
+    return Estimate(
+        name=program.name,
+        stages=program.stages,
+        compiled=compiled,
+        resident=resident,
+        peak=int(compiled.program + resident + chip.reserve),
+        host_seconds=2 * bytes_per_device(program.fetched) / chip.host,
+    )
+
+
+def compile_program(
     program: RunProgram, without_remat: RunProgram, chip: Chip, platform: str, trips: int, waves: int
-) -> Estimate:
-    """Compiles a program for the devices that its arguments lie on.
+) -> Compiled:
+    """Compiles a program for the devices that its arguments lie on, and reads it.
 
     Args:
       without_remat: the same program of a run with remat off, which is traced alone.
@@ -80,29 +106,21 @@ def estimate(
       trips: the bound of the token loop.
       waves: of the rollout.
     """
-    token_steps = waves * (trips - 1)
     start = time.perf_counter()
     traced = program.trace()
-    count = len(next(iter(_shardings(program.resident))).device_set)
-    others = bytes_per_device(program.resident) - bytes_per_device(_state_arguments(program))
-    fields: dict[str, Any] = {
-        "name": program.name,
-        "stages": program.stages,
-        "resident": others,
-        "flops": count_flops(traced.jaxpr, trips),
-        "flops_without_remat": count_flops(without_remat.trace().jaxpr, trips),
-    }
+    devices = len(jax.tree.leaves(program.resident)[0].sharding.device_set)
+    flops = count_flops(traced.jaxpr, trips)
+    work = {"flops": flops, "flops_without_remat": count_flops(without_remat.trace().jaxpr, trips)}
     try:
-        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+        executable = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         used, largest = _overflow(str(error))
         if used is None:
             raise
         used += bytes_per_device(program.arguments) * ("temporaries" in str(error))
-        return Estimate(
-            **fields,
+        return Compiled(
+            **work,
             program=used,
-            peak=int(used + others + chip.reserve),
             moved=None,
             seconds=None,
             collectives=(),
@@ -110,7 +128,7 @@ def estimate(
             compile_seconds=time.perf_counter() - start,
             failure=first_line(error),
         )
-    memory = compiled.memory_analysis()
+    memory = executable.memory_analysis()
     size = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -118,19 +136,18 @@ def estimate(
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    text = hlo.Program(compiled.as_text())
+    text = hlo.Program(executable.as_text())
     # Only the rollout has a token loop, once a wave; in it nothing else repeats as often.
-    collectives = _collectives(text, token_steps if program.phase == "rollout" else None)
+    collectives = _collectives(text, waves * (trips - 1) if program.phase == "rollout" else None)
     moved = text.bytes_moved()
-    return Estimate(
-        **fields,
+    return Compiled(
+        **work,
         program=size,
-        peak=int(size + others + chip.reserve),
         moved=moved,
         seconds={
-            "compute": fields["flops"] / (count * chip.flops),
+            "compute": flops / (devices * chip.flops),
             "memory": moved / chip.bandwidth,
-            "links": _link_seconds(collectives, chip, count),
+            "links": _link_seconds(collectives, chip, devices),
         },
         collectives=collectives,
         largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
@@ -163,10 +180,6 @@ def _state_arguments(program: RunProgram) -> list[Any]:
     """Those arguments that are parts of the state: the same leaves."""
     state = {id(leaf) for leaf in jax.tree.leaves(program.resident)}
     return [leaf for leaf in jax.tree.leaves(program.arguments) if id(leaf) in state]
-
-
-def _shardings(tree: Any):
-    return (leaf.sharding for leaf in jax.tree.leaves(tree))
 
 
 def _overflow(message: str) -> tuple[int | None, tuple[tuple[str, int, str], ...]]:

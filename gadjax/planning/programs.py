@@ -30,6 +30,7 @@ class RunProgram:
       trace: its jitted function, traced.
       arguments: what it is given, with layouts.
       resident: the state that is on the devices while it runs, its own arguments included.
+      fetched: of that, what waits in host memory at other times.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RunProgram:
     trace: Callable[[], jax.stages.Traced]
     arguments: Any
     resident: Any
+    fetched: Any
 
 
 def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
@@ -80,8 +82,10 @@ def _adversarial(blueprint: Blueprint, stages: tuple[str, ...], programs: Progra
 
 
 def _program(name, stages, phase, jitted, arguments, state, blueprint, **static) -> RunProgram:
-    resident = [read_part(state, part) for part in Offload.of(blueprint.config).on_device(phase)]
-    return RunProgram(name, stages, phase, lambda: jitted.trace(*arguments, **static), arguments, resident)
+    offload = Offload.of(blueprint.config)
+    resident = [read_part(state, part) for part in offload.on_device(phase)]
+    fetched = [read_part(state, part) for part in offload.fetched(phase)]
+    return RunProgram(name, stages, phase, lambda: jitted.trace(*arguments, **static), arguments, resident, fetched)
 
 
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:

@@ -7,11 +7,13 @@ from typing import Any
 
 from gadjax.planning.estimate import Estimate, Traffic, gib
 from gadjax.planning.run import Plan
+from gadjax.planning.search import Suggestion
 
-_COLLECTIVES_SHOWN = 4
+_BOUNDS = ("compute", "memory", "links", "host")
+_COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
     """The plan as lines of plain text, the same on every terminal and in the docs."""
     config, chip = plan.config, plan.target.chip
     data = config.data
@@ -39,16 +41,21 @@ def as_text(plan: Plan) -> str:
     rates += f", {chip.link / 1e9:.0f} GB/s of links"
     if chip.network:
         rates += f", {chip.network / 1e9:.0f} GB/s between hosts"
-    left_out = "packing, checkpoints, measuring" + (", moving to and from host memory" if offloaded else "")
+    if offloaded:
+        rates += f", {chip.host / 1e9:.0f} GB/s to the host"
     lines += [
-        f"assumed: {rates} per device, all at their peak and overlapping; prompts and responses at full length; "
-        f"no time for {left_out}.",
+        f"assumed: {rates} per device, all at their peak; all but the host's overlap; prompts and responses at full "
+        "length; no time for packing, checkpoints and measuring.",
         f"peak = the program + the state that stays on the device beside it + {gib(chip.reserve)} for the runtime.",
     ]
-    return "\n".join(lines + _verdict(plan))
+    lines += _verdict(plan)
+    if suggestion:
+        found = suggestion.flags or "nothing: the config's own settings are the best found"
+        lines.append(f"suggested, of {suggestion.looked_at} plans: {found}")
+    return "\n".join(lines)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
     """The plan as plain values: bytes, operations and seconds."""
     return {
         "student": plan.config.student,
@@ -60,44 +67,44 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "decoding_mesh": plan.decoding_mesh,
         "slots": plan.slots,
         "fits": not plan.misfits,
+        "suggested": suggestion.changes if suggestion else None,
         "step_seconds": {stage: plan.step_seconds(stage) for stage in plan.config.stages},
         "programs": [dataclasses.asdict(program) | {"bound": program.bound} for program in plan.programs],
     }
 
 
 def _table(plan: Plan) -> str:
-    rows = [("program", "peak", "of memory", "PFLOP", "remat", "GB moved", "compute s", "memory s", "links s")]
+    rows = [("program", "peak", "of memory", "PFLOP", "remat", "GB moved", *(f"{of} s" for of in _BOUNDS))]
     for program in plan.programs:
-        seconds = [f"{value:.2f}" for value in program.seconds.values()] if program.seconds else ["-"] * 3
+        found = program.compiled
         rows.append(
             (
                 program.name,
                 gib(program.peak),
                 f"{program.peak / plan.memory:.0%}",
-                f"{program.flops / 1e15:.3g}",
-                f"x {program.flops / program.flops_without_remat:.2f}",
-                f"{program.moved / 1e9:.0f}" if program.moved is not None else "-",
-                *seconds,
+                f"{found.flops / 1e15:.3g}",
+                f"x {found.flops / found.flops_without_remat:.2f}",
+                "-" if found.moved is None else f"{found.moved / 1e9:.0f}",
+                *([f"{value:.2f}" for value in found.seconds.values()] if found.seconds else ["-"] * 3),
+                f"{program.host_seconds:.2f}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join(lines)
 
 
 def _details(program: Estimate) -> list[str]:
-    lines = [f"{program.name}: program {gib(program.program)}, other state {gib(program.resident)}"]
-    lines.append(
-        "  largest: " + "; ".join(f"{shape} {gib(size)}{_origin(name)}" for shape, size, name in program.largest[:3])
-    )
-    shown = program.collectives[:_COLLECTIVES_SHOWN]
-    lines += [f"  {_collective(traffic)}" for traffic in shown]
-    if len(program.collectives) > len(shown):
-        lines.append(f"  and {len(program.collectives) - len(shown)} smaller kinds of collectives")
+    found = program.compiled
+    largest = [f"{shape} {gib(size)}{_origin(name)}" for shape, size, name in found.largest[:_ARRAYS_SHOWN]]
+    lines = [f"{program.name}: program {gib(found.program)}, other state {gib(program.resident)}"]
+    lines += [f"  largest: {'; '.join(largest)}"] if largest else []
+    lines += [f"  {_collective(traffic)}" for traffic in found.collectives[:_COLLECTIVES_SHOWN]]
+    if (more := len(found.collectives) - _COLLECTIVES_SHOWN) > 0:
+        lines.append(f"  and {more} smaller kinds of collectives")
     return lines
 
 

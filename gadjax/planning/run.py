@@ -10,16 +10,19 @@ import jax
 from ml_collections import ConfigDict
 
 from gadjax import hub
-from gadjax.config import resolve
+from gadjax.config import field_value, resolve
 from gadjax.models.config import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as layout
 from gadjax.planning.architectures import ARCHITECTURES
-from gadjax.planning.estimate import Estimate, estimate
+from gadjax.planning.estimate import Compiled, Estimate, compile_program, estimate
 from gadjax.planning.programs import run_programs
 from gadjax.planning.targets import Target
 from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, waves
 
+# What a program depends on, of all that a search changes.
+_OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
+_DEPENDS = {"rollout": ("mesh", "rollout.slots")}
 _NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
 
 
@@ -43,12 +46,17 @@ class Plan:
     @property
     def misfits(self) -> list[Estimate]:
         """Programs that do not fit a device."""
-        return [program for program in self.programs if program.failure or program.peak > self.memory]
+        return [program for program in self.programs if program.compiled.failure or program.peak > self.memory]
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step."""
+        return self.config.batch_size * self.config.rollout.num_samples
 
     @property
     def slots(self) -> int:
         """Samples whose caches are in memory at once, over all devices."""
-        return self.config.batch_size * self.config.rollout.num_samples // waves(self.config)
+        return self.samples // waves(self.config)
 
     def step_seconds(self, stage: str) -> float:
         """Lower bound of one step of a stage, its programs one after another."""
@@ -60,6 +68,7 @@ def make_plan(
     target: Target,
     devices: list[jax.Device],
     watch: Callable[[str], None] = lambda name: None,
+    known: dict[Any, Compiled] | None = None,
 ) -> Plan:
     """Compiles every program of a run.
 
@@ -67,6 +76,7 @@ def make_plan(
       config: of a run; `data.train` need not exist. Prompts and answers are taken to be as long as `data` allows.
       devices: of the target.
       watch: called with the name of each program before it is compiled.
+      known: programs that were compiled for other settings of the same config, which is added to.
 
     Raises:
       UserError: the config cannot work, or not on so many devices.
@@ -74,11 +84,15 @@ def make_plan(
     config = checked(config)
     blueprint = make_blueprint(config, devices)
     with_all = dataclasses.replace(blueprint, **_without_remat(blueprint))
-    platform = "cuda" if target.chip.platform == "cuda" else target.chip.platform
+    known = {} if known is None else known
     estimates = []
     for program, twin in zip(run_programs(blueprint), run_programs(with_all), strict=True):
-        watch(program.name)
-        estimates.append(estimate(program, twin, target.chip, platform, config.data.max_response_length, waves(config)))
+        key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
+        if key not in known:
+            watch(program.name)
+            bounds = config.data.max_response_length, waves(config)
+            known[key] = compile_program(program, twin, target.chip, target.chip.platform, *bounds)
+        estimates.append(estimate(program, known[key], target.chip))
     return Plan(
         target=target,
         config=config,

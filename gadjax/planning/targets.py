@@ -29,6 +29,7 @@ class Chip:
       domain: devices that those links join; 0 for all of a slice.
       network: bytes a second a device can send beyond its domain.
       capability: of a CUDA device.
+      host: bytes a second between a device and its host's memory.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Chip:
     domain: int = 0
     network: float = 0.0
     capability: tuple[int, int] = (0, 0)
+    host: float = 16e9
 
 
 _TPU_RESERVE, _CUDA_RESERVE = 0.25 * GIB, 1.5 * GIB
@@ -48,9 +50,9 @@ _CHIPS = (
     Chip("v5p", "tpu", 95.74 * GIB, _TPU_RESERVE, 459e12, 2765e9, 600e9),
     Chip("v5e", "tpu", 15.75 * GIB, _TPU_RESERVE, 197e12, 819e9, 200e9),
     Chip("v6e", "tpu", 31.25 * GIB, _TPU_RESERVE, 918e12, 1640e9, 448e9),
-    Chip("h100", "cuda", 84_978_434_048, _CUDA_RESERVE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0)),
-    Chip("h200", "cuda", 150_754_820_096, _CUDA_RESERVE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0)),
-    Chip("a100", "cuda", 84_987_740_160, _CUDA_RESERVE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0)),
+    Chip("h100", "cuda", 84_978_434_048, _CUDA_RESERVE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0), 50e9),
+    Chip("h200", "cuda", 150_754_820_096, _CUDA_RESERVE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0), 50e9),
+    Chip("a100", "cuda", 84_987_740_160, _CUDA_RESERVE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0), 25e9),
     Chip("l4", "cuda", 23_609_475_072, _CUDA_RESERVE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
     Chip("t4", "cuda", 15_828_320_256, _CUDA_RESERVE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
     # Two cores of a laptop; its memory is the machine's, divided.

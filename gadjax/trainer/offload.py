@@ -36,8 +36,14 @@ class Offload:
 
     def on_device(self, phase: Phase) -> set[str]:
         """The parts that are on the devices in a phase."""
-        moving = (*_MOMENTS * self.optimizer, *_NETWORKS * self.networks)
-        return {part for part in _MOMENTS + _NETWORKS if part not in moving or part in _USED[phase]}
+        return (set(_MOMENTS + _NETWORKS) - self._moving()) | set(_USED[phase])
+
+    def fetched(self, phase: Phase) -> set[str]:
+        """Of those, the parts that wait in host memory in other phases."""
+        return self.on_device(phase) & self._moving()
+
+    def _moving(self) -> set[str]:
+        return {*_MOMENTS * self.optimizer, *_NETWORKS * self.networks}
 
     @classmethod
     def of(cls, config: ConfigDict) -> Offload:
