@@ -33,6 +33,7 @@ def response_logprobs(
         temperature=temperature,
         chunk=chunk,
         entropy_gradient=entropy_gradient,
+        head_gradient=model.config.lora is None,
         mesh=model.mesh,
     )
 

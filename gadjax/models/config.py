@@ -34,6 +34,24 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every projection of every layer (`gadjax.models.lora`).
+
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: the product of the two is scaled by alpha / rank.
+    """
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """What the product of the adapters is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder of the Llama, Qwen2, Qwen3 or Mistral family. Hashable: a static argument under jit.
 
@@ -42,8 +60,9 @@ class ModelConfig:
       qkv_bias, output_bias: whether q, k, v, and the attention's output projection, carry a bias.
       qk_norm: whether queries and keys are normed per head (Qwen3).
       sliding_window: tokens that attention looks back over, where some layer is limited; see `max_length`.
-      dtype: dtype of the computation; parameters are float32.
+      dtype: dtype of the computation; parameters are float32, those that adapters keep frozen are in this dtype.
       remat: what a layer keeps for its backward pass, a name in `gadjax.models.decoder.REMAT_POLICIES`.
+      lora: the adapters; None trains every parameter.
     """
 
     architecture: str
@@ -65,6 +84,7 @@ class ModelConfig:
     sliding_window: int | None = None
     dtype: str = "float32"
     remat: str = "none"
+    lora: Lora | None = None
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str) -> ModelConfig:

@@ -7,6 +7,7 @@ Computation runs in `config.dtype`; norms, softmaxes, logits and scores are floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
-from gadjax.models.config import ModelConfig
+from gadjax.models.config import Lora, ModelConfig
 from gadjax.parallel.mesh import constrain, gather_weight
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -59,33 +60,53 @@ class Projection(nnx.Module):
         *,
         std: float,
         bias: bool = False,
+        lora: Lora | None = None,
         mesh: Mesh | None = None,
     ):
         self.kernel = _param(rngs, (*inputs.values(), *outputs.values()), (*inputs, *outputs), std)
-        self.axes, self.mesh = (*inputs, *outputs), mesh
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         if bias:
             self.bias = _param(rngs, tuple(outputs.values()), tuple(outputs), 0.0)
-        self.has_bias = bias
+        if lora:  # as PEFT starts them: A uniform with the variance 1 / (3 inputs), B zero
+            bound = math.prod(inputs.values()) ** -0.5
+            shape = (*inputs.values(), lora.rank)
+            narrow = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+            self.lora_a = nnx.Param(narrow, axes=(*inputs, "rank"))
+            self.lora_b = _param(rngs, (lora.rank, *outputs.values()), ("rank", *outputs), 0.0)
+        self.has_bias, self.lora, self.mesh = bias, lora, mesh
         self.contracted = len(inputs)
 
     def __call__(self, x: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]; accelerators round float32 products to fewer bits unless told not to."""
-        kernel = gather_weight(self.kernel[...].astype(x.dtype), self.mesh, self.axes)
-        y = jnp.tensordot(x, kernel, axes=self.contracted, precision=precision)
+        gather = lambda weight, *axes: gather_weight(weight[...].astype(x.dtype), self.mesh, axes)  # noqa: E731
+        y = jnp.tensordot(x, gather(self.kernel, *self.inputs, *self.outputs), self.contracted, precision=precision)
+        if self.lora:
+            narrow = jnp.tensordot(x, gather(self.lora_a, *self.inputs, "rank"), axes=self.contracted)
+            narrow = constrain(narrow, self.mesh, "batch", *[None] * (narrow.ndim - 1))
+            y += self.lora.scale * jnp.tensordot(narrow, gather(self.lora_b, "rank", *self.outputs), axes=1)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+    def fold_adapters(self) -> None:
+        """Adds the adapters to the kernel, which is rounded to its own dtype once."""
+        if self.lora:
+            product = jnp.tensordot(self.lora_a[...], self.lora_b[...], axes=1, preferred_element_type=jnp.float32)
+            kernel = self.kernel[...]
+            self.kernel[...] = (kernel + self.lora.scale * product).astype(kernel.dtype)
+            self.lora = None
 
 
 class Attention(nnx.Module):
     """The projections of grouped-query attention; how tokens attend is the caller's."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
-        std, embed = config.initializer_range, {"embed": config.hidden_size}
+        common = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
+        embed = {"embed": config.hidden_size}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-        self.q = Projection(embed, heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
-        self.k = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
-        self.v = Projection(embed, kv_heads, rngs, std=std, bias=config.qkv_bias, mesh=mesh)
-        self.o = Projection(heads, embed, rngs, std=std, bias=config.output_bias, mesh=mesh)
+        self.q = Projection(embed, heads, rngs, bias=config.qkv_bias, **common)
+        self.k = Projection(embed, kv_heads, rngs, bias=config.qkv_bias, **common)
+        self.v = Projection(embed, kv_heads, rngs, bias=config.qkv_bias, **common)
+        self.o = Projection(heads, embed, rngs, bias=config.output_bias, **common)
         if config.qk_norm:
             self.q_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
             self.k_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
@@ -106,11 +127,12 @@ class MLP(nnx.Module):
     """The gated SiLU feed-forward layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
-        std, embed = config.initializer_range, {"embed": config.hidden_size}
+        common = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
+        embed = {"embed": config.hidden_size}
         mlp = {"mlp": config.intermediate_size}
-        self.gate = Projection(embed, mlp, rngs, std=std, mesh=mesh)
-        self.up = Projection(embed, mlp, rngs, std=std, mesh=mesh)
-        self.down = Projection(mlp, embed, rngs, std=std, mesh=mesh)
+        self.gate = Projection(embed, mlp, rngs, **common)
+        self.up = Projection(embed, mlp, rngs, **common)
+        self.down = Projection(mlp, embed, rngs, **common)
         self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, H] -> [B, T, H]
@@ -221,14 +243,23 @@ class Decoder(nnx.Module):
         return self.final_norm(x), new_cache
 
     def unstacked_layers(self) -> list[Block]:
-        """The layers one by one. A scan would copy each layer's weights out of the stack at every token."""
+        """The layers one by one. A scan would copy each layer's weights out of the stack at every token.
+
+        Adapters are folded into the weights here, where they are copied anyway: folded before, the stack would be
+        there twice, and a token would read more than without adapters if they stayed apart.
+        """
         graphdef, stacked = nnx.split(self.layers)
         count = self.config.num_layers
-        return [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(count)]
+        layers = [nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], stacked)) for i in range(count)]
+        for layer in layers:
+            for _, module in nnx.iter_modules(layer):
+                if isinstance(module, Projection):
+                    module.fold_adapters()
+        return layers
 
     @property
     def head(self) -> jax.Array:
-        """The kernel of the language-model head, [V, H], float32: a tied model's token table."""
+        """The kernel of the language-model head, [V, H], as it is stored: a tied model's token table."""
         return (self.embed if self.config.tie_embeddings else self.lm_head).embedding[...]
 
     def logits(self, hidden: jax.Array) -> jax.Array:

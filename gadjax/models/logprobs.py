@@ -31,23 +31,25 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = 1024,
     entropy_gradient: bool = False,
+    head_gradient: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `targets`, and entropies, of the temperature-scaled, untruncated distribution.
 
     Args:
       hidden: [R, K, H], the states that predict the targets, in the compute dtype.
-      head: [V, H], the kernel of the language-model head (a tied model's token table), master weights.
+      head: [V, H], the kernel of the language-model head (a tied model's token table), as it is stored.
       targets: [R, K] token ids.
       temperature: divides the logits.
       chunk: positions whose logits live at once on a device.
       entropy_gradient: whether the entropies carry a gradient.
+      head_gradient: whether the head has one; a frozen head does without its float32 buffer.
       mesh: devices that the rows are split over; None for one.
 
     Returns:
       Log-probs and entropies in nats, each [R, K], float32.
     """
-    plan = _Plan.of(hidden.shape, head.shape, temperature, chunk, entropy_gradient, mesh)
+    plan = _Plan.of(hidden.shape, head.shape, temperature, chunk, entropy_gradient, head_gradient, mesh)
     return _logprobs(plan, hidden, head, targets)
 
 
@@ -58,14 +60,16 @@ class _Plan:
     temperature: float
     chunk: int
     entropy_gradient: bool
+    head_gradient: bool
     mesh: Mesh | None
     rows: tuple[str, ...] = ()  # mesh axes of the rows, of the vocabulary, and of the master weights' hidden axis
     vocab: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, states: tuple[int, ...], head: tuple[int, ...], temperature, chunk, entropy_gradient, mesh) -> _Plan:
-        plan = cls(temperature, chunk, entropy_gradient, mesh)
+    def of(cls, states: tuple[int, ...], head: tuple[int, ...], *settings: Any) -> _Plan:
+        plan = cls(*settings)
+        mesh = plan.mesh
         if mesh is None:
             return plan
 
@@ -166,18 +170,19 @@ def _backward(plan: _Plan, residuals, cotangents):
                 slope -= of_entropy[:, None] * probability * (logits - mean_logit)
             slope = (slope / plan.temperature).astype(states.dtype)
             of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=gradient.dtype))
-            gradient += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=gradient.dtype)
+            if plan.head_gradient:
+                gradient += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=gradient.dtype)
             return gradient, of_states.astype(states.dtype)
 
         wide = jnp.promote_types(jnp.float32, head.dtype)
         chunks = plan.chunks(hidden, targets, normalizer, entropy, of_logprob, of_entropy)
-        gradient, of_hidden = jax.lax.scan(step, jnp.zeros(head.shape, wide), chunks)
-        return _join(of_hidden, hidden), _sum_over_rows(plan, gradient)
+        gradient, of_hidden = jax.lax.scan(step, jnp.zeros(head.shape if plan.head_gradient else (), wide), chunks)
+        return _join(of_hidden, hidden), _sum_over_rows(plan, gradient) if plan.head_gradient else None
 
     of_hidden, of_head = plan.spread(local, "rhrrrrr", "rg")(
         hidden, head.astype(hidden.dtype), targets, normalizer, entropy, *cotangents
     )
-    return of_hidden, of_head.astype(head.dtype), None
+    return of_hidden, of_head.astype(head.dtype) if plan.head_gradient else None, None
 
 
 def _sum_over_rows(plan: _Plan, gradient: jax.Array) -> jax.Array:

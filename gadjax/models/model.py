@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from gadjax.models import lora
 from gadjax.models.config import ModelConfig
 from gadjax.models.decoder import Decoder
 from gadjax.parallel.mesh import DECODING_RULES, TRAINING_RULES, param_shardings
@@ -88,15 +89,19 @@ class Model:
         of which is one collective: devices of a group exchange slices, and groups gather them.
         """
         params = cast_params(params, self.config.dtype)
-        if self.mesh is None:
+        if self.mesh is None or self.mesh.size == 1:
             return params
         for rules in (TRAINING_RULES, DECODING_RULES):
             params = jax.lax.with_sharding_constraint(params, param_shardings(self, self.mesh, rules))
         return params
 
     def num_params(self) -> int:
-        """Number of parameters."""
+        """Number of parameters, adapters included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
+
+    def num_trained(self) -> int:
+        """Number of parameters that are trained: with adapters, theirs and the scalar head's."""
+        return sum(leaf.size for leaf in jax.tree.leaves(lora.trained(self.abstract_params())))
 
     def logits(self, params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """Next-token logits [B, T, V], float32, for tokens, positions and segments [B, T] (segment 0 = padding).

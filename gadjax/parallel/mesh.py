@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.errors import UserError
+from gadjax.models import lora
 
 if TYPE_CHECKING:
     from gadjax.models.model import Model
@@ -209,14 +210,14 @@ def abstract_params(model: Model, mesh: Mesh, dtype: Any = None, rules: Rules = 
 
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
-    """The optimizer's state laid out like the parameters that its moments belong to."""
-    state = jax.eval_shape(optimizer.init, model.abstract_params())
+    """The optimizer's state laid out like the parameters that its moments belong to, those that are trained."""
+    state = jax.eval_shape(optimizer.init, lora.trained(model.abstract_params()))
     whole = replicated(mesh)
     return optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
         state,
-        param_shardings(model, mesh),
+        lora.trained(param_shardings(model, mesh)),
         transform_non_params=lambda _: whole,
     )
 

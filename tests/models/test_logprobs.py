@@ -125,6 +125,30 @@ def test_entropy_without_gradient(inputs):
         assert bool(jnp.any(jax.grad(total)(hidden) != 0)) == carried
 
 
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
+def test_a_frozen_head_has_no_gradient_and_no_buffer_for_one(mesh):
+    """The states' gradient is what it was."""
+    rng = np.random.default_rng(2)
+    hidden, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((8, K, 8), (32, 8)))
+    targets, weights = rng.integers(0, 32, (8, K)), rng.normal(size=(8, K)).astype(np.float32)
+    mesh = mesh and make_mesh(*mesh)
+
+    def loss(hidden, head, trains):
+        logprobs, _ = token_logprobs(hidden, head, targets, chunk=3, head_gradient=trains, mesh=mesh)
+        return jnp.sum(weights * logprobs)
+
+    grad = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    (of_hidden, of_head), (expected, trained) = grad(hidden, head, False), grad(hidden, head, True)
+    np.testing.assert_array_equal(of_hidden, expected)
+    assert np.abs(trained).max() > 0.1 and (np.asarray(of_head) == 0).all()
+
+    def sums(trains):
+        text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=2)(hidden, head, trains))
+        return text.count("dot_general")
+
+    assert sums(False) == sums(True) - 1
+
+
 def test_extreme_logits():
     """No overflow, and a log-prob of zero where one token has everything."""
     hidden = np.array([[[1.0]], [[-1.0]]], np.float32)

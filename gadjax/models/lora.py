@@ -1,0 +1,64 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): one frozen base, and small trees trained on top of it.
+
+A projection with kernel W [inputs..., outputs...] and adapters A [inputs..., rank] ("lora_a") and B [rank, outputs...]
+("lora_b") computes x W + (alpha / rank) (x A) B. A starts at random and B at zero, so fresh adapters change nothing.
+
+A network's tree of parameters falls into the base, which all networks of a run share, and the part that is trained: the
+adapters and the discriminator's scalar head. Without adapters there is no base, and all of the tree is trained. The
+functions here take trees of anything (arrays, shapes, shardings): dictionaries down to the leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Params = dict[str, Any]
+
+ADAPTERS = ("lora_a", "lora_b")
+_SCALAR_HEAD, _LM_HEAD = "score", "lm_head"
+
+
+def trained(params: Params) -> Params:
+    """The part of a network's whole tree that is trained: all of it where there are no adapters."""
+    return _split(params)[1] if has_adapters(params) else params
+
+
+def frozen(params: Params) -> Params | None:
+    """The rest of the tree: the base, or None where there are no adapters."""
+    return _split(params)[0] if has_adapters(params) else None
+
+
+def join(base: Params | None, params: Params) -> Params:
+    """The whole tree of a network, from its base (None: everything is trained) and what is trained.
+
+    A discriminator, known by its scalar head, has no place for the base's language-model head.
+    """
+    if base is None:
+        return params
+    if _SCALAR_HEAD in params:
+        base = {name: node for name, node in base.items() if name != _LM_HEAD}
+    return _merge(base, params)
+
+
+def has_adapters(params: Params) -> bool:
+    """Whether a tree holds adapters."""
+    return any(name in ADAPTERS or (isinstance(node, dict) and has_adapters(node)) for name, node in params.items())
+
+
+def _split(params: Params) -> tuple[Params, Params]:
+    base, own = {}, {}
+    for name, node in params.items():
+        if name in ADAPTERS or name == _SCALAR_HEAD:
+            own[name] = node
+        elif isinstance(node, dict):
+            for part, found in zip((base, own), _split(node), strict=True):
+                if found:
+                    part[name] = found
+        else:
+            base[name] = node
+    return base, own
+
+
+def _merge(base: Params, params: Params) -> Params:
+    both = {name: _merge(base[name], params[name]) for name in base.keys() & params.keys()}
+    return {**base, **params, **both}
