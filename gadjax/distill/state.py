@@ -16,7 +16,7 @@ from gadjax.models.model import Params
 class TrainState:
     """One trained network: float32 master weights, moments and counters."""
 
-    params: Params
+    params: Params  # those that are trained: with adapters (`gadjax.models.lora`), not the whole network
     opt_state: Any
     step: jax.Array  # int32, updates tried
     skipped: jax.Array  # int32, updates skipped because the gradient was not finite
@@ -25,11 +25,12 @@ class TrainState:
 
 @struct.dataclass
 class GadState:
-    """All that GAD trains, and the policy that the KL is measured against."""
+    """All that GAD trains, the policy that the KL is measured against, and what they all stand on."""
 
     generator: TrainState
     discriminator: TrainState | None = None
     reference: Params | None = None
+    base: Params | None = None  # frozen, in the compute dtype, shared by all three; None where everything is trained
 
 
 def adamw(

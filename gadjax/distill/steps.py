@@ -14,6 +14,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rows import Batch, group_rows, policy_rows, teacher_rows
 from gadjax.distill.state import GadState
 from gadjax.distill.updates import Metrics, update_discriminator, update_policy, update_supervised
+from gadjax.models.lora import join
 from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
@@ -24,14 +25,16 @@ def gad_step(method: Method, state: GadState, batch: Batch, key: jax.Array) -> t
     The rewards are the scores of the discriminator before its update: they come out of the forward pass of that very
     update (algorithm page, 3.4). `state.reference` is required.
     """
-    samples = sample(method, state.generator.params, batch, key)
+    samples = sample(method, state.generator.params, batch, key, base=state.base)
     groups, weight = group_rows(method, batch, samples)
-    discriminator, scores, of_discriminator = update_discriminator(method, state.discriminator, groups, weight)
+    discriminator, scores, of_discriminator = update_discriminator(
+        method, state.discriminator, groups, weight, base=state.base
+    )
     rows, sampled = policy_rows(method, batch, samples)
     teacher = teacher_rows(method, batch) if method.sft_coefficient else None
     advantages = group_advantages(scores[:, 1:])
     generator, of_generator = update_policy(
-        method, state.generator, state.reference, rows, sampled, advantages, teacher
+        method, state.generator, state.reference, rows, sampled, advantages, teacher, base=state.base
     )
     state = state.replace(generator=generator, discriminator=discriminator)
     return state, of_discriminator | of_generator, samples
@@ -44,9 +47,9 @@ def warmup_step(
 
     The first steps of the stage run with `train_generator` off.
     """
-    samples = sample(method, state.generator.params, batch, key)
+    samples = sample(method, state.generator.params, batch, key, base=state.base)
     groups, weight = group_rows(method, batch, samples)
-    discriminator, _, metrics = update_discriminator(method, state.discriminator, groups, weight)
+    discriminator, _, metrics = update_discriminator(method, state.discriminator, groups, weight, base=state.base)
     state = state.replace(discriminator=discriminator)
     if train_generator:
         state, of_generator = seqkd_step(method, state, batch)
@@ -56,18 +59,18 @@ def warmup_step(
 
 def seqkd_step(method: Method, state: GadState, batch: Batch) -> tuple[GadState, Metrics]:
     """One whole SeqKD step: cross entropy on the teacher's responses."""
-    generator, metrics = update_supervised(method, state.generator, teacher_rows(method, batch))
+    generator, metrics = update_supervised(method, state.generator, teacher_rows(method, batch), base=state.base)
     return state.replace(generator=generator), metrics
 
 
-def sample(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
+def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
     """N responses to each of the batch's prompts, each row with a key of its own.
 
     The batch goes through in `method.waves` equal parts, so that the caches of one part alone take memory; a sample is
     the same however many there are.
     """
     model = method.sampler or method.generator
-    params = model.decoding_params(params)
+    params = model.decoding_params(join(base, params))
 
     def wave(batch):
         keys = row_keys(key, batch["row"])

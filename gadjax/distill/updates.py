@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from gadjax.distill import losses
 from gadjax.distill.forward import per_token, response_lengths, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
 from gadjax.distill.state import TrainState, apply_gradients
+from gadjax.models.lora import join
 from gadjax.models.model import Params
 
 Metrics = dict[str, jax.Array]
@@ -25,6 +25,7 @@ def update_discriminator(
     groups: Packed,
     weight: jax.Array,
     *,
+    base: Params | None = None,
     fresh: int | None = None,
     train: bool = True,
 ) -> tuple[TrainState, jax.Array, Metrics]:
@@ -33,6 +34,7 @@ def update_discriminator(
     Args:
       groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of the G groups of a micro-batch.
       weight: [M, G] weight of each group's mean pair loss; they sum to 1. Groups of weight 0 are scored only.
+      base: what the trained parameters are adapters of; None where everything is trained.
       fresh: the first groups that metrics are of; those after them are replayed (None: there are none).
       train: whether to update; scores and metrics are the same either way.
 
@@ -42,7 +44,7 @@ def update_discriminator(
     """
 
     def loss(params, groups, weight):
-        scores = sequence_scores(method.discriminator, params, groups).reshape(weight.shape[0], -1)
+        scores = sequence_scores(method.discriminator, join(base, params), groups).reshape(weight.shape[0], -1)
         return jnp.sum(weight * jnp.mean(_pair_losses(method, scores), axis=-1)), scores
 
     metrics = {}
@@ -72,20 +74,23 @@ def update_policy(
     sampled: jax.Array,
     advantages: jax.Array,
     teacher: Packed | None = None,
+    *,
+    base: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The policy-gradient updates of one rollout: `ppo_epochs` passes over its minibatches (algorithm page, 3.5).
 
     Args:
-      reference: parameters of the policy that the KL is measured against.
+      reference: parameters of the policy that the KL is measured against, over the same base as the state's.
       rows: [J, M, ...] minibatches of micro-batches, all B * N samples in order, S to a micro-batch.
       sampled: [J, M, S, T] log-probs recorded by the sampler.
       advantages: [B, N].
       teacher: [M', ...] the teacher's responses, when `sft_coefficient` is not 0.
+      base: what the trained parameters are adapters of; None where everything is trained.
     """
     advantages = advantages.reshape(sampled.shape[:3])
 
     def once(state, part):
-        return _update_policy_once(method, state, reference, *part, teacher)
+        return _update_policy_once(method, base, state, reference, *part, teacher)
 
     def epoch(state, _):
         return jax.lax.scan(once, state, (rows, sampled, advantages))
@@ -94,16 +99,14 @@ def update_policy(
     return state, jax.tree.map(jnp.mean, metrics) | {"generator/skipped": state.skipped}
 
 
-def _update_policy_once(method, state, reference, rows, sampled, advantages, teacher):
+def _update_policy_once(method, base, state, reference, rows, sampled, advantages, teacher):
     lengths = response_lengths(rows)
     weights = losses.sequence_weights(lengths, method.aggregation, method.sampling.max_response_length)
     on_policy = method.ppo_minibatches == method.ppo_epochs == 1
-    logprobs_of = functools.partial(
-        response_logprobs,
-        method.generator,
-        temperature=method.sampling.temperature,
-        chunk=method.logprob_chunk,
-    )
+    scaled = {"temperature": method.sampling.temperature, "chunk": method.logprob_chunk}
+
+    def logprobs_of(params, rows, **options):
+        return response_logprobs(method.generator, join(base, params), rows, **scaled, **options)
 
     def loss(params, rows, sampled, advantages, weights):
         logprobs, entropy = logprobs_of(params, rows, entropy_gradient=method.entropy_coefficient != 0)
@@ -128,7 +131,7 @@ def _update_policy_once(method, state, reference, rows, sampled, advantages, tea
 
     total, gradients, sums = accumulate(loss, state.params, (rows, sampled, advantages, weights))
     if teacher is not None:
-        supervised, extra, _ = _supervised_gradients(method, state.params, teacher)
+        supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher)
         total += method.sft_coefficient * supervised
         gradients = jax.tree.map(lambda g, e: g + method.sft_coefficient * e, gradients, extra)
     state, norm = apply_gradients(method.generator_optimizer, state, gradients)
@@ -136,13 +139,16 @@ def _update_policy_once(method, state, reference, rows, sampled, advantages, tea
     return state, {"generator/loss": total, "generator/grad_norm": norm, **means}
 
 
-def update_supervised(method: Method, state: TrainState, teacher: Packed) -> tuple[TrainState, Metrics]:
+def update_supervised(
+    method: Method, state: TrainState, teacher: Packed, *, base: Params | None = None
+) -> tuple[TrainState, Metrics]:
     """One optimizer step of cross entropy on teacher responses: token mean, EOS included, temperature 1.
 
     Args:
       teacher: [M, ...] micro-batches of the teacher's responses.
+      base: what the trained parameters are adapters of; None where everything is trained.
     """
-    total, gradients, entropy = _supervised_gradients(method, state.params, teacher)
+    total, gradients, entropy = _supervised_gradients(method, base, state.params, teacher)
     state, norm = apply_gradients(method.generator_optimizer, state, gradients)
     return state, {
         "generator/loss": total,
@@ -152,12 +158,12 @@ def update_supervised(method: Method, state: TrainState, teacher: Packed) -> tup
     }
 
 
-def _supervised_gradients(method, params, teacher):
+def _supervised_gradients(method, base, params, teacher):
     tokens = jnp.sum(teacher.mask)
 
     def loss(params, rows):
         logprobs, entropy = response_logprobs(
-            method.generator, params, rows, temperature=1.0, chunk=method.logprob_chunk
+            method.generator, join(base, params), rows, temperature=1.0, chunk=method.logprob_chunk
         )
         return -jnp.sum(logprobs * rows.mask) / tokens, jnp.sum(entropy * rows.mask)
 

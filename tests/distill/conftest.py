@@ -25,7 +25,8 @@ from gadjax.distill import rows as device_rows
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState
-from gadjax.models.config import ModelConfig, Rope
+from gadjax.models import lora
+from gadjax.models.config import Lora, ModelConfig, Rope
 from gadjax.models.model import Model, cast_params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples, Sampling
@@ -40,6 +41,21 @@ EOS = (3, 11, 17, 29, 31, 40)
 PROMPT_LENGTHS = (9, 1, 6, 4)
 TEACHER_LENGTHS = (2, 7, 1, 5)
 SAMPLE_LENGTHS = ((7, 1, 3), (2, 7, 7), (4, 1, 5), (1, 2, 5))
+DECODER = ModelConfig(
+    architecture="Qwen3ForCausalLM",
+    vocab_size=V,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope=Rope(theta=100.0),
+    tie_embeddings=True,
+    qkv_bias=True,
+    output_bias=True,
+    qk_norm=True,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,21 +73,13 @@ def bigrams() -> Iterator[Tiny]:
 @pytest.fixture
 def decoder() -> Tiny:
     """The real networks, with all that they may have: grouped queries, biases, query-key norms."""
-    config = ModelConfig(
-        architecture="Qwen3ForCausalLM",
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        rope=Rope(theta=100.0),
-        tie_embeddings=True,
-        qkv_bias=True,
-        output_bias=True,
-        qk_norm=True,
-    )
+    return Tiny(Model(DECODER, "lm"), Model(DECODER, "score"), np.float32)
+
+
+@pytest.fixture
+def adapted() -> Tiny:
+    """The same networks as adapters over one base, both adapters of each projection random."""
+    config = dataclasses.replace(DECODER, lora=Lora(rank=3, alpha=4.0))
     return Tiny(Model(config, "lm"), Model(config, "score"), np.float32)
 
 
@@ -82,10 +90,11 @@ class Tiny:
         self.networks = {"generator": generator, "discriminator": discriminator}
         self.dtype = dtype
         self.params = {
-            "generator": random_params(generator, dtype, seed=0),
-            "discriminator": random_params(discriminator, dtype, seed=1),
+            "generator": lora.trained(random_params(generator, dtype, seed=0)),
+            "discriminator": lora.trained(random_params(discriminator, dtype, seed=1)),
         }
-        self.reference = random_params(generator, dtype, seed=2)
+        self.reference = lora.trained(random_params(generator, dtype, seed=2))
+        self.base = lora.frozen(random_params(generator, dtype, seed=0))
         rng = np.random.default_rng(3)
         ids = lambda *shape: rng.integers(0, V, shape).astype(np.int32)  # noqa: E731
         self.batch = {
@@ -112,6 +121,7 @@ class Tiny:
             generator=states.create(params["generator"], method.generator_optimizer),
             discriminator=states.create(params["discriminator"], method.discriminator_optimizer),
             reference=jax.tree.map(jnp.array, self.reference),
+            base=jax.tree.map(jnp.array, self.base),
         )
 
     def sequences(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -152,7 +162,8 @@ class Tiny:
         shardings = GadState(
             generator=state_shardings(method.generator, method.generator_optimizer, mesh),
             discriminator=state_shardings(method.discriminator, method.discriminator_optimizer, mesh),
-            reference=layout.param_shardings(method.generator, mesh),
+            reference=lora.trained(layout.param_shardings(method.generator, mesh)),
+            base=lora.frozen(layout.param_shardings(method.generator, mesh)),
         )
         return steps, jax.device_put(self.state(method), shardings)
 
@@ -216,13 +227,14 @@ def keep_gradient() -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class BigramConfig:
-    """What the sampler asks a config for."""
+    """What the sampler and the losses ask a config for."""
 
     vocab_size: int = V
     num_layers: int = 0
     num_kv_heads: int = 1
     head_dim: int = 1
     dtype: str = "float32"
+    lora: None = None
 
 
 @dataclasses.dataclass(frozen=True)
