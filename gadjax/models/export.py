@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -19,8 +18,9 @@ from jax.experimental import multihost_utils
 
 import gadjax
 from gadjax.errors import UserError
+from gadjax.models.adapters import Adapters, write_peft
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
-from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, is_stacked, named_leaves
+from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, fetch, is_stacked, named_leaves
 from gadjax.parallel import processes
 
 # A file that tells an export, which may be replaced, from any other directory.
@@ -35,6 +35,7 @@ def save_pretrained(
     hf_config: dict[str, Any],
     *,
     kind: Literal["generator", "discriminator"],
+    adapters: Adapters | None = None,
     tokenizer_dir: pathlib.Path | None = None,
     generation_config: dict[str, Any] | None = None,
     model_card: str | None = None,
@@ -48,9 +49,10 @@ def save_pretrained(
 
     Args:
       path: the directory, which may hold an earlier export.
-      params: the tree of parameters, on any devices.
+      params: the tree of parameters, on any devices, or of `LazyParam`s.
       config: the model's.
       hf_config: the config.json that the model came from; what the export changes is changed in a copy.
+      adapters: what of the parameters was trained, merged into them; stands in `adapter/` for PEFT too.
       tokenizer_dir: its files are copied (tokenizer and chat template).
       generation_config: contents of generation_config.json, written for a generator.
       model_card: contents of README.md.
@@ -80,6 +82,8 @@ def save_pretrained(
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
     with processes.together(), _as_user_error(path):
         _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
+        if adapters is not None:
+            write_peft(staging / "adapter" if writes else None, adapters, kind)
         if writes:
             _replace(staging, path)
 
@@ -128,7 +132,7 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for name, path, layer in shard:
-            value = _fetch(leaves[path], layer, dtype)
+            value = fetch(leaves[path], layer, dtype)
             if directory is not None:
                 tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
                 weight_map[name] = file
@@ -141,15 +145,6 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
         raise failure
     if directory is not None and len(shards) > 1:
         _write_json(directory / INDEX_FILE, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
-
-
-def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """A parameter, or one layer of it, on the host."""
-    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    value = jnp.astype(value, dtype)
-    if not value.is_fully_addressable:
-        value = multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value)
 
 
 def _refuse_to_replace(path: pathlib.Path) -> None:

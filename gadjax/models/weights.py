@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jax.experimental import multihost_utils
 
 from gadjax import hub
 from gadjax.errors import UserError
@@ -182,6 +184,50 @@ def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable
         if not any(HF_TENSORS[leaf].name in checkpoint.shapes for leaf in own):
             wanted = {leaf: shape for leaf, shape in wanted.items() if leaf not in own}
     checkpoint.check(wanted)
+
+
+class LazyParam:
+    """Stands in for an array that is written to files, layer by layer."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.size = shape, math.prod(shape)
+
+    def fetch(self, layer: int | None) -> np.ndarray:
+        """The parameter, or one layer of it, float32."""
+        raise NotImplementedError
+
+
+class StoredParam(LazyParam):
+    """A parameter of a checkpoint, read when it is fetched."""
+
+    def __init__(self, checkpoint: _Checkpoint, path: str, shape: tuple[int, ...]):
+        super().__init__(shape)
+        self._checkpoint, self._path = checkpoint, path
+
+    def fetch(self, layer: int | None) -> np.ndarray:
+        spec, shape = HF_TENSORS[self._path], self.shape if layer is None else self.shape[1:]
+        with self._checkpoint.tensors() as tensor:
+            value = spec.read(tensor(spec.name.format(layer)), shape, (slice(None),) * len(shape))
+            return np.array(value, np.float32)
+
+
+def stored_params(path: pathlib.Path, abstract_params: Params) -> Params:
+    """A checkpoint's weights as a tree of `StoredParam`s; raises as `check_weights` does."""
+    checkpoint, wanted = _Checkpoint(pathlib.Path(path)), named_leaves(abstract_params)
+    checkpoint.check(wanted)
+    leaves = [StoredParam(checkpoint, name, leaf.shape) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
+
+
+def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """A parameter, or one layer of it, on the host."""
+    if isinstance(leaf, LazyParam):
+        return leaf.fetch(layer).astype(dtype)
+    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    value = jnp.astype(value, dtype)
+    if not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
 
 
 def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:

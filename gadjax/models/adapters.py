@@ -1,0 +1,116 @@
+"""Adapters as files: merged into the weights that they stand on, and in the format of PEFT, which loads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from gadjax.models.config import Lora
+from gadjax.models.lora import ADAPTERS
+from gadjax.models.weights import (
+    HF_TENSORS,
+    LazyParam,
+    Params,
+    StoredParam,
+    fetch,
+    named_leaves,
+    stored_params,
+)
+
+_PREFIX = "base_model.model."
+_TASKS = {"generator": "CAUSAL_LM", "discriminator": "TOKEN_CLS"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """What a run trained of a network.
+
+    Attributes:
+      params: the adapters, and a discriminator's scalar head.
+      lora: rank and scale.
+      base_model: hub id or path of the model that they stand on.
+    """
+
+    params: Params
+    lora: Lora
+    base_model: str
+
+
+class MergedParam(LazyParam):
+    """A kernel with its adapters: W + (alpha / rank) A B, in float32."""
+
+    def __init__(self, kernel: StoredParam, a: jax.Array, b: jax.Array, scale: float):
+        super().__init__(kernel.shape)
+        self.kernel, self.a, self.b, self.scale = kernel, a, b, scale
+
+    def fetch(self, layer: int | None) -> np.ndarray:
+        a, b = (fetch(leaf, layer, np.dtype(np.float32)) for leaf in (self.a, self.b))
+        return self.kernel.fetch(layer) + self.scale * np.tensordot(a, b, axes=1)
+
+
+def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters) -> Params:
+    """A network's whole tree, to be written: what it keeps stays in its file until a layer of it is fetched.
+
+    Args:
+      path: the Hugging Face directory of the base.
+      abstract_base: tree of the shapes of what the network keeps of it.
+
+    Raises:
+      UserError: the files do not hold it.
+    """
+
+    def merge(stored: Params, trained: Params) -> Params:
+        out = dict(stored)
+        for name, node in trained.items():
+            if name not in ADAPTERS:
+                out[name] = merge(stored[name], node) if name in stored else node
+        if ADAPTERS[0] in trained:
+            out["kernel"] = MergedParam(stored["kernel"], *(trained[name] for name in ADAPTERS), adapters.lora.scale)
+        return out
+
+    return merge(stored_params(path, abstract_base), adapters.params)
+
+
+def write_peft(directory: pathlib.Path | None, adapters: Adapters, kind: str) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors; without a directory, only takes part in it.
+
+    A discriminator's scalar head is among PEFT's `modules_to_save`.
+    """
+    tensors, targets = {}, set()
+    for path, leaf in named_leaves(adapters.params).items():
+        module, _, name = path.rpartition("/")
+        if name not in ADAPTERS:
+            tensors[_PREFIX + HF_TENSORS[path].name] = HF_TENSORS[path].write(fetch(leaf, None, np.dtype(np.float32)))
+            continue
+        linear = HF_TENSORS[f"{module}/kernel"].name.removesuffix(".weight")
+        targets.add(linear.rpartition(".")[2])
+        for layer in range(leaf.shape[0]):
+            value = fetch(leaf, layer, np.dtype(np.float32))
+            is_a = name == ADAPTERS[0]
+            matrix = value.reshape(-1, adapters.lora.rank) if is_a else value.reshape(adapters.lora.rank, -1)
+            tensors[f"{_PREFIX}{linear.format(layer)}.lora_{'A' if is_a else 'B'}.weight"] = matrix.T
+    if directory is None:
+        return
+    directory.mkdir()
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    safetensors.numpy.save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": _TASKS[kind],
+        "base_model_name_or_path": adapters.base_model,
+        "r": adapters.lora.rank,
+        "lora_alpha": adapters.lora.alpha,
+        "target_modules": sorted(targets),
+        "modules_to_save": ["score"] if kind == "discriminator" else None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
