@@ -27,6 +27,14 @@ def get_config() -> ConfigDict:
     # What a layer keeps for its backward pass: "none" (remat off: keep all), "dots" (matrix products) or "full".
     config.remat = "full"
 
+    # LoRA: generator, discriminator and reference as adapters on every projection of one frozen student, which is held
+    # once, in the compute dtype. Learning rates want to be ten to a hundred times higher than for full training.
+    config.lora = ConfigDict()
+    # Rank of the adapters; 0 trains all parameters.
+    config.lora.rank = 0
+    # What the adapters add is scaled by alpha / rank.
+    config.lora.alpha = 32.0
+
     config.data = ConfigDict()
     # Teacher answers to learn from, and answers to other prompts to measure on ("" measures nothing). Parquet in the
     # schema of the README; a file, a folder or a glob.

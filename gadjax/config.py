@@ -32,6 +32,7 @@ _FIELDS = {
         micro_batches.generator micro_batches.discriminator micro_batches.tokens row_length logprob_chunk
         mesh.data mesh.fsdp mesh.tensor mesh.decode_tensor eval_every evaluation.prompts evaluation.shown
         evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every checkpoint.keep
+        lora.rank
     """,
     float: """
         rollout.temperature optimizer.b1 optimizer.b2 optimizer.eps optimizer.weight_decay optimizer.clip_norm
@@ -39,7 +40,7 @@ _FIELDS = {
         warmup.epochs warmup.generator_learning_rate warmup.discriminator_learning_rate gad.epochs
         gad.generator_learning_rate gad.discriminator_learning_rate gad.clip gad.dual_clip gad.kl_coefficient
         gad.entropy_coefficient gad.sft_coefficient gad.importance_cap evaluation.temperature
-        evaluation.two_sample_learning_rate
+        evaluation.two_sample_learning_rate lora.alpha
     """,
     tuple: "stages",
 }
@@ -61,6 +62,7 @@ _CHOICES = {
 }
 _AT_LEAST = {
     "seed": 0,
+    "lora.rank": 0,
     "batch_size": 1,
     "data.max_prompt_length": 1,
     "data.max_response_length": 1,
@@ -93,6 +95,7 @@ _AT_LEAST = {
     "optimizer.max_skipped_steps": 1,
 }
 _ABOVE = {
+    "lora.alpha": 0,
     "rollout.temperature": 0,
     "discriminator.bt_temperature": 0,
     "optimizer.clip_norm": 0,
@@ -118,6 +121,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     template_args(config)
     _check_stages(config)
     _check_batch(config)
+    _check_adapters(config)
     return config
 
 
@@ -279,4 +283,20 @@ def _check_batch(config: ConfigDict) -> None:
         raise UserError(
             f"config.batch_size {batch} is not divisible by config.gad.ppo_minibatches * "
             f"config.micro_batches.generator = {pieces}"
+        )
+
+
+def _check_adapters(config: ConfigDict) -> None:
+    """All networks of a run with adapters stand on the student's weights."""
+    if not config.lora.rank:
+        return
+    if config.random_init:
+        raise UserError(
+            f"config.lora.rank is {config.lora.rank}, but config.random_init is on: adapters leave the student's "
+            "weights as they are, so give a student that has some, or train everything with config.lora.rank=0"
+        )
+    if named := discriminator_checkpoint(config):
+        raise UserError(
+            f"config.discriminator.init {named} names a checkpoint, but with config.lora.rank {config.lora.rank} the "
+            'discriminator is adapters on the student: leave it at "" or "generator", or use config.lora.rank=0'
         )

@@ -26,11 +26,12 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     from gadjax.checkpoint import Checkpoints
+    from gadjax.models import lora
     from gadjax.parallel import mesh as layout
     from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
 
     workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
-    _, facts = read_workdir(workdir)
+    config, facts = read_workdir(workdir)
     checkpoints = Checkpoints(workdir)
     saved = checkpoints.steps()
     if not saved:
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> None:
     step = saved[-1] if FLAGS.step == -1 else FLAGS.step
     mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
-        params = checkpoints.params(step, network, layout.abstract_params(network_model(facts, network), mesh))
+        like = lora.trained(layout.abstract_params(network_model(config, facts, network), mesh))
+        params = checkpoints.params(step, network, like)
         if params is not None:
             export_network(workdir, network, params, step, out / network)
             print(f"step {step}: {out / network}")

@@ -76,7 +76,7 @@ def model_card(
         f"---\n{front.to_yaml()}\n---",
         f"# {kind.capitalize()} distilled with gadjax",
         about,
-        f"## Training\n\nStarted from {start}.",
+        f"## Training\n\nStarted from {start}.{_adapters(config)}",
         "\n".join(f"{n}. {_stage(name, stages[name], config)}" for n, name in enumerate(stages, start=1)),
         "\n".join(f"- {name}: {count:,}" for name, count in data_counts.items()),
         _figures_section(figures),
@@ -84,6 +84,16 @@ def model_card(
         _config_section(config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _adapters(config: Mapping[str, Any]) -> str:
+    lora = config.get("lora", {})
+    if not lora.get("rank"):
+        return ""
+    return (
+        f" Adapters (LoRA, rank {lora['rank']}, alpha {lora['alpha']:g}) were trained on it. They are merged into "
+        "these weights; `adapter/` holds them by themselves, in the format of PEFT."
+    )
 
 
 def _stage(stage: str, steps: int, config: Mapping[str, Any]) -> str:

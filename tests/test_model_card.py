@@ -48,6 +48,13 @@ def test_front_matter_of_a_generator():
     }
 
 
+def test_adapters_are_named():
+    assert "LoRA" not in card()
+    text = card(config=CONFIG | {"lora": {"rank": 8, "alpha": 16.0}})
+    assert "Adapters (LoRA, rank 8, alpha 16) were trained on it." in text and "`adapter/`" in text
+    assert "LoRA" not in card(config=CONFIG | {"lora": {"rank": 0, "alpha": 16.0}})
+
+
 def test_front_matter_of_a_discriminator():
     text = card(kind="discriminator")
     front = front_matter(text)

@@ -18,6 +18,7 @@ import optax
 from gadjax.data.packing import Packed, one_per_row, round_up
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
+from gadjax.models import lora
 from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.parallel.mesh import constrain
 
@@ -55,7 +56,8 @@ def two_sample_test(
 
     Args:
       model: the "score" model of the base checkpoint's architecture.
-      base: parameters of the base checkpoint, an "lm" model; each fold's classifier starts from its backbone.
+      base: parameters of the base checkpoint, an "lm" model; each fold's classifier starts from its backbone, or with
+        adapters in `model` stands on it.
       prompts, teacher, student: one token array a prompt; cut both sides at the same limit.
       folds: at least 2.
       epochs: passes over a fold's training answers.
@@ -79,19 +81,27 @@ def two_sample_test(
         batches = max(1, len(rest) // batch_size)
         visits = [rng.permutation(rest)[: batches * batch_size] for _ in range(epochs)]
         visits = np.concatenate(visits).reshape(epochs * batches, -1)
-        head = model.init_head(jax.random.fold_in(jax.random.key(seed), fold))
-        state = create(grow_discriminator(base, head), optimizer)
+        frozen, params = _start(model, base, jax.random.fold_in(jax.random.key(seed), fold))
+        state = create(params, optimizer)
         for chosen in visits:
-            state = _update(model, optimizer, state, _rows(arrays, lengths, chosen))
+            state = _update(model, optimizer, state, frozen, _rows(arrays, lengths, chosen))
         for start in range(0, len(held), batch_size):
             chosen = held[start : start + batch_size]
             filled = np.resize(chosen, batch_size)
-            scores = np.asarray(_score(model, state.params, _rows(arrays, lengths, filled)))[: len(chosen)]
+            params = lora.join(frozen, state.params)
+            scores = np.asarray(_score(model, params, _rows(arrays, lengths, filled)))[: len(chosen)]
             right[chosen] = np.stack([scores[:, 0] > 0, scores[:, 1] <= 0], 1)
     means = right.mean(axis=1)
     resampled = means[rng.integers(len(means), size=(10_000, len(means)))].mean(axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return TwoSample(float(means.mean()), float(low), float(high), len(prompts))
+
+
+def _start(model: Model, base: Params, key: jax.Array) -> tuple[Params | None, Params]:
+    """What a fresh classifier keeps as it is, and what it trains."""
+    if model.config.lora:
+        return base, jax.jit(lambda key: lora.trained(model.init(key)))(key)
+    return None, grow_discriminator(base, model.init_head(key))
 
 
 @functools.cache
@@ -101,9 +111,9 @@ def _optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _update(model: Model, optimizer, state: TrainState, rows: Packed) -> TrainState:
+def _update(model: Model, optimizer, state: TrainState, frozen: Params | None, rows: Packed) -> TrainState:
     def loss(params):
-        scores = sequence_scores(model, params, rows).reshape(-1, 2)
+        scores = sequence_scores(model, lora.join(frozen, params), rows).reshape(-1, 2)
         return -jnp.mean(jax.nn.log_sigmoid(scores * jnp.array([1.0, -1.0])))
 
     return apply_gradients(optimizer, state, jax.grad(loss)(state.params))[0]

@@ -10,11 +10,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jax.experimental import multihost_utils
 
 import gadjax
 from gadjax.errors import UserError

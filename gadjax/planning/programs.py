@@ -83,9 +83,10 @@ def _adversarial(blueprint: Blueprint, stages: tuple[str, ...], programs: Progra
 
 def _program(name, stages, phase, jitted, arguments, state, blueprint, **static) -> RunProgram:
     offload = Offload.of(blueprint.config)
-    resident = [read_part(state, part) for part in offload.on_device(phase)]
+    resident = [*(read_part(state, part) for part in offload.on_device(phase)), state.base]
     fetched = [read_part(state, part) for part in offload.fetched(phase)]
-    return RunProgram(name, stages, phase, lambda: jitted.trace(*arguments, **static), arguments, resident, fetched)
+    trace = lambda: jitted.trace(*arguments, base=state.base, **static)  # noqa: E731
+    return RunProgram(name, stages, phase, trace, (*arguments, state.base), resident, fetched)
 
 
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:

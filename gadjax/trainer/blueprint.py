@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
+from gadjax.config import field_value
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig
+from gadjax.models import lora
+from gadjax.models.config import Lora, ModelConfig
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
@@ -81,7 +86,8 @@ def make_networks(
 
     def network(source: tuple[ModelConfig, str], head: str) -> Model:
         architecture, where = source
-        model = Model(dataclasses.replace(architecture, dtype=dtype, remat=config.remat), head, mesh)
+        architecture = dataclasses.replace(architecture, dtype=dtype, remat=config.remat, lora=adapters(config))
+        model = Model(architecture, head, mesh)
         layout.check_divides(model, mesh, where)
         return model
 
@@ -91,6 +97,12 @@ def make_networks(
     layout.check_divides(sampler, sampling, student[1], "config.mesh.decode_tensor")
     _check_batch(config, mesh, sampling)
     return {"generator": generator, "sampler": sampler, "discriminator": network(discriminator or student, "score")}
+
+
+def adapters(config: Mapping[str, Any]) -> Lora | None:
+    """The adapters of a run, None where it trains everything; `config`: a `ConfigDict`, or a run's config.json."""
+    rank = field_value(config, "lora.rank")
+    return Lora(rank, float(field_value(config, "lora.alpha"))) if rank else None
 
 
 def make_method(blueprint: Blueprint, stage: str) -> Method:
@@ -172,23 +184,25 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
 
     def abstract(model, optimizer):
         shardings = state_shardings(model, optimizer, mesh)
-        state = jax.eval_shape(lambda: states.create(model.init(jax.random.key(0)), optimizer))
+        params = lora.trained(model.abstract_params())
+        state = jax.eval_shape(functools.partial(states.create, optimizer=optimizer), params)
         return layout.with_shardings(state, shardings)
 
-    state = GadState(abstract(method.generator, method.generator_optimizer))
+    model = method.generator
+    whole = layout.abstract_params(model, mesh, model.config.dtype)
+    state = GadState(abstract(model, method.generator_optimizer), base=lora.frozen(whole))
     if stage != "seqkd":
         state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
     if stage == "gad":
-        model = method.generator
-        state = state.replace(reference=layout.abstract_params(model, mesh, model.config.dtype))
+        state = state.replace(reference=lora.trained(whole))
     return state
 
 
 def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """The layout of a `TrainState`: moments lie like their parameters, counters on every device."""
+    """The layout of a `TrainState`: moments lie like the parameters, those that are trained; counters everywhere."""
     whole = layout.replicated(mesh)
     return TrainState(
-        params=layout.param_shardings(model, mesh),
+        params=lora.trained(layout.param_shardings(model, mesh)),
         opt_state=layout.optimizer_shardings(optimizer, model, mesh),
         step=whole,
         skipped=whole,

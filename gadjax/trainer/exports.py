@@ -17,10 +17,14 @@ from gadjax.errors import UserError
 from gadjax.files import replace
 from gadjax.metrics import read_heldout, read_stages
 from gadjax.model_card import model_card
+from gadjax.models import lora
+from gadjax.models.adapters import Adapters, merged_params
 from gadjax.models.config import ModelConfig
 from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model, Params
+from gadjax.models.weights import resolve_model
 from gadjax.parallel import processes
+from gadjax.trainer.blueprint import adapters
 from gadjax.trainer.setup import Setup, stage_lengths
 
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
@@ -30,6 +34,8 @@ NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
 _FIXED = (
     "student",
     "random_init",
+    "lora.rank",
+    "lora.alpha",
     "seed",
     "batch_size",
     "data.max_prompt_length",
@@ -134,20 +140,26 @@ def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
         ) from None
 
 
-def network_model(facts: dict[str, Any], network: str) -> Model:
-    """The architecture of a run's generator or discriminator."""
-    config = ModelConfig.from_hf(facts["hf_configs"][network], f"run.json, {network}")
-    return Model(config, NETWORKS[network])
+def network_model(config: dict[str, Any], facts: dict[str, Any], network: str) -> Model:
+    """The architecture of a run's generator or discriminator, with its adapters."""
+    model_config = ModelConfig.from_hf(facts["hf_configs"][network], f"run.json, {network}")
+    return Model(dataclasses.replace(model_config, lora=adapters(config)), NETWORKS[network])
 
 
 def export_network(workdir: pathlib.Path, network: str, params: Params, step: int, out: pathlib.Path) -> None:
     """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card.
 
+    Adapters are merged into the student's weights, which are read anew, and stand in `adapter/` for PEFT too.
+
     Args:
+      params: those that are trained.
       step: of the run, that the parameters are of; the card tells of no later one.
     """
     config, facts = read_workdir(workdir)
-    metrics = workdir / "metrics.jsonl"
+    model, metrics, apart = network_model(config, facts, network), workdir / "metrics.jsonl", None
+    if model.config.lora:
+        apart = Adapters(params, model.config.lora, config["student"])
+        params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), apart)
     card = model_card(
         kind=network,
         base_model=_base_model(network, config),
@@ -159,9 +171,10 @@ def export_network(workdir: pathlib.Path, network: str, params: Params, step: in
     save_pretrained(
         out,
         params,
-        network_model(facts, network).config,
+        model.config,
         facts["hf_configs"][network],
         kind=network,
+        adapters=apart,
         tokenizer_dir=workdir / "tokenizer",
         generation_config=facts["generation_config"],
         model_card=card,

@@ -42,10 +42,11 @@ class HeldOut:
         self.examples = [setup.heldout[i] for i in range(min(limit, len(setup.heldout)))]
         self.prompts = [example["prompt"] for example in self.examples]
         self.teacher = [example["response"] for example in self.examples]
-        prompts_at_once = min(_PROMPTS_AT_ONCE, setup.config.rollout.slots or _PROMPTS_AT_ONCE)
-        self._engine = Engine(setup.sampler, setup.sampler.mesh, batch_size=prompts_at_once)
+        self._engine = Engine(setup.sampler, setup.sampler.mesh, batch_size=_prompts_at_once(setup))
         whole = layout.replicated(setup.mesh)
-        self._decoding_params = jax.jit(setup.sampler.decoding_params)
+        decoding_params = setup.sampler.decoding_params
+        # On one device there is nothing to move, and what needs no cast (a base of adapters) need not be there twice.
+        self._decoding_params = decoding_params if setup.mesh.size == 1 else jax.jit(decoding_params)
         likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
         self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)
@@ -95,7 +96,8 @@ class HeldOut:
         """The two-sample test of this generator's samples, at the rollout's temperature, against the teacher.
 
         Args:
-          base: the student's parameters as the run began, the backbone of every fresh classifier.
+          base: the student's parameters as the run began, the backbone of every fresh classifier, which adapters leave
+            as it is.
         """
         config = self.setup.config
         samples = self._answer(generator, config.rollout.temperature, config.seed + 1)
@@ -135,6 +137,13 @@ class HeldOut:
         )
         found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))
         return found.reshape(len(filled), -1)[:count]
+
+
+def _prompts_at_once(setup: Setup) -> int:
+    """As many as have caches no larger than those of a rollout, whose samples share their prompts'."""
+    slots, limit = setup.config.rollout.slots, setup.config.data.max_response_length
+    cached = slots * limit + slots // setup.config.rollout.num_samples * setup.prompt_width
+    return min(_PROMPTS_AT_ONCE, max(1, cached // setup.sequence_length)) if slots else _PROMPTS_AT_ONCE
 
 
 def _log_likelihoods(model, chunk, params, rows):

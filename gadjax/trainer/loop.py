@@ -21,6 +21,7 @@ from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
+from gadjax.models import lora
 from gadjax.models.model import Model, Params
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
@@ -30,6 +31,7 @@ from gadjax.trainer.offload import Offload
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import (
     Setup,
+    initial_base,
     initial_discriminator,
     initial_generator,
     stage_lengths,
@@ -57,6 +59,7 @@ class Run:
         self.offload = Offload.of(self.config)
         self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
         self.heldout = HeldOut(setup) if setup.heldout else None
+        self.base = initial_base(setup)
         saved = self.checkpoints.steps()
         self.replay = Replay(self.config.discriminator.replay_size // self.config.rollout.num_samples)
         if saved:
@@ -130,7 +133,8 @@ class Run:
         """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against.
 
         Args:
-          generator, discriminator: parameters as the stage before left them, None for no discriminator yet; taken over.
+          generator, discriminator: trained parameters as the stage before left them, None for no discriminator yet;
+            taken over.
         """
         method = make_method(self.setup, stage)
         reference = None
@@ -140,7 +144,7 @@ class Run:
         if stage != "seqkd" and discriminator is None:
             discriminator = self._first_discriminator(generator)
         generator = self._create(generator, method.generator, method.generator_optimizer)
-        state = self.offload.arrange(GadState(generator, reference=reference), "rollout")
+        state = self.offload.arrange(GadState(generator, reference=reference, base=self.base), "rollout")
         if stage != "seqkd":
             discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
             state = self.offload.arrange(state.replace(discriminator=discriminator), "rollout")
@@ -162,23 +166,25 @@ class Run:
     def _restore(self, step: int) -> tuple[Position, GadState]:
         progress = self.checkpoints.progress(step)
         position = Position(progress["stage"], progress["stage_step"], step)
-        state = self.checkpoints.state(
-            step, self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
-        )
+        like = self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
+        state = GadState(**self.checkpoints.state(step, _saved(like)), base=self.base)
         if self.replay.groups and (arrays := self.checkpoints.replay(step)):
             self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
         return position, state
 
     def _save(self) -> None:
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added}
-        self.checkpoints.save(self.position.step, self.state, self.replay.arrays, progress)
+        self.checkpoints.save(self.position.step, _saved(self.state), self.replay.arrays, progress)
 
     def _measure(self, stage: str, *, two_sample: bool) -> None:
         self.state = self.offload.arrange(self.state, "measure")
-        discriminator = self.state.discriminator.params if self.state.discriminator else None
-        figures, answers = self.heldout.figures(self.state.generator.params, discriminator)
+        generator, discriminator = self.state.generator, self.state.discriminator
+        generator = lora.join(self.base, generator.params)
+        discriminator = discriminator and lora.join(self.base, discriminator.params)
+        figures, answers = self.heldout.figures(generator, discriminator)
         if two_sample and self.config.evaluation.two_sample_folds:
-            test = self.heldout.two_sample(self.state.generator.params, initial_generator(self.setup))
+            student = initial_generator(self.setup) if self.base is None else self.base
+            test = self.heldout.two_sample(generator, student)
             figures |= {"two_sample": test.accuracy, "two_sample_low": test.low, "two_sample_high": test.high}
         self.logger.log_heldout(self.position.step, stage, figures)
         shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
@@ -201,6 +207,11 @@ class Run:
         if not self.config.log.wandb_project:
             return None
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
+
+
+def _saved(state: GadState) -> dict[str, Any]:
+    """What a checkpoint holds of a state: not the base, which the student's files hold."""
+    return {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
 
 
 def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:

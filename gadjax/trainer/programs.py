@@ -19,7 +19,8 @@ from gadjax.trainer.blueprint import state_shardings
 class Programs:
     """Samples, discriminator update, policy update and cross-entropy update of a `Method` on a mesh.
 
-    The arguments may be numpy arrays; `place_rows` puts rows where they belong.
+    The arguments may be numpy arrays; `place_rows` puts rows where they belong. `base`, which no update changes, is
+    never donated.
     """
 
     def __init__(self, method: Method, mesh: Mesh):
@@ -47,8 +48,9 @@ class Programs:
         )
         self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
 
-    def _update_policy(self, state, reference, rows, sampled, rewards, teacher):
-        return updates.update_policy(self.method, state, reference, rows, sampled, group_advantages(rewards), teacher)
+    def _update_policy(self, state, reference, rows, sampled, rewards, teacher, base=None):
+        advantages = group_advantages(rewards)
+        return updates.update_policy(self.method, state, reference, rows, sampled, advantages, teacher, base=base)
 
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """Puts a host batch on the devices, its prompts split over the batch axes."""

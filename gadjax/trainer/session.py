@@ -50,8 +50,11 @@ def describe(setup: Setup) -> str:
     if (count := processes.count()) > 1:
         mesh += f", {count} processes"
     stages = ", ".join(f"{stage} {steps} steps" for stage, steps in stage_lengths(setup).items())
+    parameters = f"{setup.generator.num_params():,} parameters"
+    if setup.generator.config.lora:
+        parameters += f", of which {setup.generator.num_trained():,} are trained (LoRA)"
     lines = [
-        f"student: {setup.config.student}, {setup.generator.num_params():,} parameters, {setup.generator.config.dtype}",
+        f"student: {setup.config.student}, {parameters}, {setup.generator.config.dtype}",
         f"train: {setup.config.data.train}: {describe_counts(setup.train.counts)}",
         f"held out: {setup.config.data.heldout}: {describe_counts(setup.heldout.counts)}"
         if setup.heldout

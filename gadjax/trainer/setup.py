@@ -22,6 +22,7 @@ from gadjax.data.pipeline import Dataset, prepare
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.errors import UserError
+from gadjax.models import lora
 from gadjax.models.config import CAUSAL_LM
 from gadjax.models.model import Params, grow_discriminator
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
@@ -81,7 +82,8 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
             "reads the student's tokens, so choose a checkpoint of the same family"
         )
     if not config.random_init:
-        check_weights(student, networks["generator"].abstract_params())
+        whole = networks["generator"].abstract_params()
+        check_weights(student, lora.frozen(whole) or whole)
     if init is not None:
         check_weights(init, networks["discriminator"].abstract_params(), missing=("score",))
     train = _dataset(config, tokenizer, "train", watch)
@@ -111,11 +113,19 @@ def stage_lengths(setup: Setup) -> dict[str, int]:
     return {stage: s.steps or max(1, round(s.epochs * per_epoch)) for stage, s in sections.items()}
 
 
+def initial_base(setup: Setup) -> Params | None:
+    """What adapters stand on: the student's parameters in the compute dtype; None where there are no adapters."""
+    model = setup.generator
+    abstract = lora.frozen(layout.abstract_params(model, setup.mesh, model.config.dtype))
+    return abstract and load_params(setup.student, model.config, abstract)
+
+
 def initial_generator(setup: Setup) -> Params:
-    """The student's float32 parameters in the training layout."""
+    """The student's float32 parameters in the training layout; with a base, adapters that change nothing."""
     model, mesh = setup.generator, setup.mesh
-    if setup.config.random_init:
-        return jax.jit(model.init, out_shardings=layout.param_shardings(model, mesh))(_key(setup, "generator"))
+    if setup.config.random_init or model.config.lora:
+        shardings = lora.trained(layout.param_shardings(model, mesh))
+        return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, "generator"))
     return load_params(setup.student, model.config, layout.abstract_params(model, mesh))
 
 
@@ -123,9 +133,9 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     """The discriminator's parameters: of the checkpoint `discriminator.init`, else grown with a fresh head.
 
     Args:
-      generator: the parameters to grow it from, where no checkpoint is named.
+      generator: the trained parameters to grow it from, where no checkpoint is named.
     """
-    model, shardings = setup.discriminator, layout.param_shardings(setup.discriminator, setup.mesh)
+    model, shardings = setup.discriminator, lora.trained(layout.param_shardings(setup.discriminator, setup.mesh))
     key = _key(setup, "discriminator")
     if setup.discriminator_init is None:
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731

@@ -71,7 +71,8 @@ class StageSteps:
         with self._timed("rollout"):
             state = self.offload.arrange(state, "rollout")
             key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
-            samples = self.programs.sample(state.generator.params, self.programs.place_batch(batch), key)
+            batch = self.programs.place_batch(batch)
+            samples = self.programs.sample(state.generator.params, batch, key, base=state.base)
             return state, jax.device_get(samples)
 
     def _discriminate(
@@ -88,12 +89,12 @@ class StageSteps:
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
             rows = self._place(rows)
             if train:
-                update = functools.partial(self.programs.update_discriminator, fresh=count)
+                update = functools.partial(self.programs.update_discriminator, base=state.base, fresh=count)
                 discriminator, scores, metrics = update(state.discriminator, rows, weight)
                 state = state.replace(discriminator=discriminator)
                 self.replay.add(fresh)
             else:
-                _, scores, metrics = self.programs.score(state.discriminator, rows, weight)
+                _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
             return state, scores[:count, 1:], jax.device_get(metrics)
 
     def _past_groups(self, count: int, step: int) -> HostBatch | None:
@@ -106,7 +107,7 @@ class StageSteps:
         with self._timed("generator"):
             state = self.offload.arrange(state, "generator")
             rows = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
-            generator, metrics = self.programs.update_supervised(state.generator, rows)
+            generator, metrics = self.programs.update_supervised(state.generator, rows, base=state.base)
             return state.replace(generator=generator), jax.device_get(metrics)
 
     def _policy(self, samples: Samples, rewards: jax.Array):
@@ -119,7 +120,7 @@ class StageSteps:
                     teacher = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
                 rows = self._place(rows, leading=2)
                 generator, metrics = self.programs.update_policy(
-                    state.generator, state.reference, rows, sampled, rewards, teacher
+                    state.generator, state.reference, rows, sampled, rewards, teacher, base=state.base
                 )
                 return state.replace(generator=generator), jax.device_get(metrics)
 

@@ -101,6 +101,14 @@ def test_sampling_gets_parameters_in_the_compute_dtype(tiny_config, monkeypatch,
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(generator)} == {"float32"}
 
 
+def test_prompts_at_once_keep_to_the_memory_of_the_slots(tiny_config):
+    """Four slots of two prompts: the samples of a rollout share their prompt's cache, those of a measurement cannot."""
+    setup = prepare_run(tiny_config({"rollout.slots": 4}))
+    cached = 4 * setup.config.data.max_response_length + 2 * setup.prompt_width
+    assert HeldOut(setup)._engine.batch_size == cached // setup.sequence_length == 2
+    assert HeldOut(prepare_run(tiny_config()))._engine.batch_size == 64
+
+
 def test_without_a_discriminator(measured):
     _, heldout, generator, _, (figures, _) = measured
     bare, _ = heldout.figures(generator)

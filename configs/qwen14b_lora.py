@@ -1,0 +1,29 @@
+r"""Qwen2.5-14B-Instruct as adapters on one frozen copy: the whole game on one GPU with 80 GB.
+
+    python -m gadjax.train --config=configs/qwen14b_lora.py \
+        --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
+
+Hardware: one GPU with 80 GB, by `python -m gadjax.plan --config=configs/qwen14b_lora.py --topology=h100:1`. Not the
+paper's setting, which trains every parameter; no result of ours yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import qwen14b
+
+
+def get_config() -> ConfigDict:
+    """Rank 32, and an eighth of the paper's batch: 32 prompts x 8 samples a step."""
+    config = qwen14b.get_config().unlock()
+    config.lora.rank = 32
+    config.lora.alpha = 64.0
+    for stage in (config.warmup, config.gad):
+        stage.generator_learning_rate = 2e-5
+        stage.discriminator_learning_rate = 2e-5
+    config.batch_size = 32
+    config.micro_batches.generator = 32
+    config.micro_batches.discriminator = 32
+    # Four prompts at a time: 11 GiB of key-value caches beside the base and the copy of it that is sampled from.
+    config.rollout.slots = 32
+    config.mesh.fsdp = 1
+    return config.lock()
