@@ -66,11 +66,23 @@ def seqkd_step(method: Method, state: GadState, batch: Batch) -> tuple[GadState,
 def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
     """N responses to each of the batch's prompts, each row with a key of its own.
 
+    The trainer calls the two parts of it, each a program of its own: their meshes may differ.
+    """
+    return sample_in_waves(method, decoding_params(method, params, base=base), batch, key)
+
+
+def decoding_params(method: Method, params: Params, *, base: Params | None = None) -> Params:
+    """The generator's parameters as the token loop reads them."""
+    return (method.sampler or method.generator).decoding_params(join(base, params))
+
+
+def sample_in_waves(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
+    """`sample` with parameters that are laid out for it.
+
     The batch goes through in `method.waves` equal parts, so that the caches of one part alone take memory; a sample is
     the same however many there are.
     """
     model = method.sampler or method.generator
-    params = model.decoding_params(join(base, params))
 
     def wave(batch):
         keys = row_keys(key, batch["row"])

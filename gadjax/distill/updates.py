@@ -87,37 +87,70 @@ def update_policy(
       teacher: [M', ...] the teacher's responses, when `sft_coefficient` is not 0.
       base: what the trained parameters are adapters of; None where everything is trained.
     """
+    before = reference_logprobs(method, reference, rows, base=base)
+    return update_policy_from(method, state, before, rows, sampled, advantages, teacher, base=base)
+
+
+def reference_logprobs(method: Method, reference: Params, rows: Packed, *, base: Params | None = None) -> jax.Array:
+    """The reference's log-probs of all samples, which no update of a rollout changes.
+
+    Args:
+      rows: [J, M, ...], as for `update_policy`.
+
+    Returns:
+      [J, M, R, K].
+    """
+
+    def of_rows(rows):
+        return _policy_logprobs(method, join(base, reference), rows)[0]
+
+    return jax.lax.map(lambda minibatch: jax.lax.map(of_rows, minibatch), rows)
+
+
+def update_policy_from(
+    method: Method,
+    state: TrainState,
+    before: jax.Array,
+    rows: Packed,
+    sampled: jax.Array,
+    advantages: jax.Array,
+    teacher: Packed | None = None,
+    *,
+    base: Params | None = None,
+) -> tuple[TrainState, Metrics]:
+    """`update_policy` with `before`, the `reference_logprobs` [J, M, R, K], in place of the reference."""
     advantages = advantages.reshape(sampled.shape[:3])
 
     def once(state, part):
-        return _update_policy_once(method, base, state, reference, *part, teacher)
+        return _update_policy_once(method, base, state, *part, teacher)
 
     def epoch(state, _):
-        return jax.lax.scan(once, state, (rows, sampled, advantages))
+        return jax.lax.scan(once, state, (before, rows, sampled, advantages))
 
     state, metrics = jax.lax.scan(epoch, state, length=method.ppo_epochs)
     return state, jax.tree.map(jnp.mean, metrics) | {"generator/skipped": state.skipped}
 
 
-def _update_policy_once(method, base, state, reference, rows, sampled, advantages, teacher):
+def _policy_logprobs(method, params, rows, **options):
+    scaled = {"temperature": method.sampling.temperature, "chunk": method.logprob_chunk}
+    return response_logprobs(method.generator, params, rows, **scaled, **options)
+
+
+def _update_policy_once(method, base, state, before, rows, sampled, advantages, teacher):
     lengths = response_lengths(rows)
     weights = losses.sequence_weights(lengths, method.aggregation, method.sampling.max_response_length)
     on_policy = method.ppo_minibatches == method.ppo_epochs == 1
-    scaled = {"temperature": method.sampling.temperature, "chunk": method.logprob_chunk}
 
-    def logprobs_of(params, rows, **options):
-        return response_logprobs(method.generator, join(base, params), rows, **scaled, **options)
-
-    def loss(params, rows, sampled, advantages, weights):
-        logprobs, entropy = logprobs_of(params, rows, entropy_gradient=method.entropy_coefficient != 0)
-        # Even where kl_coefficient is 0: the KL is the first metric to look at before a run is believed.
-        before, _ = logprobs_of(jax.lax.stop_gradient(reference), rows)
+    def loss(params, before, rows, sampled, advantages, weights):
+        options = {"entropy_gradient": method.entropy_coefficient != 0}
+        logprobs, entropy = _policy_logprobs(method, join(base, params), rows, **options)
         sampler = sampled.at[rows.owner, rows.step].get(mode="fill", fill_value=0.0)
         fixed = jax.lax.stop_gradient(logprobs)
         clipping = (fixed if on_policy else sampler, per_token(advantages, rows), method.clip, method.dual_clip)
         token_loss = losses.clipped_policy_gradient(logprobs, *clipping)
         if method.importance_cap and on_policy:  # off-policy the ratio itself is against the sampler's log-probs
             token_loss *= jnp.minimum(jnp.exp(fixed - sampler), method.importance_cap)
+        # Even where kl_coefficient is 0: the KL is the first metric to look at before a run is believed.
         kl = losses.k3_kl(logprobs, before)
         token_loss += method.kl_coefficient * kl - method.entropy_coefficient * entropy
         sums = {
@@ -129,7 +162,7 @@ def _update_policy_once(method, base, state, reference, rows, sampled, advantage
         sums = {name: jnp.sum(value * rows.mask) for name, value in sums.items()}
         return jnp.sum(per_token(weights, rows) * token_loss), sums
 
-    total, gradients, sums = accumulate(loss, state.params, (rows, sampled, advantages, weights))
+    total, gradients, sums = accumulate(loss, state.params, (before, rows, sampled, advantages, weights))
     if teacher is not None:
         supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher)
         total += method.sft_coefficient * supervised

@@ -42,6 +42,8 @@ class Compiled:
       flops, flops_without_remat: matrix products of one call, with every loop at its bound.
       moved: bytes read from and written to the main memory in one call; None where the compiler gave no program.
       seconds: lower bounds of one call: of computing, of the memory, of the links; None likewise.
+      positions: the most positions that something of the vocabulary's size is held for at once.
+      gathered: bytes of the largest collective in the token loop that is no sum: as large as a weight, if it is one's.
       largest: shapes and bytes of the largest arrays, with where they come from.
       failure: the compiler's, where it gave up.
     """
@@ -52,6 +54,8 @@ class Compiled:
     moved: int | None
     seconds: dict[str, float] | None
     collectives: tuple[Traffic, ...]
+    positions: int
+    gathered: int
     largest: tuple[tuple[str, int, str], ...]
     compile_seconds: float
     failure: str = ""
@@ -124,6 +128,8 @@ def compile_program(
             moved=None,
             seconds=None,
             collectives=(),
+            positions=0,
+            gathered=0,
             largest=largest,
             compile_seconds=time.perf_counter() - start,
             failure=first_line(error),
@@ -150,9 +156,19 @@ def compile_program(
             "links": _link_seconds(collectives, chip, devices),
         },
         collectives=collectives,
+        positions=text.positions(*_vocabulary(program)),
+        gathered=max((t.bytes for t in collectives if t.in_token_loop and t.op != "all-reduce"), default=0),
         largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
         compile_seconds=time.perf_counter() - start,
     )
+
+
+def _vocabulary(program: RunProgram) -> tuple[int, set[int]]:
+    """The vocabulary's size on a device, and those that the other axis of its weights may have."""
+    model = program.model
+    tensor, others = model.mesh.shape["tensor"], set(model.mesh.shape.values())
+    hidden = model.config.hidden_size
+    return model.config.vocab_size // tensor, {1, *(hidden // size for size in {1, *others})}
 
 
 def _collectives(text: hlo.Program, token_steps: int | None) -> tuple[Traffic, ...]:

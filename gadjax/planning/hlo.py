@@ -160,6 +160,21 @@ class Program:
         buffers = [Buffer(array, op_name) for array, op_name in found.items()]
         return sorted(buffers, key=lambda buffer: -buffer.array.bytes)
 
+    def positions(self, vocabulary: int, hidden: set[int]) -> int:
+        """The most positions whose logits, or anything else of a vocabulary's size, are held at once; 0 for none.
+
+        Args:
+          vocabulary: sizes of that axis on a device.
+          hidden: sizes of a weight's other axis, by which weights are known.
+        """
+        found = 0
+        for buffer in self.buffers():
+            shape = buffer.array.shape
+            if vocabulary in shape:
+                others = math.prod(shape) // vocabulary
+                found = max(found, 0 if others in hidden else others)
+        return found
+
     def bytes_moved(self) -> int:
         """Bytes read from and written to the main memory of a device in a call of the program."""
         return sum(times * self._traffic(instruction) for instruction, times, _ in self._executed())

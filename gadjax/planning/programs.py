@@ -11,12 +11,15 @@ import jax
 import numpy as np
 
 from gadjax.data.packing import Packed
+from gadjax.distill.state import GadState
+from gadjax.models.lora import join
+from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
 from gadjax.trainer.offload import Offload, Phase, read_part
-from gadjax.trainer.programs import Programs
+from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,7 @@ class RunProgram:
 
     Attributes:
       name: for people.
+      model: the network that it runs, over its mesh.
       stages: of the config, that run it.
       phase: of a step, which says what else is on the devices (`gadjax.trainer.offload`).
       trace: its jitted function, traced.
@@ -34,6 +38,7 @@ class RunProgram:
     """
 
     name: str
+    model: Model
     stages: tuple[str, ...]
     phase: Phase
     trace: Callable[[], jax.stages.Traced]
@@ -48,45 +53,76 @@ def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
     adversarial = tuple(stage for stage in stages if stage != "seqkd")
     supervised = tuple(stage for stage in stages if stage != "gad" and _trains(blueprint, stage, "generator"))
     if adversarial:
-        yield from _adversarial(
-            blueprint, adversarial, Programs(make_method(blueprint, adversarial[-1]), blueprint.mesh)
-        )
+        yield from _sampling(blueprint, adversarial)
+        yield _discriminating(blueprint, adversarial)
     if supervised:
-        programs = Programs(make_method(blueprint, supervised[-1]), blueprint.mesh)
-        state = abstract_state(blueprint, supervised[-1])
-        arguments = (state.generator, teacher_rows(blueprint, programs))
-        yield _program(
-            "cross-entropy update", supervised, "generator", programs.update_supervised, arguments, state, blueprint
-        )
+        yield _supervised(blueprint, supervised)
     if "gad" in stages and _trains(blueprint, "gad", "generator"):
-        programs = Programs(make_method(blueprint, "gad"), blueprint.mesh)
-        state = abstract_state(blueprint, "gad")
-        rows, sampled = policy_rows(blueprint, programs)
-        teacher = teacher_rows(blueprint, programs) if programs.method.sft_coefficient else None
-        rewards = _whole(blueprint, (blueprint.config.batch_size, programs.method.num_samples), np.float32)
-        arguments = (state.generator, state.reference, rows, sampled, rewards, teacher)
-        yield _program("policy update", ("gad",), "generator", programs.update_policy, arguments, state, blueprint)
+        yield from _policy(blueprint)
 
 
-def _adversarial(blueprint: Blueprint, stages: tuple[str, ...], programs: Programs) -> Iterator[RunProgram]:
-    state = abstract_state(blueprint, stages[-1])
+def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProgram]:
+    programs, state = _of_stage(blueprint, stages[-1])
+    common = {"state": state, "blueprint": blueprint}
+    if blueprint.mesh.size > 1:  # else they are cast one by one
+        arguments = (state.generator.params,)
+        place = "weights for sampling", blueprint.sampler, stages, "rollout", programs.decoding_params, arguments
+        yield _program(*place, **common)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (state.generator.params, abstract_batch(blueprint), key)
-    yield _program("rollout", stages, "rollout", programs.sample, arguments, state, blueprint)
-    rows, weight = group_rows(blueprint, programs)
-    arguments = (state.discriminator, rows, weight)
+    arguments = (decoding_weights(blueprint, state), abstract_batch(blueprint, programs), key)
+    sample = "rollout", blueprint.sampler, stages, "rollout", programs.sample_in_waves, arguments
+    yield _program(*sample, **common, own_base=True)
+
+
+def _discriminating(blueprint: Blueprint, stages: tuple[str, ...]) -> RunProgram:
+    programs, state = _of_stage(blueprint, stages[-1])
+    arguments = (state.discriminator, *group_rows(blueprint, programs))
     train = _trains(blueprint, stages[-1], "discriminator")
     name, jitted = ("discriminator update", programs.update_discriminator) if train else ("rewards", programs.score)
     static = {"fresh": blueprint.config.batch_size} if train else {}
-    yield _program(name, stages, "discriminator", jitted, arguments, state, blueprint, **static)
+    model = blueprint.discriminator
+    return _program(name, model, stages, "discriminator", jitted, arguments, state, blueprint, **static)
 
 
-def _program(name, stages, phase, jitted, arguments, state, blueprint, **static) -> RunProgram:
+def _supervised(blueprint: Blueprint, stages: tuple[str, ...]) -> RunProgram:
+    programs, state = _of_stage(blueprint, stages[-1])
+    arguments = (state.generator, teacher_rows(blueprint, programs))
+    update = "cross-entropy update", blueprint.generator, stages, "generator", programs.update_supervised, arguments
+    return _program(*update, state, blueprint)
+
+
+def _policy(blueprint: Blueprint) -> Iterator[RunProgram]:
+    programs, state = _of_stage(blueprint, "gad")
+    common = {"state": state, "blueprint": blueprint}
+    rows, sampled = policy_rows(blueprint, programs)
+    reference = "reference", blueprint.generator, ("gad",), "reference", programs.reference_logprobs
+    yield _program(*reference, (state.reference, rows), **common)
+    teacher = teacher_rows(blueprint, programs) if programs.method.sft_coefficient else None
+    rewards = _whole(blueprint, (blueprint.config.batch_size, programs.method.num_samples), np.float32)
+    before = jax.ShapeDtypeStruct(rows.owner.shape, np.float32, sharding=rows.owner.sharding)
+    arguments = (state.generator, before, rows, sampled, rewards, teacher)
+    update = "policy update", blueprint.generator, ("gad",), "generator", programs.update_policy, arguments
+    yield _program(*update, **common)
+
+
+def _of_stage(blueprint: Blueprint, stage: str) -> tuple[Programs, GadState]:
+    return Programs(make_method(blueprint, stage), blueprint.mesh), abstract_state(blueprint, stage)
+
+
+def _program(name, model, stages, phase, jitted, arguments, state, blueprint, own_base=False, **static) -> RunProgram:
+    """`own_base`: the arguments hold the base already."""
     offload = Offload.of(blueprint.config)
-    resident = [*(read_part(state, part) for part in offload.on_device(phase)), state.base]
-    fetched = [read_part(state, part) for part in offload.fetched(phase)]
-    trace = lambda: jitted.trace(*arguments, base=state.base, **static)  # noqa: E731
-    return RunProgram(name, stages, phase, trace, (*arguments, state.base), resident, fetched)
+    keywords = static if own_base else static | {"base": state.base}
+    return RunProgram(
+        name=name,
+        model=model,
+        stages=stages,
+        phase=phase,
+        trace=lambda: jitted.trace(*arguments, **keywords),
+        arguments=arguments if own_base else (*arguments, state.base),
+        resident=[*(read_part(state, part) for part in offload.on_device(phase)), state.base],
+        fetched=[read_part(state, part) for part in offload.fetched(phase)],
+    )
 
 
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:
@@ -103,10 +139,23 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def abstract_batch(blueprint: Blueprint) -> dict[str, jax.ShapeDtypeStruct]:
+def decoding_weights(blueprint: Blueprint, state: GadState) -> Params:
+    """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
+    model = blueprint.sampler
+    shardings = layout.param_shardings(model, model.mesh, layout.DECODING_RULES)
+
+    def abstract(leaf, sharding):
+        if model.mesh.size == 1 and leaf.dtype == model.config.dtype:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, join(state.base, state.generator.params), shardings)
+
+
+def abstract_batch(blueprint: Blueprint, programs: Programs) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch as `Programs.place_batch` lays it out."""
-    rows = layout.rows(blueprint.mesh)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in full_batch(blueprint).items()}
+    rows, batch = layout.rows(programs.decoding_mesh), full_batch(blueprint)
+    return {name: jax.ShapeDtypeStruct(batch[name].shape, batch[name].dtype, sharding=rows) for name in SAMPLED_FROM}
 
 
 def full_batch(blueprint: Blueprint) -> dict[str, np.ndarray]:

@@ -103,6 +103,8 @@ def _details(program: Estimate) -> list[str]:
     lines = [f"{program.name}: program {gib(found.program)}, other state {gib(program.resident)}"]
     lines += [f"  largest: {'; '.join(largest)}"] if largest else []
     lines += [f"  {_collective(traffic)}" for traffic in found.collectives[:_COLLECTIVES_SHOWN]]
+    if found.positions:
+        lines.append(f"  logits and the like: of {found.positions} positions at once")
     if (more := len(found.collectives) - _COLLECTIVES_SHOWN) > 0:
         lines.append(f"  and {more} smaller kinds of collectives")
     return lines

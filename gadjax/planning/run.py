@@ -22,7 +22,7 @@ from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, wave
 
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
-_DEPENDS = {"rollout": ("mesh", "rollout.slots")}
+_DEPENDS = {"weights for sampling": ("mesh",), "rollout": ("mesh", "rollout.slots")}
 _NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
 
 

@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 
 from gadjax.distill.state import GadState
 
-Phase = Literal["rollout", "discriminator", "generator", "measure"]
+Phase = Literal["rollout", "discriminator", "reference", "generator", "measure"]
 
 # What each phase reads; everything else may wait elsewhere.
 _USED: dict[Phase, tuple[str, ...]] = {
     "rollout": ("generator.params",),
     "discriminator": ("discriminator.params", "discriminator.opt_state"),
-    "generator": ("generator.params", "generator.opt_state", "reference"),
+    "reference": ("reference",),
+    "generator": ("generator.params", "generator.opt_state"),
     "measure": ("generator.params", "discriminator.params"),
 }
 _MOMENTS = ("generator.opt_state", "discriminator.opt_state")

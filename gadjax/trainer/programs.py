@@ -12,8 +12,12 @@ from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
 from gadjax.distill.advantages import group_advantages
 from gadjax.distill.method import Method
+from gadjax.models.model import Params
 from gadjax.parallel import mesh as layout
+from gadjax.rollout.sampler import Samples
 from gadjax.trainer.blueprint import state_shardings
+
+SAMPLED_FROM = ("prompt", "prompt_length", "row")  # of a batch
 
 
 class Programs:
@@ -27,7 +31,15 @@ class Programs:
         self.method, self.mesh = method, mesh
         whole = layout.replicated(mesh)
         generator = state_shardings(method.generator, method.generator_optimizer, mesh)
-        self.sample = jax.jit(functools.partial(steps.sample, method), out_shardings=whole)  # every host packs all
+        sampler = method.sampler or method.generator
+        self.decoding_mesh = sampler.mesh or mesh
+        # On one device there is nothing to move, and what needs no cast (a base of adapters) need not be there twice.
+        decoding_params = functools.partial(steps.decoding_params, method)
+        self.decoding_params = decoding_params if mesh.size == 1 else jax.jit(decoding_params)
+        self.sample_in_waves = jax.jit(
+            functools.partial(steps.sample_in_waves, method),
+            out_shardings=layout.replicated(self.decoding_mesh),  # every host packs all
+        )
         self.update_supervised = jax.jit(
             functools.partial(updates.update_supervised, method),
             donate_argnums=0,
@@ -46,15 +58,25 @@ class Programs:
             functools.partial(updates.update_discriminator, method, train=False),
             out_shardings=(None, whole, whole),  # the state is the argument itself, not a copy
         )
+        self.reference_logprobs = jax.jit(
+            functools.partial(updates.reference_logprobs, method), out_shardings=layout.rows(mesh, leading=2)
+        )
         self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
 
-    def _update_policy(self, state, reference, rows, sampled, rewards, teacher, base=None):
+    def _update_policy(self, state, before, rows, sampled, rewards, teacher, base=None):
         advantages = group_advantages(rewards)
-        return updates.update_policy(self.method, state, reference, rows, sampled, advantages, teacher, base=base)
+        return updates.update_policy_from(self.method, state, before, rows, sampled, advantages, teacher, base=base)
+
+    def sample(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, base: Params | None = None
+    ) -> Samples:
+        """Samples of a batch that `place_batch` placed, whole on every device."""
+        return self.sample_in_waves(self.decoding_params(params, base=base), batch, key)
 
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """Puts a host batch on the devices, its prompts split over the batch axes."""
-        return layout.place(batch, layout.rows(self.mesh))
+        """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""
+        read = {name: batch[name] for name in SAMPLED_FROM}
+        return layout.place(read, layout.rows(self.decoding_mesh))
 
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:

@@ -113,14 +113,16 @@ class StageSteps:
     def _policy(self, samples: Samples, rewards: jax.Array):
         def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
             with self._timed("generator"):
-                state = self.offload.arrange(state, "generator")
                 rows, sampled = host_rows.policy_rows(self.method, batch, samples, **self._row_shape)
                 teacher = None
                 if self.method.sft_coefficient:
                     teacher = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
                 rows = self._place(rows, leading=2)
+                state = self.offload.arrange(state, "reference")
+                before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
+                state = self.offload.arrange(state, "generator")
                 generator, metrics = self.programs.update_policy(
-                    state.generator, state.reference, rows, sampled, rewards, teacher, base=state.base
+                    state.generator, before, rows, sampled, rewards, teacher, base=state.base
                 )
                 return state.replace(generator=generator), jax.device_get(metrics)
 
