@@ -83,7 +83,7 @@ def _table(plan: Plan) -> str:
                 gib(program.peak),
                 f"{program.peak / plan.memory:.0%}",
                 f"{found.flops / 1e15:.3g}",
-                f"x {found.flops / found.flops_without_remat:.2f}",
+                f"x {found.flops / found.flops_without_remat:.2f}" if found.flops else "-",
                 "-" if found.moved is None else f"{found.moved / 1e9:.0f}",
                 *([f"{value:.2f}" for value in found.seconds.values()] if found.seconds else ["-"] * 3),
                 f"{program.host_seconds:.2f}",
