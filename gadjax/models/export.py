@@ -80,6 +80,7 @@ def save_pretrained(
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
     with processes.together(), _as_user_error(path):
         _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
+    with processes.together(), _as_user_error(path):  # after a failure above, nobody waits for this one's part here
         if adapters is not None:
             write_peft(staging / "adapter" if writes else None, adapters, kind)
         if writes:

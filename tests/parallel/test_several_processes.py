@@ -69,10 +69,10 @@ def assert_same_exports(one: pathlib.Path, other: pathlib.Path, tolerance: float
             np.testing.assert_allclose(value, weights[1][name], atol=tolerance, err_msg=name)
 
 
-def interrupted(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
-    """A copy of the workdir as a run leaves it that ended after its fifth step."""
+def interrupted(workdir: pathlib.Path, to: pathlib.Path, step: int = 6) -> pathlib.Path:
+    """A copy of a finished run's workdir as it was before its last step."""
     shutil.copytree(workdir, to)
-    shutil.rmtree(to / "checkpoints" / "6")
+    shutil.rmtree(to / "checkpoints" / str(step))
     shutil.rmtree(to / "export")
     return to
 
@@ -144,3 +144,18 @@ def test_fewer_parts_of_a_batch_than_processes(train_together, tiny_config, fiel
     run(tiny_config(fields), tmp_path / "alone")
     assert_same_figures(tmp_path / "together", tmp_path / "alone", tolerance=1e-5)
     assert_same_exports(tmp_path / "together", tmp_path / "alone", tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
+    """Their base lies on all processes, and exports merge them into what each process reads of the student."""
+    weights = str(add_weights(shutil.copytree(fields["student"], tmp_path / "weights")))
+    fields = fields | MESH | {"student": weights, "random_init": False, "stages": ("warmup", "gad"), "lora.rank": 2}
+    processes = train_together(fields, tmp_path / "together")
+    assert [process.status for process in processes] == [0, 0], processes[0].err
+    run(tiny_config(fields), tmp_path / "alone")
+    assert_same_figures(tmp_path / "together", tmp_path / "alone", tolerance=1e-5)
+    assert_same_exports(tmp_path / "together", tmp_path / "alone", tolerance=1e-4)
+    continued = interrupted(tmp_path / "together", tmp_path / "continued", step=4)
+    run(tiny_config(fields), continued)
+    assert_same_figures(continued, tmp_path / "together", tolerance=1e-5)
