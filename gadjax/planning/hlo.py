@@ -241,7 +241,7 @@ class Program:
         for parameter in (inner for inner in fused if inner.opcode == "parameter"):
             uses = users[parameter.name]
             if uses and all(use.opcode in _SLICES for use in uses):
-                read += sum(use.bytes for use in uses)
+                read += sum(use.bytes for use in uses if use.operands[0] == parameter.name)
             elif not any(update.operands[0] == parameter.name for update in updates):
                 read += parameter.bytes
         return max(written, 0) + read

@@ -40,8 +40,9 @@ class Plan:
 
     @property
     def memory(self) -> float:
-        """Bytes of a device."""
-        return self.target.chip.memory
+        """Bytes of a device; virtual ones share the machine's."""
+        chip = self.target.chip
+        return chip.memory / self.target.count if chip.platform == "cpu" else chip.memory
 
     @property
     def misfits(self) -> list[Estimate]:

@@ -55,8 +55,8 @@ _CHIPS = (
     Chip("a100", "cuda", 84_987_740_160, _CUDA_RESERVE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0), 25e9),
     Chip("l4", "cuda", 23_609_475_072, _CUDA_RESERVE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
     Chip("t4", "cuda", 15_828_320_256, _CUDA_RESERVE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
-    # Two cores of a laptop; its memory is the machine's, divided.
-    Chip("cpu", "cpu", 0, 0, 0.15e12, 15e9, 10e9),
+    # A core of a laptop; its memory is the machine's, shared by all virtual devices.
+    Chip("cpu", "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0, 0.15e12, 15e9, 10e9),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
 

@@ -16,7 +16,7 @@ from gadjax.models.config import ModelConfig
 from gadjax.models.logprobs import token_logprobs
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import make_mesh
-from tests.hlo import largest_in_loops
+from gadjax.planning.hlo import Program
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -99,8 +99,8 @@ def test_one_gather_and_one_reduction_of_the_head(spread):
         return jnp.sum(token_logprobs(hidden, head, targets, chunk=8, mesh=mesh if spread else None)[0])
 
     text = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, targets).compile().as_text()
-    assert (largest_in_loops(text) == 8 * 32) == spread
-    assert spread or largest_in_loops(text) > 8 * 32
+    assert (Program(text).largest_in_loops() == 8 * 32) == spread
+    assert spread or Program(text).largest_in_loops() > 8 * 32
 
 
 def test_finite_differences(inputs):

@@ -14,10 +14,10 @@ from gadjax.distill.method import Method
 from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as layout
+from gadjax.planning.hlo import Program
 from gadjax.rollout.sampler import Sampling, rollout, row_keys
 from gadjax.trainer.blueprint import state_shardings
 from gadjax.trainer.programs import Programs
-from tests.hlo import largest_in_loops
 
 # No two sizes alike, so that a shape tells what it is of.
 CONFIG = ModelConfig(
@@ -65,14 +65,14 @@ def test_no_weight_is_gathered_in_the_token_loop(sizes):
     params = layout.abstract_params(model, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     sample = Programs(method(model), mesh).sample.lower(params, batch(mesh), key)
-    assert largest_in_loops(sample.compile().as_text()) < SMALLEST_WEIGHT
+    assert Program(sample.compile().as_text()).largest_in_loops() < SMALLEST_WEIGHT
 
     def undone(params, batch, key):
         keys = row_keys(key, batch["row"])
         return rollout(model, params, batch["prompt"], batch["prompt_length"], keys, N, Sampling(T, (2,)))
 
     control = jax.jit(undone).lower(params, batch(mesh), key)
-    assert largest_in_loops(control.compile().as_text()) >= SMALLEST_WEIGHT
+    assert Program(control.compile().as_text()).largest_in_loops() >= SMALLEST_WEIGHT
 
 
 @pytest.mark.parametrize("spread", [True, False])

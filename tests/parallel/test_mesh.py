@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.distill.state import adamw
@@ -128,3 +132,71 @@ def test_rows():
     micro = jax.device_put(np.zeros((3, 8, 2)), layout.rows(mesh, leading=1))
     assert {shard.data.shape for shard in micro.addressable_shards} == {(3, 2, 2)}
     assert jax.device_put(np.zeros(5), layout.replicated(mesh)).is_fully_replicated
+
+
+def big(**fields):
+    """Qwen2.5-14B."""
+    sizes = dict(vocab_size=152064, hidden_size=5120, intermediate_size=13824, num_layers=48, num_heads=40)
+    sizes |= dict(num_kv_heads=8, head_dim=128, dtype="bfloat16")
+    return Model(dataclasses.replace(CONFIG, **sizes | fields))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tensor", "expected"),
+    [
+        ((1, 8, 1), 2, (1, 4, 2)),
+        ((2, 4, 1), 4, (2, 1, 4)),
+        ((2, 2, 2), 4, (2, 1, 4)),
+        ((1, 4, 2), 0, (1, 4, 2)),
+    ],
+)
+def test_the_mesh_of_sampling(sizes, tensor, expected):
+    """Neighbours share a weight, in the same order of devices."""
+    mesh = layout.make_mesh(*sizes)
+    found = layout.decoding_mesh(Model(CONFIG), mesh, tensor)
+    assert tuple(found.shape.values()) == expected
+    assert list(found.devices.flat) == list(mesh.devices.flat)
+
+
+def test_the_mesh_of_sampling_leaves_four_gibibytes_of_weights():
+    """14.8 billion parameters of two bytes: eight devices share them. Small ones are whole; no head is cut."""
+    mesh = layout.make_mesh(1, 8, 1)
+    assert layout.decoding_mesh(big(), mesh, 0).shape["tensor"] == 8
+    assert layout.decoding_mesh(big(num_layers=8), mesh, 0).shape["tensor"] == 2
+    assert layout.decoding_mesh(Model(CONFIG), mesh, 0).shape["tensor"] == 1
+    few_heads = dataclasses.replace(big().config, num_kv_heads=2)
+    assert layout.decoding_mesh(Model(few_heads), mesh, 0).shape["tensor"] == 2
+
+
+@pytest.mark.parametrize("tensor", [3, 16])
+def test_a_mesh_of_sampling_that_does_not_fit(tensor):
+    with pytest.raises(
+        UserError, match=rf"decode_tensor {tensor} does not fit mesh.fsdp 4 x mesh.tensor 2: use one of 2, 4, 8"
+    ):
+        layout.decoding_mesh(Model(CONFIG), layout.make_mesh(1, 4, 2), tensor)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fields", "message"),
+    [
+        ((1, 1, 8), {}, r"M has 4 attention heads, which config.mesh.tensor 8 does not divide: use one of 1, 2, 4"),
+        ((1, 4, 2), {"vocab_size": 41}, r"M has 41 embeddings \(vocab_size\), which config.mesh.tensor 2"),
+        ((1, 4, 2), {"intermediate_size": 25}, r"M has 25 feed-forward channels, which .* use one of 1"),
+        ((1, 8, 1), {"hidden_size": 20}, r"M has a hidden size of 20, which config.mesh.fsdp 8 .* use one of 1, 2, 4"),
+    ],
+)
+def test_sizes_that_do_not_divide(sizes, fields, message):
+    with pytest.raises(UserError, match=message):
+        layout.check_divides(Model(dataclasses.replace(CONFIG, **fields)), layout.make_mesh(*sizes), "M")
+
+
+def test_a_gathered_weight_is_the_weight_and_so_is_its_gradient():
+    mesh = layout.make_mesh(1, 4, 2)
+    weight = jax.random.normal(jax.random.key(0), (16, 24))
+    split = jax.device_put(weight, NamedSharding(mesh, P("fsdp", "tensor")))
+    loss = lambda w, mesh: jnp.sum(layout.gather_weight(w, mesh, ("embed", "mlp")) ** 3)  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(split, mesh)
+    expected, of_whole = jax.value_and_grad(loss)(weight, None)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, of_whole, rtol=1e-6)
+    assert gradient.sharding == split.sharding

@@ -1,0 +1,108 @@
+"""The reader of compiled programs: on text written by hand, as TPUs and GPUs write it, and on the CPU's own."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gadjax.parallel import mesh as layout
+from gadjax.planning.hlo import Program
+
+# A loop without a stated trip count, whose end is in its condition, around a scratch copy, a slice and a collective.
+LOOP = """HloModule jit_f, is_scheduled=true
+
+%fused (param_0.1: bf16[36,128,64], param_1.1: s32[]) -> bf16[128,64] {
+  %param_0.1 = bf16[36,128,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.1 = s32[]{:T(128)} parameter(1)
+  %slice.1 = bf16[1,128,64]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0.1, %param_1.1), dynamic_slice_sizes={1,128,64}
+  ROOT %bitcast.1 = bf16[128,64]{1,0:T(8,128)(2,1)} bitcast(%slice.1)
+}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%body.2 (state: (s32[], bf16[36,128,64])) -> (s32[], bf16[36,128,64]) {
+  %state = (s32[]{:T(128)}, /*index=1*/bf16[36,128,64]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %stack = bf16[36,128,64]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %layer = bf16[128,64]{1,0:T(8,128)} fusion(%stack, %count), kind=kLoop, calls=%fused, metadata={op_name="f/x"}
+  %fetch = (bf16[128,64]{1,0:T(8,128)(2,1)}, bf16[128,64]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%layer)
+  %fetched = bf16[128,64]{1,0:T(8,128)(2,1)S(1)} copy-done(%fetch)
+  %all-reduce.1 = f32[128]{0:T(128)} all-reduce(%fetched), channel_id=1, to_apply=%sum, metadata={op_name="jit(f)/y"}
+  ROOT %next = (s32[]{:T(128)}, bf16[36,128,64]{2,1,0:T(8,128)(2,1)}) tuple(%count, %stack)
+}
+
+%until.3 (state.1: (s32[], bf16[36,128,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(36)
+  %state.1 = (s32[]{:T(128)}, bf16[36,128,64]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %count.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count.1, %limit), direction=LT
+}
+
+ENTRY %main.4 (stack.1: bf16[36,128,64]) -> bf16[36,128,64] {
+  %stack.1 = bf16[36,128,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %tuple.1 = (s32[]{:T(128)}, bf16[36,128,64]{2,1,0:T(8,128)(2,1)}) tuple(%zero, %stack.1)
+  %while.1 = (s32[]{:T(128)}, bf16[36,128,64]{2,1,0:T(8,128)(2,1)}) while(%tuple.1), condition=%until.3, body=%body.2
+  ROOT %out = bf16[36,128,64]{2,1,0:T(8,128)(2,1)} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_loops_are_counted():
+    program = Program(LOOP)
+    assert program.entry == "main.4"
+    assert program.repeats["body.2"] == program.repeats["fused"] == (36, True)
+    (found,) = program.collectives()
+    assert (found.op, found.bytes, found.elements, found.times, found.in_loop) == ("all-reduce", 512, 128, 36, True)
+    assert found.op_name == "jit(f)/y" and program.largest_in_loops() == 128
+
+
+def test_a_stated_trip_count_is_believed():
+    known = LOOP.replace("body=%body.2", 'body=%body.2, backend_config={"known_trip_count":{"n":"7"}}')
+    assert Program(known).collectives()[0].times == 7
+
+
+def test_bytes_are_those_of_slices_and_of_main_memory():
+    """A layer sliced from its stack is read and written, copied to scratch once more, and summed from there."""
+    layer, condition = 128 * 64 * 2, 1 + 4 + 4
+    assert Program(LOOP).bytes_moved() == 36 * (2 * layer + layer + 512 + condition)
+
+
+def test_the_largest_arrays_are_in_main_memory():
+    first, second, *_ = Program(LOOP).buffers()
+    assert (str(first.array), first.array.bytes) == ("bf16[36,128,64]", 36 * 128 * 64 * 2)
+    assert (str(second.array), second.op_name) == ("bf16[128,64]", "f/x")
+
+
+def test_logits_are_told_from_weights():
+    text = LOOP.replace("bf16[128,64]", "f32[24,640]").replace("bf16[36,128,64]", "bf16[640,64]")
+    assert Program(text).positions(640, hidden={64}) == 24
+    assert Program(text).positions(640, hidden={64, 24}) == 0
+
+
+@pytest.mark.parametrize("steps", [3, 11])
+def test_on_a_real_program(steps):
+    """Eight devices; each step of a scan gathers the weights, once before it sums the result."""
+    mesh = layout.make_mesh(1, 8, 1)
+    split = NamedSharding(mesh, P("fsdp", None))
+    whole = NamedSharding(mesh, P())
+
+    def f(x, w):
+        def step(state, _):
+            x, w = state
+            x = jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole))
+            return (x, jax.lax.with_sharding_constraint(jnp.sin(w), split)), None
+
+        return jax.lax.scan(step, (x, w), length=steps)[0]
+
+    shape = lambda *size, sharding: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding)  # noqa: E731
+    compiled = jax.jit(f).lower(shape(16, 64, sharding=split), shape(64, 64, sharding=split)).compile()
+    gathers = [found for found in Program(compiled.as_text()).collectives() if found.op == "all-gather"]
+    assert [(found.elements, found.times, found.in_loop) for found in gathers] == [(64 * 64, steps, True)]

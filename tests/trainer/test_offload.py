@@ -1,0 +1,77 @@
+"""What waits in host memory, and that waiting changes no number."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.train import run
+from gadjax.trainer.offload import Offload, read_part
+
+FIELDS = {"stages": ("warmup", "gad"), "checkpoint.every": 1, "eval_every": 2}
+
+
+def memories(state, parts):
+    return {
+        part: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(read_part(state, part))}
+        for part in parts
+        if read_part(state, part) is not None
+    }
+
+
+@pytest.mark.parametrize("networks", [False, True])
+@pytest.mark.parametrize("optimizer", [False, True])
+def test_each_phase_has_what_it_uses_and_no_more(decoder_state, optimizer, networks):
+    offload = Offload(optimizer, networks)
+    state, parts = decoder_state, [f"{n}.{f}" for n in ("generator", "discriminator") for f in ("params", "opt_state")]
+    used = {
+        "rollout": {"generator.params"},
+        "discriminator": {"discriminator.params", "discriminator.opt_state"},
+        "reference": {"reference"},
+        "generator": {"generator.params", "generator.opt_state"},
+        "measure": {"generator.params", "discriminator.params"},
+    }
+    for phase, needed in used.items():
+        state = offload.arrange(state, phase)
+        for part, found in memories(state, [*parts, "reference"]).items():
+            waits = part not in needed and (optimizer if part.endswith("opt_state") else networks)
+            assert found == {"pinned_host" if waits else "device"}, (phase, part)
+
+
+@pytest.fixture
+def decoder_state(tiny_config):
+    from gadjax.distill import state as states
+    from gadjax.distill.state import GadState
+    from gadjax.trainer.blueprint import make_method
+    from gadjax.trainer.setup import initial_discriminator, initial_generator, prepare_run
+
+    setup = prepare_run(tiny_config())
+    method, generator = make_method(setup, "gad"), initial_generator(setup)
+    return GadState(
+        generator=states.create(generator, method.generator_optimizer),
+        discriminator=states.create(initial_discriminator(setup, generator), method.discriminator_optimizer),
+        reference=generator,
+    )
+
+
+@pytest.mark.usefixtures("quick_compile", "one_device")
+def test_a_run_is_the_same(tiny_config, tmp_path):
+    """Metrics and held-out figures alike, and it continues from its checkpoints, parts in their places."""
+    offloaded = {"offload.optimizer": True, "offload.networks": True}
+    run(tiny_config(FIELDS), tmp_path / "plain")
+    run(tiny_config(FIELDS | offloaded), tmp_path / "offloaded")
+    assert lines(tmp_path / "offloaded") == lines(tmp_path / "plain")
+    with_more = FIELDS | offloaded | {"gad.steps": 3}
+    run(tiny_config(with_more), tmp_path / "offloaded")
+    run(tiny_config(FIELDS | {"gad.steps": 3}), tmp_path / "plain")
+    assert lines(tmp_path / "offloaded") == lines(tmp_path / "plain")
+    assert Checkpoints(tmp_path / "offloaded").steps()[-1] == 5
+
+
+def lines(workdir):
+    """The run's metrics without its times."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in found]
