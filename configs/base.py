@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     # Temperature of sampling; log-probs are of the scaled distribution. Training samples without top-p or top-k.
     config.rollout.temperature = 0.8
     # Samples whose key-value caches are in memory at once, over all devices (0: all of a step). Fewer take less memory
-    # and more time. A multiple of num_samples that divides batch_size * num_samples.
+    # and more time. A multiple of num_samples that divides batch_size * num_samples, or more than that for all.
     config.rollout.slots = 0
 
     config.optimizer = ConfigDict()

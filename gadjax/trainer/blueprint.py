@@ -175,7 +175,7 @@ def _divisors(count: int) -> list[int]:
 def waves(config: ConfigDict) -> int:
     """Equal parts of a batch that are sampled one after another."""
     samples = config.batch_size * config.rollout.num_samples
-    return samples // (config.rollout.slots or samples)
+    return samples // min(config.rollout.slots or samples, samples)
 
 
 def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
@@ -219,7 +219,7 @@ def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.shar
         )
     slots, samples = config.rollout.slots, config.rollout.num_samples
     least, total = samples * layout.batch_shards(sampling), config.batch_size * samples
-    if slots and (slots % least or total % slots):
+    if 0 < slots < total and (slots % least or total % slots):
         works = [size for size in range(least, total + 1, least) if total % size == 0]
         raise UserError(
             f"config.rollout.slots {slots} must divide the {total} samples of a batch and be a multiple of {least}, "

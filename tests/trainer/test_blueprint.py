@@ -41,7 +41,7 @@ def test_a_stage_without_samples_has_larger_slices(tiny_config):
     assert (found.generator_micro_batches, found.discriminator_micro_batches) == (2, 8)
 
 
-@pytest.mark.parametrize(("slots", "expected"), [(0, 1), (16, 1), (8, 2), (4, 4)])
+@pytest.mark.parametrize(("slots", "expected"), [(0, 1), (1024, 1), (16, 1), (8, 2), (4, 4)])
 def test_slots_make_waves(tiny_config, slots, expected):
     config = blueprint(tiny_config, {"rollout.slots": slots}, 2).config
     assert waves(config) == expected

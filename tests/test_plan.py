@@ -1,0 +1,140 @@
+"""The command: what it prints, its exit status, its errors; and a real plan for TPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPO = pathlib.Path(__file__).parents[1]
+V6E = ("--config.micro_batches.tokens=18432",)  # of its 31 GiB
+TINY = (
+    "--config.data.max_prompt_length=24",
+    "--config.data.max_response_length=8",
+    "--config.batch_size=16",
+    "--config.rollout.num_samples=2",
+    "--config.rollout.slots=16",
+    "--config.micro_batches.tokens=64",
+    "--config.logprob_chunk=16",
+)
+
+
+def plan(*arguments, timeout=400):
+    """A process of its own: planning chooses JAX's platform and devices before JAX is imported."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    command = [sys.executable, "-m", "gadjax.plan", *arguments]
+    return subprocess.run(command, cwd=REPO, env=clean, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(student):
+    arguments = ("--config=configs/base.py", f"--config.student={student}", *TINY, "--topology=cpu:8")
+    return plan(*arguments, "--config.stages=seqkd,warmup,gad", "--json"), arguments
+
+
+def test_every_program_is_there(tiny_plan):
+    finished, _ = tiny_plan
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    names = ["weights for sampling", "rollout", "discriminator update", "cross-entropy update", "reference"]
+    assert [program["name"] for program in found["programs"]] == [*names, "policy update"]
+    assert found["fits"] and found["devices"] == 8 and found["slots"] == 16
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    for program in found["programs"]:
+        compiled = program["compiled"]
+        assert program["peak"] == compiled["program"] + program["resident"] + found["reserve"] > 0
+        assert compiled["moved"] > 0 and len(compiled["largest"]) == 5
+        assert (compiled["flops"] > 0) == (program["name"] != "weights for sampling")
+        assert program["bound"] == max(compiled["seconds"].values())
+    for stage in ("seqkd", "warmup", "gad"):
+        parts = [program["bound"] for program in found["programs"] if stage in program["stages"]]
+        assert found["step_seconds"][stage] == pytest.approx(sum(parts))
+
+
+def test_the_table_for_people(tiny_plan):
+    _, arguments = tiny_plan
+    told = plan(*arguments, "--config.stages=seqkd")
+    assert told.returncode == 0, told.stderr
+    assert "cpu:8: 8 devices of" in told.stdout and "fits: the most is" in told.stdout
+    assert "a step of seqkd:" in told.stdout and "assumed:" in told.stdout
+    assert "compiling: cross-entropy update" in told.stderr
+
+
+def test_what_does_not_fit_is_status_1():
+    """A 14B model on one virtual device: more than this machine's memory, whatever the batch."""
+    lengths = ("--config.data.max_prompt_length=64", "--config.data.max_response_length=64", "--config.batch_size=4")
+    told = plan("--config=configs/qwen14b.py", "--config.stages=seqkd", "--topology=cpu:1", *lengths)
+    assert told.returncode == 1, told.stderr
+    assert "does not fit: the cross-entropy update needs" in told.stdout
+    assert "config.offload.optimizer=True" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=configs/qwen3b.py",), "no topology: give --topology="),
+        (("--config=configs/qwen3b.py", "--topology=v7:8"), "--topology=v7:8 is not known"),
+        (("--topology=cpu:8",), "no config: give --config="),
+        (
+            ("--config=configs/qwen3b.py", "--topology=cpu:3"),
+            "config.mesh.fsdp 3 does not divide: use one of 1",
+        ),
+    ],
+)
+def test_errors_are_one_line(arguments, message):
+    told = plan(*arguments)
+    assert told.returncode == 2
+    assert message in told.stderr and "Traceback" not in told.stderr and told.stdout == ""
+
+
+def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
+    """From settings of more waves and smaller slices than need be."""
+    finished, arguments = tiny_plan
+    told = plan(*arguments, "--config.stages=gad", "--suggest", "--json")
+    assert told.returncode == 0, told.stderr
+    found, before = json.loads(told.stdout), json.loads(finished.stdout)
+    assert found["fits"] and found["suggested"]
+    assert found["step_seconds"]["gad"] < before["step_seconds"]["gad"]
+
+
+def test_three_billion_parameters_on_four_tpus():
+    """At the paper's shapes and full depth; a warmup whose discriminator only scores has the fewest programs."""
+    pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
+    stage = ("--config.stages=warmup", "--config.warmup.train_discriminator=False")
+    told = plan("--config=configs/qwen3b.py", "--topology=v6e:2x2", *stage, *V6E, "--json")
+    assert told.returncode == 0, told.stderr[-3000:]
+    found = json.loads(told.stdout)
+    assert found["fits"] and max(program["peak"] for program in found["programs"]) < 0.9 * found["memory"]
+    programs = {program["name"]: program["compiled"] for program in found["programs"]}
+    check_token_loop(programs["rollout"])
+    assert 0 < programs["cross-entropy update"]["positions"] <= 1024
+    # Two operations a parameter and token forward, six with the gradient; attention and the head come on top.
+    layers, length = 2_774_773_760, 3584  # parameters without the token table
+    update = programs["cross-entropy update"]["flops_without_remat"] / (6 * layers * 256 * length)
+    rewards = programs["rewards"]["flops_without_remat"] / (2 * layers * 256 * 9 * length)
+    assert 1.0 < rewards < 1.15 and 1.0 < update < 1.2
+
+
+def check_token_loop(rollout):
+    """No weight is gathered there: what is, is smaller than any kernel, the keys' 2048 x 2 x 128 over two devices."""
+    sums = [traffic for traffic in rollout["collectives"] if traffic["in_token_loop"]]
+    assert sums and rollout["gathered"] < 2048 * 2 * 128 * 2 // 2
+    assert max(traffic["bytes"] for traffic in sums) < 2048 * 2 * 128 * 2 // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "topology"), [("qwen3b", "v6e:2x2"), ("qwen14b", "v5p:2x4x4"), ("qwen14b", "v6e:8x8")]
+)
+def test_whole_runs_fit_tpus(run):
+    config, topology = run.split()
+    pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
+    memory = V6E if topology.startswith("v6e") else ()
+    told = plan(f"--config=configs/{config}.py", f"--topology={topology}", *memory, "--json", timeout=3600)
+    assert told.returncode == 0, told.stderr[-3000:]
+    found = json.loads(told.stdout)
+    assert max(program["peak"] for program in found["programs"]) < 0.9 * found["memory"]
