@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -61,6 +62,8 @@ def start(
         _check(coordinator, num_processes, process_id)
         if num_processes > 1:
             arguments = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+            if process_id == 0:
+                _check_free(coordinator)
             where = f"at --coordinator={coordinator}: is process 0 running there, can its port be reached, and are all"
             # Else JAX looks for a cluster that may be none of this run's, to choose GPUs by.
             _join(f"{where} {num_processes} running?", patience, cluster_detection_method="deactivate", **arguments)
@@ -132,6 +135,19 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
+def _check_free(coordinator: str) -> None:
+    """Where the port is taken, JAX would say so, or now and then crash."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: process 0 cannot listen at its port ({os.strerror(error.errno)}): choose another"
+        ) from None
+
+
 def _join(others: str, patience: int, **arguments: Any) -> None:
     """`jax.distributed.initialize`, and an end in one line where it would abort. `others`: for that line."""
     joined = threading.Event()
@@ -145,9 +161,7 @@ def _join(others: str, patience: int, **arguments: Any) -> None:
     try:
         jax.distributed.initialize(initialization_timeout=patience + 60, **arguments)
     except RuntimeError as error:
-        raise UserError(
-            f"this process cannot join the others ({first_line(error)}): is the coordinator's port free?"
-        ) from error
+        raise UserError(f"this process cannot join the others ({first_line(error)})") from error
     finally:
         joined.set()
 
