@@ -143,8 +143,9 @@ def _check_free(coordinator: str) -> None:
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
+        reason = os.strerror(error.errno)
         raise UserError(
-            f"--coordinator={coordinator}: process 0 cannot listen at its port ({os.strerror(error.errno)}): choose another"
+            f"--coordinator={coordinator}: process 0 cannot listen at its port ({reason}): choose another"
         ) from None
 
 
