@@ -3,7 +3,8 @@ r"""Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/llama3b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one node of GPUs with 80 GB, or a TPU slice of like memory. How long it takes was not measured.
+Hardware: one GPU with 80 GB (moments and idle networks wait in host memory: `config.offload`), or v6e:2x2;
+docs/plan.md has what each program needs. How long it takes was not measured.
 The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 with GAD.
 """
 

@@ -86,6 +86,31 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
+def full_rows(sequences: int, parts: int, row_multiple: int = 1) -> int:
+    """Rows of each of so many micro-batches where every sequence fills a row."""
+    return -(-(sequences // parts) // row_multiple) * row_multiple
+
+
+def fewest_parts(lengths: Sequence[int], parts: int, capacity: int, row_multiple: int = 1) -> int:
+    """The fewest micro-batches that need no more rows each than `parts` of them do where every sequence fills a row.
+
+    Short sequences share rows: a micro-batch with more of them takes as much memory, and wastes less.
+
+    Args:
+      lengths: tokens of the S sequences, in order.
+      parts: a divisor of S; the answer divides it.
+      capacity, row_multiple: as for `pack`.
+    """
+    limit = full_rows(len(lengths), parts, row_multiple)
+    for fewer in (n for n in range(1, parts) if parts % n == 0):
+        size = len(lengths) // fewer
+        if sum(lengths) > fewer * limit * capacity:
+            continue
+        if all(len(first_fit(lengths[m * size : (m + 1) * size], capacity)) <= limit for m in range(fewer)):
+            return fewer
+    return parts
+
+
 def round_up(value: int, multiple: int = 1) -> int:
     """The next size in a geometric grid of eight steps an octave that `multiple` divides.
 
@@ -104,6 +129,7 @@ def pack(
     row_length: int,
     micro_batches: int = 1,
     row_multiple: int = 1,
+    row_limit: int | None = None,
 ) -> Packed:
     """Packs S sequences into rows, on the host, in `micro_batches` equal runs of consecutive sequences.
 
@@ -112,6 +138,7 @@ def pack(
       row_length: columns of a row; at least the longest sequence.
       micro_batches: M, a divisor of S. Micro-batch m holds sequences m*S/M..(m+1)*S/M-1, numbered from 0.
       row_multiple: the number of rows is a multiple of this (the shards of the batch).
+      row_limit: rows of a micro-batch that are known to be enough, a multiple of `row_multiple`.
 
     Returns:
       numpy `Packed` with a leading axis M. Rows (`round_up`) and slots (quarters of a row) are rounded up so that
@@ -124,7 +151,8 @@ def pack(
     parts = [range(m * count, (m + 1) * count) for m in range(micro_batches)]
     layouts = [first_fit([lengths[i] for i in part], row_length) for part in parts]
     # Never more than a row a sequence, which is the one shape of a batch of long ones.
-    rows = min(round_up(max(map(len, layouts)), row_multiple), -(-count // row_multiple) * row_multiple)
+    most = full_rows(len(prompts), micro_batches, row_multiple) if row_limit is None else row_limit
+    rows = min(round_up(max(map(len, layouts)), row_multiple), most)
     slots = max(
         sum(len(responses[part[i]]) for i in row) for part, layout in zip(parts, layouts, strict=True) for row in layout
     )

@@ -20,6 +20,7 @@ from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
 from gadjax.trainer.offload import Offload, Phase, read_part
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
+from gadjax.trainer.stage_steps import row_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +185,14 @@ def full_samples(blueprint: Blueprint) -> Samples:
 
 def teacher_rows(blueprint: Blueprint, programs: Programs) -> Packed:
     """The rows of a cross-entropy update, in their layout."""
-    rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), **_row_shape(blueprint))
+    rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), row_shape(blueprint, "generator"))
     return _abstract_rows(blueprint, rows)
 
 
 def policy_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.ShapeDtypeStruct]:
     """The rows of a policy update and the sampler's log-probs."""
     batch, samples = full_batch(blueprint), full_samples(blueprint)
-    rows, sampled = host_rows.policy_rows(programs.method, batch, samples, **_row_shape(blueprint))
+    rows, sampled = host_rows.policy_rows(programs.method, batch, samples, row_shape(blueprint, "generator"))
     return _abstract_rows(blueprint, rows, leading=2), _whole(blueprint, sampled.shape, sampled.dtype)
 
 
@@ -206,12 +207,8 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
         count, parts = blueprint.config.batch_size, programs.method.discriminator_micro_batches
         past = max(parts, round(count * share / (1 - share)) // parts * parts)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
-    rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, **_row_shape(blueprint))
+    rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, row_shape(blueprint, "discriminator"))
     return _abstract_rows(blueprint, rows), _whole(blueprint, weight.shape, weight.dtype)
-
-
-def _row_shape(blueprint: Blueprint) -> dict[str, int]:
-    return {"row_length": blueprint.row_length, "row_multiple": blueprint.row_multiple}
 
 
 def _abstract_rows(blueprint: Blueprint, rows: Packed, leading: int = 1) -> Packed:

@@ -5,42 +5,67 @@ The counterparts of `gadjax.distill.rows`, for the same updates and with the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from gadjax.data.packing import Packed, pack
+from gadjax.data.packing import Packed, fewest_parts, full_rows, pack
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Samples
 
 HostBatch = Mapping[str, np.ndarray]
+Sequences = Sequence[np.ndarray]
 
 
-def teacher_rows(method: Method, batch: HostBatch, *, row_length: int, row_multiple: int) -> Packed:
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """How sequences become rows.
+
+    Attributes:
+      row_length, row_multiple: as for `pack`.
+      adaptive: whether a batch of short sequences may have fewer micro-batches than the method says, of no more rows
+        each. They change nothing but memory and padding.
+    """
+
+    row_length: int
+    row_multiple: int = 1
+    adaptive: bool = False
+
+    def pack(
+        self, most: int, prompts: Sequences, responses: Sequences, minibatches: int = 1
+    ) -> tuple[Packed, tuple[int, int]]:
+        """Rows with a leading axis of all micro-batches, and how many: (minibatches, of each, `most` or fewer)."""
+        multiple, size = self.row_multiple, len(prompts) // minibatches
+        parts = most
+        if self.adaptive:
+            lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+            each = (lengths[start : start + size] for start in range(0, len(lengths), size))
+            parts = max(fewest_parts(part, most, self.row_length, multiple) for part in each)
+        rows = pack(
+            prompts,
+            responses,
+            row_length=self.row_length,
+            micro_batches=minibatches * parts,
+            row_multiple=multiple,
+            row_limit=full_rows(size, most, multiple),
+        )
+        return rows, (minibatches, parts)
+
+
+def teacher_rows(method: Method, batch: HostBatch, shape: RowShape) -> Packed:
     """The batch's prompts with the teacher's responses: [M, ...] micro-batches of the generator's update."""
-    return pack(
-        _trim(batch["prompt"], batch["prompt_length"]),
-        _trim(batch["teacher"], batch["teacher_length"]),
-        row_length=row_length,
-        micro_batches=method.generator_micro_batches,
-        row_multiple=row_multiple,
-    )
+    prompts, answers = (_trim(batch[name], batch[f"{name}_length"]) for name in ("prompt", "teacher"))
+    return shape.pack(method.generator_micro_batches, prompts, answers)[0]
 
 
-def policy_rows(
-    method: Method, batch: HostBatch, samples: Samples, *, row_length: int, row_multiple: int
-) -> tuple[Packed, np.ndarray]:
+def policy_rows(method: Method, batch: HostBatch, samples: Samples, shape: RowShape) -> tuple[Packed, np.ndarray]:
     """All B * N samples, [J, M, ...] minibatches of micro-batches, and the sampler's log-probs, [J, M, S, T]."""
     prompts = _trim(batch["prompt"], batch["prompt_length"])
-    parts = method.ppo_minibatches, method.generator_micro_batches
-    rows = pack(
-        [prompt for prompt in prompts for _ in range(method.num_samples)],
-        _trim(_flat(samples.tokens), _flat(samples.lengths)),
-        row_length=row_length,
-        micro_batches=parts[0] * parts[1],
-        row_multiple=row_multiple,
-    )
+    prompts = [prompt for prompt in prompts for _ in range(method.num_samples)]
+    responses = _trim(_flat(samples.tokens), _flat(samples.lengths))
+    rows, parts = shape.pack(method.generator_micro_batches, prompts, responses, method.ppo_minibatches)
     rows = jax.tree.map(lambda leaf: leaf.reshape(*parts, *leaf.shape[1:]), rows)
     return rows, samples.logprobs.reshape(*parts, -1, samples.logprobs.shape[-1])
 
@@ -50,9 +75,7 @@ def group_rows(
     fresh: HostBatch,
     replayed: HostBatch | None,
     replay_share: float,
-    *,
-    row_length: int,
-    row_multiple: int,
+    shape: RowShape,
 ) -> tuple[Packed, np.ndarray]:
     """Groups of a teacher's response and its samples, fresh ones first: [M, ...], and their weights [M, G].
 
@@ -63,25 +86,19 @@ def group_rows(
     """
     count = len(fresh["prompt"])
     weight = np.full(count, 1.0 / count, np.float32)
-    parts = [fresh]
+    pieces = [fresh]
     if replayed is not None:
         past = len(replayed["prompt"])
         weight = np.concatenate([weight * (1 - replay_share), np.full(past, replay_share / past, np.float32)])
-        parts.append(replayed)
+        pieces.append(replayed)
     prompts, responses = [], []
-    for part in parts:
+    for part in pieces:
         for b, prompt in enumerate(_trim(part["prompt"], part["prompt_length"])):
             prompts += [prompt] * (1 + method.num_samples)
             responses.append(part["teacher"][b, : part["teacher_length"][b]])
             responses += _trim(part["tokens"][b], part["lengths"][b])
-    rows = pack(
-        prompts,
-        responses,
-        row_length=row_length,
-        micro_batches=method.discriminator_micro_batches,
-        row_multiple=row_multiple,
-    )
-    return rows, weight.reshape(method.discriminator_micro_batches, -1)
+    rows, (_, parts) = shape.pack(method.discriminator_micro_batches, prompts, responses)
+    return rows, weight.reshape(parts, -1)
 
 
 def _flat(grouped: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
-from gadjax.trainer.blueprint import make_method
+from gadjax.trainer.blueprint import Blueprint, make_method
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Replay
@@ -34,7 +34,7 @@ class StageSteps:
         self.method = make_method(setup, stage)
         self.programs = Programs(self.method, setup.mesh)
         self.offload = Offload.of(setup.config)
-        self._row_shape = {"row_length": setup.row_length, "row_multiple": setup.row_multiple}
+        self._shapes = {network: row_shape(setup, network) for network in ("generator", "discriminator")}
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
 
@@ -86,7 +86,8 @@ class StageSteps:
         with self._timed("discriminator"):
             state = self.offload.arrange(state, "discriminator")
             replayed = self._past_groups(count, step) if train and self.replay.groups else None
-            rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, **self._row_shape)
+            shape = self._shapes["discriminator"]
+            rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, shape)
             rows = self._place(rows)
             if train:
                 update = functools.partial(self.programs.update_discriminator, base=state.base, fresh=count)
@@ -106,17 +107,17 @@ class StageSteps:
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
             state = self.offload.arrange(state, "generator")
-            rows = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+            rows = self._place(host_rows.teacher_rows(self.method, batch, self._shapes["generator"]))
             generator, metrics = self.programs.update_supervised(state.generator, rows, base=state.base)
             return state.replace(generator=generator), jax.device_get(metrics)
 
     def _policy(self, samples: Samples, rewards: jax.Array):
         def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
             with self._timed("generator"):
-                rows, sampled = host_rows.policy_rows(self.method, batch, samples, **self._row_shape)
+                rows, sampled = host_rows.policy_rows(self.method, batch, samples, self._shapes["generator"])
                 teacher = None
                 if self.method.sft_coefficient:
-                    teacher = self._place(host_rows.teacher_rows(self.method, batch, **self._row_shape))
+                    teacher = self._place(host_rows.teacher_rows(self.method, batch, self._shapes["generator"]))
                 rows = self._place(rows, leading=2)
                 state = self.offload.arrange(state, "reference")
                 before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
@@ -137,6 +138,12 @@ class StageSteps:
         start = time.perf_counter()
         yield
         self._seconds[phase] = time.perf_counter() - start
+
+
+def row_shape(blueprint: Blueprint, network: str) -> host_rows.RowShape:
+    """How a network's sequences become rows; its micro-batches adapt where the config leaves them to gadjax."""
+    adaptive = not blueprint.config.micro_batches[network]
+    return host_rows.RowShape(blueprint.row_length, blueprint.row_multiple, adaptive)
 
 
 def response_metrics(samples: Samples) -> Metrics:

@@ -136,12 +136,12 @@ class Tiny:
 
     def policy_rows(self, method: Method) -> tuple[Packed, Any]:
         """Rows of the policy update on the samples, packed, and the sampler's log-probs."""
-        rows, sampled = host_rows.policy_rows(method, self.batch, self.samples, row_length=ROW_LENGTH, row_multiple=1)
+        rows, sampled = host_rows.policy_rows(method, self.batch, self.samples, host_rows.RowShape(ROW_LENGTH))
         return poison(rows), sampled
 
     def teacher_rows(self, method: Method) -> Packed:
         """Rows of the supervised update, packed."""
-        return poison(host_rows.teacher_rows(method, self.batch, row_length=ROW_LENGTH, row_multiple=1))
+        return poison(host_rows.teacher_rows(method, self.batch, host_rows.RowShape(ROW_LENGTH)))
 
     def pack(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Packed:
         """One micro-batch packed by the host, without its axis of micro-batches."""

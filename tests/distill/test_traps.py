@@ -82,8 +82,7 @@ def test_trap_1_a_student_that_writes_the_teacher_s_text_cannot_be_told_apart(de
         decoder.batch | {"tokens": decoder.samples.tokens, "lengths": decoder.samples.lengths},
         None,
         0.0,
-        row_length=40,
-        row_multiple=1,
+        host_rows.RowShape(row_length=40),
     )
     for groups, weights in (decoder.groups(method), (packed, weight)):
         _, scores, metrics = update(state.discriminator, groups, weights)

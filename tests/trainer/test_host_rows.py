@@ -16,7 +16,7 @@ from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.trainer import host_rows
 
 B, N, P, T = 4, 3, 6, 5
-SHAPE = {"row_length": 17, "row_multiple": 2}
+SHAPE = host_rows.RowShape(row_length=17, row_multiple=2)
 METHOD = Method(generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N)
 
 
@@ -71,8 +71,8 @@ def cut(tokens: np.ndarray, length: int) -> list[int]:
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_teacher_rows(parts):
     data, method = batch(), dataclasses.replace(METHOD, generator_micro_batches=parts)
-    rows = host_rows.teacher_rows(method, data, **SHAPE)
-    assert rows.tokens.shape[::2] == (parts, SHAPE["row_length"]) and rows.tokens.shape[1] % SHAPE["row_multiple"] == 0
+    rows = host_rows.teacher_rows(method, data, SHAPE)
+    assert rows.tokens.shape[::2] == (parts, SHAPE.row_length) and rows.tokens.shape[1] % SHAPE.row_multiple == 0
     assert sequences(rows) == [
         (cut(data["prompt"][b], data["prompt_length"][b]), cut(data["teacher"][b], data["teacher_length"][b]))
         for b in range(B)
@@ -85,7 +85,7 @@ def test_policy_rows_hold_all_samples_in_order(minibatches, parts):
     data = batch()
     samples = samples_of(data)
     method = dataclasses.replace(METHOD, ppo_minibatches=minibatches, generator_micro_batches=parts)
-    rows, sampled = host_rows.policy_rows(method, data, samples, **SHAPE)
+    rows, sampled = host_rows.policy_rows(method, data, samples, SHAPE)
     assert rows.tokens.shape[:2] == sampled.shape[:2] == (minibatches, parts)
     found = sequences(rows)
     assert len(found) == B * N
@@ -100,7 +100,7 @@ def test_policy_rows_hold_all_samples_in_order(minibatches, parts):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_group_rows_hold_the_teacher_and_then_its_samples(parts):
     data, method = batch(), dataclasses.replace(METHOD, discriminator_micro_batches=parts)
-    rows, weight = host_rows.group_rows(method, data, None, 0.5, **SHAPE)
+    rows, weight = host_rows.group_rows(method, data, None, 0.5, SHAPE)
     expected = []
     for b in range(B):
         prompt = cut(data["prompt"][b], data["prompt_length"][b])
@@ -113,8 +113,8 @@ def test_group_rows_hold_the_teacher_and_then_its_samples(parts):
 def test_replayed_groups_follow_the_fresh_ones_and_weigh_their_share():
     fresh, past = batch(), batch(seed=5, count=2)
     method = dataclasses.replace(METHOD, discriminator_micro_batches=2)
-    rows, weight = host_rows.group_rows(method, fresh, past, 0.25, **SHAPE)
-    alone = [host_rows.group_rows(METHOD, part, None, 0.0, **SHAPE)[0] for part in (fresh, past)]
+    rows, weight = host_rows.group_rows(method, fresh, past, 0.25, SHAPE)
+    alone = [host_rows.group_rows(METHOD, part, None, 0.0, SHAPE)[0] for part in (fresh, past)]
     assert sequences(rows) == sequences(alone[0]) + sequences(alone[1])
     np.testing.assert_allclose(weight.reshape(-1), [0.75 / 4] * 4 + [0.25 / 2] * 2, rtol=1e-6)
     assert weight.shape == (2, 3)
@@ -125,14 +125,14 @@ def test_the_device_s_rows_hold_the_same_sequences_in_the_same_order():
     data = batch()
     samples = samples_of(data)
     method = dataclasses.replace(METHOD, ppo_minibatches=2, generator_micro_batches=2, discriminator_micro_batches=2)
-    on_host = host_rows.policy_rows(method, data, samples, **SHAPE)
+    on_host = host_rows.policy_rows(method, data, samples, SHAPE)
     on_device = jax.device_get(device_rows.policy_rows(method, data, samples))
     np.testing.assert_array_equal(on_device[1], on_host[1])
     pairs = [(on_device[0], on_host[0])]
-    pairs.append((device_rows.teacher_rows(method, data), host_rows.teacher_rows(method, data, **SHAPE)))
+    pairs.append((device_rows.teacher_rows(method, data), host_rows.teacher_rows(method, data, SHAPE)))
     grouped = (
         jax.device_get(device_rows.group_rows(method, data, samples)),
-        host_rows.group_rows(method, data, None, 0, **SHAPE),
+        host_rows.group_rows(method, data, None, 0, SHAPE),
     )
     np.testing.assert_allclose(grouped[0][1], grouped[1][1])
     pairs.append((grouped[0][0], grouped[1][0]))
@@ -151,3 +151,39 @@ def sequences_in_place(rows: Packed) -> list[tuple[list[int], list[int]]]:
             assert text[len(text) - len(response) :] == response
             out.append((text[: len(text) - len(response)], response))
     return out
+
+
+def test_short_sequences_have_fewer_micro_batches():
+    """No more rows each than long ones fill, and the same sequences in the same order."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 64)
+    prompts, responses = ([np.full(n, i, np.int32) for i, n in enumerate(lengths)] for _ in range(2))
+    fixed, (_, most) = host_rows.RowShape(32, 2).pack(16, prompts, responses)
+    fewer, (_, found) = host_rows.RowShape(32, 2, adaptive=True).pack(16, prompts, responses)
+    assert most == 16 and found == fewer.tokens.shape[0] < 16
+    assert fewer.tokens.shape[1] <= 4  # rows of four sequences a micro-batch, each alone
+    for rows, parts in ((fixed, most), (fewer, found)):
+        size = 64 // parts
+        first = [rows.tokens[m].reshape(-1)[rows.last[m]] for m in range(parts)]
+        assert [i for part in first for i in part] == list(range(64)) and rows.last.shape == (parts, size)
+    _, (minibatches, each) = host_rows.RowShape(32, 2, adaptive=True).pack(8, prompts, responses, minibatches=2)
+    assert minibatches == 2 and each < 8
+
+
+@pytest.mark.parametrize(("samples", "row_multiple"), [(8, 16), (9, 16), (8, 64)])
+@pytest.mark.parametrize("median", [150, 300, 600])
+def test_padding_of_an_update(samples, row_multiple, median):
+    """At most a quarter of the tokens of an update is padding: 256 prompts of a long-tailed mix, rows of 3584 tokens.
+
+    Lengths are log-normal, as those of chats are: prompts around 100 tokens, responses around the median, cut at 1536.
+    Micro-batches of a number that was fixed for the longest would leave more than half empty.
+    """
+    rng = np.random.default_rng(0)
+    prompt = np.clip(rng.lognormal(np.log(100), 1.0, 256), 8, 2048).astype(int)
+    response = np.clip(rng.lognormal(np.log(median), 0.7, (256, samples)), 1, 1536).astype(int)
+    prompts = [np.zeros(n, np.int32) for n in prompt for _ in range(samples)]
+    responses = [np.zeros(n, np.int32) for n in response.flat]
+    parts = next(n for n in (1, 2, 4, 8, 16) if 256 // n * samples <= 9 * row_multiple)
+    rows, (_, found) = host_rows.RowShape(3584, row_multiple, adaptive=True).pack(parts, prompts, responses)
+    assert rows.tokens.shape[1] <= 9 * row_multiple and found <= parts
+    assert np.mean(rows.segments == 0) <= 0.25
