@@ -149,8 +149,9 @@ def get_config() -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.tensor = 1
-    # While sampling, weights are whole but for this many devices that share each; it divides mesh.fsdp * mesh.tensor.
-    # More take less memory for weights, and communicate at every token. 0: as few as leave each device 4 GiB of them.
+    # While sampling, weights are whole but for this many devices that share each: mesh.tensor times a divisor of
+    # mesh.fsdp. More take less memory for weights, and communicate at every token. 0: the fewest with which a device
+    # holds at most 4 GiB of them, or as many as divide the key-value heads.
     config.mesh.decode_tensor = 0
 
     # What waits in the host's memory while it is not used: the optimizers' moments; and the networks (discriminator and

@@ -21,9 +21,6 @@ def get_config() -> ConfigDict:
         stage.generator_learning_rate = 2e-5
         stage.discriminator_learning_rate = 2e-5
     config.batch_size = 32
-    config.micro_batches.generator = 32
-    config.micro_batches.discriminator = 32
     # Four prompts at a time: 11 GiB of key-value caches beside the base and the copy of it that is sampled from.
     config.rollout.slots = 32
-    config.mesh.fsdp = 1
     return config.lock()

@@ -20,6 +20,8 @@ from gadjax.errors import UserError, run_command
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+GPU_MEMORY_FRACTION = 0.97  # the rest is CUDA's own, and for the buffers of collectives
+
 _CONFIG = "config"
 
 
@@ -67,6 +69,16 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "gadjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def use_whole_memory() -> None:
+    """Lets JAX have nearly all of a GPU's memory, not 3/4, and all of the host's for what waits there.
+
+    Before JAX first uses a GPU. What the environment says already stays.
+    """
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(host // 2**30))
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") ->
 
 def main(argv: list[str]) -> None:
     config = commands.read_config()
+    commands.use_whole_memory()
     commands.use_compilation_cache()
 
     from gadjax.parallel import processes

@@ -74,7 +74,7 @@ def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
       UserError: the devices cannot be grouped so.
     """
     data, fsdp, trained = (mesh.shape[name] for name in AXES)
-    works = [trained * size for size in range(1, fsdp + 1) if fsdp % size == 0]
+    works = [trained * size for size in divisors(fsdp)]
     if tensor == 0:
         size = model.num_params() * jnp.dtype(model.config.dtype).itemsize
         even = [n for n in works if model.config.num_kv_heads % n == 0 and _not_split(model, n) is None] or [trained]
@@ -103,10 +103,10 @@ def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mes
     config, tensor, fsdp = model.config, mesh.shape["tensor"], mesh.shape["fsdp"]
     if name := _not_split(model, tensor):
         sizes = {name: getattr(config, field) for name, field in _SPLIT_OVER_TENSOR.items()}
-        works = _divisors(math.gcd(*sizes.values()), mesh.devices.size)
+        works = _listed(math.gcd(*sizes.values(), mesh.devices.size))
         raise UserError(f"{where} has {sizes[name]} {name}, which {field} {tensor} does not divide: use one of {works}")
     if config.hidden_size % fsdp:
-        works = _divisors(config.hidden_size, mesh.devices.size)
+        works = _listed(math.gcd(config.hidden_size, mesh.devices.size))
         raise UserError(
             f"{where} has a hidden size of {config.hidden_size}, which config.mesh.fsdp {fsdp} does not divide: use "
             f"one of {works} and give the other devices to config.mesh.data or config.mesh.tensor"
@@ -240,5 +240,10 @@ def _not_split(model: Model, tensor: int) -> str | None:
     return next((name for name, size in sizes if size % tensor), None)
 
 
-def _divisors(size: int, limit: int) -> str:
-    return ", ".join(str(n) for n in range(1, limit + 1) if size % n == 0 and limit % n == 0)
+def divisors(size: int) -> list[int]:
+    """Of a positive number, ascending."""
+    return [n for n in range(1, size + 1) if size % n == 0]
+
+
+def _listed(size: int) -> str:
+    return ", ".join(map(str, divisors(size)))

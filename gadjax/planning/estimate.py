@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 from typing import Any
 
 import jax
 
-from gadjax.errors import first_line
+from gadjax.errors import UserError, first_line
 from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
 from gadjax.planning.programs import RunProgram, bytes_per_device
@@ -69,7 +68,8 @@ class Estimate:
       stages: that run it.
       resident: bytes of the state on the device that are not its arguments.
       peak: of the program, `resident` and the runtime's reserve.
-      host_seconds: of moving what it needs from host memory, and back after it.
+      host: bytes of a device's state that wait in host memory.
+      host_seconds: of moving what it needs from there, and what it does not need to there.
     """
 
     name: str
@@ -77,13 +77,17 @@ class Estimate:
     compiled: Compiled
     resident: int
     peak: int
+    host: int
     host_seconds: float
 
     @property
-    def bound(self) -> float:
-        """Seconds of one call at least: computing, memory and links overlap, the host's memory does not."""
+    def bound(self) -> float | None:
+        """Seconds of one call at least: computing, memory and links overlap, the host's memory does not.
+
+        None where the compiler gave no program.
+        """
         seconds = self.compiled.seconds
-        return max(seconds.values()) + self.host_seconds if seconds else math.nan
+        return max(seconds.values()) + self.host_seconds if seconds else None
 
 
 def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
@@ -95,7 +99,8 @@ def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
         compiled=compiled,
         resident=resident,
         peak=int(compiled.program + resident + chip.reserve),
-        host_seconds=2 * bytes_per_device(program.fetched) / chip.host,
+        host=bytes_per_device(program.waiting),
+        host_seconds=bytes_per_device(program.moved) / chip.host,
     )
 
 
@@ -120,7 +125,7 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         used, largest = _overflow(str(error))
         if used is None:
-            raise
+            raise UserError(f"the {program.name} does not compile: {first_line(error)}") from error
         used += bytes_per_device(program.arguments) * ("temporaries" in str(error))
         return Compiled(
             **work,

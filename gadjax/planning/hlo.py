@@ -11,14 +11,15 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _HEADER = re.compile(r"(?:(ENTRY) )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][\w-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"\b(body|condition|to_apply|calls|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -51,6 +52,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Of its elements, without padding."""
         bits = _BITS.get(self.dtype) or int(re.sub(r"\D", "", self.dtype[1:3]) or 8)
         return math.ceil(math.prod(self.shape) * bits / 8)
 
@@ -69,8 +71,13 @@ class Instruction:
     called: tuple[tuple[str, str], ...]  # (how, computation)
     trips: int | None
     op_name: str  # where it comes from in the JAX program
-    root: bool
+    channel: str
     constant: int | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its result."""
+        return sum(array.bytes for array in self.arrays)
 
     @property
     def bytes(self) -> int:
@@ -82,8 +89,8 @@ class Collective(NamedTuple):
     """One collective instruction."""
 
     op: str
-    bytes: int  # of its largest array, on a device
-    elements: int
+    bytes: int  # of what a device gives or gets, whichever is more
+    elements: int  # of its largest array
     times: int  # that it runs in one call of the program
     in_loop: bool
     op_name: str
@@ -134,15 +141,30 @@ class Program:
         return found
 
     def collectives(self) -> list[Collective]:
-        """Every collective of the program."""
-        found = []
-        for instruction, times, looped in self._executed():
-            op = instruction.opcode.removesuffix("-start")
-            if op in COLLECTIVES:
-                largest = max(instruction.arrays, key=lambda array: array.bytes)
-                size = math.prod(largest.shape)
-                found.append(Collective(op, largest.bytes, size, times, looped, instruction.op_name))
-        return found
+        """Every collective of the program.
+
+        TPUs put them into fusions, several for the start, the work and the end of one: they share a channel.
+        """
+        found: dict[Any, Collective] = {}
+        for name, (times, looped) in self.repeats.items():
+            for place, line in enumerate(self.computations.get(name, ())):
+                op = line.opcode.removesuffix("-start")
+                if op in COLLECTIVES:
+                    collective = self._collective(name, line, op, times, looped)
+                    key = (op, line.channel) if line.channel else (name, place)
+                    if key not in found or found[key].times < times:
+                        found[key] = collective
+        return list(found.values())
+
+    def _collective(self, computation: str, line: Instruction, op: str, times: int, looped: bool) -> Collective:
+        sizes = [array.bytes for array in line.arrays]
+        size = sum(sizes) // 2 if line.opcode.endswith("-start") and len(sizes) > 1 else sum(sizes)
+        if op == "reduce-scatter":  # what it sums is larger than what it leaves
+            size = max(size, sum(self._made[name].size for name in line.operands if name in self._made))
+        if op == "all-reduce" and "reduce-scatter" in computation:  # with the slice that each keeps, in one fusion
+            op = "reduce-scatter"
+        elements = max(math.prod(array.shape) for array in line.arrays)
+        return Collective(op, size, elements, times, looped, line.op_name)
 
     def largest_in_loops(self) -> int:
         """Elements that the largest collective inside a loop moves; 0 where there is none."""
@@ -248,13 +270,13 @@ class Program:
 
 
 def _instruction(match: re.Match[str]) -> Instruction:
-    root, name, rest = match.groups()
+    name, rest = match.groups()
     # The type of a tuple is in parentheses, with spaces; an opcode follows either kind of type.
     opcode = _OPCODE.search(rest, _end_of(rest, 0) if rest.startswith("(") else 0)
     start = opcode.end() if opcode else len(rest)
     end = _end_of(rest, start - 1) if opcode else len(rest)
     kind, arguments, attributes = rest[: opcode.start() if opcode else 0], rest[start : end - 1], rest[end:]
-    trips, op_name = _TRIPS.search(attributes), _OP_NAME.search(attributes)
+    trips, op_name, channel = (found.search(attributes) for found in (_TRIPS, _OP_NAME, _CHANNEL))
     called = [
         (how, one.strip("%{} "))
         for how, names in _CALLED.findall(attributes.split(", metadata=")[0])
@@ -272,7 +294,7 @@ def _instruction(match: re.Match[str]) -> Instruction:
         called=tuple(called),
         trips=int(trips[1]) if trips else None,
         op_name=op_name[1] if op_name else "",
-        root=bool(root),
+        channel=channel[1] if channel else "",
         constant=int(arguments) if is_number and arguments.lstrip("-").isdigit() else None,
     )
 

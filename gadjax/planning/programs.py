@@ -22,6 +22,14 @@ from gadjax.trainer.offload import Offload, Phase, read_part
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
 from gadjax.trainer.stage_steps import row_shape
 
+# The phase of a step before each. A rollout's weights are cast or moved first, in the same phase.
+_BEFORE: dict[Phase, Phase] = {
+    "rollout": "generator",
+    "discriminator": "rollout",
+    "reference": "discriminator",
+    "generator": "reference",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunProgram:
@@ -35,7 +43,8 @@ class RunProgram:
       trace: its jitted function, traced.
       arguments: what it is given, with layouts.
       resident: the state that is on the devices while it runs, its own arguments included.
-      fetched: of that, what waits in host memory at other times.
+      moved: what comes from host memory before it, and what leaves to there.
+      waiting: what is in host memory while it runs.
     """
 
     name: str
@@ -45,7 +54,8 @@ class RunProgram:
     trace: Callable[[], jax.stages.Traced]
     arguments: Any
     resident: Any
-    fetched: Any
+    moved: Any
+    waiting: Any
 
 
 def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
@@ -55,7 +65,9 @@ def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
     supervised = tuple(stage for stage in stages if stage != "gad" and _trains(blueprint, stage, "generator"))
     if adversarial:
         yield from _sampling(blueprint, adversarial)
-        yield _discriminating(blueprint, adversarial)
+        for train in (True, False):
+            if alike := tuple(stage for stage in adversarial if _trains(blueprint, stage, "discriminator") == train):
+                yield _discriminating(blueprint, alike, train)
     if supervised:
         yield _supervised(blueprint, supervised)
     if "gad" in stages and _trains(blueprint, "gad", "generator"):
@@ -75,10 +87,9 @@ def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProg
     yield _program(*sample, **common, own_base=True)
 
 
-def _discriminating(blueprint: Blueprint, stages: tuple[str, ...]) -> RunProgram:
+def _discriminating(blueprint: Blueprint, stages: tuple[str, ...], train: bool) -> RunProgram:
     programs, state = _of_stage(blueprint, stages[-1])
     arguments = (state.discriminator, *group_rows(blueprint, programs))
-    train = _trains(blueprint, stages[-1], "discriminator")
     name, jitted = ("discriminator update", programs.update_discriminator) if train else ("rewards", programs.score)
     static = {"fresh": blueprint.config.batch_size} if train else {}
     model = blueprint.discriminator
@@ -114,6 +125,8 @@ def _program(name, model, stages, phase, jitted, arguments, state, blueprint, ow
     """`own_base`: the arguments hold the base already."""
     offload = Offload.of(blueprint.config)
     keywords = static if own_base else static | {"base": state.base}
+    again = name == "rollout" and blueprint.mesh.size > 1  # the weights for it came before
+    moved = set() if again else offload.on_device(phase) ^ offload.on_device(_BEFORE[phase])
     return RunProgram(
         name=name,
         model=model,
@@ -122,7 +135,8 @@ def _program(name, model, stages, phase, jitted, arguments, state, blueprint, ow
         trace=lambda: jitted.trace(*arguments, **keywords),
         arguments=arguments if own_base else (*arguments, state.base),
         resident=[*(read_part(state, part) for part in offload.on_device(phase)), state.base],
-        fetched=[read_part(state, part) for part in offload.fetched(phase)],
+        moved=[read_part(state, part) for part in moved],
+        waiting=[read_part(state, part) for part in offload.waiting(phase)],
     )
 
 

@@ -29,6 +29,7 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
         f"remat: {config.remat}; "
         f"in host memory while idle: {', '.join(offloaded) or 'nothing'}",
         f"key-value cache: {plan.slots} samples at once",
+        *([f"in host memory: up to {gib(plan.host)} a process"] if offloaded else []),
         "",
         _table(plan),
         "",
@@ -36,7 +37,8 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
     for program in plan.programs:
         lines += [*_details(program), ""]
     for stage in config.stages:
-        lines.append(f"a step of {stage}: {plan.step_seconds(stage):.1f} s at least")
+        seconds = plan.step_seconds(stage)
+        lines.append(f"a step of {stage}: " + ("unknown" if seconds is None else f"{seconds:.1f} s at least"))
     rates = f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of memory"
     rates += f", {chip.link / 1e9:.0f} GB/s of links"
     if chip.network:
@@ -45,7 +47,8 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
         rates += f", {chip.host / 1e9:.0f} GB/s to the host"
     lines += [
         f"assumed: {rates} per device, all at their peak; all but the host's overlap; prompts and responses at full "
-        "length; no time for packing, checkpoints and measuring.",
+        "length; no time for packing and checkpoints.",
+        "not in it: measuring on held-out prompts, and the two-sample test.",
         f"peak = the program + the state that stays on the device beside it + {gib(chip.reserve)} for the runtime.",
     ]
     lines += _verdict(plan)

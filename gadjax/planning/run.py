@@ -23,6 +23,7 @@ from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, wave
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
 _DEPENDS = {"weights for sampling": ("mesh",), "rollout": ("mesh", "rollout.slots")}
+_TPU_HOST = 4  # chips of a TPU host
 _NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
 
 
@@ -45,6 +46,12 @@ class Plan:
         return chip.memory / self.target.count if chip.platform == "cpu" else chip.memory
 
     @property
+    def host(self) -> int:
+        """Bytes of state in the host memory of a process, at most: of the devices that a host has."""
+        devices = self.target.shape[-1] if self.target.chip.platform == "cuda" else min(self.target.count, _TPU_HOST)
+        return devices * max(program.host for program in self.programs)
+
+    @property
     def misfits(self) -> list[Estimate]:
         """Programs that do not fit a device."""
         return [program for program in self.programs if program.compiled.failure or program.peak > self.memory]
@@ -59,9 +66,10 @@ class Plan:
         """Samples whose caches are in memory at once, over all devices."""
         return self.samples // waves(self.config)
 
-    def step_seconds(self, stage: str) -> float:
-        """Lower bound of one step of a stage, its programs one after another."""
-        return sum(program.bound for program in self.programs if stage in program.stages)
+    def step_seconds(self, stage: str) -> float | None:
+        """Lower bound of one step of a stage, its programs one after another; None where one did not compile."""
+        bounds = [program.bound for program in self.programs if stage in program.stages]
+        return None if None in bounds else sum(bounds)
 
 
 def make_plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,7 +76,7 @@ def _moves(plan: Plan) -> Iterator[list[dict[str, Any]]]:
     config, fits = plan.config, not plan.misfits
     if "warmup" in config.stages or "gad" in config.stages:
         slots = [plan.slots * 2, plan.slots // 2]
-        yield [{"rollout.slots": n} for n in (slots if fits else slots[::-1]) if n <= plan.samples]
+        yield [{"rollout.slots": n} for n in (slots if fits else slots[::-1]) if 0 < n <= plan.samples]
         tensor = plan.decoding_mesh["tensor"]
         yield [{"mesh.decode_tensor": n} for n in (tensor * 2, tensor // 2) if n]
     yield [
@@ -97,7 +98,7 @@ def _moves(plan: Plan) -> Iterator[list[dict[str, Any]]]:
 
 def _rank(plan: Plan) -> tuple[float, float]:
     lacking = sum(max(0.0, program.peak - plan.memory) for program in plan.programs)
-    return lacking, sum(plan.step_seconds(stage) for stage in plan.config.stages)
+    return lacking, sum(plan.step_seconds(stage) or math.inf for stage in plan.config.stages)
 
 
 def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:

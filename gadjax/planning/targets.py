@@ -8,6 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Literal
 
+from gadjax.commands import GPU_MEMORY_FRACTION
 from gadjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Chip:
 
     Attributes:
       memory: bytes that programs can have, as the compiler or driver reports them.
-      reserve: of those, bytes that the runtime keeps (its context, collectives' buffers, fragmentation).
+      kept: share of those that the runtime keeps (its context, collectives' buffers).
       flops: dense matrix products in bfloat16 (T4: float16) with float32 sums, a second.
       bandwidth: of the main memory, bytes a second.
       link: bytes a second that a device can send to those of its own domain, over all links.
@@ -35,7 +36,7 @@ class Chip:
     name: str
     platform: Literal["tpu", "cuda", "cpu"]
     memory: float
-    reserve: float
+    kept: float
     flops: float
     bandwidth: float
     link: float
@@ -44,17 +45,23 @@ class Chip:
     capability: tuple[int, int] = (0, 0)
     host: float = 16e9
 
+    @property
+    def reserve(self) -> float:
+        """Bytes that the runtime keeps."""
+        return self.kept * self.memory
 
-_TPU_RESERVE, _CUDA_RESERVE = 0.25 * GIB, 1.5 * GIB
+
+_TPU_KEEPS = 0.01
+_OUTSIDE = 1 - GPU_MEMORY_FRACTION
 _CHIPS = (
-    Chip("v5p", "tpu", 95.74 * GIB, _TPU_RESERVE, 459e12, 2765e9, 600e9),
-    Chip("v5e", "tpu", 15.75 * GIB, _TPU_RESERVE, 197e12, 819e9, 200e9),
-    Chip("v6e", "tpu", 31.25 * GIB, _TPU_RESERVE, 918e12, 1640e9, 448e9),
-    Chip("h100", "cuda", 84_978_434_048, _CUDA_RESERVE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0), 50e9),
-    Chip("h200", "cuda", 150_754_820_096, _CUDA_RESERVE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0), 50e9),
-    Chip("a100", "cuda", 84_987_740_160, _CUDA_RESERVE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0), 25e9),
-    Chip("l4", "cuda", 23_609_475_072, _CUDA_RESERVE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
-    Chip("t4", "cuda", 15_828_320_256, _CUDA_RESERVE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
+    Chip("v5p", "tpu", 95.74 * GIB, _TPU_KEEPS, 459e12, 2765e9, 600e9),
+    Chip("v5e", "tpu", 15.75 * GIB, _TPU_KEEPS, 197e12, 819e9, 200e9),
+    Chip("v6e", "tpu", 31.25 * GIB, _TPU_KEEPS, 918e12, 1640e9, 448e9),
+    Chip("h100", "cuda", 84_978_434_048, _OUTSIDE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0), 50e9),
+    Chip("h200", "cuda", 150_754_820_096, _OUTSIDE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0), 50e9),
+    Chip("a100", "cuda", 84_987_740_160, _OUTSIDE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0), 25e9),
+    Chip("l4", "cuda", 23_609_475_072, _OUTSIDE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
+    Chip("t4", "cuda", 15_828_320_256, _OUTSIDE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
     # A core of a laptop; its memory is the machine's, shared by all virtual devices.
     Chip("cpu", "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0, 0.15e12, 15e9, 10e9),
 )

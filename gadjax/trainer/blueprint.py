@@ -165,11 +165,7 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     else:
         per_prompt = 1
     rows = max(1, config.micro_batches.tokens // blueprint.row_length) * blueprint.row_multiple
-    return next((parts for parts in _divisors(groups) if groups // parts * per_prompt <= rows), groups)
-
-
-def _divisors(count: int) -> list[int]:
-    return [size for size in range(1, count + 1) if count % size == 0]
+    return next((parts for parts in layout.divisors(groups) if groups // parts * per_prompt <= rows), groups)
 
 
 def waves(config: ConfigDict) -> int:

@@ -39,9 +39,9 @@ class Offload:
         """The parts that are on the devices in a phase."""
         return (set(_MOMENTS + _NETWORKS) - self._moving()) | set(_USED[phase])
 
-    def fetched(self, phase: Phase) -> set[str]:
-        """Of those, the parts that wait in host memory in other phases."""
-        return self.on_device(phase) & self._moving()
+    def waiting(self, phase: Phase) -> set[str]:
+        """The parts that are in host memory in a phase."""
+        return self._moving() - self.on_device(phase)
 
     def _moving(self) -> set[str]:
         return {*_MOMENTS * self.optimizer, *_NETWORKS * self.networks}
@@ -54,6 +54,8 @@ class Offload:
     def arrange(self, state: GadState, phase: Phase) -> GadState:
         """The state with every part where the phase wants it. First what leaves the devices, then what comes.
 
+        Arrays that move are gone from the state that was given.
+
         `state`: of arrays, or of `jax.ShapeDtypeStruct`s.
         """
         if not (self.optimizer or self.networks):
@@ -62,8 +64,9 @@ class Offload:
         for part in _MOMENTS + _NETWORKS:
             if part not in here:
                 state = _move(state, part, "pinned_host")
-        for part in here:
-            state = _move(state, part, "device")
+        for part in _MOMENTS + _NETWORKS:  # in one order, in every process
+            if part in here:
+                state = _move(state, part, "device")
         return state
 
 
@@ -89,4 +92,6 @@ def _put(leaf: Any, memory: str) -> Any:
     sharding = leaf.sharding.with_memory_kind(memory)
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.device_put(leaf, sharding)
+    moved = jax.block_until_ready(jax.device_put(leaf, sharding))
+    leaf.delete()  # whoever still holds the state as it was must not hold the memory
+    return moved

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from gadjax.parallel import mesh as layout
 from gadjax.planning.hlo import Program
 from gadjax.rollout.sampler import Sampling, rollout, row_keys
 from gadjax.trainer.blueprint import state_shardings
-from gadjax.trainer.programs import Programs
+from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
 # No two sizes alike, so that a shape tells what it is of.
 CONFIG = ModelConfig(
@@ -33,7 +35,7 @@ CONFIG = ModelConfig(
     remat="full",
 )
 OPTIMIZER = states.adamw(1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
-B, N, P, T = 8, 2, 8, 6
+B, N, P, T = 8, 2, 4, 6
 SMALLEST_WEIGHT = 64 * 4 * 16 // 2  # a device's part of a key's kernel, split over two
 
 
@@ -57,14 +59,18 @@ def batch(mesh):
     return {name: abstract(shape, rows) for name, shape in fields.items()}
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
-def test_no_weight_is_gathered_in_the_token_loop(sizes):
+@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 8, 1), 4), ((2, 2, 2), 4)])
+def test_no_weight_is_gathered_in_the_token_loop(sizes, tensor):
     """Nor anything else as large as one. In the training layout, which is the control, each token gathers them all."""
     mesh = layout.make_mesh(*sizes)
     model = Model(CONFIG, "lm", mesh)
+    sampler = dataclasses.replace(model, mesh=layout.decoding_mesh(model, mesh, tensor))
     params = layout.abstract_params(model, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sample = Programs(method(model), mesh).sample.lower(params, batch(mesh), key)
+    programs = Programs(dataclasses.replace(method(model), sampler=sampler), mesh)
+    weights = layout.abstract_params(sampler, sampler.mesh, rules=layout.DECODING_RULES)
+    prompts = {name: batch(sampler.mesh)[name] for name in SAMPLED_FROM}
+    sample = programs.sample_in_waves.lower(weights, prompts, key)
     assert Program(sample.compile().as_text()).largest_in_loops() < SMALLEST_WEIGHT
 
     def undone(params, batch, key):
@@ -73,6 +79,25 @@ def test_no_weight_is_gathered_in_the_token_loop(sizes):
 
     control = jax.jit(undone).lower(params, batch(mesh), key)
     assert Program(control.compile().as_text()).largest_in_loops() >= SMALLEST_WEIGHT
+
+
+@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2)])
+def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tensor):
+    """Groups exchange slices and gather: no device ever holds more of a kernel than the part that it samples with."""
+    mesh = layout.make_mesh(*sizes)
+    model = Model(CONFIG, "lm", mesh)
+    sampler = dataclasses.replace(model, mesh=layout.decoding_mesh(model, mesh, tensor))
+    programs = Programs(dataclasses.replace(method(model), sampler=sampler), mesh)
+    compiled = programs.decoding_params.lower(layout.abstract_params(model, mesh)).compile()
+    kernel = CONFIG.num_layers * CONFIG.hidden_size * CONFIG.intermediate_size
+    table = CONFIG.vocab_size * CONFIG.hidden_size
+    sizes = [math.prod(buffer.array.shape) for buffer in Program(compiled.as_text()).buffers()]
+    assert max(size for size in sizes) <= max(kernel, table) // tensor
+    wanted = layout.param_shardings(sampler, sampler.mesh, layout.DECODING_RULES)
+    shards = lambda sharding, leaf: sharding.shard_shape(leaf.shape)  # noqa: E731
+    abstract = model.abstract_params()
+    found = jax.tree.map(shards, compiled.output_shardings, abstract)
+    assert found == jax.tree.map(shards, wanted, abstract)
 
 
 @pytest.mark.parametrize("spread", [True, False])

@@ -106,3 +106,34 @@ def test_on_a_real_program(steps):
     compiled = jax.jit(f).lower(shape(16, 64, sharding=split), shape(64, 64, sharding=split)).compile()
     gathers = [found for found in Program(compiled.as_text()).collectives() if found.op == "all-gather"]
     assert [(found.elements, found.times, found.in_loop) for found in gathers] == [(64 * 64, steps, True)]
+
+
+def test_collectives_inside_fusions_count_once_a_channel():
+    """As TPUs write them: the start and the end of a gather are fusions that both name it; a sum keeps its slice."""
+    fused = """
+%async (a.1: bf16[128,64]) -> bf16[256,64] {
+  %a.1 = bf16[128,64]{1,0} parameter(0)
+  ROOT %all-gather.9 = bf16[256,64]{1,0} all-gather(%a.1), channel_id=5, dimensions={0}
+}
+
+%async.2 (a.2: bf16[128,64]) -> bf16[256,64] {
+  %a.2 = bf16[128,64]{1,0} parameter(0)
+  ROOT %all-gather.10 = bf16[256,64]{1,0} all-gather(%a.2), channel_id=5, dimensions={0}
+}
+
+%all-reduce-scatter.3 (a.3: bf16[256,64]) -> bf16[128,64] {
+  %a.3 = bf16[256,64]{1,0} parameter(0)
+  %all-reduce.8 = bf16[256,64]{1,0} all-reduce(%a.3), channel_id=6, to_apply=%sum
+  ROOT %own = bf16[128,64]{1,0} slice(%all-reduce.8), slice={[0:128], [0:64]}
+}
+"""
+    calls = """
+  %begun = bf16[256,64]{1,0} fusion(%layer), kind=kCustom, calls=%async
+  %ended = bf16[256,64]{1,0} fusion(%layer), kind=kCustom, calls=%async.2
+  %part = bf16[128,64]{1,0} fusion(%begun), kind=kCustom, calls=%all-reduce-scatter.3
+"""
+    head, body = LOOP.split("%body.2 (", 1)
+    text = head + fused.lstrip() + "\n%body.2 (" + body.replace("  ROOT %next", calls.lstrip("\n") + "  ROOT %next", 1)
+    found = sorted((c.op, c.bytes, c.times, c.in_loop) for c in Program(text).collectives())
+    size = 256 * 64 * 2
+    assert found == [("all-gather", size, 36, True), ("all-reduce", 512, 36, True), ("reduce-scatter", size, 36, True)]

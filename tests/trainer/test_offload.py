@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from gadjax.checkpoint import Checkpoints
@@ -35,10 +36,18 @@ def test_each_phase_has_what_it_uses_and_no_more(decoder_state, optimizer, netwo
         "measure": {"generator.params", "discriminator.params"},
     }
     for phase, needed in used.items():
-        state = offload.arrange(state, phase)
+        before, state = state, offload.arrange(state, phase)
+        assert_gone(before, state)
         for part, found in memories(state, [*parts, "reference"]).items():
             waits = part not in needed and (optimizer if part.endswith("opt_state") else networks)
             assert found == {"pinned_host" if waits else "device"}, (phase, part)
+
+
+def assert_gone(before, after):
+    """Whoever still holds the state as it was holds none of the memory that was left."""
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert new is old or old.is_deleted()
+        assert not new.is_deleted()
 
 
 @pytest.fixture
@@ -53,7 +62,7 @@ def decoder_state(tiny_config):
     return GadState(
         generator=states.create(generator, method.generator_optimizer),
         discriminator=states.create(initial_discriminator(setup, generator), method.discriminator_optimizer),
-        reference=generator,
+        reference=jax.tree.map(jnp.copy, generator),
     )
 
 
