@@ -130,8 +130,8 @@ def check_token_loop(rollout):
 @pytest.mark.parametrize(
     ("config", "topology"), [("qwen3b", "v6e:2x2"), ("qwen14b", "v5p:2x4x4"), ("qwen14b", "v6e:8x8")]
 )
-def test_whole_runs_fit_tpus(run):
-    config, topology = run.split()
+def test_whole_runs_fit_tpus(config, topology):
+    """The three programs that a quick plan leaves out are in these."""
     pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
     memory = V6E if topology.startswith("v6e") else ()
     told = plan(f"--config=configs/{config}.py", f"--topology={topology}", *memory, "--json", timeout=3600)

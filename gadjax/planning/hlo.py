@@ -151,7 +151,8 @@ class Program:
                 op = line.opcode.removesuffix("-start")
                 if op in COLLECTIVES:
                     collective = self._collective(name, line, op, times, looped)
-                    key = (op, line.channel) if line.channel else (name, place)
+                    # Elsewhere a channel may be that of several: those of a `shard_map` have one.
+                    key = (op, line.channel) if name in self._fused and line.channel else (name, place)
                     if key not in found or found[key].times < times:
                         found[key] = collective
         return list(found.values())
@@ -203,17 +204,25 @@ class Program:
 
     def _executed(self) -> Iterator[tuple[Instruction, int, bool]]:
         """Instructions that run by themselves, with how often; not the inside of fusions and reductions."""
-        inside = {
-            name
-            for lines in self.computations.values()
-            for line in lines
-            for how, name in line.called
-            if (how == "calls" and line.opcode == "fusion") or (how == "to_apply" and line.opcode != "call")
-        }
         for name, (times, looped) in self.repeats.items():
-            if name not in inside:
+            if name not in self._fused | self._applied:
                 for instruction in self.computations.get(name, ()):
                     yield instruction, times, looped
+
+    @functools.cached_property
+    def _fused(self) -> set[str]:
+        return {name for how, name, opcode in self._calls() if how == "calls" and opcode == "fusion"}
+
+    @functools.cached_property
+    def _applied(self) -> set[str]:
+        """To pairs of elements: the sums of reductions."""
+        return {name for how, name, opcode in self._calls() if how == "to_apply" and opcode != "call"}
+
+    def _calls(self) -> Iterator[tuple[str, str, str]]:
+        for lines in self.computations.values():
+            for line in lines:
+                for how, name in line.called:
+                    yield how, name, line.opcode
 
     @functools.cached_property
     def _made(self) -> dict[str, Instruction]:

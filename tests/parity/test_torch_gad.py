@@ -197,9 +197,17 @@ def method_of(generator: Any, discriminator: Any, optimizer: optax.GradientTrans
 
 
 @dataclasses.dataclass(frozen=True)
+class NoAdapters:
+    """Stands in for a `ModelConfig`."""
+
+    lora: None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """A model whose parameters are its outputs: the logits after each token, or each token's score."""
 
+    config: NoAdapters = NoAdapters()
     mesh: None = None
 
     def bind(self, params: Any) -> BoundTable:

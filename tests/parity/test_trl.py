@@ -138,10 +138,18 @@ def trl_loss(case: Case, loss_type: str, beta: float, *, off_policy: bool) -> tu
 
 
 @dataclasses.dataclass(frozen=True)
+class NoAdapters:
+    """Stands in for a `ModelConfig`."""
+
+    lora: None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """A model whose parameters are the logits after each token."""
 
     params: Any = None
+    config: NoAdapters = NoAdapters()
     mesh: None = None
 
     def bind(self, params: Any) -> Table:
