@@ -159,7 +159,8 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
         return chosen
     groups, samples = config.batch_size, config.rollout.num_samples
     if network == "discriminator":
-        per_prompt = 1 + samples
+        replayed = config.discriminator.replay_share if config.discriminator.replay_size else 0.0
+        per_prompt = (1 + samples) / (1 - replayed)  # past groups beside the fresh ones
     elif stage == "gad":
         per_prompt, groups = samples, groups // config.gad.ppo_minibatches
     else:

@@ -83,6 +83,7 @@ class Run:
             for part in (self.samples, self.logger, self.checkpoints):
                 closing.callback(part.close)
             self._run_stages()
+        self.state = self.offload.arrange(self.state, "measure")  # both networks where they can be read
         return self.state
 
     def _run_stages(self) -> None:
