@@ -11,7 +11,7 @@ import sys
 import pytest
 
 REPO = pathlib.Path(__file__).parents[1]
-V6E = ("--config.micro_batches.tokens=18432",)  # of its 31 GiB
+V6E = ("--config.micro_batches.tokens=10752",)  # of its 31 GiB
 TINY = (
     "--config.data.max_prompt_length=24",
     "--config.data.max_response_length=8",
@@ -127,9 +127,7 @@ def check_token_loop(rollout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "topology"), [("qwen3b", "v6e:2x2"), ("qwen14b", "v5p:2x4x4"), ("qwen14b", "v6e:8x8")]
-)
+@pytest.mark.parametrize(("config", "topology"), [("qwen14b", "v5p:2x4x4")])
 def test_whole_runs_fit_tpus(config, topology):
     """The three programs that a quick plan leaves out are in these."""
     pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
