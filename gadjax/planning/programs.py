@@ -20,6 +20,7 @@ from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
 from gadjax.trainer.offload import Offload, Phase, read_part
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
+from gadjax.trainer.replay import past_groups
 from gadjax.trainer.stage_steps import row_shape
 
 # The phase of a step before each. A rollout's weights are cast or moved first, in the same phase.
@@ -218,8 +219,7 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
     share = blueprint.config.discriminator.replay_share
     replayed = None
     if blueprint.config.discriminator.replay_size:
-        count, parts = blueprint.config.batch_size, programs.method.discriminator_micro_batches
-        past = max(parts, round(count * share / (1 - share)) // parts * parts)
+        past = past_groups(share, blueprint.config.batch_size, programs.method.discriminator_micro_batches)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
     rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, row_shape(blueprint, "discriminator"))
     return _abstract_rows(blueprint, rows), _whole(blueprint, weight.shape, weight.dtype)

@@ -17,7 +17,7 @@ from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Answer, Engine
 from gadjax.trainer.blueprint import make_method
-from gadjax.trainer.programs import place_rows
+from gadjax.trainer.programs import jit_to_move, place_rows
 from gadjax.trainer.setup import Setup
 
 _PROMPTS_AT_ONCE = 64
@@ -44,9 +44,7 @@ class HeldOut:
         self.teacher = [example["response"] for example in self.examples]
         self._engine = Engine(setup.sampler, setup.sampler.mesh, batch_size=_prompts_at_once(setup))
         whole = layout.replicated(setup.mesh)
-        decoding_params = setup.sampler.decoding_params
-        # On one device there is nothing to move, and what needs no cast (a base of adapters) need not be there twice.
-        self._decoding_params = decoding_params if setup.mesh.size == 1 else jax.jit(decoding_params)
+        self._decoding_params = jit_to_move(setup.sampler.decoding_params, setup.mesh)
         likelihoods = functools.partial(_log_likelihoods, setup.generator, setup.config.logprob_chunk)
         self._likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self._scores = jax.jit(functools.partial(_scores, setup.discriminator), out_shardings=whole)

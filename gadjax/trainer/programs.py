@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,9 +34,7 @@ class Programs:
         generator = state_shardings(method.generator, method.generator_optimizer, mesh)
         sampler = method.sampler or method.generator
         self.decoding_mesh = sampler.mesh or mesh
-        # On one device there is nothing to move, and what needs no cast (a base of adapters) need not be there twice.
-        decoding_params = functools.partial(steps.decoding_params, method)
-        self.decoding_params = decoding_params if mesh.size == 1 else jax.jit(decoding_params)
+        self.decoding_params = jit_to_move(functools.partial(steps.decoding_params, method), mesh)
         self.sample_in_waves = jax.jit(
             functools.partial(steps.sample_in_waves, method),
             out_shardings=layout.replicated(self.decoding_mesh),  # every host packs all
@@ -77,6 +76,14 @@ class Programs:
         """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""
         read = {name: batch[name] for name in SAMPLED_FROM}
         return layout.place(read, layout.rows(self.decoding_mesh))
+
+
+def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[..., Params]:
+    """A function that lays weights out for sampling, jitted where they have to move.
+
+    On one device there is nothing to move, and a jitted function would copy what needs no cast: a base of adapters.
+    """
+    return decoding_params if mesh.size == 1 else jax.jit(decoding_params)
 
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:

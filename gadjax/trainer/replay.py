@@ -7,6 +7,11 @@ import numpy as np
 Groups = dict[str, np.ndarray]
 
 
+def past_groups(share: float, fresh: int, parts: int) -> int:
+    """Past groups that make up a share of an update beside `fresh` new ones: a multiple of its micro-batches."""
+    return max(parts, round(fresh * share / (1 - share)) // parts * parts)
+
+
 class Replay:
     """Keeps the last groups, as plain arrays that a checkpoint can hold.
 

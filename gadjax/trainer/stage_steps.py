@@ -18,7 +18,7 @@ from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, make_method
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
-from gadjax.trainer.replay import Replay
+from gadjax.trainer.replay import Replay, past_groups
 from gadjax.trainer.setup import Setup
 
 HostBatch = dict[str, np.ndarray]
@@ -101,8 +101,7 @@ class StageSteps:
     def _past_groups(self, count: int, step: int) -> HostBatch | None:
         """Past groups to train on beside `count` fresh ones, as many as their share asks for."""
         share, parts = self.setup.config.discriminator.replay_share, self.method.discriminator_micro_batches
-        wanted = round(count * share / (1 - share))
-        return self.replay.draw(max(parts, wanted // parts * parts), (self.setup.config.seed, step))
+        return self.replay.draw(past_groups(share, count, parts), (self.setup.config.seed, step))
 
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
