@@ -2,8 +2,8 @@
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
 
-Hardware: two CPU cores, 3 GB; six to seven minutes. Everything lies in configs/demo_assets, whose README says how it was
-made. Result: README, "The demo"; the last stage takes the held-out negative log-likelihood from 2.75 to 2.62.
+Hardware: two CPU cores, 3 GB; six to seven minutes. Everything lies in configs/demo_assets, whose README says how it
+was made. Result: README, "The demo"; the last stage takes the held-out negative log-likelihood from 2.75 to 2.62.
 SeqKD teaches the language fast (no sampling); warmup lets the discriminator catch up with the student; then GAD.
 """
 
