@@ -39,9 +39,12 @@ def response_logprobs(
 
 
 def sequence_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
-    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (algorithm page, section 1)."""
+    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (algorithm page, section 1).
+
+    0 for those that are in another micro-batch.
+    """
     scores = model.scores(params, rows.tokens, rows.positions, rows.segments)
-    return scores.reshape(-1)[rows.last]
+    return jnp.where(rows.last < 0, 0.0, scores.reshape(-1)[rows.last])
 
 
 def per_token(values: jax.Array, rows: Packed) -> jax.Array:
@@ -55,8 +58,6 @@ def per_sequence(values: jax.Array, rows: Packed) -> jax.Array:
 
 
 def response_lengths(rows: Packed) -> jax.Array:
-    """Response tokens of each sequence: [..., S] for rows with any leading axes."""
+    """Response tokens of each sequence, over all micro-batches: [S]."""
     count = rows.last.shape[-1]
-    owners = rows.owner.reshape(-1, rows.owner.shape[-2] * rows.owner.shape[-1])
-    lengths = jax.vmap(lambda owner: jnp.bincount(owner, length=count + 1)[:count])(owners)
-    return lengths.reshape(rows.last.shape)
+    return jnp.bincount(rows.owner.reshape(-1), length=count + 1)[:count]

@@ -32,28 +32,30 @@ def update_discriminator(
     """Scores every group, then `updates_per_step` optimizer steps on the pairs of its teacher with each of its samples.
 
     Args:
-      groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of the G groups of a micro-batch.
-      weight: [M, G] weight of each group's mean pair loss; they sum to 1. Groups of weight 0 are scored only.
+      groups: [M, ...] with sequences in the order teacher, sample 1..N, of each of G groups; a group is in one
+        micro-batch.
+      weight: [G] weight of each group's mean pair loss; they sum to 1. Groups of weight 0 are scored only.
       base: what the trained parameters are adapters of; None where everything is trained.
       fresh: the first groups that metrics are of; those after them are replayed (None: there are none).
       train: whether to update; scores and metrics are the same either way.
 
     Returns:
-      The new state, the scores before the first update [M * G, 1 + N] with the teacher's first, and the metrics: of
-      those scores, and the gradient's norm as the mean over the updates.
+      The new state, the scores before the first update [G, 1 + N] with the teacher's first, and the metrics: of those
+      scores, and the gradient's norm as the mean over the updates.
     """
 
-    def loss(params, groups, weight):
+    def loss(params, groups):
         scores = sequence_scores(method.discriminator, join(base, params), groups).reshape(weight.shape[0], -1)
-        return jnp.sum(weight * jnp.mean(_pair_losses(method, scores), axis=-1)), scores
+        here = groups.last.reshape(scores.shape)[:, 0] >= 0
+        return jnp.sum(jnp.where(here, weight, 0.0) * jnp.mean(_pair_losses(method, scores), axis=-1)), scores
 
     metrics = {}
     if not train:
-        _, scores = jax.lax.map(lambda micro: loss(state.params, *micro), (groups, weight))
+        _, scores = jax.lax.map(lambda micro: loss(state.params, micro), groups)
     else:
 
         def once(state, _):
-            _, gradients, scores = accumulate(loss, state.params, (groups, weight))
+            _, gradients, scores = accumulate(loss, state.params, (groups,))
             state, norm = apply_gradients(method.discriminator_optimizer, state, gradients)
             return state, (norm, scores)
 
@@ -62,7 +64,7 @@ def update_discriminator(
         scores = scores[0]
         # The mean, so that one norm that is not finite shows.
         metrics = {"discriminator/grad_norm": jnp.mean(norms), "discriminator/skipped": state.skipped}
-    scores = scores.reshape(-1, scores.shape[-1])
+    scores = jnp.sum(scores, axis=0)  # a micro-batch has zeros for what is in another
     return state, scores, metrics | discriminator_metrics(method, scores[:fresh])
 
 
@@ -81,8 +83,8 @@ def update_policy(
 
     Args:
       reference: parameters of the policy that the KL is measured against, over the same base as the state's.
-      rows: [J, M, ...] minibatches of micro-batches, all B * N samples in order, S to a micro-batch.
-      sampled: [J, M, S, T] log-probs recorded by the sampler.
+      rows: [J, M, ...] minibatches of micro-batches: the B * N samples in order, S = B * N / J to a minibatch.
+      sampled: [J, S, T] log-probs recorded by the sampler.
       advantages: [B, N].
       teacher: [M', ...] the teacher's responses, when `sft_coefficient` is not 0.
       base: what the trained parameters are adapters of; None where everything is trained.
@@ -119,7 +121,7 @@ def update_policy_from(
     base: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`update_policy` with `before`, the `reference_logprobs` [J, M, R, K], in place of the reference."""
-    advantages = advantages.reshape(sampled.shape[:3])
+    advantages = advantages.reshape(sampled.shape[:2])
 
     def once(state, part):
         return _update_policy_once(method, base, state, *part, teacher)
@@ -141,7 +143,7 @@ def _update_policy_once(method, base, state, before, rows, sampled, advantages, 
     weights = losses.sequence_weights(lengths, method.aggregation, method.sampling.max_response_length)
     on_policy = method.ppo_minibatches == method.ppo_epochs == 1
 
-    def loss(params, before, rows, sampled, advantages, weights):
+    def loss(params, before, rows):
         options = {"entropy_gradient": method.entropy_coefficient != 0}
         logprobs, entropy = _policy_logprobs(method, join(base, params), rows, **options)
         sampler = sampled.at[rows.owner, rows.step].get(mode="fill", fill_value=0.0)
@@ -162,7 +164,7 @@ def _update_policy_once(method, base, state, before, rows, sampled, advantages, 
         sums = {name: jnp.sum(value * rows.mask) for name, value in sums.items()}
         return jnp.sum(per_token(weights, rows) * token_loss), sums
 
-    total, gradients, sums = accumulate(loss, state.params, (before, rows, sampled, advantages, weights))
+    total, gradients, sums = accumulate(loss, state.params, (before, rows))
     if teacher is not None:
         supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher)
         total += method.sft_coefficient * supervised

@@ -219,7 +219,7 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
     share = blueprint.config.discriminator.replay_share
     replayed = None
     if blueprint.config.discriminator.replay_size:
-        past = past_groups(share, blueprint.config.batch_size, programs.method.discriminator_micro_batches)
+        past = past_groups(share, blueprint.config.batch_size)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
     rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, row_shape(blueprint, "discriminator"))
     return _abstract_rows(blueprint, rows), _whole(blueprint, weight.shape, weight.dtype)

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gadjax.data.packing import pack
@@ -120,21 +121,19 @@ class HeldOut:
     def _of_each(self, program: Any, params: Params, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:
         """What `program` finds of every response: [prompts, R] of R responses to each prompt.
 
-        A micro-batch holds no more prompts than one of training, of which `parts` make a batch. Where the prompts do
-        not fill the last one, the first ones do, and are not counted again.
+        A micro-batch has no more rows than so many prompts fill as one of training has, of which `parts` make a batch.
         """
-        count, limit = len(self.prompts), self.setup.config.batch_size // parts
-        micro_batches = -(-count // limit)
-        filled = [i % count for i in range(-(-count // micro_batches) * micro_batches)]
         rows = pack(
-            [self.prompts[i] for i in filled for _ in responses[i]],
-            [ids for i in filled for ids in responses[i]],
+            [prompt for prompt, answers in zip(self.prompts, responses, strict=True) for _ in answers],
+            [ids for answers in responses for ids in answers],
             row_length=self.setup.row_length,
-            micro_batches=micro_batches,
+            micro_batches=-(-len(self.prompts) // (self.setup.config.batch_size // parts)),
             row_multiple=self.setup.row_multiple,
+            group=len(responses[0]),
+            adaptive=True,
         )
         found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))
-        return found.reshape(len(filled), -1)[:count]
+        return found.reshape(len(self.prompts), -1)
 
 
 def _prompts_at_once(setup: Setup) -> int:
@@ -149,8 +148,8 @@ def _log_likelihoods(model, chunk, params, rows):
         logprobs, _ = response_logprobs(model, params, rows, temperature=1.0, chunk=chunk)
         return per_sequence(logprobs, rows)
 
-    return jax.lax.map(micro_batch, rows)
+    return jnp.sum(jax.lax.map(micro_batch, rows), axis=0)
 
 
 def _scores(model, params, rows):
-    return jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows)
+    return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows), axis=0)

@@ -7,9 +7,9 @@ import numpy as np
 Groups = dict[str, np.ndarray]
 
 
-def past_groups(share: float, fresh: int, parts: int) -> int:
-    """Past groups that make up a share of an update beside `fresh` new ones: a multiple of its micro-batches."""
-    return max(parts, round(fresh * share / (1 - share)) // parts * parts)
+def past_groups(share: float, fresh: int) -> int:
+    """Past groups that make up a share of an update beside `fresh` new ones."""
+    return max(1, round(fresh * share / (1 - share)))
 
 
 class Replay:

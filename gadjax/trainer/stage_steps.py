@@ -85,7 +85,9 @@ class StageSteps:
         train = self.section.train_discriminator
         with self._timed("discriminator"):
             state = self.offload.arrange(state, "discriminator")
-            replayed = self._past_groups(count, step) if train and self.replay.groups else None
+            replayed = None
+            if train and self.replay.groups:
+                replayed = self.replay.draw(past_groups(config.replay_share, count), (self.setup.config.seed, step))
             shape = self._shapes["discriminator"]
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, shape)
             rows = self._place(rows)
@@ -97,11 +99,6 @@ class StageSteps:
             else:
                 _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
             return state, scores[:count, 1:], jax.device_get(metrics)
-
-    def _past_groups(self, count: int, step: int) -> HostBatch | None:
-        """Past groups to train on beside `count` fresh ones, as many as their share asks for."""
-        share, parts = self.setup.config.discriminator.replay_share, self.method.discriminator_micro_batches
-        return self.replay.draw(past_groups(share, count, parts), (self.setup.config.seed, step))
 
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):

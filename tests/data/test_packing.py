@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gadjax.data.packing import first_fit, one_per_row, pack, round_up
+from gadjax.data.packing import full_rows, one_per_row, pack, pack_minibatches, round_up
 
 SHAPE = st.tuples(st.integers(1, 9), st.integers(1, 7))
 SHAPES = st.lists(SHAPE, min_size=1, max_size=12)
@@ -77,14 +77,63 @@ def test_one_per_row(shapes):
     check(jax.tree.map(np.asarray, jax.jit(one_per_row)(*fields)), prompts, responses)
 
 
-def test_micro_batches_are_runs_of_sequences():
-    """Numbered from 0 in each, all of one shape; the packing of one does not depend on another."""
-    prompts, responses = sequences([(i % 5 + 1, i % 3 + 1) for i in range(12)])
-    rows = pack(prompts, responses, row_length=16, micro_batches=3)
-    assert rows.last.shape == (3, 4)
-    for m in range(3):
+@settings(max_examples=40, deadline=None)
+@given(st.lists(SHAPE, min_size=12, max_size=12), st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 3]), st.booleans())
+def test_micro_batches_share_the_sequences_out(shapes, micro_batches, group, adaptive):
+    """Each sequence is in one of them, with its group, under the number that the caller knows it by."""
+    prompts, responses = sequences(shapes)
+    options = dict(micro_batches=micro_batches, row_multiple=2, group=group, adaptive=adaptive)
+    rows = pack(prompts, responses, row_length=16, **options)
+    parts, count = rows.last.shape
+    assert count == 12 and (parts <= micro_batches if adaptive else parts == micro_batches)
+    assert rows.tokens.shape[1] % 2 == 0 and rows.tokens.shape[1] <= full_rows(12, micro_batches, 2, group)
+    home = (rows.last >= 0).argmax(axis=0)
+    np.testing.assert_array_equal((rows.last >= 0).sum(axis=0), 1)
+    assert (home.reshape(-1, group) == home[::group, None]).all(), "a group is in one micro-batch"
+    for m in range(parts):
         part = jax.tree.map(lambda leaf, m=m: leaf[m], rows)
-        check(part, prompts[4 * m : 4 * m + 4], responses[4 * m : 4 * m + 4])
+        mine = np.flatnonzero(home == m)
+        assert set(part.owner[part.mask].tolist()) == set(mine.tolist())
+        local = np.full(13, len(mine))
+        local[mine] = np.arange(len(mine))
+        part = part.replace(owner=local[part.owner], last=part.last[mine])
+        check(part, [prompts[i] for i in mine], [responses[i] for i in mine])
+
+
+def test_minibatches_are_runs_of_sequences_of_one_shape():
+    """Numbered from 0 in each, whose lengths differ; the packing of one does not depend on another."""
+    prompts, responses = sequences([(i // 4 + 1, 2 * (i // 4) + 1) for i in range(12)])
+    rows = pack_minibatches(prompts, responses, minibatches=3, row_length=16, micro_batches=2)
+    assert rows.last.shape == (3, 2, 4)
+    for j in range(3):
+        run = slice(4 * j, 4 * j + 4)
+        alone = pack(prompts[run], responses[run], row_length=16, micro_batches=2)
+        part = jax.tree.map(lambda leaf, j=j: leaf[j], rows)
+        held = part.tokens[part.segments > 0], alone.tokens[alone.segments > 0]
+        assert sorted(held[0].tolist()) == sorted(held[1].tolist())
+        assert set(part.owner[part.mask].tolist()) == {0, 1, 2, 3}
+
+
+def test_short_sequences_have_fewer_micro_batches():
+    """Of no more rows each than long ones fill; those fill all of them."""
+    prompts, responses = sequences([(4, 4)] * 64)
+    fixed, fewer = (
+        pack(prompts, responses, row_length=32, micro_batches=16, row_multiple=2, adaptive=adaptive)
+        for adaptive in (False, True)
+    )
+    assert fixed.tokens.shape[:2] == (16, 2)
+    assert fewer.tokens.shape[:2] == (4, 4)
+    assert (fewer.segments > 0).all()
+    prompts, responses = sequences([(16, 16)] * 64)
+    assert pack(prompts, responses, row_length=32, micro_batches=16, adaptive=True).tokens.shape[:2] == (16, 4)
+
+
+def test_a_long_group_does_not_lengthen_the_others_micro_batches():
+    """One group that fills a micro-batch's rows alone, and short ones of which many share one."""
+    shapes = [(16, 16)] * 9 + [(2, 2)] * 9 * 31
+    rows = pack(*sequences(shapes), row_length=32, micro_batches=32, group=9, adaptive=True)
+    assert rows.tokens.shape[1] <= 9
+    assert (rows.segments == 0).mean() <= 0.1
 
 
 def test_rows_are_a_multiple():
@@ -107,34 +156,27 @@ def test_few_shapes():
 
 def test_errors():
     prompts, responses = sequences([(5, 5), (9, 2), (3, 3)])
-    with pytest.raises(ValueError, match="3 sequences do not divide into 2 micro-batches"):
-        pack(prompts, responses, row_length=20, micro_batches=2)
+    with pytest.raises(ValueError, match="3 sequences do not divide into 1 runs of groups of 2"):
+        pack(prompts, responses, row_length=20, group=2)
+    with pytest.raises(ValueError, match="3 sequences do not divide into 2 runs of groups of 1"):
+        pack_minibatches(prompts, responses, minibatches=2, row_length=20)
     with pytest.raises(ValueError, match="sequence 1 of 11 tokens does not fit a row of 10"):
         pack(prompts, responses, row_length=10)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(30, 90))
-def test_first_fit(lengths, capacity):
-    bins = first_fit(lengths, capacity)
-    assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in row) <= capacity for row in bins)
-    # No two bins could be one, except that the later one came when the earlier was fuller: at most one is half empty.
-    assert sum(sum(lengths[i] for i in row) * 2 <= capacity for row in bins) <= 1
-
-
-def test_first_fit_is_dense():
+def test_rows_are_dense():
     """Decreasing order finds the two full rows; the order of arrival would need three."""
-    assert len(first_fit([3, 3, 7, 7], 10)) == 2
-    assert first_fit([2, 4], 4) == [[1], [0]]
+    assert pack(*sequences([(2, 1), (2, 1), (6, 1), (6, 1)]), row_length=10).tokens.shape[1] == 2
 
 
 @given(st.integers(0, 100_000), st.integers(1, 64))
 def test_round_up(value, multiple):
-    """At most 1/8 of padding, or what the multiple asks for."""
-    rounded = round_up(value, multiple)
-    assert rounded >= max(value, 1)
-    assert rounded % multiple == 0
-    assert rounded - value <= max(value / 8, 1) + multiple - 1
+    """At most a share of padding, or what the multiple asks for."""
+    for steps in (8, 16):
+        rounded = round_up(value, multiple, steps)
+        assert rounded >= max(value, 1)
+        assert rounded % multiple == 0
+        assert rounded - value <= max(value / steps, 1) + multiple - 1
 
 
 @given(st.integers(0, 100_000), st.sampled_from([1, 2, 8, 64]))

@@ -8,14 +8,14 @@ from gadjax.distill.forward import per_sequence, per_token, response_lengths
 
 
 def test_lengths_and_values_follow_the_owner(bigrams):
-    """Whatever the layout: packed rows, one sequence a row, and with leading axes."""
+    """Whatever the layout: packed rows, one sequence a row, and over micro-batches."""
     prompts, responses = bigrams.sequences()
     lengths = [len(response) for response in responses]
     packed = bigrams.pack(prompts, responses)
     np.testing.assert_array_equal(response_lengths(packed), lengths)
 
     rows, _ = bigrams.policy_rows(bigrams.method(ppo_minibatches=2, generator_micro_batches=2))
-    np.testing.assert_array_equal(np.ravel(response_lengths(rows)), lengths)
+    np.testing.assert_array_equal(np.ravel(jax.vmap(response_lengths)(rows)), lengths)
 
     numbers = jnp.arange(1.0, 1 + len(lengths))
     values = np.array(per_token(numbers, packed))
@@ -33,7 +33,7 @@ def test_groups_hold_the_teacher_first_and_all_samples(bigrams):
     rows, weight = bigrams.groups(bigrams.method())
     expected = np.concatenate([bigrams.batch["teacher_length"][:, None], bigrams.samples.lengths], axis=1)
     np.testing.assert_array_equal(np.reshape(response_lengths(rows), expected.shape), expected)
-    np.testing.assert_allclose(weight, np.full((1, len(expected)), 1 / len(expected)))
+    np.testing.assert_allclose(weight, np.full(len(expected), 1 / len(expected)))
     flat = jax.tree.map(lambda leaf: leaf[0], rows)
     held = np.array(flat.target)[np.array(flat.owner) == 4]
     np.testing.assert_array_equal(held, bigrams.batch["teacher"][1, : expected[1, 0]])

@@ -347,7 +347,7 @@ def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigra
     """Two fresh groups and two replayed ones, the last of them of no weight."""
     method = bigrams.method(discriminator_optimizer=keep_gradient)
     state, (groups, _) = bigrams.state(method).discriminator, bigrams.groups(method)
-    weight = jnp.array([[0.25, 0.25, 0.5, 0.0]])
+    weight = jnp.array([0.25, 0.25, 0.5, 0.0])
     update = jax.jit(functools.partial(updates.update_discriminator, method), static_argnames="fresh")
     measured, scores, metrics = update(state, groups, weight, fresh=2)
     all_scores = dense_scores(bigrams.params["discriminator"], bigrams)
@@ -355,7 +355,7 @@ def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigra
 
     def formula(params):
         scores = dense_scores(params, bigrams)
-        return jnp.sum(weight[0] * jnp.mean(jnp.log(1 + jnp.exp(scores[:, 1:] - scores[:, :1])), axis=1))
+        return jnp.sum(weight * jnp.mean(jnp.log(1 + jnp.exp(scores[:, 1:] - scores[:, :1])), axis=1))
 
     assert_trees_close(measured.opt_state, jax.jit(jax.grad(formula))(bigrams.params["discriminator"]))
     expected = updates.discriminator_metrics(method, all_scores[:2])
@@ -394,7 +394,7 @@ def test_a_step_that_is_not_finite_is_skipped(bigrams, network):
     else:
         groups, weight = bigrams.groups(method)
         update = jax.jit(functools.partial(updates.update_discriminator, method))
-        new, _, metrics = update(state, groups, weight.at[0, 1].set(np.inf))
+        new, _, metrics = update(state, groups, weight.at[1].set(np.inf))
     assert not np.isfinite(metrics[f"{network}/grad_norm"])
     assert_trees_equal((new.params, new.opt_state), (state.params, state.opt_state))
     assert (new.step, new.skipped, new.skipped_in_row) == (1, 1, 1)

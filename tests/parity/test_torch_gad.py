@@ -154,8 +154,8 @@ def oracle_supervised_loss(teacher_logits: list, data: Data) -> Any:
 # gadjax on the same data: packed rows, with random ids in their padding.
 
 
-def rows_of(prompts: list[np.ndarray], responses: list[np.ndarray], micro_batches: int) -> Any:
-    rows = pack(prompts, responses, row_length=2 * (7 + T), micro_batches=micro_batches)
+def rows_of(prompts: list[np.ndarray], responses: list[np.ndarray], micro_batches: int, group: int = 1) -> Any:
+    rows = pack(prompts, responses, row_length=2 * (7 + T), micro_batches=micro_batches, group=group)
     noise = np.random.default_rng(1).integers(0, V, rows.tokens.shape).astype(np.int32)
     return rows.replace(tokens=np.where(rows.segments == 0, noise, rows.tokens))
 
@@ -166,18 +166,17 @@ def group_rows(data: Data, micro_batches: int) -> tuple[Any, np.ndarray]:
     for b in range(B):
         responses += [data.teacher[b], *data.samples[b * N : (b + 1) * N]]
     prompts = [prompt for prompt in data.prompts for _ in range(1 + N)]
-    return rows_of(prompts, responses, micro_batches), np.full((micro_batches, B // micro_batches), 1 / B)
+    return rows_of(prompts, responses, micro_batches, 1 + N), np.full(B, 1 / B)
 
 
 def policy_inputs(data: Data, micro_batches: int, dtype: type) -> tuple[Any, np.ndarray, Any]:
-    """Rows [1, M, ...] of the samples, their recorded log-probs [1, M, S, T], rows of the teachers."""
+    """Rows [1, M, ...] of the samples, their recorded log-probs [1, S, T], rows of the teachers."""
     rows = rows_of([prompt for prompt in data.prompts for _ in range(N)], data.samples, micro_batches)
     sampled = np.zeros((B * N, T), dtype)
     for row, recorded in zip(sampled, data.sampled, strict=True):
         row[: len(recorded)] = recorded
     rows = jax.tree.map(lambda leaf: leaf[None], rows)
-    sampled = sampled.reshape(1, micro_batches, -1, T)
-    return rows, sampled, rows_of(data.prompts, data.teacher, micro_batches)
+    return rows, sampled[None], rows_of(data.prompts, data.teacher, micro_batches)
 
 
 def method_of(generator: Any, discriminator: Any, optimizer: optax.GradientTransformation, **fields: Any) -> Method:

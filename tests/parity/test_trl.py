@@ -187,7 +187,7 @@ def our_loss(
     update = jax.jit(functools.partial(updates.update_policy, method))
     state = states.create({"logits": jnp.array(case.table)}, keep_gradient)
     reference = {"logits": jnp.array(case.reference)}
-    state, metrics = update(state, reference, rows, case.sampled.reshape(1, 2, -1, T), advantages)
+    state, metrics = update(state, reference, rows, case.sampled[None], advantages)
     return float(metrics["generator/loss"]), np.array(state.opt_state["logits"])
 
 

@@ -66,19 +66,21 @@ def test_discriminator_on_the_students_answers(measured):
     assert "<|im_start|>user" in answers.prompts[0]
 
 
-def test_a_micro_batch_holds_no_more_prompts_than_one_of_training(measured, monkeypatch):
-    """Seven prompts, which no micro-batch divides: four of two for the likelihoods, two of four for the pairs."""
+def test_a_micro_batch_has_no_more_rows_than_one_of_training(measured, monkeypatch):
+    """Of seven prompts, which no micro-batch divides: two for the likelihoods, four pairs for the scores."""
     _, heldout, generator, discriminator, (figures, _) = measured
     packed = []
 
     def remember(*args, **kwargs):
         rows = pack(*args, **kwargs)
-        packed.append(rows.last.shape)
+        packed.append((rows.last.shape[1], kwargs["micro_batches"], rows.tokens.shape[0], rows.tokens.shape[1]))
         return rows
 
     monkeypatch.setattr("gadjax.trainer.heldout.pack", remember)
     again, _ = heldout.figures(generator, discriminator)
-    assert packed == [(4, 2), (2, 8)]
+    (alone, most, parts, rows), (pairs, most_pairs, parts_pairs, rows_pairs) = packed
+    assert (alone, most, pairs, most_pairs) == (7, 4, 14, 2)
+    assert parts <= most and rows <= 2 and parts_pairs <= most_pairs and rows_pairs <= 8
     assert again == figures
 
 
