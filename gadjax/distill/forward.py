@@ -25,10 +25,10 @@ def response_logprobs(
     """
     decoder = model.bind(params)
     hidden = decoder(rows.tokens, rows.positions, rows.segments)
-    hidden = jnp.take_along_axis(hidden, rows.source[..., None], axis=1)  # [R, K, H]
     return token_logprobs(
         hidden,
         decoder.head,
+        rows.source,
         rows.target,
         temperature=temperature,
         chunk=chunk,

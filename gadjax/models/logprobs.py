@@ -26,6 +26,7 @@ _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 def token_logprobs(
     hidden: jax.Array,
     head: jax.Array,
+    source: jax.Array,
     targets: jax.Array,
     *,
     temperature: float = 1.0,
@@ -37,8 +38,10 @@ def token_logprobs(
     """Log-probabilities of `targets`, and entropies, of the temperature-scaled, untruncated distribution.
 
     Args:
-      hidden: [R, K, H], the states that predict the targets, in the compute dtype.
+      hidden: [R, L, H] states of rows, in the compute dtype.
       head: [V, H], the kernel of the language-model head (a tied model's token table), as it is stored.
+      source: [R, K] the columns whose states predict the targets. A chunk's states are picked when it is its turn, so
+        that K, which follows the mix of prompts and responses, takes no memory.
       targets: [R, K] token ids.
       temperature: divides the logits.
       chunk: positions whose logits live at once on a device.
@@ -50,7 +53,7 @@ def token_logprobs(
       Log-probs and entropies in nats, each [R, K], float32.
     """
     plan = _Plan.of(hidden.shape, head.shape, temperature, chunk, entropy_gradient, head_gradient, mesh)
-    return _logprobs(plan, hidden, head, targets)
+    return _logprobs(plan, *map(jnp.asarray, (hidden, head, source, targets)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,33 +114,28 @@ class _Plan:
 
     def chunks(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         """[R, K, ...] arrays as chunks of positions, [chunks, C, ...]; the last one is filled up with zeros."""
-        count = math.prod(arrays[0].shape[:2])
+        count = math.prod(arrays[0].shape)
         size = min(self.chunk, count)
-
-        def split(x):
-            x = x.reshape(count, *x.shape[2:])
-            x = jnp.pad(x, ((0, -count % size), *[(0, 0)] * (x.ndim - 1)))
-            return x.reshape(-1, size, *x.shape[1:])
-
-        return tuple(map(split, arrays))
+        return tuple(jnp.pad(x.reshape(-1), (0, -count % size)).reshape(-1, size) for x in arrays)
 
 
-def _join(chunked: jax.Array, like: jax.Array) -> jax.Array:
-    """[chunks, C, ...] back to [R, K, ...], of which `like` has the first two sizes."""
-    rows, length = like.shape[:2]
-    return chunked.reshape(-1, *chunked.shape[2:])[: rows * length].reshape(rows, length, *chunked.shape[2:])
+def _places(source: jax.Array, length: int) -> jax.Array:
+    """Columns [R, K] of rows as places in all rows together."""
+    return source + length * jnp.arange(source.shape[0])[:, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _logprobs(plan: _Plan, hidden, head, targets):
-    return _forward(plan, hidden, head, targets)[0]
+def _logprobs(plan: _Plan, hidden, head, source, targets):
+    return _forward(plan, hidden, head, source, targets)[0]
 
 
-def _forward(plan: _Plan, hidden, head, targets):
-    def local(hidden, head, targets):
+def _forward(plan: _Plan, hidden, head, source, targets):
+    def local(hidden, head, source, targets):
+        states = hidden.reshape(-1, hidden.shape[-1])
+
         def step(_, chunk):
-            states, ids = chunk
-            logits = plan.logits(states, head)
+            places, ids = chunk
+            logits = plan.logits(states[places], head)
             highest = jnp.max(logits, axis=-1)
             if plan.vocab:
                 highest = jax.lax.pmax(highest, plan.vocab)
@@ -148,20 +146,25 @@ def _forward(plan: _Plan, hidden, head, targets):
             chosen = plan.over_vocab(jnp.sum(jnp.where(plan.is_target(ids, head.shape[0]), logits, 0), axis=-1))
             return None, (chosen - normalizer, normalizer - mean_logit, normalizer)
 
-        _, chunked = jax.lax.scan(step, None, plan.chunks(hidden, targets))
-        return tuple(_join(x, targets) for x in chunked)
+        _, chunked = jax.lax.scan(step, None, plan.chunks(_places(source, hidden.shape[1]), targets))
+        return tuple(x.reshape(-1)[: targets.size].reshape(targets.shape) for x in chunked)
 
-    logprobs, entropy, normalizer = plan.spread(local, "rhr", "rrr")(hidden, head.astype(hidden.dtype), targets)
-    return (logprobs, entropy), (hidden, head, targets, normalizer, entropy)
+    local = plan.spread(local, "rhrr", "rrr")
+    logprobs, entropy, normalizer = local(hidden, head.astype(hidden.dtype), source, targets)
+    return (logprobs, entropy), (hidden, head, source, targets, normalizer, entropy)
 
 
 def _backward(plan: _Plan, residuals, cotangents):
     """d logprob / d logits = onehot - p;  d entropy / d logits = -p (logits - mean logit)."""
-    hidden, head, targets, normalizer, entropy = residuals
+    hidden, head, source, targets, normalizer, entropy = residuals
 
-    def local(hidden, head, targets, normalizer, entropy, of_logprob, of_entropy):
-        def step(gradient, chunk):
-            states, ids, normalizer, entropy, of_logprob, of_entropy = chunk
+    def local(hidden, head, source, targets, normalizer, entropy, of_logprob, of_entropy):
+        rows = hidden.reshape(-1, hidden.shape[-1])
+
+        def step(gradients, chunk):
+            of_rows, of_head = gradients
+            places, ids, normalizer, entropy, of_logprob, of_entropy = chunk
+            states = rows[places]
             logits = plan.logits(states, head)
             probability = jnp.exp(logits - normalizer[:, None])
             slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
@@ -169,20 +172,21 @@ def _backward(plan: _Plan, residuals, cotangents):
                 mean_logit = (normalizer - entropy)[:, None]
                 slope -= of_entropy[:, None] * probability * (logits - mean_logit)
             slope = (slope / plan.temperature).astype(states.dtype)
-            of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=gradient.dtype))
+            of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=wide))
             if plan.head_gradient:
-                gradient += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=gradient.dtype)
-            return gradient, of_states.astype(states.dtype)
+                of_head += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=wide)
+            return (of_rows.at[places].add(of_states.astype(states.dtype)), of_head), None
 
         wide = jnp.promote_types(jnp.float32, head.dtype)
-        chunks = plan.chunks(hidden, targets, normalizer, entropy, of_logprob, of_entropy)
-        gradient, of_hidden = jax.lax.scan(step, jnp.zeros(head.shape if plan.head_gradient else (), wide), chunks)
-        return _join(of_hidden, hidden), _sum_over_rows(plan, gradient) if plan.head_gradient else None
+        chunks = plan.chunks(_places(source, hidden.shape[1]), targets, normalizer, entropy, of_logprob, of_entropy)
+        zeros = jnp.zeros_like(rows), jnp.zeros(head.shape if plan.head_gradient else (), wide)
+        (of_rows, of_head), _ = jax.lax.scan(step, zeros, chunks)
+        return of_rows.reshape(hidden.shape), _sum_over_rows(plan, of_head) if plan.head_gradient else None
 
-    of_hidden, of_head = plan.spread(local, "rhrrrrr", "rg")(
-        hidden, head.astype(hidden.dtype), targets, normalizer, entropy, *cotangents
+    of_hidden, of_head = plan.spread(local, "rhrrrrrr", "rg")(
+        hidden, head.astype(hidden.dtype), source, targets, normalizer, entropy, *cotangents
     )
-    return of_hidden, of_head.astype(head.dtype) if plan.head_gradient else None, None
+    return of_hidden, of_head.astype(head.dtype) if plan.head_gradient else None, None, None
 
 
 def _sum_over_rows(plan: _Plan, gradient: jax.Array) -> jax.Array:

@@ -20,23 +20,26 @@ from gadjax.planning.hlo import Program
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-B, K, H, V = 3, 10, 5, 31
+B, L, K, H, V = 3, 13, 10, 5, 31
+SOURCE = np.random.default_rng(7).integers(0, L, (B, K))  # out of order, with columns that predict twice and never
+EACH = np.tile(np.arange(K), (8, 1))
 
 
 @pytest.fixture(scope="module")
 def inputs():
     rng = np.random.default_rng(0)
-    return rng.normal(size=(B, K, H)), rng.normal(size=(H, V)), rng.integers(0, V, (B, K))
+    return rng.normal(size=(B, L, H)), rng.normal(size=(H, V)), rng.integers(0, V, (B, K))
 
 
 def dense(hidden, kernel, targets, temperature):
-    logprobs = jax.nn.log_softmax(hidden @ kernel / temperature)
+    states = jnp.take_along_axis(hidden, SOURCE[..., None], axis=1)
+    logprobs = jax.nn.log_softmax(states @ kernel / temperature)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
 
 
 def chunked(hidden, kernel, targets, temperature, **options):
-    return token_logprobs(hidden, kernel.T, targets, temperature=temperature, **options)
+    return token_logprobs(hidden, kernel.T, SOURCE, targets, temperature=temperature, **options)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10, 30, 64])
@@ -73,7 +76,7 @@ def test_many_devices(sizes, rows):
 
         def loss(hidden, head, mesh):
             logprobs, entropy = token_logprobs(
-                hidden, head, targets, temperature=0.7, chunk=3, entropy_gradient=True, mesh=mesh
+                hidden, head, EACH[:rows], targets, temperature=0.7, chunk=3, entropy_gradient=True, mesh=mesh
             )
             return jnp.sum(weights[0] * logprobs + weights[1] * entropy)
 
@@ -96,7 +99,8 @@ def test_one_gather_and_one_reduction_of_the_head(spread):
     head = jax.ShapeDtypeStruct((96, 32), np.float32, sharding=NamedSharding(mesh, P("tensor", "fsdp")))
 
     def loss(hidden, head, targets):
-        return jnp.sum(token_logprobs(hidden, head, targets, chunk=8, mesh=mesh if spread else None)[0])
+        each = jnp.broadcast_to(jnp.arange(64), targets.shape)
+        return jnp.sum(token_logprobs(hidden, head, each, targets, chunk=8, mesh=mesh if spread else None)[0])
 
     text = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, head, targets).compile().as_text()
     assert (Program(text).largest_in_loops() == 8 * 32) == spread
@@ -134,7 +138,7 @@ def test_a_frozen_head_has_no_gradient_and_no_buffer_for_one(mesh):
     mesh = mesh and make_mesh(*mesh)
 
     def loss(hidden, head, trains):
-        logprobs, _ = token_logprobs(hidden, head, targets, chunk=3, head_gradient=trains, mesh=mesh)
+        logprobs, _ = token_logprobs(hidden, head, EACH, targets, chunk=3, head_gradient=trains, mesh=mesh)
         return jnp.sum(weights * logprobs)
 
     grad = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
@@ -153,7 +157,7 @@ def test_extreme_logits():
     """No overflow, and a log-prob of zero where one token has everything."""
     hidden = np.array([[[1.0]], [[-1.0]]], np.float32)
     kernel = np.array([[1e4, 0.0, -1e4]], np.float32)
-    logprobs, entropy = chunked(hidden, kernel, np.array([[0], [2]]), 1.0)
+    logprobs, entropy = token_logprobs(hidden, kernel.T, np.zeros((2, 1), int), np.array([[0], [2]]))
     np.testing.assert_allclose(logprobs, 0, atol=1e-6)
     np.testing.assert_allclose(entropy, 0, atol=1e-3)
 
@@ -206,7 +210,8 @@ def test_no_logits_of_all_positions(kind, tied):
         decoder = model.bind(params)
         states = decoder(*fields)
         if kind == "chunked":
-            logprobs, entropy = token_logprobs(states, decoder.head, tokens, chunk=chunk, entropy_gradient=True)
+            options = {"chunk": chunk, "entropy_gradient": True}
+            logprobs, entropy = token_logprobs(states, decoder.head, fields[1], tokens, **options)
             return jnp.sum(logprobs) + jnp.sum(entropy)
         return jnp.sum(jax.nn.log_softmax(decoder.logits(states))[..., 0])
 
@@ -221,3 +226,20 @@ def test_no_logits_of_all_positions(kind, tied):
         else:
             # A chunk's logits, or the table [V, H] itself with its gradient.
             assert most <= max(chunk, hidden)
+
+
+def test_memory_does_not_follow_the_number_of_targets():
+    """A plan at full length is one of short prompts and long responses too, which have twice the targets a row."""
+    rows, length, width = 4, 256, 512
+
+    def temporaries(count):
+        def loss(hidden, head, source, targets):
+            return jnp.sum(token_logprobs(hidden * 2, head, source, targets, chunk=16)[0])
+
+        shapes = ((rows, length, width), (64, width), (rows, count), (rows, count))
+        arguments = [
+            jax.ShapeDtypeStruct(s, t) for s, t in zip(shapes, (np.float32,) * 2 + (np.int32,) * 2, strict=True)
+        ]
+        return jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(length) - temporaries(length // 2) <= 8 * 4 * rows * length  # numbers a target, not states
