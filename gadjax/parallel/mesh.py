@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -58,7 +59,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
             f"that their product is {len(devices)} (one may be -1)"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds, devices=devices)
+    # A slice of 8 x 8 chips takes a tensor axis of 4 too: part of a physical axis, which `jax.make_mesh` refuses.
+    grid = mesh_utils.create_device_mesh([sizes[name] for name in AXES], devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:

@@ -68,6 +68,32 @@ def test_some_devices():
     assert tuple(mesh.shape.values()) == (1, 2, 2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX reads of a TPU to lay a mesh on its torus."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str = "TPU v6 lite"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16, 64])
+def test_any_part_of_a_torus_can_be_the_tensor_axis(tensor):
+    """Of 8 x 8 chips, an axis of four is half of a physical one: its chips are neighbours."""
+    chips = [Chip(x + 8 * y, (x, y, 0)) for y in range(8) for x in range(8)]
+    mesh = layout.make_mesh(1, -1, tensor, chips)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 64 // tensor, "tensor": tensor}
+    assert set(mesh.devices.flat) == set(chips)
+    if tensor <= 8:
+        for row in mesh.devices.reshape(-1, tensor):
+            spread = np.ptp([chip.coords for chip in row], axis=0)
+            assert sorted(spread.tolist()) == [0, 0, tensor - 1], "in one line"
+
+
 def test_parameters():
     """Embed axes over fsdp, heads, feed-forward and vocabulary over tensor; what does not divide stays whole."""
     mesh = layout.make_mesh(1, 4, 2)
