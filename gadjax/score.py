@@ -97,7 +97,8 @@ def score_answers(
       batch_size: answers scored at once, rounded up to a multiple of the batch's shards.
       done: called with the number of answers after each batch.
     """
-    from gadjax.data.packing import one_per_row, round_up
+    from gadjax.data.bins import round_up
+    from gadjax.data.packing import one_per_row
     from gadjax.distill.forward import sequence_scores
     from gadjax.parallel import mesh as layout
 

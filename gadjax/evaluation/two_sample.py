@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gadjax.data.packing import Packed, one_per_row, round_up
+from gadjax.data.bins import round_up
+from gadjax.data.packing import Packed, one_per_row
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
 from gadjax.models import lora

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
+from gadjax.segments import visible
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -61,8 +62,7 @@ def causal_attention(
     Args:
       query: [B, T, Nq, D].
       key, value: [B, T, Nkv, D], Nq a multiple of Nkv.
-      segments: [B, T] int32 ids; tokens of different ids never see each other. Padding (0) sees padding only, which
-        keeps its softmax finite; nothing reads it.
+      segments: [B, T] int32 ids (`gadjax.segments`); branches only where the backend `shares_prompts`.
       mesh: devices that rows and heads are spread over, and whose platform chooses; None for JAX's default device.
       backend: overrides `flash.choose_backend`; "splash" away from TPUs is interpreted, slowly.
 
@@ -86,7 +86,7 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments
     """`causal_attention` as the compiler makes it, with logits [B, Nq, T, T]: for every platform."""
     length = segments.shape[-1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & (segments[:, :, None] == segments[:, None, :])  # [B, T, T]
+    mask = causal & visible(segments)  # [B, T, T]
     return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
 
 

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gadjax.parallel.mesh import ACTIVATION_RULES, dividing_axes
+from gadjax.segments import visible
 
 Backend = Literal["splash", "cudnn", "plain"]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -50,6 +51,11 @@ def choose_backend(mesh: Mesh | None, dtype: Any, head_dim: int) -> Backend:
         serves = capability >= 8.0 and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
         return "cudnn" if serves else "plain"
     return "plain"
+
+
+def shares_prompts(backend: Backend) -> bool:
+    """Whether a backend knows branches of segments: Splash compares ids, and takes no other mask."""
+    return backend != "splash"
 
 
 def splash_attention(
@@ -107,9 +113,9 @@ def cudnn_attention(
     """
     length = query.shape[1]
     query, key, value, segments = (_lengthen(x, _CUDNN_MULTIPLE) for x in (query, key, value, segments))
-    same = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, T, T]
+    mask = visible(segments)[:, None]  # [B, 1, T, T]
     # Causality apart from the mask: so the kernel knows which blocks to skip.
-    out = jax.nn.dot_product_attention(query, key, value, mask=same, is_causal=True, implementation=implementation)
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation=implementation)
     return out[:, :length]
 
 

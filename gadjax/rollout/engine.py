@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.data.packing import round_up
+from gadjax.data.bins import round_up
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling, rollout, row_keys

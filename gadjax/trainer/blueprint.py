@@ -18,6 +18,7 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.models import lora
 from gadjax.models.config import Lora, ModelConfig
+from gadjax.models.flash import choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
@@ -57,6 +58,11 @@ class Blueprint:
     def row_multiple(self) -> int:
         """Rows of a program come in multiples of this."""
         return layout.batch_shards(self.mesh)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a group's prompt is computed once a row in updates."""
+        return shares_prompts(choose_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim))
 
     def sampling(self, temperature: float) -> Sampling:
         """How the student's answers are drawn at a temperature."""

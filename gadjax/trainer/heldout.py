@@ -129,8 +129,10 @@ class HeldOut:
             row_length=self.setup.row_length,
             micro_batches=-(-len(self.prompts) // (self.setup.config.batch_size // parts)),
             row_multiple=self.setup.row_multiple,
-            group=len(responses[0]),
             adaptive=True,
+            group=len(responses[0]),
+            together=True,
+            share=self.setup.shares_prompts,
         )
         found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))
         return found.reshape(len(self.prompts), -1)

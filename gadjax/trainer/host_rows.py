@@ -19,14 +19,15 @@ HostBatch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """How a network's sequences become rows, as for `pack`: its micro-batches adapt where the config does not fix them.
+    """How a network's sequences become rows, as for `pack`. Nothing of it changes a number but by rounding.
 
-    They change nothing but memory and padding.
+    `share`: the prompts of groups, where the network's attention knows them (`gadjax.models.flash.shares_prompts`).
     """
 
     row_length: int
     row_multiple: int = 1
     adaptive: bool = False
+    share: bool = False
 
 
 def teacher_rows(method: Method, batch: HostBatch, shape: RowShape) -> Packed:
@@ -41,6 +42,7 @@ def policy_rows(method: Method, batch: HostBatch, samples: Samples, shape: RowSh
     prompts = [prompt for prompt in prompts for _ in range(method.num_samples)]
     responses = _trim(_flat(samples.tokens), _flat(samples.lengths))
     parts = dict(minibatches=method.ppo_minibatches, micro_batches=method.generator_micro_batches)
+    parts |= dict(group=method.num_samples)
     sampled = samples.logprobs.reshape(method.ppo_minibatches, -1, samples.logprobs.shape[-1])
     return pack_minibatches(prompts, responses, **parts, **dataclasses.asdict(shape)), sampled
 
@@ -72,7 +74,7 @@ def group_rows(
             prompts += [prompt] * (1 + method.num_samples)
             responses.append(part["teacher"][b, : part["teacher_length"][b]])
             responses += _trim(part["tokens"][b], part["lengths"][b])
-    parts = dict(micro_batches=method.discriminator_micro_batches, group=1 + method.num_samples)
+    parts = dict(micro_batches=method.discriminator_micro_batches, group=1 + method.num_samples, together=True)
     return pack(prompts, responses, **parts, **dataclasses.asdict(shape)), weight
 
 

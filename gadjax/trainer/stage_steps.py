@@ -139,7 +139,7 @@ class StageSteps:
 def row_shape(blueprint: Blueprint, network: str) -> host_rows.RowShape:
     """How a network's sequences become rows; its micro-batches adapt where the config leaves them to gadjax."""
     adaptive = not blueprint.config.micro_batches[network]
-    return host_rows.RowShape(blueprint.row_length, blueprint.row_multiple, adaptive)
+    return host_rows.RowShape(blueprint.row_length, blueprint.row_multiple, adaptive, blueprint.shares_prompts)
 
 
 def response_metrics(samples: Samples) -> Metrics:

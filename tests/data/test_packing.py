@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gadjax.data.packing import full_rows, one_per_row, pack, pack_minibatches, round_up
+from gadjax.data.bins import full_rows
+from gadjax.data.packing import one_per_row, pack, pack_minibatches
+from gadjax.segments import BRANCH, root
 
 SHAPE = st.tuples(st.integers(1, 9), st.integers(1, 7))
 SHAPES = st.lists(SHAPE, min_size=1, max_size=12)
@@ -40,12 +42,14 @@ def check(rows, prompts, responses) -> None:
         assert rows.tokens[row, column] == response[-1]
         assert rows.positions[row, column] == len(prompt) + len(response) - 1
         assert rows.segments[row, column] > 0
-        mine = rows.segments[row] == rows.segments[row, column]
+        own = rows.segments[row, column]
+        mine = (rows.segments[row] == own) | (rows.segments[row] == root(own))
         assert mine.sum() == len(prompt) + len(response)
-        # In the order of their columns, the segment's tokens are the sequence, at positions from 0.
+        # In the order of their columns, the tokens that it sees are the sequence, at positions from 0.
         assert rows.tokens[row][mine].tolist() == [*prompt, *response]
         assert rows.positions[row][mine].tolist() == list(range(mine.sum()))
-    assert (rows.segments > 0).sum() == sum(map(len, prompts)) + sum(map(len, responses))
+    if (rows.segments < BRANCH).all():
+        assert (rows.segments > 0).sum() == sum(map(len, prompts)) + sum(map(len, responses))
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +86,7 @@ def test_one_per_row(shapes):
 def test_micro_batches_share_the_sequences_out(shapes, micro_batches, group, adaptive):
     """Each sequence is in one of them, with its group, under the number that the caller knows it by."""
     prompts, responses = sequences(shapes)
-    options = dict(micro_batches=micro_batches, row_multiple=2, group=group, adaptive=adaptive)
+    options = dict(micro_batches=micro_batches, row_multiple=2, group=group, together=True, adaptive=adaptive)
     rows = pack(prompts, responses, row_length=16, **options)
     parts, count = rows.last.shape
     assert count == 12 and (parts <= micro_batches if adaptive else parts == micro_batches)
@@ -131,9 +135,42 @@ def test_short_sequences_have_fewer_micro_batches():
 def test_a_long_group_does_not_lengthen_the_others_micro_batches():
     """One group that fills a micro-batch's rows alone, and short ones of which many share one."""
     shapes = [(16, 16)] * 9 + [(2, 2)] * 9 * 31
-    rows = pack(*sequences(shapes), row_length=32, micro_batches=32, group=9, adaptive=True)
+    rows = pack(*sequences(shapes), row_length=32, micro_batches=32, group=9, together=True, adaptive=True)
     assert rows.tokens.shape[1] <= 9
     assert (rows.segments == 0).mean() <= 0.1
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=3, max_size=3)), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(GROUPS.filter(bool), st.integers(16, 40), st.booleans(), st.sampled_from([1, 2]))
+def test_a_shared_prompt_stands_once_in_a_row(groups, row_length, together, micro_batches):
+    """Its responses are branches that see it; every other invariant is as without."""
+    rng = np.random.default_rng(1)
+    ids = lambda count: rng.integers(1, 1000, count).astype(np.int32)  # noqa: E731
+    prompts = [prompt for length, _ in groups for prompt in [ids(length)] * 3]
+    responses = [ids(length) for _, lengths in groups for length in lengths]
+    options = dict(row_length=row_length, micro_batches=micro_batches, adaptive=True, group=3, together=together)
+    rows = pack(prompts, responses, share=True, **options)
+    home = (rows.last >= 0).argmax(axis=0)
+    if together:
+        assert (home.reshape(-1, 3) == home[::3, None]).all()
+    held = 0
+    for m in range(len(rows.tokens)):
+        part = jax.tree.map(lambda leaf, m=m: leaf[m], rows)
+        mine = np.flatnonzero(home == m)
+        if not len(mine):
+            continue
+        local = np.full(len(prompts) + 1, len(mine))
+        local[mine] = np.arange(len(mine))
+        part = part.replace(owner=local[part.owner], last=part.last[mine])
+        check(part, [prompts[i] for i in mine], [responses[i] for i in mine])
+        places = {(int(part.last[local[i]]) // row_length, i // 3) for i in mine}
+        held += sum(len(prompts[3 * group]) for _, group in places) + sum(len(responses[i]) for i in mine)
+    assert (rows.segments > 0).sum() == held
+    alone = pack(prompts, responses, **options)
+    assert rows.tokens.shape[0] * rows.tokens.shape[1] <= alone.tokens.shape[0] * alone.tokens.shape[1]
 
 
 def test_rows_are_a_multiple():
@@ -167,29 +204,3 @@ def test_errors():
 def test_rows_are_dense():
     """Decreasing order finds the two full rows; the order of arrival would need three."""
     assert pack(*sequences([(2, 1), (2, 1), (6, 1), (6, 1)]), row_length=10).tokens.shape[1] == 2
-
-
-@given(st.integers(0, 100_000), st.integers(1, 64))
-def test_round_up(value, multiple):
-    """At most a share of padding, or what the multiple asks for."""
-    for steps in (8, 16):
-        rounded = round_up(value, multiple, steps)
-        assert rounded >= max(value, 1)
-        assert rounded % multiple == 0
-        assert rounded - value <= max(value / steps, 1) + multiple - 1
-
-
-@given(st.integers(0, 100_000), st.sampled_from([1, 2, 8, 64]))
-def test_round_up_twice(value, multiple):
-    rounded = round_up(value, multiple)
-    assert round_up(rounded, multiple) == rounded
-    assert rounded <= round_up(value + 1, multiple)
-
-
-def test_round_up_of_a_multiple():
-    """Nine rows for nine shards are nine."""
-    assert [round_up(9, 9), round_up(24, 24), round_up(10, 9)] == [9, 24, 18]
-
-
-def test_round_up_has_few_values():
-    assert len({round_up(value) for value in range(1, 4097)}) <= 8 * 12

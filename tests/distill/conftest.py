@@ -176,6 +176,7 @@ class Tiny:
             sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
             row_length=ROW_LENGTH,
+            shares_prompts=True,
             row_multiple=layout.batch_shards(mesh) if mesh else 1,
         )
 

@@ -8,6 +8,7 @@ import pytest
 
 from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
 from gadjax.models.config import Rope
+from gadjax.segments import BRANCH
 
 RNG = np.random.default_rng(0)
 
@@ -25,14 +26,19 @@ def one_query(query, keys, values):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_causal_attention(kv_heads):
-    """A query sees the tokens of its own segment up to itself; a group of heads shares keys and values."""
-    query, key, value = normal(2, 9, 6, 4), normal(2, 9, kv_heads, 4), normal(2, 9, kv_heads, 4)
-    segments = np.array([[1, 1, 1, 2, 2, 3, 3, 3, 3], [1, 1, 1, 1, 1, 1, 0, 0, 0]])
+    """A query sees the tokens of its own segment up to itself, and of its root; a group of heads shares keys."""
+    query, key, value = normal(3, 9, 6, 4), normal(3, 9, kv_heads, 4), normal(3, 9, kv_heads, 4)
+    branch = 2 + np.array([0, 1, 2]) * BRANCH  # the last row: a sequence, a prompt with two answers, padding
+    rows = [1, 1, 1, 2, 2, 3, 3, 3, 3], [1, 1, 1, 1, 1, 1, 0, 0, 0], [1, *branch[[0, 0, 1, 1, 2, 2]], 0, 0]
+    segments = np.array(rows)
     out = np.asarray(causal_attention(*map(jnp.asarray, (query, key, value, segments))))
-    for b, t in np.ndindex(2, 9):
+    for b, t in np.ndindex(3, 9):
         if segments[b, t] == 0:
             continue
-        seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        seen = [s for s in range(t + 1) if segments[b, s] in (segments[b, t], segments[b, t] % BRANCH)]
+        assert len(seen) == (
+            t + 1 if b == 1 else [1, 1, 2, 3, 4, 3, 4][t] if b == 2 else [1, 2, 3, 1, 2, 1, 2, 3, 4][t]
+        )
         for head in range(6):
             kv = head * kv_heads // 6
             expected = one_query(query[b, t, head], key[b, seen, kv], value[b, seen, kv])

@@ -13,10 +13,12 @@ from gadjax.data.packing import Packed
 from gadjax.distill import rows as device_rows
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Samples, Sampling
+from gadjax.segments import root
 from gadjax.trainer import host_rows
 
 B, N, P, T = 4, 3, 6, 5
 SHAPE = host_rows.RowShape(row_length=17, row_multiple=2)
+SHARED = dataclasses.replace(SHAPE, share=True)
 METHOD = Method(generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N)
 
 
@@ -52,16 +54,16 @@ def sequences(rows: Packed) -> list[tuple[list[int], list[int]]]:
         for sequence in np.flatnonzero(ends >= 0):
             end = ends[sequence]
             row, column = divmod(int(end), tokens.shape[1])
-            mine = segments[row] == segments[row, column]
-            assert segments[row, column] != 0
-            np.testing.assert_array_equal(np.flatnonzero(mine), np.arange(column + 1 - mine.sum(), column + 1))
+            own = segments[row, column]
+            mine = (segments[row] == own) | (segments[row] == root(own))
+            assert own != 0
             np.testing.assert_array_equal(positions[row, mine], np.arange(mine.sum()))
             held = owner == sequence
             assert np.all(np.nonzero(held)[0] == row), "the slots of a sequence are in its row"
             order = np.argsort(step[held])
             np.testing.assert_array_equal(step[held][order], np.arange(held.sum()))
-            np.testing.assert_array_equal(tokens[row, source[held] + 1], target[held])
-            np.testing.assert_array_equal(source[held][order], np.arange(column - held.sum(), column))
+            np.testing.assert_array_equal(tokens[row, mine][-held.sum() :], target[held][order])
+            np.testing.assert_array_equal(source[held][order], np.flatnonzero(mine)[-held.sum() - 1 : -1])
             text = tokens[row, mine].tolist()
             assert (minibatch, sequence) not in found
             found[minibatch, sequence] = text[: len(text) - held.sum()], target[held][order].tolist()
@@ -83,13 +85,14 @@ def test_teacher_rows(parts):
     ]
 
 
+@pytest.mark.parametrize("shape", [SHAPE, SHARED], ids=["alone", "shared"])
 @pytest.mark.parametrize(("minibatches", "parts"), [(1, 1), (1, 4), (2, 1), (2, 2)])
-def test_policy_rows_hold_all_samples_in_order(minibatches, parts):
+def test_policy_rows_hold_all_samples_in_order(minibatches, parts, shape):
     """B * N sequences, each beside its own log-probs."""
     data = batch()
     samples = samples_of(data)
     method = dataclasses.replace(METHOD, ppo_minibatches=minibatches, generator_micro_batches=parts)
-    rows, sampled = host_rows.policy_rows(method, data, samples, SHAPE)
+    rows, sampled = host_rows.policy_rows(method, data, samples, shape)
     assert rows.tokens.shape[:2] == (minibatches, parts)
     found = sequences(rows)
     assert len(found) == B * N
@@ -101,10 +104,11 @@ def test_policy_rows_hold_all_samples_in_order(minibatches, parts):
     np.testing.assert_array_equal(sampled.reshape(B, N, T), samples.logprobs)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, SHARED], ids=["alone", "shared"])
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_group_rows_hold_the_teacher_and_then_its_samples(parts):
+def test_group_rows_hold_the_teacher_and_then_its_samples(parts, shape):
     data, method = batch(), dataclasses.replace(METHOD, discriminator_micro_batches=parts)
-    rows, weight = host_rows.group_rows(method, data, None, 0.5, SHAPE)
+    rows, weight = host_rows.group_rows(method, data, None, 0.5, shape)
     expected = []
     for b in range(B):
         prompt = cut(data["prompt"][b], data["prompt_length"][b])

@@ -1,0 +1,41 @@
+"""Sizes on a grid; that sequences fit into bins is tested through `gadjax.data.packing`."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gadjax.data.bins import full_rows, round_up
+
+
+def test_full_rows():
+    """Whole groups, in a multiple: of five pairs three are in the largest of two micro-batches."""
+    assert full_rows(10, 2) == 5
+    assert full_rows(10, 2, group=2) == 6
+    assert full_rows(10, 2, row_multiple=4, group=2) == 8
+
+
+@given(st.integers(0, 100_000), st.integers(1, 64))
+def test_round_up(value, multiple):
+    """At most a share of padding, or what the multiple asks for."""
+    for steps in (8, 16):
+        rounded = round_up(value, multiple, steps)
+        assert rounded >= max(value, 1)
+        assert rounded % multiple == 0
+        assert rounded - value <= max(value / steps, 1) + multiple - 1
+
+
+@given(st.integers(0, 100_000), st.sampled_from([1, 2, 8, 64]))
+def test_round_up_twice(value, multiple):
+    rounded = round_up(value, multiple)
+    assert round_up(rounded, multiple) == rounded
+    assert rounded <= round_up(value + 1, multiple)
+
+
+def test_round_up_of_a_multiple():
+    """Nine rows for nine shards are nine."""
+    assert [round_up(9, 9), round_up(24, 24), round_up(10, 9)] == [9, 24, 18]
+
+
+def test_round_up_has_few_values():
+    assert len({round_up(value) for value in range(1, 4097)}) <= 8 * 12
