@@ -37,9 +37,14 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which listens there; needless on Slurm and TPUs.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are; given with --coordinator.")
     flags.DEFINE_integer("process_id", None, "Which one this is, from 0; given with --coordinator.")
+    flags.DEFINE_string(
+        "profile", None, "STEP or FIRST-LAST, as metrics.jsonl counts: traces these steps into WORKDIR/profile."
+    )
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") -> dict[str, dict[str, float]]:
+def run(
+    config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default", profile: tuple[int, int] | None = None
+) -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
 
     With several processes (`gadjax.parallel.processes.start`, or `jax.distributed.initialize`) all of them call this.
@@ -47,6 +52,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") ->
     Args:
       config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
       workdir: made where it does not exist.
+      profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into `profile` there.
 
     Returns:
       The held-out figures by stage, "before" first: the rows of the table that the command prints.
@@ -56,7 +62,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default") ->
     """
     from gadjax.trainer.session import train_and_export
 
-    return train_and_export(config, expand(workdir))
+    return train_and_export(config, expand(workdir), profile)
 
 
 def main(argv: list[str]) -> None:
@@ -65,9 +71,12 @@ def main(argv: list[str]) -> None:
     commands.use_compilation_cache()
 
     from gadjax.parallel import processes
+    from gadjax.trainer.profile import parse_steps
+
+    profile = parse_steps(FLAGS.profile) if FLAGS.profile else None
 
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    run(config, FLAGS.workdir or f"runs/{commands.config_name()}")
+    run(config, FLAGS.workdir or f"runs/{commands.config_name()}", profile)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ def names(line: dict) -> set[str]:
 
 
 def seconds(*phases: str) -> set[str]:
-    return {f"seconds/{phase}" for phase in phases}
+    """Names of the figures that tell how long the phases took, and how fast that was."""
+    speed = {"padding", "speed/trained_tokens_per_second", "speed/model_tflops_per_device"}
+    speed |= {"speed/sampled_tokens_per_second"} if "rollout" in phases else set()
+    return {f"seconds/{phase}" for phase in phases} | speed
 
 
 class TestFinishedRun:
@@ -204,7 +207,9 @@ def final_params(finished_run) -> dict:
 
 def without_seconds(workdir: pathlib.Path) -> list[dict]:
     lines = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in lines
+    ]
 
 
 def exports(workdir: pathlib.Path) -> dict[str, bytes]:
@@ -225,7 +230,7 @@ class TestSeqKD:
         workdir = seqkd_run
         assert [path.name for path in (workdir / "export").iterdir()] == ["generator"]
         for line in train_lines(workdir):
-            assert names(line) == GENERATOR | {"tokens", "seconds/generator"}
+            assert names(line) == GENERATOR | {"tokens"} | seconds("generator")
         for figures in read_heldout(workdir / "metrics.jsonl").values():
             assert not any(name.startswith("discriminator") for name in figures)
 

@@ -66,6 +66,8 @@ _CHIPS = (
     Chip("cpu", "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0, 0.15e12, 15e9, 10e9),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
+_TPU_KINDS = {"TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e"}
+_TPU_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 # What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz, its full name.
 _CUDA_DETAILS = {
@@ -89,6 +91,12 @@ class Target:
     def count(self) -> int:
         """Devices."""
         return math.prod(self.shape)
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip that a device is, None where its figures are not known; a CPU's are not."""
+    kinds = _TPU_KINDS | {details[-1]: name for name, details in _CUDA_DETAILS.items()}
+    return CHIPS.get(kinds.get(device.device_kind, ""))
 
 
 def parse_topology(name: str) -> Target:

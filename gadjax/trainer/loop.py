@@ -28,6 +28,7 @@ from gadjax.progress import RunProgress
 from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
+from gadjax.trainer.profile import Profile
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import (
     Setup,
@@ -53,8 +54,9 @@ class Position:
 class Run:
     """One run in its workdir."""
 
-    def __init__(self, setup: Setup, workdir: pathlib.Path, progress: RunProgress):
+    def __init__(self, setup: Setup, workdir: pathlib.Path, progress: RunProgress, profile: Profile | None = None):
         self.setup, self.config, self.progress = setup, setup.config, progress
+        self.profile = profile or Profile(workdir, 0, 0)  # of no step
         self.lengths = stage_lengths(setup)
         self.offload = Offload.of(self.config)
         self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
@@ -80,7 +82,7 @@ class Run:
         However it ends, checkpoints that are being written reach the disk, and the logs are closed.
         """
         with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
-            for part in (self.samples, self.logger, self.checkpoints):
+            for part in (self.samples, self.logger, self.checkpoints, self.profile):
                 closing.callback(part.close)
             self._run_stages()
         self.state = self.offload.arrange(self.state, "measure")  # both networks where they can be read
@@ -106,7 +108,9 @@ class Run:
         total = self.lengths[stage]
         self.progress.start_stage(stage, total, self.position.stage_step)
         for batch in self._batches(stage):
-            self.state, metrics = steps.run(self.state, batch, self.position.stage_step, self.position.step)
+            number = self.position.step + 1
+            with self.profile.step(number):
+                self.state, metrics = steps.run(self.state, batch, self.position.stage_step, self.position.step)
             self.position.stage_step += 1
             self.position.step += 1
             self.logger.log(self.position.step, stage, metrics)

@@ -12,10 +12,13 @@ from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
 from gadjax.trainer.loop import Run
+from gadjax.trainer.profile import Profile
 from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
 
-def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def train_and_export(
+    config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None
+) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
     with RunProgress(enabled=processes.is_first()) as progress:
         progress.say("reading config, tokenizer and data")
@@ -26,7 +29,7 @@ def train_and_export(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dic
             check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
         progress.say(describe(setup))
-        run = Run(setup, workdir, progress)
+        run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile))
         if run.position.step:
             progress.say(f"continuing {workdir} after step {run.position.step}")
         state = run.train()

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
-from gadjax.trainer import host_rows
+from gadjax.trainer import host_rows, throughput
 from gadjax.trainer.blueprint import Blueprint, make_method
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
@@ -35,6 +36,7 @@ class StageSteps:
         self.programs = Programs(self.method, setup.mesh)
         self.offload = Offload.of(setup.config)
         self._shapes = {network: row_shape(setup, network) for network in ("generator", "discriminator")}
+        self._meter = throughput.Meter(list(setup.mesh.devices.flat))
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
 
@@ -47,7 +49,7 @@ class StageSteps:
           stage_step, step: steps done before, in this stage and in the run.
 
         Returns:
-          The state after it and its metrics, `seconds/*` per phase among them.
+          The state after it and its metrics; `seconds/*` per phase and `gadjax.trainer.throughput`'s among them.
         """
         self._seconds = {}
         if self.stage == "seqkd":
@@ -61,6 +63,7 @@ class StageSteps:
                 update = self._supervised if self.stage == "warmup" else self._policy(samples, rewards)
                 state, measured = update(state, batch)
                 metrics |= measured
+        metrics |= self._meter.figures(self._seconds, metrics["tokens"])
         return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
 
     def _trains_generator(self, stage_step: int) -> bool:
@@ -71,9 +74,11 @@ class StageSteps:
         with self._timed("rollout"):
             state = self.offload.arrange(state, "rollout")
             key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
-            batch = self.programs.place_batch(batch)
-            samples = self.programs.sample(state.generator.params, batch, key, base=state.base)
-            return state, jax.device_get(samples)
+            placed = self.programs.place_batch(batch)
+            samples = self.programs.sample(state.generator.params, placed, key, base=state.base)
+            samples = jax.device_get(samples)
+            self._meter.rollout(throughput.of_rollout(self.setup.sampler, batch["prompt_length"], samples))
+            return state, samples
 
     def _discriminate(
         self, state: GadState, batch: HostBatch, samples: Samples, step: int
@@ -90,6 +95,8 @@ class StageSteps:
                 replayed = self.replay.draw(past_groups(config.replay_share, count), (self.setup.config.seed, step))
             shape = self._shapes["discriminator"]
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, shape)
+            passes = self._training * self.method.updates_per_step if train else throughput.SCORING
+            self._meter.update(throughput.of_rows(self.setup.discriminator, rows, passes))
             rows = self._place(rows)
             if train:
                 update = functools.partial(self.programs.update_discriminator, base=state.base, fresh=count)
@@ -103,17 +110,18 @@ class StageSteps:
     def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
             state = self.offload.arrange(state, "generator")
-            rows = self._place(host_rows.teacher_rows(self.method, batch, self._shapes["generator"]))
-            generator, metrics = self.programs.update_supervised(state.generator, rows, base=state.base)
+            generator, metrics = self.programs.update_supervised(
+                state.generator, self._teacher_rows(batch), base=state.base
+            )
             return state.replace(generator=generator), jax.device_get(metrics)
 
     def _policy(self, samples: Samples, rewards: jax.Array):
         def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
             with self._timed("generator"):
                 rows, sampled = host_rows.policy_rows(self.method, batch, samples, self._shapes["generator"])
-                teacher = None
-                if self.method.sft_coefficient:
-                    teacher = self._place(host_rows.teacher_rows(self.method, batch, self._shapes["generator"]))
+                teacher = self._teacher_rows(batch) if self.method.sft_coefficient else None
+                passes = self._training * self.method.ppo_epochs + throughput.SCORING  # the reference
+                self._meter.update(throughput.of_rows(self.setup.generator, rows, passes))
                 rows = self._place(rows, leading=2)
                 state = self.offload.arrange(state, "reference")
                 before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
@@ -124,6 +132,17 @@ class StageSteps:
                 return state.replace(generator=generator), jax.device_get(metrics)
 
         return update
+
+    def _teacher_rows(self, batch: HostBatch) -> Packed:
+        """Placed rows of the teacher's answers, for one pass over them."""
+        rows = host_rows.teacher_rows(self.method, batch, self._shapes["generator"])
+        self._meter.update(throughput.of_rows(self.setup.generator, rows, self._training))
+        return self._place(rows)
+
+    @property
+    def _training(self) -> int:
+        lora = self.setup.generator.config.lora
+        return throughput.TRAINING_ADAPTERS if lora else throughput.TRAINING
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -82,7 +82,9 @@ def finished(adapted, tmp_path_factory, one_device, quick_compile):
 
 def lines(workdir: pathlib.Path) -> list[dict]:
     records = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in records]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in records
+    ]
 
 
 def bytes_of(tree) -> int:

@@ -49,7 +49,9 @@ def stop_before(monkeypatch):
 
 def lines(workdir: pathlib.Path) -> list[dict]:
     records = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in records]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in records
+    ]
 
 
 def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, rich_fields, stop_before, tmp_path):

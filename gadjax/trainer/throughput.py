@@ -1,0 +1,108 @@
+"""How fast a step is: tokens a second, and how much of the devices' arithmetic the model itself needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from gadjax.data.packing import Packed
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+from gadjax.planning.targets import chip_of
+from gadjax.rollout.sampler import Samples
+
+SCORING, TRAINING, TRAINING_ADAPTERS = 1, 3, 2  # forward passes that a pass costs: the backward one is two, or one
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of one phase of a step.
+
+    Attributes:
+      flops: floating-point operations that the model needs, without padding and without computing anything twice.
+      tokens: that went through the network.
+      places: of arrays that held them; more than the tokens by the padding.
+    """
+
+    flops: float
+    tokens: int
+    places: int
+
+
+def of_rows(model: Model, rows: Packed, passes: int) -> Work:
+    """Rows that went through a network, which costs so many forward passes: `SCORING`, `TRAINING`, ...
+
+    Adapters' own operations are not counted, nor gradients of weights that they keep as they are.
+    """
+    held = np.asarray(rows.segments) > 0
+    tokens, attended = int(held.sum()), int((np.asarray(rows.positions)[held] + 1).sum(dtype=np.int64))
+    predicted = int(np.asarray(rows.mask).sum()) if model.head == "lm" else 0
+    return Work(passes * forward_flops(model.config, tokens, attended, predicted), tokens, held.size)
+
+
+def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Work:
+    """Prompts [B] that were read once each, and their samples, of which each token was read but the last."""
+    prompts, lengths = prompt_length.astype(np.int64), np.asarray(samples.lengths, np.int64)
+    read = lengths - 1
+    attended = (prompts * (prompts + 1) // 2).sum() + (read * (prompts[:, None] + 1) + read * (read - 1) // 2).sum()
+    tokens = int(prompts.sum() + read.sum())
+    return Work(forward_flops(model.config, tokens, int(attended), int(lengths.sum())), tokens, tokens)
+
+
+def forward_flops(config: ModelConfig, tokens: int, attended: int, predicted: int) -> float:
+    """Matrix products of a forward pass: two operations a weight and token, four a channel and pair of tokens.
+
+    Args:
+      tokens: that pass the layers.
+      attended: pairs of a token and one that it sees.
+      predicted: tokens whose logits are computed.
+    """
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
+    head = 2.0 * config.vocab_size * config.hidden_size * predicted
+    return config.num_layers * (2.0 * layer * tokens + 4.0 * heads * attended) + head
+
+
+class Meter:
+    """Adds a step's work up."""
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._count, self._chip = len(devices), chip_of(devices[0])
+        self._updates: list[Work] = []
+        self._flops = 0.0
+
+    def rollout(self, work: Work) -> None:
+        """Counts sampling."""
+        self._flops += work.flops
+
+    def update(self, work: Work) -> None:
+        """Counts a pass over packed rows, whose padding counts too."""
+        self._flops += work.flops
+        self._updates.append(work)
+
+    def figures(self, seconds: dict[str, float], sampled: int) -> dict[str, float]:
+        """The step's figures, which start anew.
+
+        Args:
+          seconds: by phase, all of the step.
+          sampled: tokens of the responses.
+
+        Returns:
+          `padding`: share of the places of the updates' rows. `speed/sampled_tokens_per_second` in the rollout,
+          `speed/trained_tokens_per_second` in the other phases, `speed/model_tflops_per_device` over the step, and
+          `speed/mfu`, the share of the chip's bfloat16 peak, where that is known (`gadjax.planning.targets.CHIPS`).
+        """
+        total, tokens = sum(seconds.values()), sum(work.tokens for work in self._updates)
+        figures = {"padding": 1.0 - tokens / max(1, sum(work.places for work in self._updates))}
+        if "rollout" in seconds:
+            figures["speed/sampled_tokens_per_second"] = sampled / seconds["rollout"]
+        figures["speed/trained_tokens_per_second"] = tokens / (total - seconds.get("rollout", 0.0))
+        rate = self._flops / (total * self._count)
+        figures["speed/model_tflops_per_device"] = rate / 1e12
+        if self._chip:
+            figures["speed/mfu"] = rate / self._chip.flops
+        self._flops, self._updates = 0.0, []
+        return figures
