@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -39,6 +40,7 @@ class StageSteps:
         self._meter = throughput.Meter(list(setup.mesh.devices.flat))
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
+        self._packer = futures.ThreadPoolExecutor(1)  # packs the generator's rows while a device computes
 
     def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
         """One step.
@@ -52,21 +54,30 @@ class StageSteps:
           The state after it and its metrics; `seconds/*` per phase and `gadjax.trainer.throughput`'s among them.
         """
         self._seconds = {}
+        trains = self._trains_generator(stage_step)
+        teacher = None
+        if trains and (self.stage != "gad" or self.method.sft_coefficient):
+            teacher = self._pack(host_rows.teacher_rows, batch)
         if self.stage == "seqkd":
-            state, metrics = self._supervised(state, batch)
+            state, metrics = self._supervised(state, teacher)
             metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
             state, samples = self._sample(state, batch, step)
+            policy = self._pack(host_rows.policy_rows, batch, samples) if trains and self.stage == "gad" else None
             state, rewards, metrics = self._discriminate(state, batch, samples, step)
             metrics |= response_metrics(samples)
-            if self._trains_generator(stage_step):
-                update = self._supervised if self.stage == "warmup" else self._policy(samples, rewards)
-                state, measured = update(state, batch)
-                metrics |= measured
+            if trains:
+                updated = self._policy(state, policy, rewards, teacher) if policy else self._supervised(state, teacher)
+                state, metrics = updated[0], metrics | updated[1]
         metrics |= self._meter.figures(self._seconds, metrics["tokens"])
         return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
 
+    def _pack(self, rows_of: Callable[..., Any], *sequences: Any) -> futures.Future:
+        return self._packer.submit(rows_of, self.method, *sequences, self._shapes["generator"])
+
     def _trains_generator(self, stage_step: int) -> bool:
+        if self.stage == "seqkd":
+            return True
         waits = self.stage == "warmup" and self.section.train_discriminator
         return self.section.train_generator and stage_step >= (self.section.discriminator_only_steps if waits else 0)
 
@@ -107,35 +118,33 @@ class StageSteps:
                 _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
             return state, scores[:count, 1:], jax.device_get(metrics)
 
-    def _supervised(self, state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
+    def _supervised(self, state: GadState, teacher: futures.Future) -> tuple[GadState, Metrics]:
         with self._timed("generator"):
             state = self.offload.arrange(state, "generator")
-            generator, metrics = self.programs.update_supervised(
-                state.generator, self._teacher_rows(batch), base=state.base
+            rows = self._teacher_rows(teacher)
+            generator, metrics = self.programs.update_supervised(state.generator, rows, base=state.base)
+            return state.replace(generator=generator), jax.device_get(metrics)
+
+    def _policy(
+        self, state: GadState, policy: futures.Future, rewards: jax.Array, teacher: futures.Future | None
+    ) -> tuple[GadState, Metrics]:
+        with self._timed("generator"):
+            rows, sampled = policy.result()
+            passes = self._training * self.method.ppo_epochs + throughput.SCORING  # the reference
+            self._meter.update(throughput.of_rows(self.setup.generator, rows, passes))
+            rows = self._place(rows, leading=2)
+            state = self.offload.arrange(state, "reference")
+            before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
+            state = self.offload.arrange(state, "generator")
+            answers = teacher and self._teacher_rows(teacher)
+            generator, metrics = self.programs.update_policy(
+                state.generator, before, rows, sampled, rewards, answers, base=state.base
             )
             return state.replace(generator=generator), jax.device_get(metrics)
 
-    def _policy(self, samples: Samples, rewards: jax.Array):
-        def update(state: GadState, batch: HostBatch) -> tuple[GadState, Metrics]:
-            with self._timed("generator"):
-                rows, sampled = host_rows.policy_rows(self.method, batch, samples, self._shapes["generator"])
-                teacher = self._teacher_rows(batch) if self.method.sft_coefficient else None
-                passes = self._training * self.method.ppo_epochs + throughput.SCORING  # the reference
-                self._meter.update(throughput.of_rows(self.setup.generator, rows, passes))
-                rows = self._place(rows, leading=2)
-                state = self.offload.arrange(state, "reference")
-                before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
-                state = self.offload.arrange(state, "generator")
-                generator, metrics = self.programs.update_policy(
-                    state.generator, before, rows, sampled, rewards, teacher, base=state.base
-                )
-                return state.replace(generator=generator), jax.device_get(metrics)
-
-        return update
-
-    def _teacher_rows(self, batch: HostBatch) -> Packed:
+    def _teacher_rows(self, teacher: futures.Future) -> Packed:
         """Placed rows of the teacher's answers, for one pass over them."""
-        rows = host_rows.teacher_rows(self.method, batch, self._shapes["generator"])
+        rows = teacher.result()
         self._meter.update(throughput.of_rows(self.setup.generator, rows, self._training))
         return self._place(rows)
 

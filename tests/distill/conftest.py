@@ -231,7 +231,10 @@ class BigramConfig:
     """What the sampler and the losses ask a config for."""
 
     vocab_size: int = V
+    hidden_size: int = 8
+    intermediate_size: int = 0
     num_layers: int = 0
+    num_heads: int = 1
     num_kv_heads: int = 1
     head_dim: int = 1
     dtype: str = "float32"

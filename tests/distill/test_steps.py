@@ -143,3 +143,33 @@ def test_where_the_discriminator_does_not_learn_no_step_is_its_alone(bigrams):
     )
     state, _ = trainer.run(state, bigrams.batch, stage_step=0, step=STEP)
     assert distance(state.generator.params, bigrams.params["generator"]) > 1e-3
+
+
+@pytest.fixture
+def compilations():
+    """Durations of what the backend compiled, as they come."""
+    seen: list[float] = []
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name.endswith("backend_compile_duration"):
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("stage", ["warmup", "gad"])
+def test_nothing_compiles_after_the_first_pass_over_the_shapes(bigrams, stage, compilations):
+    """Three steps whose samples differ in length, and the same three again."""
+    trainer, _ = bigrams.trainer(stage, warmup__discriminator_only_steps=1)
+    counts = []
+    for _ in range(2):
+        _, state = bigrams.trainer(stage)
+        tokens = []
+        for step in range(3):
+            state, metrics = trainer.run(state, bigrams.batch, stage_step=step, step=step)
+            tokens.append(metrics["tokens"])
+        assert len(set(tokens)) > 1
+        counts.append(len(compilations))
+    assert counts[0] == counts[1] > 0
