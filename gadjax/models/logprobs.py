@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
 
+LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
 _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
 
@@ -135,6 +136,7 @@ def _logprobs(plan: _Plan, hidden, head, targets):
 
 def _forward(plan: _Plan, hidden, head, targets):
     def local(hidden, head, targets):
+        @jax.named_scope(LOGITS)
         def step(_, chunk):
             states, ids = chunk
             logits = plan.logits(states, head)
@@ -162,13 +164,14 @@ def _backward(plan: _Plan, residuals, cotangents):
     def local(hidden, head, targets, normalizer, entropy, of_logprob, of_entropy):
         def step(gradient, chunk):
             states, ids, normalizer, entropy, of_logprob, of_entropy = chunk
-            logits = plan.logits(states, head)
-            probability = jnp.exp(logits - normalizer[:, None])
-            slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
-            if plan.entropy_gradient:
-                mean_logit = (normalizer - entropy)[:, None]
-                slope -= of_entropy[:, None] * probability * (logits - mean_logit)
-            slope = (slope / plan.temperature).astype(states.dtype)
+            with jax.named_scope(LOGITS):
+                logits = plan.logits(states, head)
+                probability = jnp.exp(logits - normalizer[:, None])
+                slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
+                if plan.entropy_gradient:
+                    mean_logit = (normalizer - entropy)[:, None]
+                    slope -= of_entropy[:, None] * probability * (logits - mean_logit)
+                slope = (slope / plan.temperature).astype(states.dtype)
             of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=gradient.dtype))
             if plan.head_gradient:
                 gradient += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=gradient.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from gadjax.errors import UserError, first_line
+from gadjax.models.logprobs import LOGITS
 from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
 from gadjax.planning.program import RunProgram, bytes_per_device
@@ -161,7 +162,7 @@ def compile_program(program: RunProgram, chip: Chip, platform: str, trips: int) 
             "links": _link_seconds(collectives, chip, devices),
         },
         collectives=collectives,
-        positions=text.positions(*_vocabulary(program)),
+        positions=text.positions(*_vocabulary(program), LOGITS),
         gathered=max((t.bytes for t in collectives if t.in_token_loop and t.op != "all-reduce"), default=0),
         largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
         compile_seconds=time.perf_counter() - start,

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as layout
 from gadjax.planning.hlo import Program
 
@@ -83,8 +84,34 @@ def test_the_largest_arrays_are_in_main_memory():
 
 def test_logits_are_told_from_weights():
     text = LOOP.replace("bf16[128,64]", "f32[24,640]").replace("bf16[36,128,64]", "bf16[640,64]")
-    assert Program(text).positions(640, hidden={64}) == 24
-    assert Program(text).positions(640, hidden={64, 24}) == 0
+    assert Program(text).positions(640, {64}, "logits") == 24
+    assert Program(text).positions(640, {64, 24}, "logits") == 0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_logits_as_large_as_a_weight(backward):
+    """A device's chunk has as many positions as its part of a weight has channels, 64 / 4."""
+    mesh = layout.make_mesh(1, 4, 2)
+    sizes = 640 // 2, {64, 64 // 4, 64 // 2, 64 // 8}
+    array = lambda spec, *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))  # noqa: E731
+    hidden, head, targets = array(P("fsdp"), 8, 40, 64), array(P("tensor", "fsdp"), 640, 64), array(P("fsdp"), 8, 40)
+
+    def loss(hidden, head, targets):
+        return token_logprobs(hidden, head, targets.astype(int), chunk=16, mesh=mesh)[0].sum()
+
+    f = jax.grad(loss, argnums=(0, 1)) if backward else loss
+    program = Program(jax.jit(f).lower(hidden, head, targets).compile().as_text())
+    assert program.positions(*sizes, LOGITS) == 16
+    assert program.positions(*sizes, "elsewhere") == 0
+
+
+def test_weights_alone_are_no_logits():
+    """Of half of the vocabulary's and all kinds of sizes of the other axis, in float32 and bfloat16, moved and cast."""
+    mesh = layout.make_mesh(1, 4, 2)
+    split, whole = (NamedSharding(mesh, spec) for spec in (P("tensor", "fsdp"), P("tensor")))
+    table = jax.ShapeDtypeStruct((640, 64), jnp.float32, sharding=split)
+    cast = jax.jit(lambda table: table.astype(jnp.bfloat16), out_shardings=whole).lower(table).compile()
+    assert Program(cast.as_text()).positions(320, {64, 16}, LOGITS) == 0
 
 
 @pytest.mark.parametrize("steps", [3, 11])

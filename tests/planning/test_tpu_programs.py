@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as layout
 from gadjax.planning import targets
 from gadjax.planning.estimate import compile_program
@@ -130,3 +131,20 @@ def test_sums_of_a_loop_are_told_from_gathers(devices):
     program = Program(jax.jit(decode).lower(x, weights).compile().as_text())
     (found,) = program.collectives()
     assert (found.op, found.bytes, found.times) == ("reduce-scatter", 64 * 1024 * 2, LAYERS * TOKENS)
+
+
+def test_logits_as_large_as_a_weight(devices):
+    """More than fit the scratch memory, in a backward pass, with the gradient of the head beside them."""
+    mesh = layout.make_mesh(1, 4, 1, devices)
+    hidden, head = (
+        array(mesh, (16, 512, 1024), "fsdp"),
+        array(mesh, (65536, 1024), None, "fsdp"),
+    )
+    targets = jax.ShapeDtypeStruct((16, 512), jnp.int32, sharding=NamedSharding(mesh, P("fsdp")))
+
+    def loss(hidden, head, targets):
+        return token_logprobs(hidden, head, targets, chunk=1024, mesh=mesh)[0].sum()
+
+    program = Program(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile().as_text())
+    assert program.positions(65536, {1024, 256}, LOGITS) == 1024
+    assert program.positions(65536, {1024, 256}, "elsewhere") == 0
