@@ -90,7 +90,6 @@ class Collective(NamedTuple):
 
     op: str
     bytes: int  # of what a device gives or gets, whichever is more
-    elements: int  # of its largest array
     times: int  # that it runs in one call of the program
     in_loop: bool
     op_name: str
@@ -164,12 +163,7 @@ class Program:
             size = max(size, sum(self._made[name].size for name in line.operands if name in self._made))
         if op == "all-reduce" and "reduce-scatter" in computation:  # with the slice that each keeps, in one fusion
             op = "reduce-scatter"
-        elements = max(math.prod(array.shape) for array in line.arrays)
-        return Collective(op, size, elements, times, looped, line.op_name)
-
-    def largest_in_loops(self) -> int:
-        """Elements that the largest collective inside a loop moves; 0 where there is none."""
-        return max((found.elements for found in self.collectives() if found.in_loop), default=0)
+        return Collective(op, size, times, looped, line.op_name)
 
     def buffers(self) -> list[Buffer]:
         """The distinct arrays in the main memory, largest first; what a fusion holds inside never gets there."""

@@ -12,9 +12,10 @@ import pytest
 from gadjax.planning.estimate import compile_program
 from gadjax.planning.program import bytes_per_device
 from gadjax.planning.programs import full_batch, run_programs
-from gadjax.planning.run import checked, make_blueprint
-from gadjax.planning.targets import CHIPS
+from gadjax.planning.run import checked, make_blueprint, make_plan
+from gadjax.planning.targets import CHIPS, parse_topology
 from gadjax.rollout.sampler import Sampling
+from gadjax.trainer import host_rows
 from gadjax.trainer.loop import Run
 from gadjax.trainer.programs import HeldOutPrograms, Programs
 from gadjax.trainer.setup import prepare_run
@@ -163,3 +164,15 @@ def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):
         assert (blueprint.heldout_prompts == 128) == measured and bool(blueprint.heldout_prompts) == measured
     many = checked(tiny_config({"evaluation.prompts": 0}))
     assert make_blueprint(many, jax.devices()).heldout_prompts >= 64
+
+
+def test_rows_are_packed_once_and_only_where_they_are_needed(tiny_config, monkeypatch):
+    """Not for a program that a search compiled before, nor again for the one without remat."""
+    packed = []
+    pack = host_rows.teacher_rows
+    monkeypatch.setattr(host_rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])
+    config, target, known = tiny_config({"stages": ("seqkd",), "data.heldout": ""}), parse_topology("cpu:8"), {}
+    first = make_plan(config, target, jax.devices(), known=known)
+    assert len(packed) == 1
+    again = make_plan(config, target, jax.devices(), known=known)
+    assert len(packed) == 1 and again.programs == first.programs
