@@ -100,6 +100,17 @@ def _quick_compile(folder: pathlib.Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def largest_in_loops() -> Callable[[Any], int]:
+    """Bytes that the largest collective inside a loop of a compiled program moves; 0 where there is none."""
+    from gadjax.planning.hlo import Program
+
+    def largest(compiled: Any) -> int:
+        return max((found.bytes for found in Program(compiled.as_text()).collectives() if found.in_loop), default=0)
+
+    return largest
+
+
+@pytest.fixture(scope="session")
 def hf_config() -> Callable[..., dict[str, Any]]:
     """The config.json of a small untied Llama; the arguments replace its fields."""
     config = {

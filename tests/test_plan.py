@@ -20,7 +20,10 @@ TINY = (
     "--config.rollout.slots=16",
     "--config.micro_batches.tokens=64",
     "--config.logprob_chunk=16",
+    "--config.evaluation.two_sample_folds=2",
 )
+# A run that measures nothing has fewer programs to compile.
+NO_HELDOUT = "--config.data.train=unnamed"
 
 
 def plan(*arguments, timeout=400):
@@ -41,14 +44,17 @@ def test_every_program_is_there(tiny_plan):
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     names = ["weights for sampling", "rollout", "discriminator update", "cross-entropy update", "reference"]
-    assert [program["name"] for program in found["programs"]] == [*names, "policy update"]
+    names += ["policy update"] + [f"held-out {name}" for name in ("likelihoods", "weights for sampling", "answers")]
+    names += ["held-out scores"] + [f"two-sample {name}" for name in ("answers", "update", "scores")]
+    assert [program["name"] for program in found["programs"]] == names
     assert found["fits"] and found["devices"] == 8 and found["slots"] == 16
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     for program in found["programs"]:
         compiled = program["compiled"]
         assert program["peak"] == compiled["program"] + program["resident"] + found["reserve"] > 0
         assert compiled["moved"] > 0 and len(compiled["largest"]) == 5
-        assert (compiled["flops"] > 0) == (program["name"] != "weights for sampling")
+        assert (compiled["flops"] > 0) == (not program["name"].endswith("weights for sampling"))
+        assert program["name"].startswith(("held-out", "two-sample")) == (not program["stages"])
         assert program["bound"] == max(compiled["seconds"].values())
     for stage in ("seqkd", "warmup", "gad"):
         parts = [program["bound"] for program in found["programs"] if stage in program["stages"]]
@@ -57,17 +63,18 @@ def test_every_program_is_there(tiny_plan):
 
 def test_the_table_for_people(tiny_plan):
     _, arguments = tiny_plan
-    told = plan(*arguments, "--config.stages=seqkd")
+    told = plan(*arguments, "--config.stages=seqkd", NO_HELDOUT)
     assert told.returncode == 0, told.stderr
     assert "cpu:8: 8 devices of" in told.stdout and "fits: the most is" in told.stdout
     assert "a step of seqkd:" in told.stdout and "assumed:" in told.stdout
-    assert "compiling: cross-entropy update" in told.stderr
+    assert told.stderr == "compiling: cross-entropy update\n"
+    assert "not in those seconds: nothing; config.data.heldout is empty" in told.stdout
 
 
 def test_what_does_not_fit_is_status_1():
     """A 14B model on one virtual device: more than this machine's memory, whatever the batch."""
     lengths = ("--config.data.max_prompt_length=64", "--config.data.max_response_length=64", "--config.batch_size=4")
-    told = plan("--config=configs/qwen14b.py", "--config.stages=seqkd", "--topology=cpu:1", *lengths)
+    told = plan("--config=configs/qwen14b.py", "--config.stages=seqkd", "--topology=cpu:1", *lengths, NO_HELDOUT)
     assert told.returncode == 1, told.stderr
     assert "does not fit: the cross-entropy update needs" in told.stdout
     assert "config.offload.optimizer=True" in told.stdout
@@ -94,7 +101,7 @@ def test_errors_are_one_line(arguments, message):
 def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
     """From settings of more waves and smaller slices than need be."""
     finished, arguments = tiny_plan
-    told = plan(*arguments, "--config.stages=gad", "--suggest", "--json")
+    told = plan(*arguments, "--config.stages=gad", "--suggest", "--json", NO_HELDOUT)
     assert told.returncode == 0, told.stderr
     found, before = json.loads(told.stdout), json.loads(finished.stdout)
     assert found["fits"] and found["suggested"]
@@ -107,7 +114,7 @@ def test_three_billion_parameters_on_four_tpus():
     # Nine sequences of each of four prompts fill the rows of four devices: no padding.
     fields = ("stages=warmup", "warmup.train_discriminator=False", "micro_batches.discriminator=64")
     stage = [f"--config.{field}" for field in fields]
-    told = plan("--config=configs/qwen3b.py", "--topology=v6e:2x2", *stage, *V6E, "--json")
+    told = plan("--config=configs/qwen3b.py", "--topology=v6e:2x2", *stage, *V6E, NO_HELDOUT, "--json")
     assert told.returncode == 0, told.stderr[-3000:]
     found = json.loads(told.stdout)
     assert found["fits"] and max(program["peak"] for program in found["programs"]) < 0.9 * found["memory"]

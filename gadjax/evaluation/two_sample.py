@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from gadjax.distill.state import TrainState, adamw, apply_gradients, create
 from gadjax.models import lora
 from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.parallel.mesh import constrain
+
+BATCH = 16  # prompts in an update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,50 @@ class TwoSample:
     prompts: int
 
 
+class Classifier:
+    """The compiled programs of fresh classifiers, each jitted once, with its layout."""
+
+    def __init__(self, model: Model, optimizer: optax.GradientTransformation, shardings: TrainState | None = None):
+        """A classifier that is not trained yet.
+
+        Args:
+          model: the "score" model of the base checkpoint's architecture.
+          optimizer: `adamw_for(learning_rate)`, as a rule.
+          shardings: the layout of its state; None leaves it to the compiler.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.start = jax.jit(self._start, out_shardings=shardings)
+        self.update = jax.jit(self._update, donate_argnums=0, out_shardings=shardings)
+        self.score = jax.jit(self._score)
+
+    def frozen(self, base: Params) -> Params | None:
+        """What a classifier stands on and does not train: the base, with adapters."""
+        return base if self.model.config.lora else None
+
+    def _start(self, base: Params, key: jax.Array) -> TrainState:
+        if self.model.config.lora:
+            return create(lora.trained(self.model.init(key)), self.optimizer)
+        return create(grow_discriminator(base, self.model.init_head(key)), self.optimizer)
+
+    def _update(self, state: TrainState, frozen: Params | None, rows: Packed) -> TrainState:
+        def loss(params):
+            scores = sequence_scores(self.model, lora.join(frozen, params), rows).reshape(-1, 2)
+            return -jnp.mean(jax.nn.log_sigmoid(scores * jnp.array([1.0, -1.0])))
+
+        return apply_gradients(self.optimizer, state, jax.grad(loss)(state.params))[0]
+
+    def _score(self, params: Params, frozen: Params | None, rows: Packed) -> jax.Array:
+        scores = sequence_scores(self.model, lora.join(frozen, params), rows).reshape(-1, 2)
+        return constrain(scores, self.model.mesh, None, None)  # whole on every device: every process reads all
+
+
+def adamw_for(learning_rate: float) -> optax.GradientTransformation:
+    """The optimizer of fresh classifiers."""
+    return adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+
+
 def two_sample_test(
-    model: Model,
+    classifier: Classifier,
     base: Params,
     prompts: Sequence[np.ndarray],
     teacher: Sequence[np.ndarray],
@@ -49,30 +93,27 @@ def two_sample_test(
     *,
     folds: int,
     epochs: int,
-    learning_rate: float,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     seed: int = 0,
 ) -> TwoSample:
     """Cross-validated: `folds` classifiers, each trained on the other folds' answers and tried on its own fold.
 
     Args:
-      model: the "score" model of the base checkpoint's architecture.
+      classifier: of the base checkpoint's architecture.
       base: parameters of the base checkpoint, an "lm" model; each fold's classifier starts from its backbone, or with
-        adapters in `model` stands on it.
+        adapters stands on it.
       prompts, teacher, student: one token array a prompt; cut both sides at the same limit.
       folds: at least 2.
       epochs: passes over a fold's training answers.
-      learning_rate: of AdamW.
       batch_size: prompts in an update; each brings its teacher's and its student's answer.
       seed: of folds, order, head and bootstrap.
     """
     if not 2 <= folds <= len(prompts):
         raise ValueError(f"{folds} folds of {len(prompts)} prompts: need at least 2 folds and a prompt in each")
-    width = round_up(max(map(len, prompts)), 8)
-    limit = round_up(max(max(map(len, teacher)), max(map(len, student))), 8)
+    width, limit = widths(max(map(len, prompts)), max(map(len, [*teacher, *student])))
     arrays = _pad(prompts, width), np.stack([_pad(teacher, limit), _pad(student, limit)], 1)
     lengths = _lengths(prompts), np.stack([_lengths(teacher), _lengths(student)], 1)
-    optimizer = _optimizer(learning_rate)
+    rows = functools.partial(_rows, arrays, lengths)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(prompts))
     right = np.zeros((len(prompts), 2))
@@ -82,48 +123,31 @@ def two_sample_test(
         batches = max(1, len(rest) // batch_size)
         visits = [rng.permutation(rest)[: batches * batch_size] for _ in range(epochs)]
         visits = np.concatenate(visits).reshape(epochs * batches, -1)
-        frozen, params = _start(model, base, jax.random.fold_in(jax.random.key(seed), fold))
-        state = create(params, optimizer)
-        for chosen in visits:
-            state = _update(model, optimizer, state, frozen, _rows(arrays, lengths, chosen))
+        key = jax.random.fold_in(jax.random.key(seed), fold)
+        params = _train(classifier, base, key, (rows(chosen) for chosen in visits))
         for start in range(0, len(held), batch_size):
             chosen = held[start : start + batch_size]
-            filled = np.resize(chosen, batch_size)
-            params = lora.join(frozen, state.params)
-            scores = np.asarray(_score(model, params, _rows(arrays, lengths, filled)))[: len(chosen)]
+            filled = rows(np.resize(chosen, batch_size))
+            scores = np.asarray(classifier.score(params, classifier.frozen(base), filled))[: len(chosen)]
             right[chosen] = np.stack([scores[:, 0] > 0, scores[:, 1] <= 0], 1)
+        del params  # before the next classifier comes
     means = right.mean(axis=1)
     resampled = means[rng.integers(len(means), size=(10_000, len(means)))].mean(axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return TwoSample(float(means.mean()), float(low), float(high), len(prompts))
 
 
-def _start(model: Model, base: Params, key: jax.Array) -> tuple[Params | None, Params]:
-    """What a fresh classifier keeps as it is, and what it trains."""
-    if model.config.lora:
-        return base, jax.jit(lambda key: lora.trained(model.init(key)))(key)
-    return None, grow_discriminator(base, model.init_head(key))
+def widths(prompt: int, answer: int) -> tuple[int, int]:
+    """Columns of prompts and of answers, whose longest have so many tokens."""
+    return round_up(prompt, 8), round_up(answer, 8)
 
 
-@functools.cache
-def _optimizer(learning_rate: float) -> optax.GradientTransformation:
-    """The same object every time, so that `_update` compiles once in a run."""
-    return adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _update(model: Model, optimizer, state: TrainState, frozen: Params | None, rows: Packed) -> TrainState:
-    def loss(params):
-        scores = sequence_scores(model, lora.join(frozen, params), rows).reshape(-1, 2)
-        return -jnp.mean(jax.nn.log_sigmoid(scores * jnp.array([1.0, -1.0])))
-
-    return apply_gradients(optimizer, state, jax.grad(loss)(state.params))[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model: Model, params: Params, rows: Packed) -> jax.Array:
-    scores = sequence_scores(model, params, rows).reshape(-1, 2)
-    return constrain(scores, model.mesh, None, None)  # whole on every device: every process reads all
+def _train(classifier: Classifier, base: Params, key: jax.Array, updates: Iterable[Packed]) -> Params:
+    """The parameters of a new classifier after an update with each of the rows; its moments are gone."""
+    state = classifier.start(base, key)
+    for rows in updates:
+        state = classifier.update(state, classifier.frozen(base), rows)
+    return state.params
 
 
 def _rows(arrays, lengths, chosen: np.ndarray) -> Packed:

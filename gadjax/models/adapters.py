@@ -43,15 +43,15 @@ class Adapters:
 
 
 class MergedParam(LazyParam):
-    """A kernel with its adapters: W + (alpha / rank) A B, in float32."""
+    """A kernel with its adapters: W + (alpha / rank) A B, in float32. Its file is read by the process that writes."""
 
     def __init__(self, kernel: StoredParam, a: jax.Array, b: jax.Array, scale: float):
         super().__init__(kernel.shape)
         self.kernel, self.a, self.b, self.scale = kernel, a, b, scale
 
-    def fetch(self, layer: int | None) -> np.ndarray:
-        a, b = (fetch(leaf, layer, np.dtype(np.float32)) for leaf in (self.a, self.b))
-        return self.kernel.fetch(layer) + self.scale * np.tensordot(a, b, axes=1)
+    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
+        a, b = (fetch(leaf, layer, np.dtype(np.float32), wanted=wanted) for leaf in (self.a, self.b))
+        return self.kernel.fetch(layer) + self.scale * np.tensordot(a, b, axes=1) if wanted else None
 
 
 def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters) -> Params:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
 from gadjax.models.config import Lora, ModelConfig
+from gadjax.models.logprobs import LOGITS
 from gadjax.parallel.mesh import constrain, gather_weight
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -262,6 +263,7 @@ class Decoder(nnx.Module):
         """The kernel of the language-model head, [V, H], as it is stored: a tied model's token table."""
         return (self.embed if self.config.tie_embeddings else self.lm_head).embedding[...]
 
+    @jax.named_scope(LOGITS)
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits [..., V], float32, from hidden states [..., H]."""
         contract = ((hidden.ndim - 1,), (1,)), ((), ())

@@ -131,14 +131,17 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for name, path, layer in shard:
-            value = fetch(leaves[path], layer, dtype)
+            try:
+                value = fetch(leaves[path], layer, dtype, wanted=directory is not None)
+            except (UserError, OSError, safetensors.SafetensorError) as error:  # of a file that adapters stand on
+                directory, failure = None, error  # the other processes still need this one's part
             if directory is not None:
                 tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
                 weight_map[name] = file
         if directory is not None:
             try:
                 safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
-            except (OSError, safetensors.SafetensorError) as error:  # the other processes still need this one's part
+            except (OSError, safetensors.SafetensorError) as error:
                 directory, failure = None, error
     if failure is not None:
         raise failure

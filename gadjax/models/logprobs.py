@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
 
+LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
 _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
 
@@ -133,6 +134,7 @@ def _forward(plan: _Plan, hidden, head, source, targets):
     def local(hidden, head, source, targets):
         states = hidden.reshape(-1, hidden.shape[-1])
 
+        @jax.named_scope(LOGITS)
         def step(_, chunk):
             places, ids = chunk
             logits = plan.logits(states[places], head)
@@ -165,13 +167,14 @@ def _backward(plan: _Plan, residuals, cotangents):
             of_rows, of_head = gradients
             places, ids, normalizer, entropy, of_logprob, of_entropy = chunk
             states = rows[places]
-            logits = plan.logits(states, head)
-            probability = jnp.exp(logits - normalizer[:, None])
-            slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
-            if plan.entropy_gradient:
-                mean_logit = (normalizer - entropy)[:, None]
-                slope -= of_entropy[:, None] * probability * (logits - mean_logit)
-            slope = (slope / plan.temperature).astype(states.dtype)
+            with jax.named_scope(LOGITS):
+                logits = plan.logits(states, head)
+                probability = jnp.exp(logits - normalizer[:, None])
+                slope = of_logprob[:, None] * (plan.is_target(ids, head.shape[0]) - probability)
+                if plan.entropy_gradient:
+                    mean_logit = (normalizer - entropy)[:, None]
+                    slope -= of_entropy[:, None] * probability * (logits - mean_logit)
+                slope = (slope / plan.temperature).astype(states.dtype)
             of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=wide))
             if plan.head_gradient:
                 of_head += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=wide)

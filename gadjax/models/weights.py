@@ -192,8 +192,12 @@ class LazyParam:
     def __init__(self, shape: tuple[int, ...]):
         self.shape, self.size = shape, math.prod(shape)
 
-    def fetch(self, layer: int | None) -> np.ndarray:
-        """The parameter, or one layer of it, float32."""
+    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
+        """The parameter, or one layer of it, float32.
+
+        With several processes all of them call this. First it does what they do together, and then, where it is
+        `wanted`, what one does alone and may fail at; elsewhere it returns None.
+        """
         raise NotImplementedError
 
 
@@ -204,7 +208,9 @@ class StoredParam(LazyParam):
         super().__init__(shape)
         self._checkpoint, self._path = checkpoint, path
 
-    def fetch(self, layer: int | None) -> np.ndarray:
+    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
+        if not wanted:
+            return None
         spec, shape = HF_TENSORS[self._path], self.shape if layer is None else self.shape[1:]
         with self._checkpoint.tensors() as tensor:
             value = spec.read(tensor(spec.name.format(layer)), shape, (slice(None),) * len(shape))
@@ -219,15 +225,16 @@ def stored_params(path: pathlib.Path, abstract_params: Params) -> Params:
     return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
-def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """A parameter, or one layer of it, on the host."""
+def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> np.ndarray | None:
+    """A parameter, or one layer of it, on the host; where it is not `wanted`, this process only takes part in it."""
     if isinstance(leaf, LazyParam):
-        return leaf.fetch(layer).astype(dtype)
+        value = leaf.fetch(layer, wanted=wanted)
+        return None if value is None else value.astype(dtype)
     value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
     value = jnp.astype(value, dtype)
     if not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value)
+    return np.asarray(value) if wanted else None
 
 
 def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:

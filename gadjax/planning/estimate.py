@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from gadjax.errors import UserError, first_line
+from gadjax.models.logprobs import LOGITS
 from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
-from gadjax.planning.programs import RunProgram, bytes_per_device
+from gadjax.planning.program import RunProgram, bytes_per_device
 from gadjax.planning.targets import GIB, Chip
 
 _OVERFLOW = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])")
@@ -38,6 +39,7 @@ class Compiled:
 
     Attributes:
       program: bytes of arguments, results and temporaries while it runs.
+      state: bytes of those of its arguments that are parts of the state.
       flops, flops_without_remat: matrix products of one call, with every loop at its bound.
       moved: bytes read from and written to the main memory in one call; None where the compiler gave no program.
       seconds: lower bounds of one call: of computing, of the memory, of the links; None likewise.
@@ -48,6 +50,7 @@ class Compiled:
     """
 
     program: int
+    state: int
     flops: int
     flops_without_remat: int
     moved: int | None
@@ -65,8 +68,8 @@ class Estimate:
     """One program of a run on its target.
 
     Attributes:
-      stages: that run it.
-      resident: bytes of the state on the device that are not its arguments.
+      stages: whose steps run it; none for held-out figures.
+      resident: bytes on the device that are not its arguments: of the state, as a rule.
       peak: of the program, `resident` and the runtime's reserve.
       host: bytes of a device's state that wait in host memory.
       host_seconds: of moving what it needs from there, and what it does not need to there.
@@ -92,7 +95,7 @@ class Estimate:
 
 def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
     """Adds what is on the device beside a program."""
-    resident = bytes_per_device(program.resident) - bytes_per_device(_state_arguments(program))
+    resident = bytes_per_device(program.resident) - compiled.state
     return Estimate(
         name=program.name,
         stages=program.stages,
@@ -104,22 +107,19 @@ def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
     )
 
 
-def compile_program(
-    program: RunProgram, without_remat: RunProgram, chip: Chip, platform: str, trips: int, waves: int
-) -> Compiled:
+def compile_program(program: RunProgram, chip: Chip, platform: str, trips: int) -> Compiled:
     """Compiles a program for the devices that its arguments lie on, and reads it.
 
     Args:
-      without_remat: the same program of a run with remat off, which is traced alone.
       platform: as JAX lowers for it.
       trips: the bound of the token loop.
-      waves: of the rollout.
     """
     start = time.perf_counter()
     traced = program.trace()
     devices = len(jax.tree.leaves(program.resident)[0].sharding.device_set)
     flops = count_flops(traced.jaxpr, trips)
-    work = {"flops": flops, "flops_without_remat": count_flops(without_remat.trace().jaxpr, trips)}
+    work = {"flops": flops, "flops_without_remat": count_flops(program.trace(remat=False).jaxpr, trips)}
+    work["state"] = bytes_per_device(_state_arguments(program))
     try:
         executable = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -141,15 +141,16 @@ def compile_program(
         )
     memory = executable.memory_analysis()
     size = (
-        memory.argument_size_in_bytes
+        _unread(program, executable)
+        + memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
     text = hlo.Program(executable.as_text())
-    # Only the rollout has a token loop, once a wave; in it nothing else repeats as often.
-    collectives = _collectives(text, waves * (trips - 1) if program.phase == "rollout" else None)
+    # Nothing else repeats as often as what is in a token loop.
+    collectives = _collectives(text, program.token_loops * (trips - 1) if program.token_loops else None)
     moved = text.bytes_moved()
     return Compiled(
         **work,
@@ -161,7 +162,7 @@ def compile_program(
             "links": _link_seconds(collectives, chip, devices),
         },
         collectives=collectives,
-        positions=text.positions(*_vocabulary(program)),
+        positions=text.positions(*_vocabulary(program), LOGITS),
         gathered=max((t.bytes for t in collectives if t.in_token_loop and t.op != "all-reduce"), default=0),
         largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
         compile_seconds=time.perf_counter() - start,
@@ -201,6 +202,15 @@ def _state_arguments(program: RunProgram) -> list[Any]:
     """Those arguments that are parts of the state: the same leaves."""
     state = {id(leaf) for leaf in jax.tree.leaves(program.resident)}
     return [leaf for leaf in jax.tree.leaves(program.arguments) if id(leaf) in state]
+
+
+def _unread(program: RunProgram, executable: jax.stages.Compiled) -> int:
+    """Bytes of the arguments that the compiled program has not, since it never reads them; on the devices they are."""
+    is_none = lambda node: node is None  # noqa: E731
+    arguments = jax.tree.leaves(program.arguments, is_leaf=is_none)
+    shardings = jax.tree.leaves(executable.input_shardings, is_leaf=is_none)
+    shardings += [None] * (program.base is None)  # which is not passed then
+    return sum(bytes_per_device(a) for a, sharding in zip(arguments, shardings, strict=True) if sharding is None)
 
 
 def _overflow(message: str) -> tuple[int | None, tuple[tuple[str, int, str], ...]]:

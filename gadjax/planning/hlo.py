@@ -90,7 +90,6 @@ class Collective(NamedTuple):
 
     op: str
     bytes: int  # of what a device gives or gets, whichever is more
-    elements: int  # of its largest array
     times: int  # that it runs in one call of the program
     in_loop: bool
     op_name: str
@@ -164,12 +163,7 @@ class Program:
             size = max(size, sum(self._made[name].size for name in line.operands if name in self._made))
         if op == "all-reduce" and "reduce-scatter" in computation:  # with the slice that each keeps, in one fusion
             op = "reduce-scatter"
-        elements = max(math.prod(array.shape) for array in line.arrays)
-        return Collective(op, size, elements, times, looped, line.op_name)
-
-    def largest_in_loops(self) -> int:
-        """Elements that the largest collective inside a loop moves; 0 where there is none."""
-        return max((found.elements for found in self.collectives() if found.in_loop), default=0)
+        return Collective(op, size, times, looped, line.op_name)
 
     def buffers(self) -> list[Buffer]:
         """The distinct arrays in the main memory, largest first; what a fusion holds inside never gets there."""
@@ -183,20 +177,29 @@ class Program:
         buffers = [Buffer(array, op_name) for array, op_name in found.items()]
         return sorted(buffers, key=lambda buffer: -buffer.array.bytes)
 
-    def positions(self, vocabulary: int, hidden: set[int]) -> int:
+    def positions(self, vocabulary: int, hidden: set[int], scope: str) -> int:
         """The most positions whose logits, or anything else of a vocabulary's size, are held at once; 0 for none.
 
         Args:
           vocabulary: sizes of that axis on a device.
-          hidden: sizes of a weight's other axis, by which weights are known.
+          hidden: sizes of a weight's other axis: an array of such a size is a weight, or its gradient or moment, unless
+            the scope made it.
+          scope: `jax.named_scope` of operations on logits.
         """
         found = 0
-        for buffer in self.buffers():
-            shape = buffer.array.shape
-            if vocabulary in shape:
-                others = math.prod(shape) // vocabulary
-                found = max(found, 0 if others in hidden else others)
+        for line, _, _ in self._executed():
+            for array in line.arrays:
+                if array.in_main_memory and vocabulary in array.shape:
+                    others = math.prod(array.shape) // vocabulary
+                    if others not in hidden or self._made_in(scope, line, array):
+                        found = max(found, others)
         return found
+
+    def _made_in(self, scope: str, line: Instruction, array: Array) -> bool:
+        """Whether an operation of a scope makes an array of an instruction; a fusion is named after one of its own."""
+        makers = [line, *(inner for _, name in line.called for inner in self.computations.get(name, ()))]
+        named = re.compile(rf"\b{scope}\b")
+        return any(array.shape in (a.shape for a in one.arrays) and named.search(one.op_name) for one in makers)
 
     def bytes_moved(self) -> int:
         """Bytes read from and written to the main memory of a device in a call of the program."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,55 +11,22 @@ import numpy as np
 
 from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
-from gadjax.models.lora import join
-from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
+from gadjax.planning.heldout import heldout_programs
+from gadjax.planning.program import RunProgram, decoding_weights, make_program
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
-from gadjax.trainer.offload import Offload, Phase, read_part
-from gadjax.trainer.programs import SAMPLED_FROM, Programs
+from gadjax.trainer.programs import SAMPLED_FROM, Programs, row_shardings
 from gadjax.trainer.replay import past_groups
 from gadjax.trainer.stage_steps import row_shape
 
-# The phase of a step before each. A rollout's weights are cast or moved first, in the same phase.
-_BEFORE: dict[Phase, Phase] = {
-    "rollout": "generator",
-    "discriminator": "rollout",
-    "reference": "discriminator",
-    "generator": "reference",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class RunProgram:
-    """One program.
-
-    Attributes:
-      name: for people.
-      model: the network that it runs, over its mesh.
-      stages: of the config, that run it.
-      phase: of a step, which says what else is on the devices (`gadjax.trainer.offload`).
-      trace: its jitted function, traced.
-      arguments: what it is given, with layouts.
-      resident: the state that is on the devices while it runs, its own arguments included.
-      moved: what comes from host memory before it, and what leaves to there.
-      waiting: what is in host memory while it runs.
-    """
-
-    name: str
-    model: Model
-    stages: tuple[str, ...]
-    phase: Phase
-    trace: Callable[[], jax.stages.Traced]
-    arguments: Any
-    resident: Any
-    moved: Any
-    waiting: Any
-
 
 def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
-    """The programs of the steps of a run, heaviest stage's state around them; each once, whatever stages share it."""
+    """The programs of a run, heaviest stage's state around them; each once, whatever stages share it.
+
+    Those of its steps come first, and those of its held-out figures last.
+    """
     stages = blueprint.config.stages
     adversarial = tuple(stage for stage in stages if stage != "seqkd")
     supervised = tuple(stage for stage in stages if stage != "gad" and _trains(blueprint, stage, "generator"))
@@ -73,99 +39,85 @@ def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
         yield _supervised(blueprint, supervised)
     if "gad" in stages and _trains(blueprint, "gad", "generator"):
         yield from _policy(blueprint)
+    yield from heldout_programs(blueprint)
 
 
 def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProgram]:
     programs, state = _of_stage(blueprint, stages[-1])
-    common = {"state": state, "blueprint": blueprint}
+    make = functools.partial(make_program, blueprint, state, model=blueprint.sampler, stages=stages, phase="rollout")
     if blueprint.mesh.size > 1:  # else they are cast one by one
-        arguments = (state.generator.params,)
-        place = "weights for sampling", blueprint.sampler, stages, "rollout", programs.decoding_params, arguments
-        yield _program(*place, **common)
+        given = lambda: (state.generator.params,)  # noqa: E731
+        yield make("weights for sampling", _step(stages[-1], "decoding_params"), given, base=state.base)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (decoding_weights(blueprint, state), abstract_batch(blueprint, programs), key)
-    sample = "rollout", blueprint.sampler, stages, "rollout", programs.sample_in_waves, arguments
-    yield _program(*sample, **common, own_base=True)
+    weights = decoding_weights(blueprint, state)
+    given = lambda: (weights, abstract_batch(blueprint, programs), key)  # noqa: E731
+    again = blueprint.mesh.size > 1  # the weights for it came before
+    sample = _step(stages[-1], "sample_in_waves")
+    yield make("rollout", sample, given, token_loops=programs.method.waves, again=again)
 
 
 def _discriminating(blueprint: Blueprint, stages: tuple[str, ...], train: bool) -> RunProgram:
     programs, state = _of_stage(blueprint, stages[-1])
-    arguments = (state.discriminator, *group_rows(blueprint, programs))
-    name, jitted = ("discriminator update", programs.update_discriminator) if train else ("rewards", programs.score)
-    static = {"fresh": blueprint.config.batch_size} if train else {}
-    model = blueprint.discriminator
-    return _program(name, model, stages, "discriminator", jitted, arguments, state, blueprint, **static)
+    name, function = ("discriminator update", "update_discriminator") if train else ("rewards", "score")
+    return make_program(
+        blueprint,
+        state,
+        name,
+        _step(stages[-1], function),
+        lambda: (state.discriminator, *group_rows(blueprint, programs)),
+        model=blueprint.discriminator,
+        stages=stages,
+        phase="discriminator",
+        base=state.base,
+        static={"fresh": blueprint.config.batch_size} if train else {},
+    )
 
 
 def _supervised(blueprint: Blueprint, stages: tuple[str, ...]) -> RunProgram:
     programs, state = _of_stage(blueprint, stages[-1])
-    arguments = (state.generator, teacher_rows(blueprint, programs))
-    update = "cross-entropy update", blueprint.generator, stages, "generator", programs.update_supervised, arguments
-    return _program(*update, state, blueprint)
+    return make_program(
+        blueprint,
+        state,
+        "cross-entropy update",
+        _step(stages[-1], "update_supervised"),
+        lambda: (state.generator, teacher_rows(blueprint, programs)),
+        model=blueprint.generator,
+        stages=stages,
+        phase="generator",
+        base=state.base,
+    )
 
 
 def _policy(blueprint: Blueprint) -> Iterator[RunProgram]:
     programs, state = _of_stage(blueprint, "gad")
-    common = {"state": state, "blueprint": blueprint}
-    rows, sampled = policy_rows(blueprint, programs)
-    reference = "reference", blueprint.generator, ("gad",), "reference", programs.reference_logprobs
-    yield _program(*reference, (state.reference, rows), **common)
-    teacher = teacher_rows(blueprint, programs) if programs.method.sft_coefficient else None
-    rewards = _whole(blueprint, (blueprint.config.batch_size, programs.method.num_samples), np.float32)
-    before = jax.ShapeDtypeStruct(rows.owner.shape, np.float32, sharding=rows.owner.sharding)
-    arguments = (state.generator, before, rows, sampled, rewards, teacher)
-    update = "policy update", blueprint.generator, ("gad",), "generator", programs.update_policy, arguments
-    yield _program(*update, **common)
+    make = functools.partial(
+        make_program, blueprint, state, model=blueprint.generator, stages=("gad",), base=state.base
+    )
+    packed = functools.cache(lambda: policy_rows(blueprint, programs))
+    given = lambda: (state.reference, packed()[0])  # noqa: E731
+    yield make("reference", _step("gad", "reference_logprobs"), given, phase="reference")
+
+    def given():
+        rows, sampled = packed()
+        teacher = teacher_rows(blueprint, programs) if programs.method.sft_coefficient else None
+        rewards = _whole(blueprint, (blueprint.config.batch_size, programs.method.num_samples), np.float32)
+        before = jax.ShapeDtypeStruct(rows.owner.shape, np.float32, sharding=rows.owner.sharding)
+        return state.generator, before, rows, sampled, rewards, teacher
+
+    yield make("policy update", _step("gad", "update_policy"), given, phase="generator")
 
 
 def _of_stage(blueprint: Blueprint, stage: str) -> tuple[Programs, GadState]:
     return Programs(make_method(blueprint, stage), blueprint.mesh), abstract_state(blueprint, stage)
 
 
-def _program(name, model, stages, phase, jitted, arguments, state, blueprint, own_base=False, **static) -> RunProgram:
-    """`own_base`: the arguments hold the base already."""
-    offload = Offload.of(blueprint.config)
-    keywords = static if own_base else static | {"base": state.base}
-    again = name == "rollout" and blueprint.mesh.size > 1  # the weights for it came before
-    moved = set() if again else offload.on_device(phase) ^ offload.on_device(_BEFORE[phase])
-    return RunProgram(
-        name=name,
-        model=model,
-        stages=stages,
-        phase=phase,
-        trace=lambda: jitted.trace(*arguments, **keywords),
-        arguments=arguments if own_base else (*arguments, state.base),
-        resident=[*(read_part(state, part) for part in offload.on_device(phase)), state.base],
-        moved=[read_part(state, part) for part in moved],
-        waiting=[read_part(state, part) for part in offload.waiting(phase)],
-    )
+def _step(stage: str, name: str) -> Callable[[Blueprint], Any]:
+    return lambda blueprint: getattr(_of_stage(blueprint, stage)[0], name)
 
 
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:
     section = blueprint.config[stage]
     return stage == "seqkd" if "train_generator" not in section else section[f"train_{network}"]
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Of arrays with layouts, on the device that has the most."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if getattr(leaf, "sharding", None) is not None
-    )
-
-
-def decoding_weights(blueprint: Blueprint, state: GadState) -> Params:
-    """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
-    model = blueprint.sampler
-    shardings = layout.param_shardings(model, model.mesh, layout.DECODING_RULES)
-
-    def abstract(leaf, sharding):
-        if model.mesh.size == 1 and leaf.dtype == model.config.dtype:
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
-
-    return jax.tree.map(abstract, join(state.base, state.generator.params), shardings)
 
 
 def abstract_batch(blueprint: Blueprint, programs: Programs) -> dict[str, jax.ShapeDtypeStruct]:
@@ -226,9 +178,7 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
 
 
 def _abstract_rows(blueprint: Blueprint, rows: Packed, leading: int = 1) -> Packed:
-    split = layout.rows(blueprint.mesh, leading=leading)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), rows)
-    return abstract.replace(last=_whole(blueprint, rows.last.shape, rows.last.dtype))
+    return layout.with_shardings(rows, row_shardings(blueprint.mesh, rows, leading=leading))
 
 
 def _whole(blueprint: Blueprint, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

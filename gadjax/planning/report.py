@@ -10,6 +10,8 @@ from gadjax.planning.run import Plan
 from gadjax.planning.search import Suggestion
 
 _BOUNDS = ("compute", "memory", "links", "host")
+_SAMPLED = ("rollout", "held-out answers", "two-sample answers")
+_OF_DISCRIMINATOR = ("discriminator update", "rewards", "held-out scores")
 _COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
 
@@ -48,7 +50,7 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
     lines += [
         f"assumed: {rates} per device, all at their peak; all but the host's overlap; prompts and responses at full "
         "length; no time for packing and checkpoints.",
-        "not in it: measuring on held-out prompts, and the two-sample test.",
+        f"not in those seconds: {_measuring(plan)}.",
         f"peak = the program + the state that stays on the device beside it + {gib(chip.reserve)} for the runtime.",
     ]
     lines += _verdict(plan)
@@ -74,6 +76,13 @@ def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
         "step_seconds": {stage: plan.step_seconds(stage) for stage in plan.config.stages},
         "programs": [dataclasses.asdict(program) | {"bound": program.bound} for program in plan.programs],
     }
+
+
+def _measuring(plan: Plan) -> str:
+    if not plan.heldout_prompts:
+        return "nothing; config.data.heldout is empty, so that nothing is measured on held-out prompts"
+    test = ", and the two-sample test" * bool(plan.config.evaluation.two_sample_folds)
+    return f"measuring on {plan.heldout_prompts} held-out prompts{test}"
 
 
 def _table(plan: Plan) -> str:
@@ -135,13 +144,15 @@ def _verdict(plan: Plan) -> list[str]:
 def _remedy(plan: Plan, program: Estimate) -> str:
     config = plan.config
     remedies = []
-    if program.name == "rollout":
+    if program.name in _SAMPLED:
         remedies.append(f"lower config.rollout.slots (now {plan.slots}) or raise config.mesh.decode_tensor")
     elif config.remat != "full":
         remedies.append("set config.remat=full")
-    else:
-        network = "discriminator" if program.name in ("discriminator update", "rewards") else "generator"
+    elif not program.name.startswith("two-sample"):
+        network = "discriminator" if program.name in _OF_DISCRIMINATOR else "generator"
         remedies.append(f"raise config.micro_batches.{network} (now {plan.micro_batches[network]})")
+    if program.name.startswith("two-sample"):
+        remedies.append("set config.evaluation.two_sample_folds=0")
     if not config.offload.optimizer:
         remedies.append("set config.offload.optimizer=True")
     elif not config.offload.networks:

@@ -22,8 +22,16 @@ from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, wave
 
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
-_DEPENDS = {"weights for sampling": ("mesh",), "rollout": ("mesh", "rollout.slots")}
+_OF_SAMPLING = ("mesh", "rollout.slots")
+_DEPENDS = {
+    "weights for sampling": ("mesh",),
+    "rollout": _OF_SAMPLING,
+    "held-out weights for sampling": ("mesh",),
+    "held-out answers": _OF_SAMPLING,
+    "two-sample answers": _OF_SAMPLING,
+}
 _TPU_HOST = 4  # chips of a TPU host
+_MANY_PROMPTS = 1024  # where all held-out ones are measured on: more change the size of no batch
 _NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
 
 
@@ -37,6 +45,7 @@ class Plan:
     decoding_mesh: dict[str, int]
     micro_batches: dict[str, int]
     parameters: int
+    heldout_prompts: int
     programs: tuple[Estimate, ...]
 
     @property
@@ -92,15 +101,14 @@ def make_plan(
     """
     config = checked(config)
     blueprint = make_blueprint(config, devices)
-    with_all = dataclasses.replace(blueprint, **_without_remat(blueprint))
     known = {} if known is None else known
     estimates = []
-    for program, twin in zip(run_programs(blueprint), run_programs(with_all), strict=True):
+    for program in run_programs(blueprint):
         key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
         if key not in known:
             watch(program.name)
-            bounds = config.data.max_response_length, waves(config)
-            known[key] = compile_program(program, twin, target.chip, target.chip.platform, *bounds)
+            trips = config.data.max_response_length
+            known[key] = compile_program(program, target.chip, target.chip.platform, trips)
         estimates.append(estimate(program, known[key], target.chip))
     return Plan(
         target=target,
@@ -109,15 +117,17 @@ def make_plan(
         decoding_mesh=dict(blueprint.sampler.mesh.shape),
         micro_batches=_micro_batches(blueprint),
         parameters=blueprint.generator.num_params(),
+        heldout_prompts=blueprint.heldout_prompts,
         programs=tuple(estimates),
     )
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """The resolved config; data need not be named to plan."""
+    """The resolved config; data need not be named to plan, and then the run has held-out prompts too."""
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.train = config.data.train or "unnamed"
+    if not config.data.train:
+        with config.unlocked():
+            config.data.train, config.data.heldout = "unnamed", config.data.heldout or "unnamed"
     return resolve(config)
 
 
@@ -131,6 +141,7 @@ def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
         **make_networks(config, mesh, (architecture, config.student)),
         **_NO_TOKENIZER,
         prompt_width=config.data.max_prompt_length,
+        heldout_prompts=(config.evaluation.prompts or _MANY_PROMPTS) if config.data.heldout else 0,
     )
 
 
@@ -148,11 +159,3 @@ def _micro_batches(blueprint: Blueprint) -> dict[str, int]:
     if methods[-1].discriminator is not None:
         found["discriminator"] = methods[-1].discriminator_micro_batches
     return found
-
-
-def _without_remat(blueprint: Blueprint) -> dict[str, Any]:
-    models = {name: getattr(blueprint, name) for name in ("generator", "sampler", "discriminator")}
-    return {
-        name: dataclasses.replace(model, config=dataclasses.replace(model.config, remat="none"))
-        for name, model in models.items()
-    }

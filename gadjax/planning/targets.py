@@ -79,6 +79,15 @@ _CUDA_DETAILS = {
 }
 
 
+# Of a process that compiles for TPUs and has none.
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # or libtpu waits for a metadata server
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no chip from another process
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A number of chips, in some shape."""
@@ -122,10 +131,8 @@ def parse_topology(name: str) -> Target:
 def prepare_process(target: Target) -> None:
     """Settings of JAX that must be made before it is imported: no accelerator is looked for."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling takes no chip from another process
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    for name, value in TPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if target.chip.platform == "cpu":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}".strip()

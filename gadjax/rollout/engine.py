@@ -35,7 +35,12 @@ class Engine:
         def sample(params, prompt, length, number, key, sampling):
             return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling)
 
-        self._rollout = jax.jit(sample, static_argnums=5, out_shardings=layout.replicated(mesh))
+        self.sample = jax.jit(sample, static_argnums=5, out_shardings=layout.replicated(mesh))
+
+    def batch_shape(self, prompts: int, longest: int) -> tuple[int, int]:
+        """Rows and columns of a batch: of that many prompts in all, the batch's longest of that many tokens."""
+        shards = layout.batch_shards(self.mesh)
+        return min(self.batch_size, -(-prompts // shards) * shards), round_up(longest, 8)
 
     def generate(
         self,
@@ -60,19 +65,16 @@ class Engine:
             return []
         answers: list[Answer | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size = min(
-            self.batch_size,
-            -(-len(prompts) // layout.batch_shards(self.mesh)) * layout.batch_shards(self.mesh),
-        )
+        size, _ = self.batch_shape(len(prompts), 1)
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
             filled = numbers + [numbers[-1]] * (size - len(numbers))  # whole batches: one shape
             lengths = np.array([len(prompts[i]) for i in filled], np.int32)
-            tokens = np.full((size, round_up(int(lengths.max()), 8)), sampling.pad_id, np.int32)
+            tokens = np.full(self.batch_shape(len(prompts), int(lengths.max())), sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
                 tokens[row, : lengths[row]] = prompts[number]
             batch = layout.place((tokens, lengths, np.array(filled, np.uint32)), layout.rows(self.mesh))
-            samples = jax.device_get(self._rollout(params, *batch, jax.random.key(seed), sampling))
+            samples = jax.device_get(self.sample(params, *batch, jax.random.key(seed), sampling))
             for row, number in enumerate(numbers):
                 length = samples.lengths[row, 0]
                 answers[number] = Answer(

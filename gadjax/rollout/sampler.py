@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gadjax.models.logprobs import LOGITS
 from gadjax.models.model import Model, Params
 
 
@@ -120,6 +121,7 @@ def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
     return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
 
 
+@jax.named_scope(LOGITS)
 def sample_token(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """Draws one token a row by the Gumbel maximum.
 

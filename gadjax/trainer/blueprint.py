@@ -33,6 +33,7 @@ class Blueprint:
       mesh: of training; `sampler` has the one of sampling.
       eos_ids, pad_id: of the student's tokenizer.
       prompt_width: tokens of the longest prompt that the data has.
+      heldout_prompts: that figures are measured on; 0 for none.
     """
 
     config: ConfigDict
@@ -43,6 +44,7 @@ class Blueprint:
     eos_ids: tuple[int, ...]
     pad_id: int
     prompt_width: int
+    heldout_prompts: int
 
     @property
     def row_length(self) -> int:

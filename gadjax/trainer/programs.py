@@ -1,4 +1,4 @@
-"""The compiled programs of one stage: each jitted once, with its layout, and its states donated."""
+"""The compiled programs of a run, each jitted once, with its layout: of a stage's steps, and of held-out figures."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
 from gadjax.distill.advantages import group_advantages
+from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
-from gadjax.models.model import Params
+from gadjax.evaluation.two_sample import Classifier, adamw_for
+from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
+from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Samples
-from gadjax.trainer.blueprint import state_shardings
+from gadjax.trainer.blueprint import Blueprint, make_method, state_shardings
 
 SAMPLED_FROM = ("prompt", "prompt_length", "row")  # of a batch
+_PROMPTS_AT_ONCE = 64
 
 
 class Programs:
     """Samples, discriminator update, policy update and cross-entropy update of a `Method` on a mesh.
 
-    The arguments may be numpy arrays; `place_rows` puts rows where they belong. `base`, which no update changes, is
-    never donated.
+    States are donated; `base`, which no update changes, never is. The arguments may be numpy arrays; `place_rows` puts
+    rows where they belong.
     """
 
     def __init__(self, method: Method, mesh: Mesh):
@@ -78,6 +83,56 @@ class Programs:
         return layout.place(read, layout.rows(self.decoding_mesh))
 
 
+class HeldOutPrograms:
+    """Likelihoods, scores, sampled answers and the fresh classifier of the two-sample test, on a run's networks.
+
+    Parameters are whole trees: of adapters, joined with their base.
+
+    Attributes:
+      parts: of each network, the micro-batches that a batch of training has.
+    """
+
+    def __init__(self, blueprint: Blueprint):
+        config, mesh = blueprint.config, blueprint.mesh
+        methods = [make_method(blueprint, stage) for stage in config.stages]
+        self.parts = {
+            "generator": max(method.generator_micro_batches for method in methods),
+            "discriminator": max(method.discriminator_micro_batches for method in methods),
+        }
+        self.decoding_params = jit_to_move(blueprint.sampler.decoding_params, mesh)
+        self.engine = Engine(blueprint.sampler, blueprint.sampler.mesh, batch_size=prompts_at_once(blueprint))
+        whole = layout.replicated(mesh)
+        likelihoods = functools.partial(_log_likelihoods, blueprint.generator, config.logprob_chunk)
+        self.likelihoods = jax.jit(likelihoods, out_shardings=whole)
+        self.scores = jax.jit(functools.partial(_scores, blueprint.discriminator), out_shardings=whole)
+        model, optimizer = fresh_classifier(blueprint), adamw_for(config.evaluation.two_sample_learning_rate)
+        self.classifier = Classifier(model, optimizer, state_shardings(model, optimizer, mesh))
+
+
+def fresh_classifier(blueprint: Blueprint) -> Model:
+    """The network of the two-sample test: the student's, whatever the run's discriminator is."""
+    return Model(blueprint.generator.config, "score", blueprint.mesh)
+
+
+def prompts_at_once(blueprint: Blueprint) -> int:
+    """Held-out prompts whose caches are no larger than those of a rollout, whose samples share their prompts'."""
+    slots, limit = blueprint.config.rollout.slots, blueprint.config.data.max_response_length
+    cached = slots * limit + slots // blueprint.config.rollout.num_samples * blueprint.prompt_width
+    return min(_PROMPTS_AT_ONCE, max(1, cached // blueprint.sequence_length)) if slots else _PROMPTS_AT_ONCE
+
+
+def _log_likelihoods(model: Model, chunk: int, params: Params, rows: Packed) -> jax.Array:
+    def micro_batch(rows):
+        logprobs, _ = response_logprobs(model, params, rows, temperature=1.0, chunk=chunk)
+        return per_sequence(logprobs, rows)
+
+    return jnp.sum(jax.lax.map(micro_batch, rows), axis=0)
+
+
+def _scores(model: Model, params: Params, rows: Packed) -> jax.Array:
+    return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows), axis=0)
+
+
 def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[..., Params]:
     """A function that lays weights out for sampling, jitted where they have to move.
 
@@ -88,5 +143,10 @@ def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
+    return layout.place(rows, row_shardings(mesh, rows, leading=leading))
+
+
+def row_shardings(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
+    """The layout of `place_rows`, leaf by leaf."""
     split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
-    return layout.place(rows, split.replace(last=layout.replicated(mesh)))  # `last` is of sequences, not of rows
+    return split.replace(last=layout.replicated(mesh))  # `last` is of sequences, not of rows

@@ -95,6 +95,7 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
         eos_ids=tuple(tokenizer.eos_ids),
         pad_id=tokenizer.pad_id,
         prompt_width=max(data.prompt_width for data in (train, heldout) if data),
+        heldout_prompts=min(config.evaluation.prompts or len(heldout), len(heldout)) if heldout else 0,
         student=student,
         tokenizer=tokenizer,
         train=train,
@@ -153,7 +154,7 @@ def _check_sizes(setup: Setup) -> None:
             f"{config.data.train} has {len(setup.train)} usable rows, fewer than config.batch_size {config.batch_size}"
         )
     folds = config.evaluation.two_sample_folds
-    if setup.heldout and min(config.evaluation.prompts or len(setup.heldout), len(setup.heldout)) < folds:
+    if setup.heldout and setup.heldout_prompts < folds:
         raise UserError(
             f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, "
             "or give more data and a higher config.evaluation.prompts"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gadjax.evaluation.two_sample import two_sample_test
+from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
 from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model
 
@@ -37,11 +37,14 @@ def answers(rng: np.random.Generator, low: int = 0, high: int = 32) -> list[np.n
     return [rng.integers(low, high, rng.integers(2, 8)).astype(np.int32) for _ in range(PROMPTS)]
 
 
-def measure(base, teacher, student, **settings):
+def measure(base, teacher, student, learning_rate=3e-3, watch=lambda classifier: None, **settings):
+    """`watch`: may replace the classifier's programs."""
     rng = np.random.default_rng(9)
     prompts = [rng.integers(0, 32, rng.integers(1, 6)).astype(np.int32) for _ in range(PROMPTS)]
-    settings = {"folds": 3, "epochs": 4, "learning_rate": 3e-3, "batch_size": 8} | settings
-    return two_sample_test(Model(CONFIG, "score"), base, prompts, teacher, student, **settings)
+    settings = {"folds": 3, "epochs": 4, "batch_size": 8} | settings
+    classifier = Classifier(Model(CONFIG, "score"), adamw_for(learning_rate))
+    watch(classifier)
+    return two_sample_test(classifier, base, prompts, teacher, student, **settings)
 
 
 def test_the_same_distribution(base):
@@ -86,14 +89,16 @@ def test_a_prompt_is_never_tried_by_its_own_classifier(base, monkeypatch):
         calls.append(chosen.tolist())
         return original(arrays, lengths, chosen)
 
+    def watch(classifier):
+        start, update, score = classifier.start, classifier.update, classifier.score
+        classifier.start = lambda *args: (seen.append(set()), tried.append([]), start(*args))[2]
+        classifier.update = lambda *args: (seen[-1].update(calls[-1]), update(*args))[1]
+        classifier.score = lambda *args: (tried[-1].extend(calls[-1]), score(*args))[1]
+
     calls: list[list[int]] = []
-    create, update, score = two_sample.create, two_sample._update, two_sample._score
     monkeypatch.setattr(two_sample, "_rows", rows)
-    monkeypatch.setattr(two_sample, "create", lambda *args: (seen.append(set()), tried.append([]), create(*args))[2])
-    monkeypatch.setattr(two_sample, "_update", lambda *args: (seen[-1].update(calls[-1]), update(*args))[1])
-    monkeypatch.setattr(two_sample, "_score", lambda *args: (tried[-1].extend(calls[-1]), score(*args))[1])
     same = answers(np.random.default_rng(3))
-    measure(base, same, same, epochs=2)
+    measure(base, same, same, epochs=2, watch=watch)
     assert len(seen) == 3
     for trained, held in zip(seen, tried, strict=True):
         assert not trained & set(held)

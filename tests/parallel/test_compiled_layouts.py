@@ -36,7 +36,7 @@ CONFIG = ModelConfig(
 )
 OPTIMIZER = states.adamw(1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
 B, N, P, T = 8, 2, 4, 6
-SMALLEST_WEIGHT = 64 * 4 * 16 // 2  # a device's part of a key's kernel, split over two
+SMALLEST_WEIGHT = 64 * 4 * 16 // 2 * 4  # bytes of a device's part of a key's kernel, split over two
 
 
 def abstract(shape, sharding, dtype=jnp.int32):
@@ -60,7 +60,7 @@ def batch(mesh):
 
 
 @pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 8, 1), 4), ((2, 2, 2), 4)])
-def test_no_weight_is_gathered_in_the_token_loop(sizes, tensor):
+def test_no_weight_is_gathered_in_the_token_loop(sizes, tensor, largest_in_loops):
     """Nor anything else as large as one. In the training layout, which is the control, each token gathers them all."""
     mesh = layout.make_mesh(*sizes)
     model = Model(CONFIG, "lm", mesh)
@@ -71,14 +71,14 @@ def test_no_weight_is_gathered_in_the_token_loop(sizes, tensor):
     weights = layout.abstract_params(sampler, sampler.mesh, rules=layout.DECODING_RULES)
     prompts = {name: batch(sampler.mesh)[name] for name in SAMPLED_FROM}
     sample = programs.sample_in_waves.lower(weights, prompts, key)
-    assert Program(sample.compile().as_text()).largest_in_loops() < SMALLEST_WEIGHT
+    assert largest_in_loops(sample.compile()) < SMALLEST_WEIGHT
 
     def undone(params, batch, key):
         keys = row_keys(key, batch["row"])
         return rollout(model, params, batch["prompt"], batch["prompt_length"], keys, N, Sampling(T, (2,)))
 
     control = jax.jit(undone).lower(params, batch(mesh), key)
-    assert Program(control.compile().as_text()).largest_in_loops() >= SMALLEST_WEIGHT
+    assert largest_in_loops(control.compile()) >= SMALLEST_WEIGHT
 
 
 @pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2)])

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as layout
 from gadjax.planning.hlo import Program
 
@@ -60,8 +61,7 @@ def test_loops_are_counted():
     assert program.entry == "main.4"
     assert program.repeats["body.2"] == program.repeats["fused"] == (36, True)
     (found,) = program.collectives()
-    assert (found.op, found.bytes, found.elements, found.times, found.in_loop) == ("all-reduce", 512, 128, 36, True)
-    assert found.op_name == "jit(f)/y" and program.largest_in_loops() == 128
+    assert found == ("all-reduce", 512, 36, True, "jit(f)/y")
 
 
 def test_a_stated_trip_count_is_believed():
@@ -83,8 +83,34 @@ def test_the_largest_arrays_are_in_main_memory():
 
 def test_logits_are_told_from_weights():
     text = LOOP.replace("bf16[128,64]", "f32[24,640]").replace("bf16[36,128,64]", "bf16[640,64]")
-    assert Program(text).positions(640, hidden={64}) == 24
-    assert Program(text).positions(640, hidden={64, 24}) == 0
+    assert Program(text).positions(640, {64}, "logits") == 24
+    assert Program(text).positions(640, {64, 24}, "logits") == 0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_logits_as_large_as_a_weight(backward):
+    """A device's chunk has as many positions as its part of a weight has channels, 64 / 4."""
+    mesh = layout.make_mesh(1, 4, 2)
+    sizes = 640 // 2, {64, 64 // 4, 64 // 2, 64 // 8}
+    array = lambda spec, *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))  # noqa: E731
+    hidden, head, targets = array(P("fsdp"), 8, 40, 64), array(P("tensor", "fsdp"), 640, 64), array(P("fsdp"), 8, 40)
+
+    def loss(hidden, head, targets):
+        return token_logprobs(hidden, head, targets.astype(int), chunk=16, mesh=mesh)[0].sum()
+
+    f = jax.grad(loss, argnums=(0, 1)) if backward else loss
+    program = Program(jax.jit(f).lower(hidden, head, targets).compile().as_text())
+    assert program.positions(*sizes, LOGITS) == 16
+    assert program.positions(*sizes, "elsewhere") == 0
+
+
+def test_weights_alone_are_no_logits():
+    """Of half of the vocabulary's and all kinds of sizes of the other axis, in float32 and bfloat16, moved and cast."""
+    mesh = layout.make_mesh(1, 4, 2)
+    split, whole = (NamedSharding(mesh, spec) for spec in (P("tensor", "fsdp"), P("tensor")))
+    table = jax.ShapeDtypeStruct((640, 64), jnp.float32, sharding=split)
+    cast = jax.jit(lambda table: table.astype(jnp.bfloat16), out_shardings=whole).lower(table).compile()
+    assert Program(cast.as_text()).positions(320, {64, 16}, LOGITS) == 0
 
 
 @pytest.mark.parametrize("steps", [3, 11])
@@ -105,7 +131,7 @@ def test_on_a_real_program(steps):
     shape = lambda *size, sharding: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding)  # noqa: E731
     compiled = jax.jit(f).lower(shape(16, 64, sharding=split), shape(64, 64, sharding=split)).compile()
     gathers = [found for found in Program(compiled.as_text()).collectives() if found.op == "all-gather"]
-    assert [(found.elements, found.times, found.in_loop) for found in gathers] == [(64 * 64, steps, True)]
+    assert [(found.bytes, found.times, found.in_loop) for found in gathers] == [(64 * 64 * 4, steps, True)]
 
 
 def test_collectives_inside_fusions_count_once_a_channel():

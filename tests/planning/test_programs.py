@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from gadjax.planning.programs import bytes_per_device, full_batch, run_programs
+from gadjax.planning.estimate import compile_program
+from gadjax.planning.program import bytes_per_device
+from gadjax.planning.programs import full_batch, run_programs
+from gadjax.planning.run import checked, make_blueprint, make_plan
+from gadjax.planning.targets import CHIPS, parse_topology
+from gadjax.rollout.sampler import Sampling
+from gadjax.trainer import host_rows
 from gadjax.trainer.loop import Run
-from gadjax.trainer.programs import Programs
+from gadjax.trainer.programs import HeldOutPrograms, Programs
 from gadjax.trainer.setup import prepare_run
 
 NAMES = {
@@ -20,6 +27,15 @@ NAMES = {
     "cross-entropy update": "update_supervised",
     "reference": "reference_logprobs",
     "policy update": "update_policy",
+}
+HELDOUT_NAMES = {
+    "held-out likelihoods": "likelihoods",
+    "held-out weights for sampling": "decoding_params of figures",
+    "held-out answers": "sample at 0.0",
+    "held-out scores": "scores",
+    "two-sample answers": "sample at 1.0",
+    "two-sample update": "update",
+    "two-sample scores": "score",
 }
 FIELDS = {
     "stages": ("seqkd", "warmup", "gad"),
@@ -33,7 +49,9 @@ FIELDS = {
     "discriminator.replay_size": 16,
     "gad.sft_coefficient": 0.5,
     "gad.ppo_minibatches": 2,
-    "data.heldout": "",
+    "evaluation.prompts": 7,
+    "evaluation.two_sample_folds": 2,
+    "evaluation.two_sample_epochs": 2,
 }
 
 
@@ -55,11 +73,13 @@ def same(one, other):
 def recorded(monkeypatch, quick_compile, all_devices):
     """What each program of a run was given at its last call."""
     seen: dict[str, Any] = {}
-    make = Programs.__init__
+    make, make_heldout = Programs.__init__, HeldOutPrograms.__init__
 
     def watched(name, function):
         def call(*arguments, **keywords):
-            seen[name] = jax.tree.map(describe, (arguments, keywords.get("base")))
+            temperature = f" at {arguments[-1].temperature}" if isinstance(arguments[-1], Sampling) else ""
+            arrays = [leaf for leaf in jax.tree.leaves((arguments, keywords.get("base"))) if hasattr(leaf, "dtype")]
+            seen[name + temperature] = [describe(leaf) for leaf in arrays]
             return function(*arguments, **keywords)
 
         return call
@@ -69,7 +89,17 @@ def recorded(monkeypatch, quick_compile, all_devices):
         for name in set(NAMES.values()) & vars(self).keys():
             setattr(self, name, watched(name, getattr(self, name)))
 
+    def init_heldout(self, blueprint):
+        make_heldout(self, blueprint)
+        self.decoding_params = watched("decoding_params of figures", self.decoding_params)
+        for owner, names in ((self, ("likelihoods", "scores")), (self.engine, ("sample",))):
+            for name in names:
+                setattr(owner, name, watched(name, getattr(owner, name)))
+        for name in ("update", "score"):
+            setattr(self.classifier, name, watched(name, getattr(self.classifier, name)))
+
     monkeypatch.setattr(Programs, "__init__", init)
+    monkeypatch.setattr(HeldOutPrograms, "__init__", init_heldout)
     return seen
 
 
@@ -77,22 +107,23 @@ def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path):
     """A run on eight devices whose data is as long as it may be, step for step against the plan's shapes."""
     from gadjax.progress import RunProgress
 
-    setup = prepare_run(tiny_config(FIELDS))
+    setup = dataclasses.replace(prepare_run(tiny_config(FIELDS)), eos_ids=(-1,))  # no sample ends early
     with RunProgress(enabled=False) as progress:
         run = Run(setup, tmp_path, progress)
         longest(run, setup)
         run.train()
     trained = dict(recorded)
     planned = list(run_programs(setup))
-    assert [program.name for program in planned] == list(NAMES)
+    names = NAMES | HELDOUT_NAMES
+    assert [program.name for program in planned] == list(names)
     for program in planned:
         given = [describe(leaf) for leaf in jax.tree.leaves(program.arguments)]
-        pairs = list(zip(given, jax.tree.leaves(trained[NAMES[program.name]]), strict=True))
+        pairs = list(zip(given, trained[names[program.name]], strict=True))
         assert not [pair for pair in pairs if not same(*pair)], program.name
 
 
 def longest(run, setup):
-    """Every prompt and answer of the run's batches becomes as long as the data has them, and no sample ends early."""
+    """Every prompt and answer of the run's batches, and the held-out ones, become as long as they may be."""
     full = full_batch(setup)
 
     def batches(stage):
@@ -100,6 +131,8 @@ def longest(run, setup):
             yield {name: value.copy() for name, value in full.items()}
 
     run._batches = batches
+    run.heldout.prompts = [full["prompt"][0]] * setup.heldout_prompts
+    run.heldout.teacher = [full["teacher"][0]] * setup.heldout_prompts
 
 
 def test_bytes_are_those_of_the_largest_part(tiny_config, all_devices):
@@ -111,3 +144,35 @@ def test_bytes_are_those_of_the_largest_part(tiny_config, all_devices):
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     whole = sum(int(np.prod(leaf.shape)) * 4 for leaf in moments)
     assert whole // 8 <= bytes_per_device(moments) < whole // 4
+
+
+def test_what_a_program_never_reads_is_on_the_devices_too(tiny_config, all_devices):
+    """A discriminator's update is given the base of all networks, with the head for tokens, which it has no use for."""
+    config = checked(tiny_config({"lora.rank": 2, "random_init": False, "stages": ("warmup", "gad")}))
+    blueprint = make_blueprint(config, jax.devices())
+    (program,) = [program for program in run_programs(blueprint) if program.name == "discriminator update"]
+    given = bytes_per_device(program.arguments)
+    read = program.trace().lower().compile().memory_analysis().argument_size_in_bytes
+    head = bytes_per_device(program.base["lm_head"])
+    assert 0 < head <= given - read
+    assert compile_program(program, CHIPS["cpu"], "cpu", trips=8).program >= given
+
+
+def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):
+    for fields, measured in (({"data.train": "", "data.heldout": ""}, True), ({"data.heldout": ""}, False), ({}, True)):
+        blueprint = make_blueprint(checked(tiny_config(fields)), jax.devices())
+        assert (blueprint.heldout_prompts == 128) == measured and bool(blueprint.heldout_prompts) == measured
+    many = checked(tiny_config({"evaluation.prompts": 0}))
+    assert make_blueprint(many, jax.devices()).heldout_prompts >= 64
+
+
+def test_rows_are_packed_once_and_only_where_they_are_needed(tiny_config, monkeypatch):
+    """Not for a program that a search compiled before, nor again for the one without remat."""
+    packed = []
+    pack = host_rows.teacher_rows
+    monkeypatch.setattr(host_rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])
+    config, target, known = tiny_config({"stages": ("seqkd",), "data.heldout": ""}), parse_topology("cpu:8"), {}
+    first = make_plan(config, target, jax.devices(), known=known)
+    assert len(packed) == 1
+    again = make_plan(config, target, jax.devices(), known=known)
+    assert len(packed) == 1 and again.programs == first.programs

@@ -49,7 +49,7 @@ def test_negative_log_likelihood(measured):
 
 def test_discriminator_on_the_students_answers(measured):
     setup, heldout, generator, discriminator, (figures, answers) = measured
-    student = heldout._engine.generate(generator, heldout.prompts, setup.sampling(0.0))
+    student = heldout.programs.engine.generate(generator, heldout.prompts, setup.sampling(0.0))
     margins = []
     for prompt, teacher, own in zip(heldout.prompts, heldout.teacher, student, strict=True):
         ends = [
@@ -107,8 +107,8 @@ def test_prompts_at_once_keep_to_the_memory_of_the_slots(tiny_config):
     """Four slots of two prompts: the samples of a rollout share their prompt's cache, those of a measurement cannot."""
     setup = prepare_run(tiny_config({"rollout.slots": 4}))
     cached = 4 * setup.config.data.max_response_length + 2 * setup.prompt_width
-    assert HeldOut(setup)._engine.batch_size == cached // setup.sequence_length == 2
-    assert HeldOut(prepare_run(tiny_config()))._engine.batch_size == 64
+    assert HeldOut(setup).programs.engine.batch_size == cached // setup.sequence_length == 2
+    assert HeldOut(prepare_run(tiny_config())).programs.engine.batch_size == 64
 
 
 def test_without_a_discriminator(measured):

@@ -144,7 +144,7 @@ def test_measuring_holds_the_base_once(adapted):
     """On one device the weights that answers are sampled from are the base's own arrays, not copies."""
     setup = prepare_run(adapted())
     base = initial_base(setup)
-    decoding = HeldOut(setup)._decoding_params(lora.join(base, initial_generator(setup)))
+    decoding = HeldOut(setup).programs.decoding_params(lora.join(base, initial_generator(setup)))
     ours, theirs = named_leaves(base), named_leaves(decoding)
     assert all(theirs[name] is leaf for name, leaf in ours.items())
 

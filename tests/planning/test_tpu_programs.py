@@ -1,0 +1,150 @@
+"""What the reader of compiled programs says of a token loop as a TPU's compiler writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gadjax.models.logprobs import LOGITS, token_logprobs
+from gadjax.parallel import mesh as layout
+from gadjax.planning import targets
+from gadjax.planning.estimate import compile_program
+from gadjax.planning.hlo import Program
+from gadjax.planning.programs import run_programs
+from gadjax.planning.run import checked, make_blueprint
+from gadjax.rollout.sampler import rollout, row_keys
+
+TARGET = targets.parse_topology("v5e:2x2")
+FIELDS = {"stages": ("warmup", "gad"), "data.heldout": "", "mesh.decode_tensor": 2, "data.max_response_length": 32}
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """Of a slice that is not here."""
+    pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in targets.TPU_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield targets.devices(TARGET)
+
+
+@pytest.fixture
+def sampling(tiny_config, devices):
+    """The rollout of a run."""
+    blueprint = make_blueprint(checked(tiny_config(FIELDS)), devices)
+    (program,) = [program for program in run_programs(blueprint) if program.name == "rollout"]
+    return program
+
+
+def compiled(program):
+    return compile_program(program, TARGET.chip, "tpu", trips=FIELDS["data.max_response_length"])
+
+
+def smallest_weight(program):
+    """Bytes that a device would get of the smallest kernel, the keys', if each had half of it."""
+    config = program.model.config
+    return config.hidden_size * config.num_kv_heads * config.head_dim * 2 // 2
+
+
+def test_no_weight_is_gathered(sampling):
+    found = compiled(sampling)
+    looped = [traffic for traffic in found.collectives if traffic.in_token_loop]
+    assert looped and max(traffic.bytes for traffic in looped if traffic.op != "all-reduce") < smallest_weight(sampling)
+    assert found.gathered < smallest_weight(sampling)
+
+
+def test_weights_that_are_gathered_are_reported(sampling):
+    """The control: each token of a rollout in the layout of training gathers all weights."""
+    blueprint = sampling.blueprint
+    model = blueprint.generator
+
+    def function(blueprint):
+        def sample(params, batch, key):
+            keys = row_keys(key, batch["row"])
+            settings = blueprint.sampling(1.0)
+            return rollout(blueprint.generator, params, batch["prompt"], batch["prompt_length"], keys, 2, settings)
+
+        return jax.jit(sample)
+
+    params = layout.abstract_params(model, blueprint.mesh, model.config.dtype)
+    _, batch, key = sampling.given()
+    batch = layout.with_shardings(batch, dict.fromkeys(batch, layout.rows(blueprint.mesh)))
+    found = compiled(dataclasses.replace(sampling, function=function, given=lambda: (params, batch, key), model=model))
+    table = model.config.vocab_size * model.config.hidden_size * 2
+    assert found.gathered == table > smallest_weight(sampling)
+    gathered = [traffic for traffic in found.collectives if traffic.bytes == table and traffic.in_token_loop]
+    assert {(traffic.op, traffic.times) for traffic in gathered} == {("all-gather", 32)}
+    assert len(gathered) == 2  # of the embeddings, and of the head
+
+
+LAYERS, TOKENS = 6, 48
+
+
+def array(mesh, shape, *axes):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*axes)))
+
+
+@pytest.mark.parametrize(("size", "scanned"), [(1024, True), (4096, False)])
+def test_gathers_of_a_loop_are_counted(devices, size, scanned):
+    """Of a layer's weights for each token; where layers are unrolled, fusions hold the gathers in parts."""
+    mesh = layout.make_mesh(1, 4, 1, devices)
+    whole = NamedSharding(mesh, P())
+
+    def decode(x, weights):
+        def layer(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+        def token(state):
+            step, x = state
+            if scanned:
+                return step + 1, jax.lax.scan(layer, x, weights)[0]
+            for w in weights:
+                x, _ = layer(x, w)
+            return step + 1, x
+
+        return jax.lax.while_loop(lambda state: (state[0] < TOKENS) & (state[1][0, 0] < 3), token, (0, x))
+
+    x, weights = array(mesh, (64, size), "fsdp"), array(mesh, (LAYERS, size, size), None, "fsdp")
+    program = Program(jax.jit(decode).lower(x, weights).compile().as_text())
+    assert scanned or any("async_collective_fusion" in name for name in program.computations)
+    gathers = [found for found in program.collectives() if found.op == "all-gather"]
+    assert {(found.bytes, found.in_loop) for found in gathers} == {(size * size * 2, True)}
+    assert sum(found.times for found in gathers) == LAYERS * TOKENS
+
+
+def test_sums_of_a_loop_are_told_from_gathers(devices):
+    """Weights that stay where they are: a fusion sums the products and keeps each device's part of them."""
+    mesh = layout.make_mesh(1, 4, 1, devices)
+
+    def decode(x, weights):
+        return jax.lax.fori_loop(0, TOKENS, lambda _, x: jax.lax.scan(layer, x, weights)[0], x)
+
+    def layer(x, w):
+        return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P(None, "fsdp"))), None
+
+    x, weights = array(mesh, (64, 1024), None, "fsdp"), array(mesh, (LAYERS, 1024, 1024), None, "fsdp")
+    program = Program(jax.jit(decode).lower(x, weights).compile().as_text())
+    (found,) = program.collectives()
+    assert (found.op, found.bytes, found.times) == ("reduce-scatter", 64 * 1024 * 2, LAYERS * TOKENS)
+
+
+def test_logits_as_large_as_a_weight(devices):
+    """More than fit the scratch memory, in a backward pass, with the gradient of the head beside them."""
+    mesh = layout.make_mesh(1, 4, 1, devices)
+    hidden, head = (
+        array(mesh, (16, 512, 1024), "fsdp"),
+        array(mesh, (65536, 1024), None, "fsdp"),
+    )
+    targets = jax.ShapeDtypeStruct((16, 512), jnp.int32, sharding=NamedSharding(mesh, P("fsdp")))
+
+    def loss(hidden, head, targets):
+        return token_logprobs(hidden, head, targets, chunk=1024, mesh=mesh)[0].sum()
+
+    program = Program(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile().as_text())
+    assert program.positions(65536, {1024, 256}, LOGITS) == 1024
+    assert program.positions(65536, {1024, 256}, "elsewhere") == 0
