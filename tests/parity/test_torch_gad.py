@@ -33,6 +33,7 @@ from gadjax.distill.method import Method  # noqa: E402
 from gadjax.models.config import ModelConfig, Rope  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from gadjax.rollout.sampler import Sampling  # noqa: E402
+from tests.parity.tables import NO_ADAPTERS, NoAdapters  # noqa: E402
 
 B, N, T, V = 4, 3, 6, 40
 TEMPERATURE, KL = 0.8, 0.1
@@ -197,17 +198,10 @@ def method_of(generator: Any, discriminator: Any, optimizer: optax.GradientTrans
 
 
 @dataclasses.dataclass(frozen=True)
-class NoAdapters:
-    """Stands in for a `ModelConfig`."""
-
-    lora: None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Table:
     """A model whose parameters are its outputs: the logits after each token, or each token's score."""
 
-    config: NoAdapters = NoAdapters()
+    config: NoAdapters = NO_ADAPTERS
     mesh: None = None
 
     def bind(self, params: Any) -> BoundTable:
