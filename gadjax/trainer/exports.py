@@ -48,6 +48,8 @@ _FIXED = (
     "discriminator.init",
     "discriminator.replay_size",
 )
+# What runs were before gadjax had a field, of those whose absence says so.
+_EARLIER = {"lora.rank": 0}
 _SHOWN = 80  # characters of a value in a message
 _PATIENCE = 60  # seconds until a file must be seen by all processes
 
@@ -80,8 +82,8 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     if stage is None:
         return
     config, facts = read_workdir(workdir)
-    # What an earlier version of gadjax did not write down cannot have changed.
-    fields = [field for field in _FIXED if field_value(config, field) is not None]
+    # What else an earlier version of gadjax did not write down cannot have changed.
+    fields = [field for field in _FIXED if _value(config, field) is not None]
     known = {name: value for name, value in _facts(setup).items() if name in facts}
     changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
     begun = config["stages"].index(stage) + 1
@@ -203,11 +205,16 @@ def _facts(setup: Setup) -> dict[str, Any]:
 
 def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str, Any]:
     """What makes a run what it is, named for messages."""
-    flat = {f"config.{field}": field_value(config, field) for field in fields}
+    flat = {f"config.{field}": _value(config, field) for field in fields}
     for network, hf_config in facts["hf_configs"].items():
         flat |= {f"{network}'s {name}": value for name, value in hf_config.items()}
     flat |= {"tokenizer and chat template": facts.get("tokenizer")} | facts["data"]
     return flat | {f"text of the {split} data": value for split, value in facts.get("contents", {}).items()}
+
+
+def _value(config: Any, field: str) -> Any:
+    value = field_value(config, field)
+    return _EARLIER.get(field) if value is None else value
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -7,6 +7,8 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -28,3 +30,22 @@ def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("smollm2")
     subprocess.run([sys.executable, tool, out], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     return out
+
+
+@pytest.fixture(scope="module")
+def quick_start(quick_compile: None) -> Iterator[None]:
+    """Tiny models: compiling them well costs more than it saves, and threads get in each other's way."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data() -> Any:
+    """The batch of the tests against PyTorch."""
+    from tests.parity.torch_oracle import ragged_data
+
+    return ragged_data()

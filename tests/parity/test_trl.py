@@ -32,6 +32,7 @@ from gadjax.distill import updates  # noqa: E402
 from gadjax.distill.advantages import group_advantages  # noqa: E402
 from gadjax.distill.method import Method  # noqa: E402
 from gadjax.rollout.sampler import Sampling  # noqa: E402
+from tests.parity.tables import NO_ADAPTERS, NoAdapters  # noqa: E402
 
 B, N, T, V = 3, 4, 6, 32
 EPSILON = {"ours": 1e-6, "trl": 1e-4}  # beside the std of a group
@@ -138,18 +139,11 @@ def trl_loss(case: Case, loss_type: str, beta: float, *, off_policy: bool) -> tu
 
 
 @dataclasses.dataclass(frozen=True)
-class NoAdapters:
-    """Stands in for a `ModelConfig`."""
-
-    lora: None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Table:
     """A model whose parameters are the logits after each token."""
 
     params: Any = None
-    config: NoAdapters = NoAdapters()
+    config: NoAdapters = NO_ADAPTERS
     mesh: None = None
 
     def bind(self, params: Any) -> Table:

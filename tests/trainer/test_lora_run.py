@@ -21,7 +21,7 @@ from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 from gadjax.parallel import mesh as layout
 from gadjax.train import run
-from gadjax.trainer.exports import network_model, read_workdir
+from gadjax.trainer.exports import check_workdir, network_model, read_workdir
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.loop import Run
 from gadjax.trainer.session import describe
@@ -239,6 +239,19 @@ def test_other_adapters_are_another_run(finished, adapted, fields, change):
     with pytest.raises(UserError, match="holds another run") as error:
         run(adapted(fields), workdir)
     assert change in str(error.value)
+
+
+def test_a_workdir_from_before_adapters_is_another_run(finished, adapted, tmp_path, monkeypatch):
+    """Whose config.json has no word of them; no weights are read to find out."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    del config["lora"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    with pytest.raises(UserError, match="holds another run") as error:
+        run(adapted(), workdir)
+    assert "(config.lora.rank: 0 → 4)" in str(error.value) and "\n" not in str(error.value)
+    check_workdir(prepare_run(adapted({"lora.rank": 0})), workdir)  # as what it is, it may continue
 
 
 def test_on_eight_devices(adapted, tmp_path, all_devices):
