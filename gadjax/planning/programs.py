@@ -84,7 +84,7 @@ def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProg
         yield _program(*place, **common)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (decoding_weights(blueprint, state), abstract_batch(blueprint, programs), key)
-    sample = "rollout", blueprint.sampler, stages, "rollout", programs.sample_in_waves, arguments
+    sample = "rollout", blueprint.sampler, stages, "rollout", programs.sample_batch, arguments
     yield _program(*sample, **common, own_base=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from gadjax.planning.architectures import ARCHITECTURES
 from gadjax.planning.estimate import Compiled, Estimate, compile_program, estimate
 from gadjax.planning.programs import run_programs
 from gadjax.planning.targets import Target
-from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, waves
+from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, sizes_of
+from gadjax.trainer.blueprint import Blueprint, make_method, make_networks
 
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
@@ -64,7 +66,7 @@ class Plan:
     @property
     def slots(self) -> int:
         """Samples whose caches are in memory at once, over all devices."""
-        return self.samples // waves(self.config)
+        return min(self.config.rollout.slots or self.samples, self.samples)
 
     def step_seconds(self, stage: str) -> float | None:
         """Lower bound of one step of a stage, its programs one after another; None where one did not compile."""
@@ -99,8 +101,7 @@ def make_plan(
         key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
         if key not in known:
             watch(program.name)
-            bounds = config.data.max_response_length, waves(config)
-            known[key] = compile_program(program, twin, target.chip, target.chip.platform, *bounds)
+            known[key] = compile_program(program, twin, target.chip, target.chip.platform, loop_trips(blueprint))
         estimates.append(estimate(program, known[key], target.chip))
     return Plan(
         target=target,
@@ -111,6 +112,15 @@ def make_plan(
         parameters=blueprint.generator.num_params(),
         programs=tuple(estimates),
     )
+
+
+def loop_trips(blueprint: Blueprint) -> dict[str, int]:
+    """How often the rollout's loops run each time, where all samples are as long as they can be."""
+    config = blueprint.config
+    shape = config.batch_size, blueprint.prompt_width, config.rollout.num_samples, config.rollout.slots
+    sizes = sizes_of(blueprint.sampler.mesh, *shape)
+    steps = sizes.steps(config.data.max_response_length)
+    return {ADMISSIONS: sizes.admissions, TOKEN_STEPS: math.ceil(steps / sizes.admissions)}
 
 
 def checked(config: ConfigDict) -> ConfigDict:

@@ -58,7 +58,7 @@ ENTRY %main.4 (stack.1: bf16[36,128,64]) -> bf16[36,128,64] {
 def test_loops_are_counted():
     program = Program(LOOP)
     assert program.entry == "main.4"
-    assert program.repeats["body.2"] == program.repeats["fused"] == (36, True)
+    assert program.repeats["body.2"] == program.repeats["fused"] == (36, ("",))
     (found,) = program.collectives()
     assert (found.op, found.bytes, found.elements, found.times, found.in_loop) == ("all-reduce", 512, 128, 36, True)
     assert found.op_name == "jit(f)/y" and program.largest_in_loops() == 128
@@ -67,6 +67,16 @@ def test_loops_are_counted():
 def test_a_stated_trip_count_is_believed():
     known = LOOP.replace("body=%body.2", 'body=%body.2, backend_config={"known_trip_count":{"n":"7"}}')
     assert Program(known).collectives()[0].times == 7
+
+
+def test_a_named_loop_runs_as_often_as_is_said():
+    named = LOOP.replace("body=%body.2", 'body=%body.2, metadata={op_name="jit(f)/outer/steps/while"}')
+    program = Program(named, {"steps": 11})
+    (found,) = program.collectives()
+    assert (found.times, found.loops) == (11, ("steps",))
+    assert program.largest_in_loops("steps") == 128
+    with pytest.raises(ValueError, match="no loop of the name other"):
+        program.largest_in_loops("other")
 
 
 def test_bytes_are_those_of_slices_and_of_main_memory():

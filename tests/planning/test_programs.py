@@ -15,7 +15,7 @@ from gadjax.trainer.setup import prepare_run
 
 NAMES = {
     "weights for sampling": "decoding_params",
-    "rollout": "sample_in_waves",
+    "rollout": "sample_batch",
     "discriminator update": "update_discriminator",
     "cross-entropy update": "update_supervised",
     "reference": "reference_logprobs",
