@@ -59,8 +59,9 @@ def get_config() -> ConfigDict:
     config.rollout.num_samples = 8
     # Temperature of sampling; log-probs are of the scaled distribution. Training samples without top-p or top-k.
     config.rollout.temperature = 0.8
-    # Samples whose key-value caches are in memory at once, over all devices (0: all of a step). Fewer take less memory
-    # and more time. A multiple of num_samples that divides batch_size * num_samples, or more than that for all.
+    # Samples that are decoded at once, over all devices (0: all of a step). When one ends, its slot takes the next.
+    # Memory is taken by their key-value caches, and by those of the prompts that they belong to. Fewer slots take less
+    # of it, and more token steps. A multiple of the parts that the devices of sampling split a batch into.
     config.rollout.slots = 0
 
     config.optimizer = ConfigDict()

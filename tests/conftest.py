@@ -100,12 +100,16 @@ def _quick_compile(folder: pathlib.Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def largest_in_loops() -> Callable[[Any], int]:
-    """Bytes that the largest collective inside a loop of a compiled program moves; 0 where there is none."""
+def largest_in_loops() -> Callable[..., int]:
+    """Bytes that the largest collective in a loop, or in those of a name, of a compiled program moves; 0 for none."""
     from gadjax.planning.hlo import Program
 
-    def largest(compiled: Any) -> int:
-        return max((found.bytes for found in Program(compiled.as_text()).collectives() if found.in_loop), default=0)
+    def largest(compiled: Any, name: str | None = None) -> int:
+        program = Program(compiled.as_text())
+        if name:
+            program.check_loop(name)
+        inside = (found for found in program.collectives() if (name in found.loops if name else found.in_loop))
+        return max((found.bytes for found in inside), default=0)
 
     return largest
 

@@ -99,7 +99,7 @@ def test_errors_are_one_line(arguments, message):
 
 
 def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
-    """From settings of more waves and smaller slices than need be."""
+    """From settings of fewer slots and smaller slices than need be."""
     finished, arguments = tiny_plan
     told = plan(*arguments, "--config.stages=gad", "--suggest", "--json", NO_HELDOUT)
     assert told.returncode == 0, told.stderr

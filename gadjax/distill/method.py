@@ -20,7 +20,7 @@ class Method:
 
     Attributes:
       sampler: the generator over the mesh that it is sampled on; None: the one that it is trained on.
-      waves: equal parts of a batch, sampled one after another (`rollout.slots` samples at once).
+      slots: samples that are decoded at once (`rollout.slots`).
     """
 
     generator: Model
@@ -29,7 +29,7 @@ class Method:
     discriminator: Model | None = None
     discriminator_optimizer: optax.GradientTransformation | None = None
     sampler: Model | None = None
-    waves: int = 1
+    slots: int = 0
     num_samples: int = 8
     discriminator_loss: Literal["bt", "ce"] = "bt"
     bt_temperature: float = 1.0

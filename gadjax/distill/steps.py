@@ -7,7 +7,6 @@ Each can be jitted whole, sampling loop included; they lay out one sequence a ro
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from gadjax.distill.advantages import group_advantages
 from gadjax.distill.method import Method
@@ -68,7 +67,7 @@ def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base
 
     The trainer calls the two parts of it, each a program of its own: their meshes may differ.
     """
-    return sample_in_waves(method, decoding_params(method, params, base=base), batch, key)
+    return sample_batch(method, decoding_params(method, params, base=base), batch, key)
 
 
 def decoding_params(method: Method, params: Params, *, base: Params | None = None) -> Params:
@@ -76,22 +75,9 @@ def decoding_params(method: Method, params: Params, *, base: Params | None = Non
     return (method.sampler or method.generator).decoding_params(join(base, params))
 
 
-def sample_in_waves(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
-    """`sample` with parameters that are laid out for it.
-
-    The batch goes through in `method.waves` equal parts, so that the caches of one part alone take memory; a sample is
-    the same however many there are.
-    """
+def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
+    """`sample` with parameters that are laid out for it."""
     model = method.sampler or method.generator
-
-    def wave(batch):
-        keys = row_keys(key, batch["row"])
-        prompt = batch["prompt"], batch["prompt_length"]
-        return rollout(model, params, *prompt, keys, method.num_samples, method.sampling)
-
-    if method.waves == 1:
-        return wave(batch)
-    # Every wave takes its prompts from all devices alike.
-    waves = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, method.waves, *x.shape[1:]), 0, 1), batch)
-    samples = jax.lax.map(wave, waves)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), samples)
+    keys = row_keys(key, batch["row"])
+    prompt = batch["prompt"], batch["prompt_length"]
+    return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)

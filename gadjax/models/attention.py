@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gadjax.models.cache import Cache, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
 from gadjax.segments import visible
+
+
+class Lanes(NamedTuple):
+    """Which slot's query stands in which lane of which prompt; lane n of prompt g is g * N + n."""
+
+    slot: jax.Array  # [G * N] the slot in each lane; any, where there is none
+    lane: jax.Array  # [S] the lane of each slot; any, of a slot that is idle
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -92,35 +101,38 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments
 
 def group_attention(
     query: jax.Array,
-    prompt: tuple[jax.Array, jax.Array],
+    prompts: Cache,
     prompt_length: jax.Array,
-    response: tuple[jax.Array, jax.Array],
+    responses: Cache,
     response_length: jax.Array,
+    lanes: Lanes,
 ) -> jax.Array:
-    """One token's attention over its prompt, stored once for the group's N samples, and its own response.
+    """One token's attention over its prompt, which is read once for all of its samples, and over its own response.
+
+    The queries go to their prompts, not the prompts to their queries: each prompt has N lanes, one for each of its
+    samples, and what is attended over it comes back to the slots.
 
     Args:
-      query: [B, N, Nq, D].
-      prompt: keys and values, each [B, P, Nkv, D].
-      prompt_length: [B] tokens of the prompt.
-      response: keys and values, each [B, N, T, Nkv, D].
-      response_length: scalar, response tokens stored so far, the query's own included.
+      query: [S, Nq, D], of the slots.
+      prompts: of G rows.
+      prompt_length: [G], what is seen of each.
+      responses: of S rows.
+      response_length: [S], what is seen of each, the query's own token included; at least 1.
+      lanes: where each slot's prompt is.
 
     Returns:
-      [B, N, Nq, D].
+      [S, Nq, D] in the query's dtype.
     """
-    (prompt_key, prompt_value), (key, value) = prompt, response
-    num_kv_heads, head_dim = key.shape[-2:]
-    grouped = query.reshape(*query.shape[:2], num_kv_heads, -1, head_dim)  # [B, N, Nkv, G, D]
-    grouped = grouped * head_dim**-0.5
-    over_prompt = jnp.einsum("bnkgd,bpkd->bnkgp", grouped, prompt_key, preferred_element_type=jnp.float32)
-    over_response = jnp.einsum("bnkgd,bntkd->bnkgt", grouped, key, preferred_element_type=jnp.float32)
-    lowest = jnp.finfo(jnp.float32).min
-    in_prompt = jnp.arange(prompt_key.shape[1]) < prompt_length[:, None]  # [B, P]
-    over_prompt = jnp.where(in_prompt[:, None, None, None], over_prompt, lowest)
-    over_response = jnp.where(jnp.arange(key.shape[2]) < response_length, over_response, lowest)
-    weights = jax.nn.softmax(jnp.concatenate([over_prompt, over_response], axis=-1), axis=-1).astype(query.dtype)
-    on_prompt, on_response = jnp.split(weights, [prompt_key.shape[1]], axis=-1)
-    mixed = jnp.einsum("bnkgp,bpkd->bnkgd", on_prompt, prompt_value)
-    mixed += jnp.einsum("bnkgt,bntkd->bnkgd", on_response, value)
-    return mixed.reshape(query.shape)
+    slots, heads, head_dim = query.shape
+    kv_heads, count = responses.value.shape[2], prompts.value.shape[1]
+    grouped = (query * head_dim**-0.5).reshape(slots, kv_heads, -1, head_dim)
+    own = attend(grouped, responses, response_length)
+    asked = grouped[lanes.slot].reshape(count, -1, *grouped.shape[1:])  # [G, N, Nkv, Q, D]
+    asked = asked.swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
+    shared = attend(asked, prompts, prompt_length)  # [G, Nkv, N * Q]
+
+    def back(x):
+        x = x.reshape(count, kv_heads, -1, heads // kv_heads, *x.shape[3:]).swapaxes(1, 2)
+        return x.reshape(-1, *x.shape[2:])[lanes.lane]
+
+    return merge(jax.tree.map(back, shared), own).reshape(query.shape).astype(query.dtype)

@@ -8,14 +8,14 @@ Computation runs in `config.dtype`; norms, softmaxes, logits and scores are floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
+from gadjax.models.attention import causal_attention, rope_frequencies, rotate
 from gadjax.models.config import Lora, ModelConfig
 from gadjax.models.logprobs import LOGITS
 from gadjax.parallel.mesh import constrain, gather_weight
@@ -190,58 +190,40 @@ class Decoder(nnx.Module):
         """
         return self._scan_layers(tokens, positions, segments)[0]
 
-    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[KeyValue]]:
+    def prefill(self, tokens: jax.Array, lengths: jax.Array) -> list[KeyValue]:
         """Reads right-padded prompts.
 
         Args:
           tokens: [B, P].
-          lengths: [B] prompt tokens.
+          lengths: [B] tokens that are read of each; the keys and values of the others are anything finite.
 
         Returns:
-          Hidden state of each prompt's last token [B, H], and per layer the keys and values, [B, P, Nkv, D].
+          Per layer the keys and values, [B, P, Nkv, D].
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
-        hidden, (keys, values) = self._scan_layers(tokens, positions, segments, keep_kv=True)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return last, [(keys[i], values[i]) for i in range(self.config.num_layers)]
+        _, (keys, values) = self._scan_layers(tokens, positions, segments, keep_kv=True)
+        return [(keys[i], values[i]) for i in range(self.config.num_layers)]
 
     def decode(
-        self,
-        tokens: jax.Array,
-        step: jax.Array,
-        prompt_length: jax.Array,
-        prompt_cache: list[KeyValue],
-        cache: list[KeyValue],
-        layers: list[Block],
-    ) -> tuple[jax.Array, list[KeyValue]]:
-        """Reads response token number `step` of every sample.
+        self, tokens: jax.Array, positions: jax.Array, layers: list[Block], attends: Iterable[Attend]
+    ) -> jax.Array:
+        """Reads one token of every sequence.
 
         Args:
-          tokens: [B, N].
-          step: scalar; the token's place in its response, the same for all rows.
-          prompt_length: [B].
-          prompt_cache: per layer, keys and values [B, P, Nkv, D], shared by a prompt's N samples.
-          cache: per layer, keys and values of the responses [B, N, T, Nkv, D].
+          tokens, positions: [S], a token and its place in its sequence.
           layers: `unstacked_layers()`, taken apart outside of the token loop.
+          attends: a layer's attention each, of queries [S, Nq, D] and of the token's keys and values [S, Nkv, D]; it
+            keeps these for later tokens.
 
         Returns:
-          Hidden states [B, N, H] and the cache with this token in it.
+          Hidden states [S, H].
         """
-        x = self._embed(tokens)
-        positions = jnp.broadcast_to((prompt_length + step)[:, None], tokens.shape)
-        new_cache = []
-        for block, prompt, old in zip(layers, prompt_cache, cache, strict=True):
-
-            def attend(query, key, value, prompt=prompt, old=old):
-                pairs = zip(old, (key, value), strict=True)
-                new = tuple(jax.lax.dynamic_update_slice_in_dim(o, n[:, :, None], step, 2) for o, n in pairs)
-                new = tuple(constrain(n, self.mesh, "batch", None, None, "kv_heads", None) for n in new)
-                new_cache.append(new)
-                return group_attention(query, prompt, prompt_length, new, step + 1)
-
-            x = block(x, positions, attend)
-        return self.final_norm(x), new_cache
+        x = self._embed(tokens[:, None])
+        for block, attend in zip(layers, attends, strict=True):
+            one = lambda q, k, v, attend=attend: attend(q[:, 0], k[:, 0], v[:, 0])[:, None]  # noqa: E731
+            x = block(x, positions[:, None], one)
+        return self.final_norm(x)[:, 0]
 
     def unstacked_layers(self) -> list[Block]:
         """The layers one by one. A scan would copy each layer's weights out of the stack at every token.

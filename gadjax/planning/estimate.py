@@ -15,6 +15,7 @@ from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
 from gadjax.planning.program import RunProgram, bytes_per_device
 from gadjax.planning.targets import GIB, Chip
+from gadjax.rollout.sampler import TOKEN_STEPS
 
 _OVERFLOW = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])")
 _ALLOCATION = re.compile(r"Size: ([\d.]+)([KMG])\s+(?:Operator: op_name=\"([^\"]*)\"\s+)?Shape: (\S+?\])", re.DOTALL)
@@ -107,18 +108,17 @@ def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
     )
 
 
-def compile_program(program: RunProgram, chip: Chip, platform: str, trips: int) -> Compiled:
+def compile_program(program: RunProgram, chip: Chip, platform: str) -> Compiled:
     """Compiles a program for the devices that its arguments lie on, and reads it.
 
     Args:
       platform: as JAX lowers for it.
-      trips: the bound of the token loop.
     """
     start = time.perf_counter()
     traced = program.trace()
     devices = len(jax.tree.leaves(program.resident)[0].sharding.device_set)
-    flops = count_flops(traced.jaxpr, trips)
-    work = {"flops": flops, "flops_without_remat": count_flops(program.trace(remat=False).jaxpr, trips)}
+    flops = count_flops(traced.jaxpr, program.loop_trips)
+    work = {"flops": flops, "flops_without_remat": count_flops(program.trace(remat=False).jaxpr, program.loop_trips)}
     work["state"] = bytes_per_device(_state_arguments(program))
     try:
         executable = traced.lower(lowering_platforms=(platform,)).compile()
@@ -148,9 +148,10 @@ def compile_program(program: RunProgram, chip: Chip, platform: str, trips: int) 
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    text = hlo.Program(executable.as_text())
-    # Nothing else repeats as often as what is in a token loop.
-    collectives = _collectives(text, program.token_loops * (trips - 1) if program.token_loops else None)
+    text = hlo.Program(executable.as_text(), program.loop_trips)
+    for name in program.loop_trips:
+        text.check_loop(name)
+    collectives = _collectives(text)
     moved = text.bytes_moved()
     return Compiled(
         **work,
@@ -177,12 +178,11 @@ def _vocabulary(program: RunProgram) -> tuple[int, set[int]]:
     return model.config.vocab_size // tensor, {1, *(hidden // size for size in {1, *others})}
 
 
-def _collectives(text: hlo.Program, token_steps: int | None) -> tuple[Traffic, ...]:
-    """Alike ones together. `token_steps`: what repeats so often is in the token loop; None where there is none."""
+def _collectives(text: hlo.Program) -> tuple[Traffic, ...]:
+    """Alike ones together."""
     grouped: dict[tuple, int] = {}
     for found in text.collectives():
-        in_token_loop = token_steps is not None and found.in_loop and found.times >= token_steps
-        key = found.op, found.bytes, in_token_loop, found.op_name.rpartition("/")[2]
+        key = found.op, found.bytes, TOKEN_STEPS in found.loops, found.op_name.rpartition("/")[2]
         grouped[key] = grouped.get(key, 0) + found.times
     traffic = [Traffic(op, size, times, looped, origin) for (op, size, looped, origin), times in grouped.items()]
     return tuple(sorted(traffic, key=lambda t: -t.bytes * t.times))

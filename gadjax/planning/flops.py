@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jax.extend import core
@@ -13,20 +13,25 @@ _PRODUCTS = {"fwd": 2, "forward": 2, "dkv": 4, "dq": 3, "bwd": 5, "backward": 5}
 _FUSED_BACKWARD = 5
 
 
-def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, loop_trips: int) -> int:
+def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, loop_trips: Mapping[str, int]) -> int:
     """Operations of matrix products over all devices, a multiplication and an addition counting as two.
 
     What is element by element is left out: it is below a hundredth of a decoder's work, and is bound by memory.
 
     Args:
       jaxpr: of a traced program, `jax.jit(f).trace(...).jaxpr`.
-      loop_trips: how often the body of a loop that ends by its data runs: the token loop's bound.
+      loop_trips: how often the body of a loop that ends by its data runs each time that the loop does, by the
+        `jax.named_scope` that it was made in. A loop of no such name counts as its bound: the largest number that its
+        condition compares its counter with.
+
+    Raises:
+      ValueError: a loop has neither a name nor a bound.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_of_equation(equation, loop_trips) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any, loop_trips: int) -> int:
+def _of_equation(equation: Any, loop_trips: Mapping[str, int]) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (lhs, _), _ = params["dimension_numbers"]
@@ -39,13 +44,25 @@ def _of_equation(equation: Any, loop_trips: int) -> int:
     if name == "scan":
         return params["length"] * count_flops(params["jaxpr"], loop_trips)
     if name == "while":
-        return loop_trips * count_flops(params["body_jaxpr"], loop_trips)
+        inner = count_flops(params["body_jaxpr"], loop_trips)
+        return inner and inner * _trips(equation, loop_trips)
     if name == "cond":
         return max(count_flops(branch, loop_trips) for branch in params["branches"])
     inner = sum(count_flops(sub, loop_trips) for sub in _inner(params))
     if name == "shard_map":  # of one device
         return inner * params["mesh"].size
     return inner
+
+
+def _trips(loop: Any, loop_trips: Mapping[str, int]) -> int:
+    name = str(loop.source_info.name_stack).rpartition("/")[2]
+    if name in loop_trips:
+        return loop_trips[name]
+    comparisons = (equation for equation in loop.params["cond_jaxpr"].eqns if equation.primitive.name == "lt")
+    bounds = [int(var.val) for equation in comparisons for var in equation.invars[1:] if isinstance(var, core.Literal)]
+    if not bounds:
+        raise ValueError(f"how often does the loop {name or 'without a name'} run? {sorted(loop_trips)} are known")
+    return max(bounds)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -16,7 +16,7 @@ from gadjax.evaluation.two_sample import BATCH, widths
 from gadjax.models.lora import join, trained
 from gadjax.models.model import Params
 from gadjax.parallel import mesh as layout
-from gadjax.planning.program import RunProgram, decoding_weights, make_program
+from gadjax.planning.program import RunProgram, decoding_weights, make_program, rollout_trips
 from gadjax.trainer.blueprint import Blueprint, abstract_state, state_shardings
 from gadjax.trainer.heldout import rows_of_each
 from gadjax.trainer.programs import HeldOutPrograms, row_shardings
@@ -77,9 +77,9 @@ def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
 
 
 def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any = None) -> RunProgram:
-    """Sampled answers to held-out prompts, each batch of which is as wide as its longest prompt."""
+    """Sampled answers to held-out prompts, each queue of which is as wide as its longest prompt."""
     state, engine = _measured_state(blueprint), HeldOutPrograms(blueprint).engine
-    count, width = engine.batch_shape(blueprint.heldout_prompts, blueprint.prompt_width)
+    count, width, slots = engine.queue_shape(blueprint.heldout_prompts, blueprint.prompt_width)
     place = functools.partial(jax.ShapeDtypeStruct, sharding=layout.rows(engine.mesh))
     batch = place((count, width), np.int32), place((count,), np.int32), place((count,), np.uint32)
     weights, key = decoding_weights(blueprint, state), jax.eval_shape(lambda: jax.random.key(0))
@@ -91,8 +91,8 @@ def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any 
         lambda: (weights, *batch, key),
         model=blueprint.sampler,
         phase="measure",
-        static={"sampling": blueprint.sampling(temperature)},
-        token_loops=1,
+        static={"sampling": blueprint.sampling(temperature), "slots": slots},
+        loop_trips=rollout_trips(blueprint, count, width, 1, slots),
         beside=beside,
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 _HEADER = re.compile(r"(?:(ENTRY) )?%?([\w.-]+) \(.*\{$")
@@ -91,8 +91,13 @@ class Collective(NamedTuple):
     op: str
     bytes: int  # of what a device gives or gets, whichever is more
     times: int  # that it runs in one call of the program
-    in_loop: bool
+    loops: tuple[str, ...]  # the names of those around it, the outermost first
     op_name: str
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether any loop repeats it."""
+        return bool(self.loops)
 
 
 class Buffer(NamedTuple):
@@ -103,9 +108,14 @@ class Buffer(NamedTuple):
 
 
 class Program:
-    """The text of one compiled module, `compiled.as_text()`."""
+    """The text of one compiled module, `compiled.as_text()`.
 
-    def __init__(self, text: str):
+    `loop_trips`: how often the bodies of some loops run each time that the loop does, by the `jax.named_scope` that the
+    loop was made in.
+    """
+
+    def __init__(self, text: str, loop_trips: Mapping[str, int] | None = None):
+        self.loop_trips = loop_trips or {}
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         lines: list[Instruction] = []
@@ -118,22 +128,24 @@ class Program:
                 lines.append(_instruction(match))
 
     @functools.cached_property
-    def repeats(self) -> dict[str, tuple[int, bool]]:
-        """How often each computation runs in a call of the program, and whether a loop repeats it; fused ones too.
+    def repeats(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """How often each computation runs in a call of the program, and in which loops; fused ones too.
 
-        A loop whose end depends on data counts as its bound: the largest constant that its condition compares with.
+        A loop whose end depends on data counts as `loop_trips` says, or as its bound: the largest constant that its
+        condition compares with.
         """
-        found = {self.entry: (1, False)}
+        found: dict[str, tuple[int, tuple[str, ...]]] = {self.entry: (1, ())}
         waiting = [self.entry]
         while waiting:
             name = waiting.pop()
-            times, looped = found[name]
+            times, loops = found[name]
             for instruction in self.computations.get(name, ()):
                 is_loop = instruction.opcode == "while"
                 trips = self._trips(instruction) if is_loop else 1
+                around = (*loops, _loop_name(instruction)) if is_loop else loops
                 for _, called in instruction.called:
-                    old = found.get(called, (0, False))
-                    new = max(old[0], times * trips), old[1] or looped or is_loop
+                    old = found.get(called, (0, ()))
+                    new = max(old[0], times * trips), max(old[1], around, key=len)
                     if new != old:
                         found[called] = new
                         waiting.append(called)
@@ -145,30 +157,41 @@ class Program:
         TPUs put them into fusions, several for the start, the work and the end of one: they share a channel.
         """
         found: dict[Any, Collective] = {}
-        for name, (times, looped) in self.repeats.items():
+        for name, (times, loops) in self.repeats.items():
             for place, line in enumerate(self.computations.get(name, ())):
                 op = line.opcode.removesuffix("-start")
                 if op in COLLECTIVES:
-                    collective = self._collective(name, line, op, times, looped)
+                    collective = self._collective(name, line, op, times, loops)
                     # Elsewhere a channel may be that of several: those of a `shard_map` have one.
                     key = (op, line.channel) if name in self._fused and line.channel else (name, place)
                     if key not in found or found[key].times < times:
                         found[key] = collective
         return list(found.values())
 
-    def _collective(self, computation: str, line: Instruction, op: str, times: int, looped: bool) -> Collective:
+    def _collective(
+        self, computation: str, line: Instruction, op: str, times: int, loops: tuple[str, ...]
+    ) -> Collective:
         sizes = [array.bytes for array in line.arrays]
         size = sum(sizes) // 2 if line.opcode.endswith("-start") and len(sizes) > 1 else sum(sizes)
         if op == "reduce-scatter":  # what it sums is larger than what it leaves
             size = max(size, sum(self._made[name].size for name in line.operands if name in self._made))
         if op == "all-reduce" and "reduce-scatter" in computation:  # with the slice that each keeps, in one fusion
             op = "reduce-scatter"
-        return Collective(op, size, times, looped, line.op_name)
+        return Collective(op, size, times, loops, line.op_name)
+
+    def check_loop(self, name: str) -> None:
+        """Nothing, where a loop has the name.
+
+        Raises:
+          ValueError: none has.
+        """
+        if not any(name in loops for _, loops in self.repeats.values()):
+            raise ValueError(f"the program has no loop of the name {name}")
 
     def buffers(self) -> list[Buffer]:
         """The distinct arrays in the main memory, largest first; what a fusion holds inside never gets there."""
         found: dict[Array, str] = {}
-        for instruction, _, _ in self._executed():
+        for instruction, _ in self._executed():
             if instruction.opcode in _COPIES:
                 continue
             for array in instruction.arrays:
@@ -203,14 +226,14 @@ class Program:
 
     def bytes_moved(self) -> int:
         """Bytes read from and written to the main memory of a device in a call of the program."""
-        return sum(times * self._traffic(instruction) for instruction, times, _ in self._executed())
+        return sum(times * self._traffic(instruction) for instruction, times in self._executed())
 
-    def _executed(self) -> Iterator[tuple[Instruction, int, bool]]:
+    def _executed(self) -> Iterator[tuple[Instruction, int]]:
         """Instructions that run by themselves, with how often; not the inside of fusions and reductions."""
-        for name, (times, looped) in self.repeats.items():
+        for name, (times, _) in self.repeats.items():
             if name not in self._fused | self._applied:
                 for instruction in self.computations.get(name, ()):
-                    yield instruction, times, looped
+                    yield instruction, times
 
     @functools.cached_property
     def _fused(self) -> set[str]:
@@ -232,6 +255,8 @@ class Program:
         return {line.name: line for lines in self.computations.values() for line in lines}
 
     def _trips(self, loop: Instruction) -> int:
+        if _loop_name(loop) in self.loop_trips:
+            return self.loop_trips[_loop_name(loop)]
         if loop.trips is not None:
             return loop.trips
         waiting = [name for how, name in loop.called if how == "condition"]
@@ -309,6 +334,11 @@ def _instruction(match: re.Match[str]) -> Instruction:
         channel=channel[1] if channel else "",
         constant=int(arguments) if is_number and arguments.lstrip("-").isdigit() else None,
     )
+
+
+def _loop_name(loop: Instruction) -> str:
+    """The innermost scope that a loop was made in: `b` of `jit(f)/a/b/while`."""
+    return loop.op_name.removesuffix("/while").rpartition("/")[2]
 
 
 def _end_of(text: str, start: int) -> int:

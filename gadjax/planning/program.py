@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from gadjax.distill.state import GadState
 from gadjax.models.lora import join
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
+from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, sizes_of
 from gadjax.trainer.blueprint import Blueprint
 from gadjax.trainer.offload import Offload, Phase, read_part
 
@@ -43,7 +44,7 @@ class RunProgram:
       resident: what is on the devices while it runs, those of its arguments included that outlive it.
       moved: what comes from host memory before it, and what leaves to there.
       waiting: what is in host memory while it runs.
-      token_loops: how often it samples tokens in a loop, one time after another.
+      loop_trips: how often loops that end by their data run each time, by their names; those of a rollout.
     """
 
     name: str
@@ -58,7 +59,7 @@ class RunProgram:
     resident: Any
     moved: Any
     waiting: Any
-    token_loops: int
+    loop_trips: Mapping[str, int]
 
     @functools.cached_property
     def arguments(self) -> tuple:
@@ -84,7 +85,7 @@ def make_program(
     stages: tuple[str, ...] = (),
     base: Params | None = None,
     static: dict[str, Any] | None = None,
-    token_loops: int = 0,
+    loop_trips: Mapping[str, int] | None = None,
     again: bool = False,
     beside: Any = None,
 ) -> RunProgram:
@@ -105,7 +106,7 @@ def make_program(
         resident=[*(read_part(state, part) for part in here), state.base, beside],
         moved=[read_part(state, part) for part in moved],
         waiting=[read_part(state, part) for part in offload.waiting(phase)],
-        token_loops=token_loops,
+        loop_trips=loop_trips or {},
     )
 
 
@@ -129,6 +130,13 @@ def decoding_weights(blueprint: Blueprint, state: GadState) -> Params:
         return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
 
     return jax.tree.map(abstract, join(state.base, state.generator.params), shardings)
+
+
+def rollout_trips(blueprint: Blueprint, batch: int, width: int, num_samples: int, slots: int) -> dict[str, int]:
+    """`loop_trips` of a rollout whose samples are all as long as they can be; the sizes are `sizes_of`'s."""
+    sizes = sizes_of(blueprint.sampler.mesh, batch, width, num_samples, slots)
+    steps = sizes.steps(blueprint.config.data.max_response_length)
+    return {ADMISSIONS: sizes.admissions, TOKEN_STEPS: -(-steps // sizes.admissions)}
 
 
 def _without_remat(blueprint: Blueprint) -> Blueprint:

@@ -13,7 +13,7 @@ from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
 from gadjax.parallel import mesh as layout
 from gadjax.planning.heldout import heldout_programs
-from gadjax.planning.program import RunProgram, decoding_weights, make_program
+from gadjax.planning.program import RunProgram, decoding_weights, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
@@ -52,8 +52,10 @@ def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProg
     weights = decoding_weights(blueprint, state)
     given = lambda: (weights, abstract_batch(blueprint, programs), key)  # noqa: E731
     again = blueprint.mesh.size > 1  # the weights for it came before
-    sample = _step(stages[-1], "sample_in_waves")
-    yield make("rollout", sample, given, token_loops=programs.method.waves, again=again)
+    sample = _step(stages[-1], "sample_batch")
+    config = blueprint.config
+    shape = config.batch_size, blueprint.prompt_width, config.rollout.num_samples, config.rollout.slots
+    yield make("rollout", sample, given, loop_trips=rollout_trips(blueprint, *shape), again=again)
 
 
 def _discriminating(blueprint: Blueprint, stages: tuple[str, ...], train: bool) -> RunProgram:

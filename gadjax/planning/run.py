@@ -18,7 +18,7 @@ from gadjax.planning.architectures import ARCHITECTURES
 from gadjax.planning.estimate import Compiled, Estimate, compile_program, estimate
 from gadjax.planning.programs import run_programs
 from gadjax.planning.targets import Target
-from gadjax.trainer.blueprint import Blueprint, make_method, make_networks, waves
+from gadjax.trainer.blueprint import Blueprint, make_method, make_networks
 
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
@@ -73,7 +73,7 @@ class Plan:
     @property
     def slots(self) -> int:
         """Samples whose caches are in memory at once, over all devices."""
-        return self.samples // waves(self.config)
+        return min(self.config.rollout.slots or self.samples, self.samples)
 
     def step_seconds(self, stage: str) -> float | None:
         """Lower bound of one step of a stage, its programs one after another; None where one did not compile."""
@@ -107,8 +107,7 @@ def make_plan(
         key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
         if key not in known:
             watch(program.name)
-            trips = config.data.max_response_length
-            known[key] = compile_program(program, target.chip, target.chip.platform, trips)
+            known[key] = compile_program(program, target.chip, target.chip.platform)
         estimates.append(estimate(program, known[key], target.chip))
     return Plan(
         target=target,

@@ -1,4 +1,4 @@
-"""Answers to any number of prompts: sorts them into batches of recurring shapes and runs the jitted rollout on each."""
+"""Answers to any number of prompts: a queue in front of the slots of one compiled rollout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from jax.sharding import Mesh
 from gadjax.data.bins import round_up
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
-from gadjax.rollout.sampler import Sampling, rollout, row_keys
+from gadjax.rollout.draw import Sampling
+from gadjax.rollout.sampler import rollout, row_keys
+
+_QUEUE = 16  # prompts to a slot in one call: its slots run dry only at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +33,17 @@ class Engine:
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int = 64):
         """`batch_size`: prompts decoded at once, rounded up to a multiple of the batch's shards."""
         self.mesh = mesh
-        self.batch_size = -(-batch_size // layout.batch_shards(mesh)) * layout.batch_shards(mesh)
+        self.batch_size = round_up(batch_size, layout.batch_shards(mesh))
 
-        def sample(params, prompt, length, number, key, sampling):
-            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling)
+        def sample(params, prompt, length, number, key, sampling, slots):
+            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)
 
-        self.sample = jax.jit(sample, static_argnums=5, out_shardings=layout.replicated(mesh))
+        self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=layout.replicated(mesh))
 
-    def batch_shape(self, prompts: int, longest: int) -> tuple[int, int]:
-        """Rows and columns of a batch: of that many prompts in all, the batch's longest of that many tokens."""
-        shards = layout.batch_shards(self.mesh)
-        return min(self.batch_size, -(-prompts // shards) * shards), round_up(longest, 8)
+    def queue_shape(self, prompts: int, longest: int) -> tuple[int, int, int]:
+        """Of one call: rows, columns and slots; of that many prompts in all, the call's longest of that many tokens."""
+        size = round_up(min(prompts, _QUEUE * self.batch_size), layout.batch_shards(self.mesh))
+        return size, _width(longest), min(self.batch_size, size)
 
     def generate(
         self,
@@ -53,34 +56,43 @@ class Engine:
     ) -> list[Answer]:
         """One answer to each prompt, in order.
 
-        An answer depends on the seed, the prompt's number and the prompt: not on its neighbours.
+        An answer depends on the seed, the prompt's number and the prompt: not on its neighbours. Prompts of about the
+        same length share a call of the compiled rollout, whose slots take one after another.
 
         Args:
           params: parameters of the "lm" model.
           prompts: token arrays without padding.
           sampling: how to draw.
-          done: called with the number of answers after each batch.
+          done: called with the number of answers after each call.
         """
-        if not prompts:
-            return []
         answers: list[Answer | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size, _ = self.batch_shape(len(prompts), 1)
+        size, _, slots = self.queue_shape(len(prompts), 1)
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
-            filled = numbers + [numbers[-1]] * (size - len(numbers))  # whole batches: one shape
-            lengths = np.array([len(prompts[i]) for i in filled], np.int32)
-            tokens = np.full(self.batch_shape(len(prompts), int(lengths.max())), sampling.pad_id, np.int32)
+            # Every shard gets its share, and what fills it up comes last; whole queues have one shape.
+            filled = np.full(size, -1)
+            filled[: len(numbers)] = numbers
+            filled = filled.reshape(-1, layout.batch_shards(self.mesh)).T.reshape(-1)
+            lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in filled], np.int32)
+            tokens = np.full(self.queue_shape(len(prompts), int(lengths.max()))[:2], sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
-                tokens[row, : lengths[row]] = prompts[number]
-            batch = layout.place((tokens, lengths, np.array(filled, np.uint32)), layout.rows(self.mesh))
-            samples = jax.device_get(self.sample(params, *batch, jax.random.key(seed), sampling))
-            for row, number in enumerate(numbers):
-                length = samples.lengths[row, 0]
-                answers[number] = Answer(
-                    samples.tokens[row, 0, :length],
-                    samples.logprobs[row, 0, :length],
-                    bool(samples.ended[row, 0]),
-                )
+                if number >= 0:
+                    tokens[row, : lengths[row]] = prompts[number]
+            queue = layout.place((tokens, lengths, np.maximum(filled, 0).astype(np.uint32)), layout.rows(self.mesh))
+            samples = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots))
+            for row, number in enumerate(filled):
+                if number >= 0:
+                    length = samples.lengths[row, 0]
+                    answers[number] = Answer(
+                        samples.tokens[row, 0, :length],
+                        samples.logprobs[row, 0, :length],
+                        bool(samples.ended[row, 0]),
+                    )
             done(start + len(numbers))
         return answers
+
+
+def _width(length: int) -> int:
+    """A prompt's length rounded up by at most a quarter, so that few widths are compiled."""
+    return round_up(length, max(8, 2 ** (length.bit_length() - 3)))

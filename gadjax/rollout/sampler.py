@@ -1,36 +1,30 @@
-"""Sampling: one jitted loop that prefills each prompt once and decodes its N samples until every row has ended."""
+"""The rollout: one compiled loop in which slots decode side by side and take the next sample when theirs has ended."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from gadjax.models.logprobs import LOGITS
+from gadjax.models import cache as caches
+from gadjax.models.attention import Lanes, group_attention
+from gadjax.models.cache import Cache
+from gadjax.models.decoder import Attend, Decoder
 from gadjax.models.model import Model, Params
+from gadjax.parallel.mesh import BATCH, batch_shards
+from gadjax.rollout import queue as schedule
+from gadjax.rollout.draw import Sampling, sample_token
+from gadjax.rollout.queue import IDLE, Queue, Sizes
 
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-      max_response_length: T, tokens at most, EOS included.
-      eos_ids: a response ends at any of these, which is then its last token.
-      pad_id: fills the rows after their end.
-      temperature: divides the logits; 0 is greedy.
-      top_p: keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
-      top_k: keeps the k likeliest tokens; 0 keeps all.
-    """
-
-    max_response_length: int
-    eos_ids: tuple[int, ...]
-    pad_id: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+# Names of the two loops in the compiled program, by which `gadjax.planning` knows them.
+ADMISSIONS, TOKEN_STEPS = "admissions", "token_steps"
+_OF_CACHES = P(None, BATCH, "tensor")
 
 
 @struct.dataclass
@@ -43,6 +37,17 @@ class Samples:
     ended: jax.Array  # [B, N] bool; False where the response was cut at T
 
 
+@struct.dataclass
+class State:
+    """What the loop carries. Of what is split over the batch, each shard has its part: slots, places, samples."""
+
+    queue: Queue
+    prompts: list[Cache]  # a layer each
+    responses: list[Cache]
+    samples: Samples  # of samples in a row, [B * N, ...]
+    steps: jax.Array  # token steps so far
+
+
 def rollout(
     model: Model,
     params: Params,
@@ -51,69 +56,47 @@ def rollout(
     keys: jax.Array,
     num_samples: int,
     sampling: Sampling,
+    slots: int = 0,
 ) -> Samples:
-    """Samples `num_samples` responses to each prompt. Pure; jit it with the model, N and sampling static.
+    """Samples `num_samples` responses to each prompt. Pure; jit it with the model, N, sampling and slots static.
 
-    A sample depends on its own key, prompt and number only: not on its place in the batch, nor on padding. Log-probs
-    are those the trainer computes on the same tokens (decisions page, 1). At temperature 0 they are of the unscaled
-    distribution.
+    A sample depends on its own key, prompt and number only: not on its place in the batch, its neighbours, padding or
+    the number of slots. Log-probs are those the trainer computes on the same tokens (decisions page, 1). At temperature
+    0 they are of the unscaled distribution.
 
     Args:
       model: with the "lm" head.
       params: its parameters, already in the dtype to decode in.
-      prompt: [B, P], right-padded.
-      prompt_length: [B].
+      prompt: [B, P], right-padded; B a multiple of the shards that the model's mesh splits a batch into.
+      prompt_length: [B]. Prompts of length 0, which must come last in each shard's part, are not sampled.
       keys: [B] typed PRNG keys, one a prompt (`row_keys`).
       num_samples: N.
       sampling: how tokens are drawn.
+      slots: samples that are decoded at once, over all devices, whose caches take memory; a multiple of the shards.
+        0 for all B * N.
     """
-    decoder = model.bind(params)
-    layers = decoder.unstacked_layers()
-    batch, limit = prompt.shape[0], sampling.max_response_length
-    sample_keys = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(num_samples)))(keys)
-    eos = jnp.array(sampling.eos_ids, jnp.int32)
+    return run(model, params, prompt, prompt_length, keys, num_samples, sampling, slots)[0]
 
-    def draw(logits, step):
-        keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(sample_keys)
-        return sample_token(logits, keys, sampling)
 
-    hidden, prompt_cache = decoder.prefill(prompt, prompt_length)
-    logits = jnp.broadcast_to(decoder.logits(hidden)[:, None], (batch, num_samples, model.config.vocab_size))
-    token, logprob = draw(logits, 0)
-    shape = (batch, num_samples, limit, model.config.num_kv_heads, model.config.head_dim)
-    empty = jnp.zeros(shape, model.config.dtype)
-    state = {
-        "step": jnp.int32(1),
-        "token": token,
-        "ended": jnp.isin(token, eos),
-        "lengths": jnp.ones((batch, num_samples), jnp.int32),
-        "tokens": jnp.full((batch, num_samples, limit), sampling.pad_id, jnp.int32).at[:, :, 0].set(token),
-        "logprobs": jnp.zeros((batch, num_samples, limit), jnp.float32).at[:, :, 0].set(logprob),
-        "cache": [(empty, empty)] * model.config.num_layers,
-    }
-
-    def unfinished(state):
-        return (state["step"] < limit) & ~jnp.all(state["ended"])
-
-    def body(state):
-        step, ended = state["step"], state["ended"]
-        hidden, cache = decoder.decode(state["token"], step - 1, prompt_length, prompt_cache, state["cache"], layers)
-        token, logprob = draw(decoder.logits(hidden), step)
-        token = jnp.where(ended, sampling.pad_id, token)
-        logprob = jnp.where(ended, 0.0, logprob)
-        put = lambda array, value: jax.lax.dynamic_update_slice_in_dim(array, value[:, :, None], step, 2)  # noqa: E731
-        return {
-            "step": step + 1,
-            "token": token,
-            "ended": ended | jnp.isin(token, eos),
-            "lengths": state["lengths"] + ~ended,
-            "tokens": put(state["tokens"], token),
-            "logprobs": put(state["logprobs"], logprob),
-            "cache": cache,
-        }
-
-    state = jax.lax.while_loop(unfinished, body, state)
-    return Samples(state["tokens"], state["lengths"], state["logprobs"], state["ended"])
+def run(
+    model: Model,
+    params: Params,
+    prompt: jax.Array,
+    prompt_length: jax.Array,
+    keys: jax.Array,
+    num_samples: int,
+    sampling: Sampling,
+    slots: int = 0,
+) -> tuple[Samples, jax.Array]:
+    """`rollout`, and the number of token steps that it took."""
+    prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
+    batch, width = prompt.shape
+    sizes = sizes_of(model.mesh, batch, width, num_samples, slots)
+    loop = _Loop(model, model.bind(params), prompt, prompt_length, keys, sampling, sizes)
+    with jax.named_scope(ADMISSIONS):
+        state = jax.lax.while_loop(loop.unfinished, loop.one_admission, loop.start())
+    grouped = lambda x: x.reshape(batch, num_samples, *x.shape[1:])  # noqa: E731
+    return jax.tree.map(grouped, state.samples), state.steps
 
 
 def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
@@ -121,39 +104,180 @@ def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
     return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
 
 
-@jax.named_scope(LOGITS)
-def sample_token(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """Draws one token a row by the Gumbel maximum.
+def sizes_of(mesh: Mesh | None, batch: int, width: int, num_samples: int, slots: int) -> Sizes:
+    """Of each shard of a rollout; the arguments are `rollout`'s, `width` that of the prompts."""
+    shards = _shards(mesh)
+    if batch % shards or slots % shards:
+        raise ValueError(f"{batch} prompts and {slots} slots are not divisible by the mesh's {shards} parts of a batch")
+    share = batch // shards
+    return Sizes.of(share, num_samples, min(slots // shards or share * num_samples, share * num_samples), width)
 
-    Args:
-      logits: [B, N, V] float32.
-      keys: [B, N] typed PRNG keys.
-      sampling: how to draw.
 
-    Returns:
-      Tokens and their log-probs (temperature-scaled, untruncated), each [B, N].
+def _shards(mesh: Mesh | None) -> int:
+    return batch_shards(mesh) if mesh else 1
+
+
+class _Reading(NamedTuple):
+    """What each slot reads in a step, and draws from."""
+
+    token: jax.Array  # [S]
+    position: jax.Array  # [S] in its sequence
+    length: jax.Array  # [S] tokens in its response's cache
+    seen: jax.Array  # [G] tokens in the prompts' caches
+    lanes: Lanes
+    keys: jax.Array  # [S]
+
+
+class _Loop:
+    """Two loops, one inside the other: an outer turn reads a chunk of prompts, inner turns draw a token in every slot.
+
+    A slot starts with its prompt's last token, which is therefore not in the prompt's cache but in its own. All shards
+    take each turn together, since those of the tensor axis exchange activations in it.
     """
-    if sampling.temperature == 0:
-        scaled = logits
-        token = jnp.argmax(scaled, axis=-1)
-    else:
-        scaled = logits / sampling.temperature
-        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(keys)
-        token = jnp.argmax(_truncate(scaled, sampling.top_k, sampling.top_p) + noise, axis=-1)
-    chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
-    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, axis=-1)
 
+    def __init__(
+        self,
+        model: Model,
+        decoder: Decoder,
+        prompt: jax.Array,
+        prompt_length: jax.Array,
+        keys: jax.Array,
+        sampling: Sampling,
+        sizes: Sizes,
+    ):
+        self.model, self.decoder, self.layers = model, decoder, decoder.unstacked_layers()
+        self.prompt, self.prompt_length, self.keys = prompt, prompt_length, keys
+        self.last_token = jnp.take_along_axis(prompt, jnp.maximum(prompt_length - 1, 0)[:, None], axis=1)[:, 0]
+        self.sampling, self.sizes, self.shards = sampling, sizes, _shards(model.mesh)
 
-def _truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """-inf outside the top k tokens and then outside the nucleus of probability top_p (Holtzman et al., 2020)."""
-    if top_k:
-        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
-    if top_p < 1:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probability = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        inside = (before < top_p) | (before == 0)  # the likeliest token at least
-        smallest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
-    return logits
+    def start(self) -> State:
+        """Nothing is read, nothing is drawn."""
+        config, sizes, limit = self.model.config, self.sizes, self.sampling.max_response_length
+        layers, heads = range(config.num_layers), self.model.cached_heads
+        cache = lambda rows, limit: caches.empty(rows * self.shards, limit, heads, config.head_dim, config.dtype)  # noqa: E731
+        count = self.shards * sizes.prompts * sizes.samples
+        samples = Samples(
+            tokens=jnp.full((count, limit), self.sampling.pad_id, jnp.int32),
+            lengths=jnp.zeros(count, jnp.int32),
+            logprobs=jnp.zeros((count, limit)),
+            ended=jnp.zeros(count, bool),
+        )
+        return State(
+            queue=self._on_shards(functools.partial(schedule.start, sizes=sizes))(self.prompt_length),
+            prompts=[cache(sizes.places, self.prompt.shape[1]) for _ in layers],
+            responses=[cache(sizes.slots, limit) for _ in layers],
+            samples=samples,
+            steps=jnp.int32(0),
+        )
+
+    def unfinished(self, state: State) -> jax.Array:
+        """Whether prompts wait or samples run."""
+        return jnp.any(self._asked(schedule.unread, state) > 0) | jnp.any(self._asked(schedule.in_work, state))
+
+    def one_admission(self, state: State) -> State:
+        """An outer turn: reads prompts, then draws until the next can be read."""
+        state = self._admit(state)
+        with jax.named_scope(TOKEN_STEPS):
+            return jax.lax.while_loop(self._decodes, self._step, state)
+
+    def _decodes(self, state: State) -> jax.Array:
+        """Whether there is something to draw and no prompts are to be read before.
+
+        Prompts are read when every shard has room for a whole chunk, or one would have slots idle.
+        """
+        waiting = jnp.any(self._asked(schedule.unread, state) > 0)
+        room = jnp.all(self._asked(schedule.has_room, state)) | jnp.any(self._asked(schedule.starves, state))
+        return jnp.any(self._asked(schedule.in_work, state)) & ~(waiting & room)
+
+    def _admit(self, state: State) -> State:
+        """Reads the next prompts of every shard into free places."""
+        queue, tokens, lengths, places = self._on_shards(self._next_prompts)(
+            state.queue, self.prompt, self.prompt_length
+        )
+        fresh = self.decoder.prefill(tokens, lengths)
+        put = self._on_devices(
+            caches.put_rows, _OF_CACHES, P(BATCH, None, "tensor"), P(BATCH, None, "tensor"), P(BATCH)
+        )
+        widen = self.model.widen_heads
+        prompts = [
+            put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
+        ]
+        return state.replace(queue=queue, prompts=prompts)
+
+    def _next_prompts(self, queue: Queue, prompt: jax.Array, prompt_length: jax.Array) -> tuple:
+        queue, numbers, places = schedule.admit(queue, self.sizes)
+        return queue, prompt[numbers], jnp.maximum(prompt_length[numbers] - 1, 0), places
+
+    def _step(self, state: State) -> State:
+        """An inner turn: refills the slots, reads a token in each and draws the next."""
+        queue, reading = self._on_shards(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
+        responses: list[Cache] = []
+        attends = [
+            self._attention(reading, prompts, own, responses)
+            for prompts, own in zip(state.prompts, state.responses, strict=True)
+        ]
+        hidden = self.decoder.decode(reading.token, reading.position, self.layers, attends)
+        token, logprob = sample_token(self.decoder.logits(hidden), reading.keys, self.sampling, self.model.mesh)
+        queue, samples = self._on_shards(self._record)(queue, state.samples, token, logprob)
+        return State(queue, state.prompts, responses, samples, state.steps + 1)
+
+    def _refill(self, queue, prompt_length, last_token, keys) -> tuple[Queue, _Reading]:
+        queue = schedule.refill(queue, last_token, self.sizes)
+        sample = jnp.maximum(queue.sample, 0)
+        prompt = sample // self.sizes.samples
+        position = prompt_length[prompt] - 1 + queue.length
+        seen = jnp.where(queue.prompt == IDLE, 0, prompt_length[jnp.maximum(queue.prompt, 0)] - 1)
+        fold_in = jax.vmap(jax.random.fold_in)
+        drawn_with = fold_in(fold_in(keys[prompt], sample % self.sizes.samples), queue.length)
+        lanes = schedule.lanes(queue, self.sizes)
+        return queue, _Reading(queue.token, position, queue.length, seen, lanes, drawn_with)
+
+    def _attention(self, reading: _Reading, prompts: Cache, own: Cache, kept: list[Cache]) -> Attend:
+        """Of one layer; the cache with the token in it is appended to `kept`."""
+
+        def local(query, key, value, prompts, own, reading):
+            own = caches.put_token(own, key, value, reading.length)
+            return group_attention(query, prompts, reading.seen, own, reading.length + 1, reading.lanes), own
+
+        heads = P(BATCH, "tensor")
+        run = self._on_devices(local, heads, heads, heads, _OF_CACHES, _OF_CACHES, P(BATCH), out=(heads, _OF_CACHES))
+
+        def attend(query, key, value):
+            widen = self.model.widen_heads
+            mixed, cache = run(query, widen(key), widen(value), prompts, own, reading)
+            kept.append(cache)
+            return mixed
+
+        return attend
+
+    def _record(self, queue: Queue, samples: Samples, token, logprob) -> tuple[Queue, Samples]:
+        length = queue.length + 1
+        by_eos = jnp.isin(token, jnp.array(self.sampling.eos_ids, jnp.int32))
+        count = self.sizes.prompts * self.sizes.samples
+        row = jnp.where(queue.sample == IDLE, count, queue.sample)
+        samples = Samples(
+            tokens=samples.tokens.at[row, queue.length].set(token, mode="drop"),
+            lengths=samples.lengths.at[row].set(length, mode="drop"),
+            logprobs=samples.logprobs.at[row, queue.length].set(logprob, mode="drop"),
+            ended=samples.ended.at[row].set(by_eos, mode="drop"),
+        )
+        return schedule.advance(queue, token, by_eos | (length == self.sampling.max_response_length)), samples
+
+    def _asked(self, question: Callable[..., jax.Array], state: State) -> jax.Array:
+        """A question of `queue` to all shards, [shards]."""
+        arguments = () if question is schedule.unread else (self.sizes,)
+        return self._on_shards(lambda queue: question(queue, *arguments))(state.queue)
+
+    def _on_shards(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of one shard on every shard's part of its arguments."""
+        mesh = self.model.mesh
+        if mesh is None or mesh.size == 1:
+            return function
+        return jax.shard_map(function, mesh=mesh, in_specs=P(BATCH), out_specs=P(BATCH), check_vma=False)
+
+    def _on_devices(self, function: Callable[..., Any], *specs: P, out: Any = _OF_CACHES) -> Callable[..., Any]:
+        """`function` of one device on every device's part of its arguments."""
+        mesh: Mesh | None = self.model.mesh
+        if mesh is None or mesh.size == 1:
+            return function
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)

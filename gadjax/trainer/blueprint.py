@@ -126,7 +126,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     method = Method(
         generator=blueprint.generator,
         sampler=blueprint.sampler,
-        waves=waves(config),
+        slots=config.rollout.slots,
         sampling=blueprint.sampling(config.rollout.temperature),
         generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
         generator_micro_batches=_micro_batches(blueprint, "generator", stage),
@@ -177,12 +177,6 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     return next((parts for parts in layout.divisors(groups) if groups // parts * per_prompt <= rows), groups)
 
 
-def waves(config: ConfigDict) -> int:
-    """Equal parts of a batch that are sampled one after another."""
-    samples = config.batch_size * config.rollout.num_samples
-    return samples // min(config.rollout.slots or samples, samples)
-
-
 def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
     """A stage's state as `jax.ShapeDtypeStruct`s in the training layout."""
     method, mesh = make_method(blueprint, stage), blueprint.mesh
@@ -222,12 +216,9 @@ def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.shar
             f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
             f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
         )
-    slots, samples = config.rollout.slots, config.rollout.num_samples
-    least, total = samples * layout.batch_shards(sampling), config.batch_size * samples
-    if 0 < slots < total and (slots % least or total % slots):
-        works = [size for size in range(least, total + 1, least) if total % size == 0]
+    slots, parts = config.rollout.slots, layout.batch_shards(sampling)
+    if slots % parts:
         raise UserError(
-            f"config.rollout.slots {slots} must divide the {total} samples of a batch and be a multiple of {least}, "
-            "rollout.num_samples times the parts that the devices of sampling split a batch into: use one of "
-            f"{', '.join(map(str, works))}, or 0 for all"
+            f"config.rollout.slots {slots} is not divisible by the {parts} parts that the devices of sampling split a "
+            f"batch into: use a multiple of {parts}, or 0 for all samples at once"
         )

@@ -40,8 +40,8 @@ class Programs:
         sampler = method.sampler or method.generator
         self.decoding_mesh = sampler.mesh or mesh
         self.decoding_params = jit_to_move(functools.partial(steps.decoding_params, method), mesh)
-        self.sample_in_waves = jax.jit(
-            functools.partial(steps.sample_in_waves, method),
+        self.sample_batch = jax.jit(
+            functools.partial(steps.sample_batch, method),
             out_shardings=layout.replicated(self.decoding_mesh),  # every host packs all
         )
         self.update_supervised = jax.jit(
@@ -75,7 +75,7 @@ class Programs:
         self, params: Params, batch: dict[str, jax.Array], key: jax.Array, base: Params | None = None
     ) -> Samples:
         """Samples of a batch that `place_batch` placed, whole on every device."""
-        return self.sample_in_waves(self.decoding_params(params, base=base), batch, key)
+        return self.sample_batch(self.decoding_params(params, base=base), batch, key)
 
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""

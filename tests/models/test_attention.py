@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.attention import causal_attention, group_attention, rope_frequencies, rotate
+from gadjax.models import cache as caches
+from gadjax.models.attention import Lanes, causal_attention, group_attention, rope_frequencies, rotate
 from gadjax.models.config import Rope
 from gadjax.segments import BRANCH
 
@@ -47,21 +48,27 @@ def test_causal_attention(kv_heads):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_group_attention(kv_heads):
-    """Over the prompt that the group shares and the sample's own tokens so far, whatever lies beyond them."""
-    batch, count, heads, width, limit, stored = 2, 3, 4, 5, 6, 2
-    query = normal(batch, count, heads, 8)
-    prompt = normal(batch, width, kv_heads, 8), normal(batch, width, kv_heads, 8)
-    response = normal(batch, count, limit, kv_heads, 8), normal(batch, count, limit, kv_heads, 8)
-    lengths = np.array([5, 2])
-    out = np.asarray(group_attention(query, prompt, lengths, response, stored))
-    for b, n, head in np.ndindex(batch, count, heads):
-        kv = head * kv_heads // heads
+@pytest.mark.parametrize("block", [2, 3, 100])
+def test_group_attention(kv_heads, block):
+    """Over the prompt that slots share and the slot's own tokens so far, whatever lies beyond them."""
+    slots, heads, places, samples, width, limit = 5, 4, 3, 2, 7, 6
+    query, lengths, own_lengths = normal(slots, heads, 8), np.array([7, 0, 3]), np.array([6, 1, 2, 4, 1])
+    kv = lambda rows, width: (normal(rows, width, kv_heads, 8), normal(rows, width, kv_heads, 8))  # noqa: E731
+    prompts, responses = kv(places, width), kv(slots, limit)
+    lane = np.array([5, 0, 2, 1, 3])  # two samples each of the first two prompts, one of the third
+    slot = np.array([1, 3, 2, 4, 0, 0])
+    stored = [
+        caches.put_rows(caches.empty(len(key), key.shape[1], kv_heads, 8, "float32", block), key, value, rows)
+        for (key, value), rows in ((prompts, np.arange(places)), (responses, np.arange(slots)))
+    ]
+    out = group_attention(jnp.asarray(query), stored[0], lengths, stored[1], own_lengths, Lanes(slot, lane))
+    for s, head in np.ndindex(slots, heads):
+        place, of = lane[s] // samples, head * kv_heads // heads
         keys, values = (
-            np.concatenate([of_prompt[b, : lengths[b], kv], own[b, n, :stored, kv]])
-            for of_prompt, own in zip(prompt, response, strict=True)
+            np.concatenate([of_prompt[place, : lengths[place], of], own[s, : own_lengths[s], of]])
+            for of_prompt, own in zip(prompts, responses, strict=True)
         )
-        np.testing.assert_allclose(out[b, n, head], one_query(query[b, n, head], keys, values), atol=1e-5)
+        np.testing.assert_allclose(out[s, head], one_query(query[s, head], keys, values), atol=1e-5)
 
 
 def test_rotation_is_relative():

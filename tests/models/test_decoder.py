@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,14 +112,25 @@ def test_prefill_and_decode_are_the_forward_pass(model, params, single):
     def stepwise(params):
         decoder = model.bind(params)
         layers = decoder.unstacked_layers()
-        last, prompt_cache = decoder.prefill(prompt, lengths)
-        empty = jnp.zeros((2, count, limit, CONFIG.num_kv_heads, CONFIG.head_dim))
-        cache = [(empty, empty)] * CONFIG.num_layers
-        after = [decoder.logits(last)[:, None].repeat(count, 1)]
-        for step in range(limit):
-            hidden, cache = decoder.decode(responses[:, :, step], step, lengths, prompt_cache, cache, layers)
-            after.append(decoder.logits(hidden))
-        return jnp.stack(after, 2)  # [B, N, T + 1, V]
+        kept = [
+            [x.repeat(count, 0) for x in pair]  # [2 * count, P, Nkv, D], each row a sequence
+            for pair in decoder.prefill(prompt, lengths - 1)
+        ]
+        # What a layer sees: the prompt but for its last token, and then what the steps before have read.
+        seen = np.arange(width)[None] < (lengths - 1).repeat(count)[:, None]
+        tokens = np.concatenate([prompt[np.arange(2), lengths - 1].repeat(count)[:, None], responses.reshape(6, -1)], 1)
+        after = []
+        for step in range(limit + 1):
+
+            def attend(query, key, value, pair, step=step):
+                pair[:] = (jnp.concatenate([x, new[:, None]], 1) for x, new in zip(pair, (key, value), strict=True))
+                mask = np.concatenate([seen, np.ones((6, step + 1), bool)], 1)[:, None, None]
+                return jax.nn.dot_product_attention(query[:, None], *pair, mask=mask)[:, 0]
+
+            attends = [functools.partial(attend, pair=pair) for pair in kept]
+            positions = (lengths - 1).repeat(count) + step
+            after.append(decoder.logits(decoder.decode(tokens[:, step], positions, layers, attends)))
+        return jnp.stack(after, 1).reshape(2, count, limit + 1, -1)
 
     logits = stepwise(params)
     for b, n in np.ndindex(2, count):

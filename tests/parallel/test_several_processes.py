@@ -122,7 +122,7 @@ def test_two_processes_continue(together, train_together, fields, tmp_path):
 @pytest.mark.slow
 def test_fewer_parts_of_a_batch_than_processes(train_together, tiny_config, fields, add_weights, student, tmp_path):
     """The tensor axis spans processes; with all that touches arrays on the way: weights read, the two-sample test,
-    a new head, state that waits in host memory, and a rollout in waves.
+    a new head, state that waits in host memory, and a rollout with fewer slots than samples.
     """
     weights = str(add_weights(shutil.copytree(student, tmp_path / "weights")))
     fields = fields | {

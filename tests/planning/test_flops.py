@@ -17,7 +17,7 @@ A, B = jnp.zeros((3, 5)), jnp.zeros((5, 7))
 PRODUCT = 2 * 3 * 5 * 7
 
 
-def flops(f, *arguments, trips=1):
+def flops(f, *arguments, **trips):
     return count_flops(jax.make_jaxpr(f)(*arguments), trips)
 
 
@@ -36,11 +36,27 @@ def test_a_gradient_is_two_more_products_and_remat_one_more():
 def test_loops_and_branches():
     scan = lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), None, length=6)  # noqa: E731
     assert flops(scan, A, B) == 6 * PRODUCT
-    step = lambda state: (state[0] + 1, state[1] + jnp.sum(A @ B))  # noqa: E731
-    loop = lambda: jax.lax.while_loop(lambda state: state[1] < 1, step, (0, 0.0))  # noqa: E731
-    assert flops(loop, trips=9) == 9 * PRODUCT
     branch = lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b @ b.T @ b, lambda: a @ b)  # noqa: E731
     assert flops(branch, A, B) == 3 * PRODUCT
+
+
+def test_loops_that_end_by_their_data():
+    """By the name of their scope, one inside another; else by the number that the counter is compared with."""
+    step = lambda state: (state[0] + 1, state[1] + jnp.sum(A @ B))  # noqa: E731
+
+    def named(state):
+        with jax.named_scope("turns"):
+            return jax.lax.while_loop(lambda state: state[1] > 1, step, state)
+
+    def outer():
+        with jax.named_scope("rounds"):
+            return jax.lax.while_loop(lambda state: state[1] > 2, lambda state: named(step(state)), (0, 0.0))
+
+    assert flops(outer, rounds=4, turns=9) == 4 * (1 + 9) * PRODUCT
+    bounded = lambda end: jax.lax.while_loop(lambda s: (s[0] < end) & (s[0] < 6), step, (0, 0.0))  # noqa: E731
+    assert flops(bounded, 3) == 6 * PRODUCT
+    with pytest.raises(ValueError, match="how often does the loop turns run"):
+        flops(outer, rounds=4)
 
 
 def test_each_device_of_a_shard_map_counts():

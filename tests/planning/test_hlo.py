@@ -59,14 +59,24 @@ ENTRY %main.4 (stack.1: bf16[36,128,64]) -> bf16[36,128,64] {
 def test_loops_are_counted():
     program = Program(LOOP)
     assert program.entry == "main.4"
-    assert program.repeats["body.2"] == program.repeats["fused"] == (36, True)
+    assert program.repeats["body.2"] == program.repeats["fused"] == (36, ("",))
     (found,) = program.collectives()
-    assert found == ("all-reduce", 512, 36, True, "jit(f)/y")
+    assert found == ("all-reduce", 512, 36, ("",), "jit(f)/y")
 
 
 def test_a_stated_trip_count_is_believed():
     known = LOOP.replace("body=%body.2", 'body=%body.2, backend_config={"known_trip_count":{"n":"7"}}')
     assert Program(known).collectives()[0].times == 7
+
+
+def test_a_named_loop_runs_as_often_as_is_said():
+    named = LOOP.replace("body=%body.2", 'body=%body.2, metadata={op_name="jit(f)/outer/steps/while"}')
+    program = Program(named, {"steps": 11})
+    (found,) = program.collectives()
+    assert (found.times, found.loops) == (11, ("steps",))
+    program.check_loop("steps")
+    with pytest.raises(ValueError, match="no loop of the name other"):
+        program.check_loop("other")
 
 
 def test_bytes_are_those_of_slices_and_of_main_memory():
@@ -94,9 +104,10 @@ def test_logits_as_large_as_a_weight(backward):
     sizes = 640 // 2, {64, 64 // 4, 64 // 2, 64 // 8}
     array = lambda spec, *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))  # noqa: E731
     hidden, head, targets = array(P("fsdp"), 8, 40, 64), array(P("tensor", "fsdp"), 640, 64), array(P("fsdp"), 8, 40)
+    source = jnp.tile(jnp.arange(40), (8, 1))
 
     def loss(hidden, head, targets):
-        return token_logprobs(hidden, head, targets.astype(int), chunk=16, mesh=mesh)[0].sum()
+        return token_logprobs(hidden, head, source, targets.astype(int), chunk=16, mesh=mesh)[0].sum()
 
     f = jax.grad(loss, argnums=(0, 1)) if backward else loss
     program = Program(jax.jit(f).lower(hidden, head, targets).compile().as_text())

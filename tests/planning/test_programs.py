@@ -22,7 +22,7 @@ from gadjax.trainer.setup import prepare_run
 
 NAMES = {
     "weights for sampling": "decoding_params",
-    "rollout": "sample_in_waves",
+    "rollout": "sample_batch",
     "discriminator update": "update_discriminator",
     "cross-entropy update": "update_supervised",
     "reference": "reference_logprobs",
@@ -155,7 +155,7 @@ def test_what_a_program_never_reads_is_on_the_devices_too(tiny_config, all_devic
     read = program.trace().lower().compile().memory_analysis().argument_size_in_bytes
     head = bytes_per_device(program.base["lm_head"])
     assert 0 < head <= given - read
-    assert compile_program(program, CHIPS["cpu"], "cpu", trips=8).program >= given
+    assert compile_program(program, CHIPS["cpu"], "cpu").program >= given
 
 
 def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from gadjax.parallel import mesh as layout
+from gadjax.rollout import engine
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
@@ -41,11 +44,30 @@ def test_answers_are_trimmed(answers):
     assert {answer.ended for answer in answers} == {True, False}
 
 
-def test_batches_do_not_matter(model, params, prompts, one, answers):
+@pytest.mark.parametrize(("queue", "expected"), [(16, [5]), (1, [3, 5])])
+def test_slots_and_calls_do_not_matter(model, params, prompts, one, answers, monkeypatch, queue, expected):
+    monkeypatch.setattr(engine, "_QUEUE", queue)
     counts = []
     small = Engine(model, one, batch_size=3).generate(params, prompts, SAMPLING, seed=14, done=counts.append)
     assert_same(small, answers)
-    assert counts == [3, 5]
+    assert counts == expected
+
+
+def test_a_long_queue_is_one_program(model, params, one):
+    """Calls of the same shape, the last one not full, share it."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 23, rng.integers(9, 17)).astype(np.int32) for _ in range(75)]
+    counts = []
+    few = Engine(model, one, batch_size=2)
+    found = few.generate(params, prompts, SAMPLING, seed=14, done=counts.append)
+    assert counts == [32, 64, 75] and few.sample._cache_size() == 1
+    assert_same(found, Engine(model, one, batch_size=75).generate(params, prompts, SAMPLING, seed=14))
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 9, 33, 100, 1025, 2048])
+def test_widths(length):
+    width = engine._width(length)
+    assert length <= width <= max(length * 1.25, length + 8) and width % 8 == 0
 
 
 def test_an_answer_belongs_to_its_prompt(model, params, prompts, one, answers):
@@ -62,10 +84,10 @@ def test_seeds(model, params, prompts, one, answers):
 
 def test_spread_over_devices(model, params, prompts, answers):
     mesh = layout.make_mesh(data=1, fsdp=4, tensor=2)
-    engine = Engine(model, mesh, batch_size=5)
-    assert engine.batch_size == 8
+    spread = Engine(dataclasses.replace(model, mesh=mesh), mesh, batch_size=3)
+    assert spread.batch_size == 4
     sharded = jax.device_put(params, layout.param_shardings(model, mesh))
-    assert_same(engine.generate(sharded, prompts, SAMPLING, seed=14), answers)
+    assert_same(spread.generate(sharded, prompts, SAMPLING, seed=14), answers)
 
 
 def test_no_prompts(model, params, one):

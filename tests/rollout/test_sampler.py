@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,14 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.rollout import sampler
-from gadjax.rollout.sampler import Sampling, rollout, row_keys, sample_token
+from gadjax.models.config import ModelConfig
+from gadjax.models.model import Model
+from gadjax.parallel import mesh as layout
+from gadjax.rollout.draw import Sampling, sample_token, uniforms
+from gadjax.rollout.sampler import rollout, row_keys, run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 N, T = 3, 8
 EOS = (3, 11, 17)
 PAD = 22
+# Heads and vocabulary that eight devices can split, with fewer key-value heads than those.
+WIDE = ModelConfig(
+    architecture="Qwen2ForCausalLM",
+    vocab_size=24,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=4,
+    qkv_bias=True,
+    tie_embeddings=True,
+)
 SAMPLED = Sampling(max_response_length=T, eos_ids=EOS, pad_id=PAD, temperature=0.7)
 GREEDY = Sampling(max_response_length=T, eos_ids=EOS, pad_id=PAD, temperature=0)
 
@@ -43,6 +60,17 @@ def next_logits(model, params, tokens, length):
     return logits[0, length - 1]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def whole_logits(model, params, tokens):
+    """Logits [W, V] of one sequence [1, W]."""
+    return model.logits(params, tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))[0]
+
+
+def random_params(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: (0.6 * rng.normal(size=leaf.shape)).astype(np.float32), model.abstract_params())
+
+
 def naive(model, params, prompt, key, number, sampling):
     """Tokens and log-probs of one response."""
     key = jax.random.fold_in(key, number)
@@ -54,8 +82,9 @@ def naive(model, params, prompt, key, number, sampling):
         logits = next_logits(model, params, buffer, len(sequence))
         if sampling.temperature:
             logits = logits / sampling.temperature
-            noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
-            token = int(jnp.argmax(logits + noise))
+            high, low = (np.float64(part[0]) for part in uniforms(jax.random.fold_in(key, step)[None]))
+            probability = np.asarray(jax.nn.softmax(logits), np.float64)
+            token = int(np.searchsorted(np.cumsum(probability) / probability.sum(), high + low, side="right"))
         else:
             token = int(jnp.argmax(logits))
         tokens.append(token)
@@ -105,24 +134,15 @@ def test_ended_at_the_limit_is_not_cut(model, params, padded):
     assert 0 < last[at_limit].sum() < at_limit.sum()  # both kinds are there
 
 
-@pytest.mark.parametrize(("eos", "calls"), [(tuple(range(23)), 1), ((), T), (EOS, None)])
-def test_stops_when_all_rows_have_ended(model, params, padded, monkeypatch, eos, calls):
-    counted = []
-
-    def counting(logits, keys, sampling):
-        jax.debug.callback(lambda: counted.append(1))
-        return sample_token(logits, keys, sampling)
-
-    monkeypatch.setattr(sampler, "sample_token", counting)
-    sampling = Sampling(T, eos, PAD, temperature=0.7)
+@pytest.mark.parametrize(("eos", "expected"), [(tuple(range(23)), 1), ((), T), (EOS, None)])
+def test_stops_when_all_rows_have_ended(model, params, padded, eos, expected):
     tokens, lengths = padded(9)
     keys = row_keys(jax.random.key(5), jnp.arange(2))
-    run = jax.jit(lambda params: rollout(model, params, tokens[:2], lengths[:2], keys, 1, sampling))
-    samples = jax.block_until_ready(run(params))
-    jax.effects_barrier()
-    assert len(counted) == int(samples.lengths.max())
-    if calls is not None:
-        assert len(counted) == calls
+    samples, steps = jax.jit(functools.partial(run, model, num_samples=1, sampling=Sampling(T, eos, PAD, 0.7)))(
+        params, tokens[:2], lengths[:2], keys
+    )
+    assert steps == samples.lengths.max()
+    assert expected is None or steps == expected
 
 
 def test_one_token_at_most(model, params, padded):
@@ -174,43 +194,6 @@ def test_log_probs_are_those_of_training(model, params, prompts, padded):
             assert logprobs[r, k] == pytest.approx(recorded[rows.owner[r, k], rows.step[r, k]], abs=1e-4)
 
 
-LOGITS = np.log(np.array([0.4, 0.25, 0.2, 0.1, 0.05], np.float32))
-
-
-def many(sampling, count=20_000, logits=LOGITS):
-    """`count` draws from the same logits."""
-    keys = jax.random.split(jax.random.key(3), (1, count))
-    token, logprob = jax.jit(sample_token, static_argnums=2)(jnp.tile(logits, (1, count, 1)), keys, sampling)
-    return np.asarray(token[0]), np.asarray(logprob[0])
-
-
-@pytest.mark.parametrize(
-    ("settings", "allowed"),
-    [
-        ({}, 5),
-        ({"top_k": 2}, 2),
-        ({"top_k": 9}, 5),
-        ({"top_p": 0.5}, 2),
-        ({"top_p": 0.66}, 3),
-        ({"top_p": 0.05}, 1),
-        ({"top_p": 0.0}, 1),
-        ({"top_k": 3, "top_p": 0.5}, 2),  # the nucleus is of what top-k left: 0.4 / 0.85 and 0.25 / 0.85
-        ({"top_k": 3, "top_p": 0.8}, 3),
-    ],
-)
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_truncation(settings, allowed, temperature):
-    """Draws come from the allowed tokens, as often as their probabilities say; log-probs know no truncation."""
-    settings = Sampling(1, (), temperature=temperature, **settings)
-    logits = LOGITS * temperature  # so that the scaled distribution is always the same
-    tokens, logprobs = many(settings, logits=logits)
-    assert set(tokens) == set(range(allowed))
-    expected = np.exp(LOGITS[:allowed]) / np.exp(LOGITS[:allowed]).sum()
-    frequency = np.bincount(tokens, minlength=allowed) / len(tokens)
-    np.testing.assert_allclose(frequency, expected, atol=5 * 0.5 / len(tokens) ** 0.5)
-    np.testing.assert_allclose(logprobs, LOGITS[tokens], atol=1e-5)
-
-
 def test_truncation_is_of_each_row(model, params, padded):
     """In the loop itself: every token is among its row's two likeliest."""
     samples = draw(model, params, padded, Sampling(T, (), PAD, temperature=0.7, top_k=2), count=2)
@@ -228,7 +211,111 @@ def test_truncation_is_of_each_row(model, params, padded):
             assert samples.logprobs[b, 1, step] == pytest.approx(full, abs=1e-5)
 
 
-def test_greedy_needs_no_keys():
-    tokens, logprobs = many(Sampling(1, (), temperature=0), count=10)
-    assert (tokens == 0).all()
-    np.testing.assert_allclose(logprobs, LOGITS[0], atol=1e-6)
+@pytest.fixture(scope="module")
+def queue_of():
+    """More prompts than slots: [B, 9] prompts of random lengths, and their lengths."""
+
+    def make(count, seed=3):
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, 23, (count, 9)).astype(np.int32), rng.integers(1, 10, count).astype(np.int32)
+
+    return make
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def run_jitted(model, params, tokens, lengths, keys, count, sampling, slots):
+    return run(model, params, tokens, lengths, keys, count, sampling, slots)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("slots", [1, 2, 5, 16, 1000])
+def test_the_number_of_slots_changes_no_sample(model, params, queue_of, slots, count):
+    tokens, lengths = queue_of(20)
+    keys = row_keys(jax.random.key(0), jnp.arange(20))
+    whole, all_steps = run_jitted(model, params, tokens, lengths, keys, count, SAMPLED, 0)
+    some, steps = run_jitted(model, params, tokens, lengths, keys, count, SAMPLED, slots)
+    np.testing.assert_array_equal(some.tokens, whole.tokens)
+    np.testing.assert_array_equal(some.lengths, whole.lengths)
+    np.testing.assert_array_equal(some.ended, whole.ended)
+    np.testing.assert_allclose(some.logprobs, whole.logprobs, atol=1e-5)
+    assert all_steps == whole.lengths.max()
+    total, used = whole.lengths.sum(), min(slots, 20 * count)
+    assert total / used <= steps <= total / used + 2 * T
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_skewed_lengths_keep_the_slots_busy(model, params, queue_of, count):
+    """Most samples end early and some are cut at the limit; the steps are near those of slots that are never idle."""
+    prompts, slots, limit = 256 // count, 16, 18
+    tokens, lengths = queue_of(prompts)
+    keys = row_keys(jax.random.key(2), jnp.arange(prompts))
+    sampling = Sampling(limit, tuple(range(8)), PAD, temperature=1.0)
+    samples, steps = run_jitted(model, params, tokens, lengths, keys, count, sampling, slots)
+    sampled = np.asarray(samples.lengths).reshape(-1)
+    assert np.median(sampled) <= limit / 6 and sampled.max() == limit
+    in_waves = sum(sampled[i : i + slots].max() for i in range(0, len(sampled), slots))
+    ideal = sampled.sum() / slots
+    assert ideal <= steps < 1.1 * ideal + limit
+    assert steps < 0.6 * in_waves
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8), (1, 4, 2)])
+@pytest.mark.parametrize("slots", [0, 16])
+def test_the_mesh_changes_no_sample(queue_of, sizes, slots):
+    model = Model(WIDE)
+    params = random_params(model)
+    tokens, lengths = queue_of(24)
+    keys = row_keys(jax.random.key(0), jnp.arange(24))
+    whole, _ = run_jitted(model, params, tokens, lengths, keys, 2, SAMPLED, slots)
+    mesh = layout.make_mesh(*sizes)
+    spread = dataclasses.replace(model, mesh=mesh)
+    params = jax.device_put(params, layout.param_shardings(spread, mesh, layout.DECODING_RULES))
+    placed = layout.place((tokens, lengths), layout.rows(mesh))
+    split, _ = run_jitted(spread, params, *placed, keys, 2, SAMPLED, slots)
+    np.testing.assert_array_equal(split.tokens, whole.tokens)
+    np.testing.assert_array_equal(split.lengths, whole.lengths)
+    np.testing.assert_array_equal(split.ended, whole.ended)
+    np.testing.assert_allclose(split.logprobs, whole.logprobs, atol=1e-5)
+
+
+def test_prompts_of_no_length_are_not_sampled(model, params, queue_of):
+    tokens, lengths = queue_of(7)
+    keys = row_keys(jax.random.key(0), jnp.arange(7))
+    whole, _ = run_jitted(model, params, tokens[:5], lengths[:5], keys[:5], 2, SAMPLED, 3)
+    lengths[5:] = 0
+    padded, steps = run_jitted(model, params, tokens, lengths, keys, 2, SAMPLED, 3)
+    np.testing.assert_array_equal(padded.tokens[:5], whole.tokens)
+    assert (np.asarray(padded.tokens[5:]) == PAD).all() and (np.asarray(padded.lengths[5:]) == 0).all()
+    none, steps = run_jitted(model, params, tokens, np.zeros_like(lengths), keys, 2, SAMPLED, 3)
+    assert steps == 0 and (np.asarray(none.tokens) == PAD).all()
+
+
+def test_responses_of_several_blocks(model, params, queue_of):
+    """Prompts and responses longer than a block of a cache, against the naive loop."""
+    rng = np.random.default_rng(5)
+    lengths = np.array([290, 1, 150, 129], np.int32)
+    tokens = rng.integers(0, 23, (4, 300)).astype(np.int32)
+    keys = row_keys(jax.random.key(4), jnp.arange(4))
+    sampling = Sampling(270, (), PAD, temperature=0.7)
+    samples, steps = run_jitted(model, params, tokens, lengths, keys, 1, sampling, 2)
+    assert steps == 2 * 270
+    for b in range(4):
+        response = np.asarray(samples.tokens[b, 0])
+        sequence = np.concatenate([tokens[b, : lengths[b]], response])[None]
+        logits = np.asarray(whole_logits(model, params, np.pad(sequence, ((0, 0), (0, 570 - sequence.shape[1])))))
+        logits = logits[lengths[b] - 1 : lengths[b] + 269] / 0.7
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        steps = np.arange(270)
+        np.testing.assert_allclose(samples.logprobs[b, 0], logprobs[steps, response], atol=1e-4)
+        drawn = jax.vmap(lambda s, key=keys[b]: jax.random.fold_in(jax.random.fold_in(key, 0), s))(steps)
+        again, _ = sample_token(jnp.asarray(logits), drawn, Sampling(1, ()))
+        np.testing.assert_array_equal(again, response)
+
+
+def test_calls_of_one_shape_compile_once(model, params, queue_of):
+    jitted = jax.jit(rollout, static_argnums=(0, 5, 6, 7))
+    for seed in range(3):
+        tokens, lengths = queue_of(6, seed)
+        keys = row_keys(jax.random.key(seed), jnp.arange(6))
+        jitted(model, params, tokens, lengths, keys, 2, SAMPLED, 4)
+    assert jitted._cache_size() == 1
