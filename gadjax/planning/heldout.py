@@ -16,8 +16,8 @@ from gadjax.evaluation.two_sample import BATCH, widths
 from gadjax.models.lora import join, trained
 from gadjax.models.model import Params
 from gadjax.parallel import mesh as layout
-from gadjax.planning.program import RunProgram, decoding_weights, make_program, rollout_trips
-from gadjax.trainer.blueprint import Blueprint, abstract_state, state_shardings
+from gadjax.planning.program import RunProgram, make_program, rollout_trips
+from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
 from gadjax.trainer.heldout import rows_of_each
 from gadjax.trainer.programs import HeldOutPrograms, row_shardings
 
@@ -80,15 +80,13 @@ def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any 
     """Sampled answers to held-out prompts, each queue of which is as wide as its longest prompt."""
     state, engine = _measured_state(blueprint), HeldOutPrograms(blueprint).engine
     count, width, slots = engine.queue_shape(blueprint.heldout_prompts, blueprint.prompt_width)
-    place = functools.partial(jax.ShapeDtypeStruct, sharding=layout.rows(engine.mesh))
-    batch = place((count, width), np.int32), place((count,), np.int32), place((count,), np.uint32)
-    weights, key = decoding_weights(blueprint, state), jax.eval_shape(lambda: jax.random.key(0))
+    weights = decoding_weights(blueprint, state)
     return make_program(
         blueprint,
         state,
         name,
         _measuring("engine.sample"),
-        lambda: (weights, *batch, key),
+        lambda: (weights, *engine.abstract_queue(count, width)),
         model=blueprint.sampler,
         phase="measure",
         static={"sampling": blueprint.sampling(temperature), "slots": slots},

@@ -11,9 +11,7 @@ from typing import Any
 import jax
 
 from gadjax.distill.state import GadState
-from gadjax.models.lora import join
 from gadjax.models.model import Model, Params
-from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, sizes_of
 from gadjax.trainer.blueprint import Blueprint
 from gadjax.trainer.offload import Offload, Phase, read_part
@@ -117,19 +115,6 @@ def bytes_per_device(tree: Any) -> int:
         for leaf in jax.tree.leaves(tree)
         if getattr(leaf, "sharding", None) is not None
     )
-
-
-def decoding_weights(blueprint: Blueprint, state: GadState) -> Params:
-    """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
-    model = blueprint.sampler
-    shardings = layout.param_shardings(model, model.mesh, layout.DECODING_RULES)
-
-    def abstract(leaf, sharding):
-        if model.mesh.size == 1 and leaf.dtype == model.config.dtype:
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
-
-    return jax.tree.map(abstract, join(state.base, state.generator.params), shardings)
 
 
 def rollout_trips(blueprint: Blueprint, batch: int, width: int, num_samples: int, slots: int) -> dict[str, int]:

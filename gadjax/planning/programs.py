@@ -13,11 +13,11 @@ from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
 from gadjax.parallel import mesh as layout
 from gadjax.planning.heldout import heldout_programs
-from gadjax.planning.program import RunProgram, decoding_weights, make_program, rollout_trips
+from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
-from gadjax.trainer.blueprint import Blueprint, abstract_state, make_method
-from gadjax.trainer.programs import SAMPLED_FROM, Programs, row_shardings
+from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, make_method
+from gadjax.trainer.programs import Programs, row_shardings
 from gadjax.trainer.replay import past_groups
 from gadjax.trainer.stage_steps import row_shape
 
@@ -48,9 +48,8 @@ def _sampling(blueprint: Blueprint, stages: tuple[str, ...]) -> Iterator[RunProg
     if blueprint.mesh.size > 1:  # else they are cast one by one
         given = lambda: (state.generator.params,)  # noqa: E731
         yield make("weights for sampling", _step(stages[-1], "decoding_params"), given, base=state.base)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     weights = decoding_weights(blueprint, state)
-    given = lambda: (weights, abstract_batch(blueprint, programs), key)  # noqa: E731
+    given = lambda: (weights, *programs.abstract_batch(*shape[:2]))  # noqa: E731
     again = blueprint.mesh.size > 1  # the weights for it came before
     sample = _step(stages[-1], "sample_batch")
     config = blueprint.config
@@ -120,12 +119,6 @@ def _step(stage: str, name: str) -> Callable[[Blueprint], Any]:
 def _trains(blueprint: Blueprint, stage: str, network: str) -> bool:
     section = blueprint.config[stage]
     return stage == "seqkd" if "train_generator" not in section else section[f"train_{network}"]
-
-
-def abstract_batch(blueprint: Blueprint, programs: Programs) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as `Programs.place_batch` lays it out."""
-    rows, batch = layout.rows(programs.decoding_mesh), full_batch(blueprint)
-    return {name: jax.ShapeDtypeStruct(batch[name].shape, batch[name].dtype, sharding=rows) for name in SAMPLED_FROM}
 
 
 def full_batch(blueprint: Blueprint) -> dict[str, np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,6 +46,12 @@ class Engine:
         """Of one call: rows, columns and slots; of that many prompts in all, the call's longest of that many tokens."""
         size = round_up(min(prompts, _QUEUE * self.batch_size), layout.batch_shards(self.mesh))
         return size, _width(longest), min(self.batch_size, size)
+
+    def abstract_queue(self, count: int, width: int) -> tuple[Any, ...]:
+        """What `sample` is given between the parameters and how to draw, for a queue of these rows and columns."""
+        place = functools.partial(jax.ShapeDtypeStruct, sharding=layout.rows(self.mesh))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return place((count, width), np.int32), place((count,), np.int32), place((count,), np.uint32), key
 
     def generate(
         self,

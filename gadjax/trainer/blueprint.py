@@ -197,6 +197,19 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
     return state
 
 
+def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
+    """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
+    model = blueprint.sampler
+    shardings = layout.param_shardings(model, model.mesh, layout.DECODING_RULES)
+
+    def abstract(leaf, sharding):
+        if model.mesh.size == 1 and leaf.dtype == model.config.dtype:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, lora.join(state.base, state.generator.params), shardings)
+
+
 def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """The layout of a `TrainState`: moments lie like the parameters, those that are trained; counters everywhere."""
     whole = layout.replicated(mesh)

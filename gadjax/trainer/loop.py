@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from gadjax.models import lora
 from gadjax.models.model import Model, Params
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
+from gadjax.trainer.ahead import Ahead
 from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
@@ -40,6 +42,7 @@ from gadjax.trainer.setup import (
 from gadjax.trainer.stage_steps import StageSteps
 
 BEFORE = "before"  # the stage name of figures measured before any training
+_MEASUREMENT, _ROLLOUT = "measurement", "rollout"  # what is compiled ahead
 
 
 @dataclasses.dataclass
@@ -61,9 +64,13 @@ class Run:
         self.offload = Offload.of(self.config)
         self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
         self.heldout = HeldOut(setup) if setup.heldout else None
-        self.base = initial_base(setup)
         saved = self.checkpoints.steps()
         self.replay = Replay(self.config.discriminator.replay_size // self.config.rollout.num_samples)
+        stage = self.checkpoints.progress(saved[-1])["stage"] if saved else self.config.stages[0]
+        self._steps = {stage: StageSteps(setup, stage, self.replay)}
+        progress.say("reading weights, and compiling meanwhile")
+        self.ahead = self._compile_ahead(stage, fresh=not saved)
+        self.base = initial_base(setup)
         if saved:
             self.position, self.state = self._restore(saved[-1])
         else:
@@ -104,7 +111,8 @@ class Run:
                 self._train_stage(stage)
 
     def _train_stage(self, stage: str) -> None:
-        steps = StageSteps(self.setup, stage, self.replay)
+        steps = self._steps.pop(stage, None) or StageSteps(self.setup, stage, self.replay)
+        self.ahead.wait(_ROLLOUT)
         total = self.lengths[stage]
         self.progress.start_stage(stage, total, self.position.stage_step)
         for batch in self._batches(stage):
@@ -181,7 +189,17 @@ class Run:
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added}
         self.checkpoints.save(self.position.step, _saved(self.state), self.replay.arrays, progress)
 
+    def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:
+        """Of the run's first measurement, where it has one, and of the first steps."""
+        state, jobs = abstract_state(self.setup, stage), {}
+        if fresh and self.heldout:
+            jobs[_MEASUREMENT] = functools.partial(self.heldout.compile_first, state)
+        if stage != "seqkd":
+            jobs[_ROLLOUT] = functools.partial(self._steps[stage].compile_first, state)
+        return Ahead(jobs)
+
     def _measure(self, stage: str, *, two_sample: bool) -> None:
+        self.ahead.wait(_MEASUREMENT)
         self.state = self.offload.arrange(self.state, "measure")
         generator, discriminator = self.state.generator, self.state.discriminator
         generator = lora.join(self.base, generator.params)

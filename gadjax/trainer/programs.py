@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.data.packing import Packed
@@ -81,6 +82,12 @@ class Programs:
         """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""
         read = {name: batch[name] for name in SAMPLED_FROM}
         return layout.place(read, layout.rows(self.decoding_mesh))
+
+    def abstract_batch(self, count: int, width: int) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+        """A batch of so many prompts as `place_batch` places it, and a key."""
+        place = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=layout.rows(self.decoding_mesh))
+        batch = dict(zip(SAMPLED_FROM, (place((count, width)), place((count,)), place((count,))), strict=True))
+        return batch, jax.eval_shape(lambda: jax.random.key(0))
 
 
 class HeldOutPrograms:

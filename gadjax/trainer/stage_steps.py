@@ -17,7 +17,7 @@ from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows, throughput
-from gadjax.trainer.blueprint import Blueprint, make_method
+from gadjax.trainer.blueprint import Blueprint, decoding_weights, make_method
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Replay, past_groups
@@ -41,6 +41,14 @@ class StageSteps:
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
         self._packer = futures.ThreadPoolExecutor(1)  # packs the generator's rows while a device computes
+
+    def compile_first(self, state: GadState) -> None:
+        """Compiles the rollout, whose shapes no data changes; `state`: abstract."""
+        config, programs = self.setup.config, self.programs
+        if self.setup.mesh.size > 1:
+            programs.decoding_params.lower(state.generator.params, base=state.base).compile()
+        batch = programs.abstract_batch(config.batch_size, self.setup.prompt_width)
+        programs.sample_batch.lower(decoding_weights(self.setup, state), *batch).compile()
 
     def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
         """One step.
