@@ -210,7 +210,7 @@ class Program:
           scope: `jax.named_scope` of operations on logits.
         """
         found = 0
-        for line, _, _ in self._executed():
+        for line, _ in self._executed():
             for array in line.arrays:
                 if array.in_main_memory and vocabulary in array.shape:
                     others = math.prod(array.shape) // vocabulary

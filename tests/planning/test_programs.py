@@ -77,11 +77,12 @@ def recorded(monkeypatch, quick_compile, all_devices):
 
     def watched(name, function):
         def call(*arguments, **keywords):
-            temperature = f" at {arguments[-1].temperature}" if isinstance(arguments[-1], Sampling) else ""
+            temperature = "".join(f" at {given.temperature}" for given in arguments if isinstance(given, Sampling))
             arrays = [leaf for leaf in jax.tree.leaves((arguments, keywords.get("base"))) if hasattr(leaf, "dtype")]
             seen[name + temperature] = [describe(leaf) for leaf in arrays]
             return function(*arguments, **keywords)
 
+        call.lower = getattr(function, "lower", None)
         return call
 
     def init(self, method, mesh):
