@@ -100,7 +100,6 @@ class Projection(nnx.Module):
             self.kernel[...] = (kernel + self.lora.scale * product).astype(kernel.dtype)
             self.lora = None
 
-
     def put_outputs_first(self) -> None:
         """Stores the kernel as [*outputs, *inputs], the left factor of the product.
 
