@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from gadjax.models.cache import Cache, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
+from gadjax.parallel.mesh import platform
 from gadjax.segments import visible
 
 
@@ -82,8 +83,7 @@ def causal_attention(
     if backend == "plain":
         return plain_attention(query, key, value, segments)
     if backend == "splash":
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        kernel = functools.partial(splash_attention, interpret=platform != "tpu")
+        kernel = functools.partial(splash_attention, interpret=platform(mesh) != "tpu")
     else:
         kernel = cudnn_attention
     if mesh is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from gadjax.models.attention import causal_attention, rope_frequencies, rotate
 from gadjax.models.config import Lora, ModelConfig
 from gadjax.models.logprobs import LOGITS
-from gadjax.parallel.mesh import constrain, gather_weight
+from gadjax.parallel.mesh import constrain, gather_weight, platform
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeyValue = tuple[jax.Array, jax.Array]
@@ -76,11 +77,16 @@ class Projection(nnx.Module):
             self.lora_b = _param(rngs, (lora.rank, *outputs.values()), ("rank", *outputs), 0.0)
         self.has_bias, self.lora, self.mesh = bias, lora, mesh
         self.contracted = len(inputs)
+        self.outputs_first = False
 
     def __call__(self, x: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]; accelerators round float32 products to fewer bits unless told not to."""
         gather = lambda weight, *axes: gather_weight(weight[...].astype(x.dtype), self.mesh, axes)  # noqa: E731
-        y = jnp.tensordot(x, gather(self.kernel, *self.inputs, *self.outputs), self.contracted, precision=precision)
+        if self.outputs_first:
+            y = self._outputs_first_product(x, gather(self.kernel, *self.outputs, *self.inputs), precision)
+        else:
+            kernel = gather(self.kernel, *self.inputs, *self.outputs)
+            y = jnp.tensordot(x, kernel, self.contracted, precision=precision)
         if self.lora:
             narrow = jnp.tensordot(x, gather(self.lora_a, *self.inputs, "rank"), axes=self.contracted)
             narrow = constrain(narrow, self.mesh, "batch", *[None] * (narrow.ndim - 1))
@@ -94,6 +100,21 @@ class Projection(nnx.Module):
             kernel = self.kernel[...]
             self.kernel[...] = (kernel + self.lora.scale * product).astype(kernel.dtype)
             self.lora = None
+
+    def put_outputs_first(self) -> None:
+        """Stores the kernel as [*outputs, *inputs], the left factor of the product.
+
+        Without an accelerator a product with few rows is a tenth faster so: each output reads one row of memory.
+        """
+        order = (*range(self.contracted, self.kernel[...].ndim), *range(self.contracted))
+        self.kernel.set_value(self.kernel[...].transpose(order))
+        self.outputs_first = True
+
+    def _outputs_first_product(self, x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+        outputs = len(self.outputs)
+        own = tuple(range(outputs, kernel.ndim)), tuple(range(x.ndim - self.contracted, x.ndim))
+        y = jax.lax.dot_general(kernel, x, (own, ((), ())), precision=precision)  # [*outputs, ...]
+        return y.transpose(*range(outputs, y.ndim), *range(outputs))
 
 
 class Attention(nnx.Module):
@@ -229,7 +250,8 @@ class Decoder(nnx.Module):
         """The layers one by one. A scan would copy each layer's weights out of the stack at every token.
 
         Adapters are folded into the weights here, where they are copied anyway: folded before, the stack would be
-        there twice, and a token would read more than without adapters if they stayed apart.
+        there twice, and a token would read more than without adapters if they stayed apart. For CPUs kernels are turned
+        here too.
         """
         graphdef, stacked = nnx.split(self.layers)
         count = self.config.num_layers
@@ -238,6 +260,8 @@ class Decoder(nnx.Module):
             for _, module in nnx.iter_modules(layer):
                 if isinstance(module, Projection):
                     module.fold_adapters()
+                    if platform(self.mesh) == "cpu":
+                        module.put_outputs_first()
         return layers
 
     @property

@@ -116,6 +116,11 @@ def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mes
         )
 
 
+def platform(mesh: Mesh | None) -> str:
+    """Of the devices that a mesh is of: "cpu", "gpu" or "tpu"; they need not be here. Without one, of JAX's default."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Parts that a batch of rows is split into."""
     return math.prod(mesh.shape[name] for name in BATCH)

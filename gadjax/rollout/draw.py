@@ -111,15 +111,15 @@ def _draw(scaled, kept, high, low, axes):
     own = jax.lax.axis_index(axes) if axes else 0
     top = jnp.max(everyone(jnp.max(scaled, axis=-1)), axis=0)
     sums = _block_sums(scaled, top)  # [R, blocks]
-    total = add(jnp.sum(sums, axis=-1))
+    total = add(_sum(sums))
     if high is None:
         token = jnp.argmax(scaled, axis=-1)
         holds = everyone(jnp.max(scaled, axis=-1)) == top  # [devices, R]
         owner = jnp.argmax(holds, axis=0)
     else:
         sums = sums if kept is None else _block_sums(kept, top)
-        masses = everyone(jnp.sum(sums, axis=-1)).T  # [R, devices]
-        whole = jnp.sum(masses, axis=-1)
+        masses = everyone(_sum(sums)).T  # [R, devices]
+        whole = _sum(masses)
         owner, rest = _find(masses, high * whole, 0.0)
         block, rest = _find(sums, rest, 0.0)
         inside = jnp.exp(_block(scaled if kept is None else kept, block) - top[:, None])  # [R, _BLOCK]
@@ -137,6 +137,11 @@ def _block_sums(logits: jax.Array, top: jax.Array) -> jax.Array:
     weights = jnp.exp(logits - top[:, None])
     weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[-1] % _BLOCK)))
     return jnp.sum(weights.reshape(weights.shape[0], -1, _BLOCK), axis=-1)
+
+
+def _sum(masses: jax.Array) -> jax.Array:
+    """[R], the end of the cumulative sum that `_find` makes. A plain sum would pass over the vocabulary once more."""
+    return jnp.cumsum(masses, axis=-1)[:, -1]
 
 
 def _block(logits: jax.Array, block: jax.Array) -> jax.Array:
