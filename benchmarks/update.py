@@ -29,19 +29,19 @@ CHECKED = ("discriminator/loss", "discriminator/grad_norm", "generator/loss", "g
 TOLERANCE = 2e-3  # of sums over thousands of float32 terms in another order
 _QUICK = Shape(2, 2, 16, 16, models.TINY["vocab_size"])
 # The config's own fields, and torch's names for them.
-_LEARNING_RATE, _TEMPERATURE, _KL = 1e-6, 0.8, 1e-3
+LEARNING_RATE, TEMPERATURE, KL = 1e-6, 0.8, 1e-3
 
 
 def config_fields(shape: Shape) -> dict[str, Any]:
     """gadjax's side."""
-    rates = {f"gad.{network}_learning_rate": _LEARNING_RATE for network in ("generator", "discriminator")}
-    return shape.fields(**rates, **{"rollout.temperature": _TEMPERATURE, "gad.kl_coefficient": _KL})
+    rates = {f"gad.{network}_learning_rate": LEARNING_RATE for network in ("generator", "discriminator")}
+    return shape.fields(**rates, **{"rollout.temperature": TEMPERATURE, "gad.kl_coefficient": KL})
 
 
 def torch_settings(bucket: int) -> dict[str, Any]:
     """torch's side: the same, with the optimizer of `configs/base.py`."""
     optimizer = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 0.2}
-    method = {"learning_rate": _LEARNING_RATE, "temperature": _TEMPERATURE, "kl_coefficient": _KL}
+    method = {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "kl_coefficient": KL}
     return optimizer | method | {"bucket": bucket}
 
 

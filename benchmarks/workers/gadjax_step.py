@@ -77,6 +77,17 @@ class Run:
         numbers = {name: float(value) for name, value in metrics.items()}
         return {"seconds": seconds, "tokens": numbers["tokens"], "metrics": numbers}
 
+    def sample(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rollout of a step alone, from a host batch to samples on the host."""
+        batch = {name: np.array(value, np.int32) for name, value in batch.items()}
+        programs, key = self.steps.programs, jax.random.key(self.count)
+        start = time.perf_counter()
+        placed = programs.place_batch(batch)
+        samples = jax.device_get(programs.sample(self.state.generator.params, placed, key, base=self.state.base))
+        seconds = time.perf_counter() - start
+        self.count += 1
+        return {"seconds": seconds, "tokens": int(samples.lengths.sum())}
+
     def memory(self) -> dict[str, int]:
         """Bytes of each program of a step while it runs, by the compiler: arguments, results and temporaries."""
         found = {}
@@ -112,6 +123,10 @@ class Side:
         """See `Run.step`."""
         return self.runs[name].step(batch, samples)
 
+    def sample(self, batch: dict[str, Any], name: str = "") -> dict[str, Any]:
+        """See `Run.sample`."""
+        return self.runs[name].sample(batch)
+
     def memory(self, name: str = "") -> dict[str, int]:
         """See `Run.memory`."""
         return self.runs[name].memory()
@@ -123,4 +138,4 @@ class Side:
 
 if __name__ == "__main__":
     side = Side()
-    serve(write_models=side.write_models, load=side.load, step=side.step, memory=side.memory)
+    serve(**{name: getattr(side, name) for name in ("write_models", "load", "step", "sample", "memory")})

@@ -116,5 +116,6 @@ class Side:
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     side = Side()
     serve(load=side.load, step=side.step)
