@@ -16,7 +16,7 @@ from benchmarks.harness.measure import Spread, interleave
 from benchmarks.harness.peers import Worker
 from gadjax.errors import run_command
 
-_ROWS = (1, 4, 16, 64, 256, 1024)
+_ROWS = (1, 4, 16, 64, 256)
 _SHAPE = (576, 3072, 30)
 _QUICK = {"rows": (1, 16), "shape": (64, 96, 2), "gigabytes": 0.01}
 
