@@ -121,6 +121,7 @@ def main() -> None:
             turns[point] = functools.partial(worker.call, "step", batch=batch, name=str(number))
             turns[point]()  # compiles
             memory[point] = worker.call("memory", name=str(number))
+            command.progress(f"compiled {number + 1} of {len(points)}: {point}")
         found = interleave(turns, arguments.rounds)
     results, lines = {}, []
     for axis, along in axes.items():

@@ -145,9 +145,9 @@ def main() -> None:
                     continue  # a row that ends leaves nobody waiting
                 case = Case(kind, count, sizes, config, ours)
                 results.append(measure(case, ours, theirs, Limits(machine), arguments.rounds))
-                print(report.table(COLUMNS, [line(results[-1])]), flush=True)
+                command.progress(" ".join(line(results[-1])))
         versions = theirs.call("versions", names=peers.TORCH.packages) if theirs else None
-    print("\n" + report.table(COLUMNS, [line(result) for result in results]))
+    print(report.table(COLUMNS, [line(result) for result in results]))
     report.write(arguments.out, {"model": str(arguments.model or "random weights"), "cases": results}, versions)
 
 

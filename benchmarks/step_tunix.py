@@ -119,7 +119,9 @@ def main() -> None:
         fields = models.TINY if arguments.quick else models.small(vocabulary)
         shape = Shape(2, 2, 8, 12, vocabulary) if arguments.quick else Shape(4, 4, 64, 128, vocabulary)
         results.append(measure(shape, fields, arguments))
-        print(report.table(COLUMNS, lines(results[-1])) + "\n", flush=True)
+        for cells in lines(results[-1]):
+            command.progress(" ".join(cells))
+    print(report.table(COLUMNS, [cells for result in results for cells in lines(result)]))
     report.write(arguments.out, {"cases": results}, results[0]["versions"])
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 
 from benchmarks.harness import peers, report
@@ -68,7 +69,12 @@ def say_how_busy() -> None:
     """Warns where others use the machine: they slow all sides, and widen the spread of the ratios."""
     load, cores = os.getloadavg()[0], report.machine()["cores"]
     if load > 0.3 * cores:
-        print(f"warning: the machine's load is {load:.1f} on {cores} cores before anything is measured", flush=True)
+        progress(f"warning: the machine's load is {load:.1f} on {cores} cores before anything is measured")
+
+
+def progress(text: str) -> None:
+    """A line for who waits, beside the table."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

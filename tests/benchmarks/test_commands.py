@@ -17,6 +17,7 @@ from benchmarks.update import CHECKED, disagreement
 def benchmark(command, monkeypatch, tmp_path):
     """Runs `python -m benchmarks.NAME --quick`, and gives what it left and its JSON."""
     monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: slow on a busy machine
 
     def run(name, *arguments):
         out = tmp_path / "out.json"
@@ -52,11 +53,10 @@ def test_updates_beside_torch(benchmark):
     pytest.importorskip("torch")
     finished, results = benchmark("update", f"--peer_python={sys.executable}", "--rounds=1")
     assert finished.status == 0, finished.err
-    assert [case["lengths"] for case in results["cases"]] == ["full", "ragged"]
-    for case in results["cases"]:
-        assert case["first_metrics"]["torch"]["generator/kl"] > 1e-6  # the reference is another policy
-        assert max(case["disagreement"].values()) < 1e-4
-        assert case["ratio"]["low"] > 0
+    (case,) = results["cases"]
+    assert case["first_metrics"]["torch"]["generator/kl"] > 1e-6  # the reference is another policy
+    assert max(case["disagreement"].values()) < 1e-4
+    assert case["ratio"]["low"] > 0
 
 
 @pytest.mark.parametrize("name", ["sampling_tunix", "step_tunix"])
