@@ -65,7 +65,7 @@ class Case:
         """gadjax's turn; rounding may end a row elsewhere than the first time."""
         turn = worker.call("run", **self.common, slots=self.slots, eos=self.eos)
         self.mismatches += sum(a != b for a, b in zip(turn["lengths"], self.lengths, strict=True))
-        return {name: turn[name] for name in ("seconds", "tokens")}
+        return {name: turn[name] for name in ("seconds", "cpu_seconds", "tokens")}
 
     def theirs(self, worker: Worker, cache: str) -> dict[str, Any]:
         """One turn of `generate`."""

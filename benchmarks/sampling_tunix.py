@@ -49,7 +49,7 @@ def measure(shape: Shape, sides: dict[str, Any], limits: Limits, config: ModelCo
     rates = {name: [turn["tokens"] / turn["seconds"] for turn in turns] for name, turns in found.items()}
     result = {
         "first_seconds": first,
-        "seconds": {name: [turn["seconds"] for turn in turns] for name, turns in found.items()},
+        "turns": found,
         "tokens_per_second": {name: Spread.of(values) for name, values in rates.items()},
         "of_the_machine": pairwise(rates["gadjax"], rates["machine"]),
     }

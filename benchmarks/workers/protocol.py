@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import time
 import traceback
 
 
@@ -16,15 +17,20 @@ def serve(**handlers):
 
     A request {"do": NAME, ...} calls the handler NAME with the other fields; the reply is {"ok": what it returns}, or
     {"error": a traceback}. What libraries print goes to stderr. Two requests need no handler: `peak_memory`, the most
-    bytes that this process has had in memory, and `versions`, of the packages in `names`.
+    bytes that this process has had in memory, and `versions`, of the packages in `names`. A turn, whose answer has
+    `seconds`, gets `cpu_seconds` too: those of all its threads, which others on the machine add nothing to.
     """
     handlers = {"peak_memory": _peak_memory, "versions": _versions, **handlers}
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
+        start = time.process_time()
         try:
-            reply = {"ok": handlers[request.pop("do")](**request)}
+            answer = handlers[request.pop("do")](**request)
+            if isinstance(answer, dict) and "seconds" in answer:
+                answer["cpu_seconds"] = time.process_time() - start
+            reply = {"ok": answer}
         except Exception:  # the other side says it
             reply = {"error": traceback.format_exc()}
         print(json.dumps(reply), file=replies, flush=True)

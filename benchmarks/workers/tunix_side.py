@@ -87,7 +87,8 @@ class SamplerSide:
         answers = [np.asarray(row).tolist() for row in out.tokens]
         if any(len(answer) != limit for answer in answers):
             raise RuntimeError(f"tunix made {sorted({len(answer) for answer in answers})} tokens a row, not {limit}")
-        return {"seconds": seconds, "tokens": limit * len(answers), "answers": answers}
+        turn = {"seconds": seconds, "tokens": limit * len(answers)}
+        return turn if temperature else turn | {"answers": answers}
 
 
 class LearnerSide:

@@ -17,7 +17,7 @@ from benchmarks.update import CHECKED, disagreement
 def benchmark(command, monkeypatch, tmp_path):
     """Runs `python -m benchmarks.NAME --quick`, and gives what it left and its JSON."""
     monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other by spinning: slow on a busy machine
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads spin as they wait for each other
 
     def run(name, *arguments):
         out = tmp_path / "out.json"
