@@ -1,0 +1,83 @@
+"""The least time that this machine could take: measured rates of matrix products, and the work that must be done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from benchmarks.harness.peers import Worker
+from gadjax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """Equal weight matrices of a decoder, as few and as wide as fusing makes them."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Weights of all."""
+        return self.inputs * self.outputs * self.count
+
+
+def matrices(config: ModelConfig, head: bool = True) -> list[Matrices]:
+    """The weights that every token of a decoder is multiplied with."""
+    hidden, dim, layers = config.hidden_size, config.head_dim, config.num_layers
+    found = [
+        Matrices("qkv", hidden, (config.num_heads + 2 * config.num_kv_heads) * dim, layers),
+        Matrices("o", config.num_heads * dim, hidden, layers),
+        Matrices("gate and up", hidden, 2 * config.intermediate_size, layers),
+        Matrices("down", config.intermediate_size, hidden, layers),
+    ]
+    return [*found, Matrices("head", hidden, config.vocab_size, 1)] if head else found
+
+
+def forward_flops(config: ModelConfig, lengths: Sequence[int], head_tokens: int) -> float:
+    """Operations of one forward pass over sequences: matrix products, causal attention, no padding.
+
+    Args:
+      lengths: tokens of the sequences.
+      head_tokens: positions that need logits.
+    """
+    layers = sum(found.size for found in matrices(config, head=False))
+    attention = 2 * config.num_layers * config.num_heads * config.head_dim * sum(n * (n + 1) for n in lengths)
+    return 2 * layers * sum(lengths) + attention + 2 * config.hidden_size * config.vocab_size * head_tokens
+
+
+def update_flops(config: ModelConfig, prompts: Sequence[int], teacher: Sequence[int], samples: Sequence[int]) -> float:
+    """Operations of a GAD step's two updates at least: D, and G with its reference; a backward pass is two forward.
+
+    Args:
+      prompts, teacher: tokens of each prompt and of its teacher's response.
+      samples: tokens of each sample, those of a prompt together; every sequence reads its prompt anew.
+    """
+    count = len(samples) // len(prompts)
+    of_samples = [prompts[i // count] + length for i, length in enumerate(samples)]
+    of_teacher = [p + t for p, t in zip(prompts, teacher, strict=True)]
+    discriminator = forward_flops(config, of_samples + of_teacher, 0)
+    generator = forward_flops(config, of_samples, sum(samples))
+    return 3 * discriminator + (3 + 1) * generator
+
+
+class Limits:
+    """The machine's rates, measured by a worker whenever they are asked for: beside what they are compared with."""
+
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    def peak(self) -> float:
+        """Operations a second of a large matrix product."""
+        return self._worker.call("peak")
+
+    def token(self, config: ModelConfig, rows: int) -> float:
+        """Seconds of all matrix products of one token of each of `rows` rows, in the fastest layouts."""
+        return self._worker.call("products", rows=rows, kinds=[dataclasses.astuple(m)[1:] for m in matrices(config)])
+
+    def sampling(self, config: ModelConfig, rows: int, steps: float, prompts: Sequence[int]) -> float:
+        """Seconds of reading prompts, and then of `steps` tokens in each of `rows` rows."""
+        reading = forward_flops(config, prompts, len(prompts)) / self.peak()
+        return reading + steps * self.token(config, rows)

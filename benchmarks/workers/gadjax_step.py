@@ -1,0 +1,141 @@
+"""gadjax's side of the benchmarks of steps: the trainer's own `StageSteps`, fed with batches of the benchmark's.
+
+`Run` is the one place that knows how the trainer is put together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.harness.models import write_models
+from benchmarks.workers.protocol import serve
+from configs.base import get_config
+from gadjax.distill import state as states
+from gadjax.distill.state import GadState, TrainState
+from gadjax.models.model import Model
+from gadjax.models.weights import load_params
+from gadjax.parallel import mesh as layout
+from gadjax.planning.programs import run_programs
+from gadjax.planning.run import checked, make_blueprint
+from gadjax.rollout.sampler import Samples
+from gadjax.trainer.replay import Replay
+from gadjax.trainer.stage_steps import HostBatch, StageSteps
+
+
+class GivenSamples(StageSteps):
+    """Steps whose rollout is given: what is left are the two updates."""
+
+    samples: Samples | None = None
+
+    def _sample(self, state: GadState, batch: HostBatch, step: int) -> tuple[GadState, Samples]:
+        return super()._sample(state, batch, step) if self.samples is None else (state, self.samples)
+
+
+class Run:
+    """A GAD stage on one device, its state, and what it has compiled."""
+
+    def __init__(self, models: dict[str, str], fields: dict[str, Any]):
+        """
+        Args:
+          models: directories by "generator", "discriminator" and "reference".
+          fields: of the config, dotted.
+        """
+        config = get_config().unlock()
+        config.stages, config.student, config.remat = ("gad",), models["generator"], "none"
+        config.update_from_flattened_dict(fields)
+        blueprint = make_blueprint(checked(config), jax.devices()[:1])
+        self.blueprint = dataclasses.replace(blueprint, eos_ids=(), pad_id=0)  # no response ends before its limit
+        self.steps = GivenSamples(self.blueprint, "gad", Replay(0))
+        method, load = self.steps.method, functools.partial(self._load, models)
+        self.state = GadState(
+            generator=_create(load("generator", method.generator), method.generator_optimizer),
+            discriminator=_create(load("discriminator", method.discriminator), method.discriminator_optimizer),
+            reference=load("reference", method.generator),
+        )
+        self.count = 0
+
+    def _load(self, models: dict[str, str], name: str, model: Model) -> Any:
+        abstract = layout.abstract_params(model, self.blueprint.mesh)
+        return load_params(pathlib.Path(models[name]), model.config, abstract)
+
+    def step(self, batch: dict[str, Any], samples: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One step of the trainer, from a host batch to metrics on the host; given samples, its two updates."""
+        batch = {name: np.array(value, np.int32) for name, value in batch.items()}
+        self.steps.samples = None if samples is None else _samples(samples)
+        start = time.perf_counter()
+        self.state, metrics = self.steps.run(self.state, batch, self.count, self.count)
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        self.count += 1
+        numbers = {name: float(value) for name, value in metrics.items()}
+        return {"seconds": seconds, "tokens": numbers["tokens"], "metrics": numbers}
+
+    def sample(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rollout of a step alone, from a host batch to samples on the host."""
+        batch = {name: np.array(value, np.int32) for name, value in batch.items()}
+        programs, key = self.steps.programs, jax.random.key(self.count)
+        start = time.perf_counter()
+        placed = programs.place_batch(batch)
+        samples = jax.device_get(programs.sample(self.state.generator.params, placed, key, base=self.state.base))
+        seconds = time.perf_counter() - start
+        self.count += 1
+        return {"seconds": seconds, "tokens": int(samples.lengths.sum())}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of each program of a step while it runs, by the compiler: arguments, results and temporaries."""
+        found = {}
+        for program in run_programs(self.blueprint):
+            size = program.trace().lower().compile().memory_analysis()
+            total = size.argument_size_in_bytes + size.output_size_in_bytes + size.temp_size_in_bytes
+            found[program.name] = total - size.alias_size_in_bytes
+        return found
+
+
+def _create(params: Any, optimizer: Any) -> TrainState:
+    return jax.jit(functools.partial(states.create, optimizer=optimizer), donate_argnums=0)(params)
+
+
+def _samples(fields: dict[str, Any]) -> Samples:
+    """From tokens [B, N, T], lengths [B, N] and log-probs [B, N, T]."""
+    tokens, lengths = np.array(fields["tokens"], np.int32), np.array(fields["lengths"], np.int32)
+    logprobs = np.array(fields["logprobs"], np.float32)
+    return Samples(tokens, lengths, logprobs, ended=lengths < tokens.shape[-1])
+
+
+class Side:
+    """Runs by name."""
+
+    def __init__(self):
+        self.runs: dict[str, Run] = {}
+
+    def load(self, models: dict[str, str], fields: dict[str, Any], name: str = "") -> None:
+        """See `Run`."""
+        self.runs[name] = Run(models, fields)
+
+    def step(self, batch: dict[str, Any], samples: dict[str, Any] | None = None, name: str = "") -> dict[str, Any]:
+        """See `Run.step`."""
+        return self.runs[name].step(batch, samples)
+
+    def sample(self, batch: dict[str, Any], name: str = "") -> dict[str, Any]:
+        """See `Run.sample`."""
+        return self.runs[name].sample(batch)
+
+    def memory(self, name: str = "") -> dict[str, int]:
+        """See `Run.memory`."""
+        return self.runs[name].memory()
+
+    def write_models(self, folder: str, fields: dict[str, Any]) -> dict[str, str]:
+        """See `benchmarks.harness.models`; here, since it needs JAX."""
+        return write_models(pathlib.Path(folder), fields)
+
+
+if __name__ == "__main__":
+    side = Side()
+    serve(**{name: getattr(side, name) for name in ("write_models", "load", "step", "sample", "memory")})

@@ -1,0 +1,81 @@
+"""This machine's own rates, float32: matrix products in the layouts that weights can have, and reading memory."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.workers.protocol import serve
+
+_REPEATS = 3  # of which the best counts: a rate is what the machine can do
+_LARGE = 2048
+_RUN = 2**18  # numbers that are read one after another
+
+# x [rows, in] with a weight stored [in, out], and stored [out, in].
+_LAYOUTS = {"in,out": (1, 0), "out,in": (1, 1)}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _products(x: jax.Array, weights: list[jax.Array], axes: tuple[int, int]) -> list[jax.Array]:
+    contract = ((axes[0],), (axes[1],)), ((), ())
+    return [jax.lax.dot_general(x, weight, contract) for weight in weights]
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest run, after one that compiles."""
+    seconds = []
+    jax.block_until_ready(run())
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@functools.cache
+def _weights(inputs: int, outputs: int, count: int, layout: str) -> list[jax.Array]:
+    """Matrices of their own, so that together they come from where a model's would: mostly not from a cache."""
+    shape = (inputs, outputs) if layout == "in,out" else (outputs, inputs)
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(count)]
+
+
+def layouts(rows: int, inputs: int, outputs: int, count: int) -> dict[str, float]:
+    """Seconds of [rows, inputs] with `count` matrices [inputs, outputs], by how it is done: XLA's and numpy's BLAS."""
+    x = np.random.default_rng(1).standard_normal((rows, inputs), np.float32)
+    seconds = {}
+    for layout, axes in _LAYOUTS.items():
+        weights = _weights(inputs, outputs, count, layout)
+        device = jnp.asarray(x)
+        seconds[f"XLA {layout}"] = _best(lambda w=weights, a=axes, d=device: _products(d, w, a))
+        host = [np.asarray(weight) for weight in weights]  # no copies on a CPU
+        turned = host if layout == "in,out" else [weight.T for weight in host]
+        seconds[f"numpy {layout}"] = _best(lambda w=turned: [x @ weight for weight in w])
+    return seconds
+
+
+def products(rows: int, kinds: list[tuple[int, int, int]]) -> float:
+    """Seconds of a token's products with matrices of (inputs, outputs, count), each kind in its fastest layout."""
+    return sum(min(layouts(rows, *kind).values()) for kind in kinds)
+
+
+def peak() -> float:
+    """Operations a second of a large square product."""
+    seconds = min(layouts(_LARGE, _LARGE, _LARGE, 1).values())
+    return 2 * _LARGE**3 / seconds
+
+
+def bandwidth(gigabytes: float) -> float:
+    """Bytes a second of reading an array that no cache holds, in all threads."""
+    x = jnp.ones((int(gigabytes * 1e9) // (4 * _RUN), _RUN), jnp.float32)
+    read = jax.jit(lambda x: jnp.sum(x, axis=1))
+    return x.nbytes / _best(lambda: read(x))
+
+
+if __name__ == "__main__":
+    serve(layouts=layouts, products=products, peak=peak, bandwidth=bandwidth)
