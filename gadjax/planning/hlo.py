@@ -41,6 +41,7 @@ _FREE = {
 }
 _COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # and which operand is the update
 
 
 class Array(NamedTuple):
@@ -277,8 +278,8 @@ class Program:
         operands = [self._made[name].bytes for name in line.operands if name in self._made]
         if line.opcode in _SLICES:
             return 2 * line.bytes
-        if line.opcode == "dynamic-update-slice":
-            return 2 * operands[1]
+        if line.opcode in _IN_PLACE:
+            return 2 * operands[_IN_PLACE[line.opcode]]
         if line.opcode != "fusion":
             return line.bytes + sum(operands)
         fused = next((self.computations.get(name, []) for how, name in line.called if how == "calls"), [])
@@ -290,12 +291,12 @@ class Program:
         for inner in fused:
             for name in inner.operands:
                 users[name].append(inner)
-        updates = [inner for inner in fused if inner.opcode == "dynamic-update-slice"]
+        updates = [inner for inner in fused if inner.opcode in _IN_PLACE]
         made = {inner.name: inner for inner in fused}
         written = line.bytes
         for update in updates:
             if update.arrays[0] in line.arrays:
-                written += made[update.operands[1]].bytes - update.bytes
+                written += made[update.operands[_IN_PLACE[update.opcode]]].bytes - update.bytes
         read = 0
         for parameter in (inner for inner in fused if inner.opcode == "parameter"):
             uses = users[parameter.name]

@@ -174,3 +174,27 @@ def test_collectives_inside_fusions_count_once_a_channel():
     found = sorted((c.op, c.bytes, c.times, c.in_loop) for c in Program(text).collectives())
     size = 256 * 64 * 2
     assert found == [("all-gather", size, 36, True), ("all-reduce", 512, 36, True), ("reduce-scatter", size, 36, True)]
+
+
+SCATTER = """HloModule jit_f, is_scheduled=true
+
+%fused (p0: bf16[64,2,128], p1: s32[4,1], p2: bf16[4,2,128]) -> bf16[64,2,128] {
+  %p0 = bf16[64,2,128]{2,1,0} parameter(0)
+  %p1 = s32[4,1]{1,0} parameter(1)
+  %p2 = bf16[4,2,128]{2,1,0} parameter(2)
+  ROOT %put = bf16[64,2,128]{2,1,0} scatter(%p0, %p1, %p2), to_apply=%last
+}
+
+ENTRY %main (cache: bf16[64,2,128], rows: s32[4,1], new: bf16[4,2,128]) -> bf16[64,2,128] {
+  %cache = bf16[64,2,128]{2,1,0} parameter(0)
+  %rows = s32[4,1]{1,0} parameter(1)
+  %new = bf16[4,2,128]{2,1,0} parameter(2)
+  ROOT %fusion = bf16[64,2,128]{2,1,0} fusion(%cache, %rows, %new), kind=kInput, calls=%fused
+}
+"""
+
+
+def test_a_scatter_in_place_moves_what_it_puts():
+    """Not the cache around it, which a token's keys are put into."""
+    new = 4 * 2 * 128 * 2
+    assert Program(SCATTER).bytes_moved() == 2 * new + 4 * 4
