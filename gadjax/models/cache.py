@@ -51,6 +51,11 @@ def empty(rows: int, limit: int, num_kv_heads: int, head_dim: int, dtype: str, b
     return Cache(jnp.zeros((*shape, head_dim, size), dtype), jnp.zeros((*shape, size, head_dim), dtype))
 
 
+def widen(x: jax.Array, heads: int) -> jax.Array:
+    """[..., Nkv, D] keys or values with each head repeated, [..., heads, D], so that devices share none."""
+    return jnp.repeat(x, heads // x.shape[-2], axis=-2)
+
+
 def put_token(cache: Cache, key: jax.Array, value: jax.Array, position: jax.Array) -> Cache:
     """The cache with one more token a row.
 
@@ -101,7 +106,8 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
         return _over_block(query, cache, 0, length)
     needed = (jnp.max(length, initial=0) + cache.size - 1) // cache.size
     shape = query.shape[:-1]
-    nothing = Partial(jnp.zeros(query.shape), jnp.full(shape, _LOWEST), jnp.zeros(shape))
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    nothing = Partial(zeros(query.shape), jnp.full(shape, _LOWEST, jnp.float32), zeros(shape))
 
     def body(carry):
         block, so_far = carry

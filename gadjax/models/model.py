@@ -97,14 +97,10 @@ class Model:
 
     @property
     def cached_heads(self) -> int:
-        """Key-value heads of a cache: more than the model has where the tensor axis does not divide those."""
+        """Key-value heads of a cache: each is there several times where the tensor axis does not divide them."""
         heads, queries = self.config.num_kv_heads, self.config.num_heads
         parts = self.mesh.shape["tensor"] if self.mesh else 1
         return next(n for n in range(heads, queries + 1, heads) if n % parts == 0 and queries % n == 0)
-
-    def widen_heads(self, x: jax.Array) -> jax.Array:
-        """[..., Nkv, D] keys or values with each head as often as a cache has it, so that devices share none."""
-        return jnp.repeat(x, self.cached_heads // self.config.num_kv_heads, axis=-2)
 
     def num_params(self) -> int:
         """Number of parameters, adapters included."""

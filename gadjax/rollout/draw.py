@@ -78,7 +78,7 @@ def sample_token(
 
 def uniforms(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two parts of a uniform number in [0, 1), each [R] float32 and exact: their sum has 48 bits."""
-    bits = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys) >> 8
+    bits = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys) >> 8
     high, low = (bits.astype(jnp.float32) * _HALF).T
     return high, low * _HALF
 

@@ -75,7 +75,7 @@ class Queue:
 def start(prompt_length: jax.Array, sizes: Sizes) -> Queue:
     """All slots and places are free; of the prompts [B], those of length 0 are none."""
     zero = jnp.zeros(1, jnp.int32)
-    waiting = jnp.sum(prompt_length > 0, keepdims=True, dtype=jnp.int32)
+    waiting = _count(prompt_length > 0)
     idle = jnp.full(sizes.slots, IDLE, jnp.int32)
     free = jnp.full(sizes.places, IDLE, jnp.int32)
     return Queue(waiting, zero, zero, free, idle, *[jnp.zeros(sizes.slots, jnp.int32)] * 3)
@@ -88,8 +88,8 @@ def admit(queue: Queue, sizes: Sizes) -> tuple[Queue, jax.Array, jax.Array]:
       The queue, the prompts' numbers [C], each a valid one, and their places [C], G for those that get none.
     """
     free = _free_places(queue, sizes)
-    count = jnp.minimum(jnp.minimum(sizes.chunk, jnp.sum(free)), queue.waiting - queue.admitted)  # [1]
-    turn = jnp.arange(sizes.chunk)
+    count = jnp.minimum(jnp.minimum(sizes.chunk, _count(free)), queue.waiting - queue.admitted)  # [1]
+    turn = jnp.arange(sizes.chunk, dtype=jnp.int32)
     numbers = queue.admitted + turn
     places = jnp.argsort(~free, stable=True)[: sizes.chunk]
     places = jnp.where(turn < count, places, sizes.places)
@@ -105,13 +105,13 @@ def refill(queue: Queue, last_token: jax.Array, sizes: Sizes) -> Queue:
       last_token: [B] of each prompt: the first that a slot reads.
     """
     idle = queue.sample == IDLE
-    sample = queue.assigned + jnp.cumsum(idle) - 1
+    sample = queue.assigned + jnp.cumsum(idle, dtype=jnp.int32) - 1
     taken = idle & (sample < queue.admitted * sizes.samples)
     prompt = jnp.clip(sample // sizes.samples, 0, sizes.prompts - 1)
     place = jnp.argmax(queue.prompt == prompt[:, None], axis=-1)
     put = lambda new, old: jnp.where(taken, new, old).astype(jnp.int32)  # noqa: E731
     return queue.replace(
-        assigned=queue.assigned + jnp.sum(taken),
+        assigned=queue.assigned + _count(taken),
         sample=put(sample, queue.sample),
         place=put(place, queue.place),
         length=put(0, queue.length),
@@ -124,7 +124,7 @@ def lanes(queue: Queue, sizes: Sizes) -> Lanes:
     count = sizes.places * sizes.samples
     lane = queue.place * sizes.samples + queue.sample % sizes.samples
     running = jnp.where(queue.sample == IDLE, count, lane)
-    slot = jnp.zeros(count, jnp.int32).at[running].set(jnp.arange(sizes.slots), mode="drop")
+    slot = jnp.zeros(count, jnp.int32).at[running].set(jnp.arange(sizes.slots, dtype=jnp.int32), mode="drop")
     return Lanes(slot, lane)
 
 
@@ -148,14 +148,17 @@ def unread(queue: Queue) -> jax.Array:
 
 def has_room(queue: Queue, sizes: Sizes) -> jax.Array:
     """[1] whether a whole chunk of prompts, or all that are left, can be admitted."""
-    free = jnp.sum(_free_places(queue, sizes), keepdims=True)
-    return free >= jnp.minimum(sizes.chunk, unread(queue))
+    return _count(_free_places(queue, sizes)) >= jnp.minimum(sizes.chunk, unread(queue))
 
 
 def starves(queue: Queue, sizes: Sizes) -> jax.Array:
     """[1] whether a slot is idle, prompts wait, and a chunk of them can be admitted."""
-    idle = jnp.sum(queue.sample == IDLE, keepdims=True)
-    return (idle > _ready(queue, sizes)) & (unread(queue) > 0) & has_room(queue, sizes)
+    return (_count(queue.sample == IDLE) > _ready(queue, sizes)) & (unread(queue) > 0) & has_room(queue, sizes)
+
+
+def _count(flags: jax.Array) -> jax.Array:
+    """[1] of those that are set."""
+    return jnp.sum(flags, keepdims=True, dtype=jnp.int32)
 
 
 def _ready(queue: Queue, sizes: Sizes) -> jax.Array:

@@ -159,7 +159,7 @@ class _Loop:
         samples = Samples(
             tokens=jnp.full((count, limit), self.sampling.pad_id, jnp.int32),
             lengths=jnp.zeros(count, jnp.int32),
-            logprobs=jnp.zeros((count, limit)),
+            logprobs=jnp.zeros((count, limit), jnp.float32),
             ended=jnp.zeros(count, bool),
         )
         return State(
@@ -198,7 +198,7 @@ class _Loop:
         put = self._on_devices(
             caches.put_rows, _OF_CACHES, P(BATCH, None, "tensor"), P(BATCH, None, "tensor"), P(BATCH)
         )
-        widen = self.model.widen_heads
+        widen = functools.partial(caches.widen, heads=self.model.cached_heads)
         prompts = [
             put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
         ]
@@ -243,7 +243,7 @@ class _Loop:
         run = self._on_devices(local, heads, heads, heads, _OF_CACHES, _OF_CACHES, P(BATCH), out=(heads, _OF_CACHES))
 
         def attend(query, key, value):
-            widen = self.model.widen_heads
+            widen = functools.partial(caches.widen, heads=self.model.cached_heads)
             mixed, cache = run(query, widen(key), widen(value), prompts, own, reading)
             kept.append(cache)
             return mixed

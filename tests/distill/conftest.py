@@ -248,6 +248,7 @@ class Bigrams:
     head: str
     config: BigramConfig = BigramConfig()
     mesh: None = None
+    cached_heads: int = 1
 
     def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
         head = (
@@ -289,13 +290,11 @@ class BoundBigrams:
     def logits(self, hidden) -> jax.Array:
         return hidden @ self.params["head"]
 
-    def prefill(self, tokens, lengths) -> tuple[jax.Array, list]:
-        last = jnp.take_along_axis(tokens, (lengths - 1)[:, None], axis=1)[:, 0]
-        return self(last, lengths - 1, None), []
+    def prefill(self, tokens, lengths) -> list:
+        return []
 
-    def decode(self, tokens, step, prompt_length, prompt_cache, cache, layers) -> tuple[jax.Array, list]:
-        positions = jnp.broadcast_to((prompt_length + step)[:, None], tokens.shape)
-        return self(tokens, positions, None), cache
+    def decode(self, tokens, positions, layers, attends) -> jax.Array:
+        return self(tokens, positions, None)
 
     def unstacked_layers(self) -> list:
         return []

@@ -80,6 +80,13 @@ def test_inverse_of_the_cumulative_distribution(vocabulary):
     np.testing.assert_allclose(logprobs, exact, atol=2e-5)
 
 
+def test_64_bits_change_no_uniform_number():
+    keys = jax.random.split(jax.random.key(0), 100)
+    plain = uniforms(keys)
+    with jax.enable_x64(True):
+        jax.tree.map(np.testing.assert_array_equal, plain, uniforms(keys))
+
+
 def test_frequencies_over_blocks():
     """Chi-square of draws from one distribution over 700 tokens, the rare ones together."""
     count = 200_000
