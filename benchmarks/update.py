@@ -26,7 +26,7 @@ from gadjax.errors import run_command
 from gadjax.models.config import ModelConfig
 
 CHECKED = ("discriminator/loss", "discriminator/grad_norm", "generator/loss", "generator/kl", "generator/grad_norm")
-TOLERANCE = 2e-3  # of sums over thousands of float32 terms in another order
+TOLERANCE = 1e-3  # of sums over thousands of float32 terms in another order; a tenth of that was seen
 _QUICK = Shape(2, 2, 16, 16, models.TINY["vocab_size"])
 # The config's own fields, and torch's names for them.
 LEARNING_RATE, TEMPERATURE, KL = 1e-6, 0.8, 1e-3
