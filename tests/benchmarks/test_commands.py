@@ -34,6 +34,7 @@ def test_machine(benchmark):
     assert results["rates"].keys() == {"1", "16"}
 
 
+@pytest.mark.slow
 def test_sampling_beside_transformers(benchmark):
     pytest.importorskip("torch")
     finished, results = benchmark("sampling", f"--peer_python={sys.executable}", "--rounds=1")
@@ -67,6 +68,7 @@ def test_alone(benchmark, name):
     assert results
 
 
+@pytest.mark.slow
 def test_growth(benchmark):
     finished, results = benchmark("growth", "--rounds=1")
     assert finished.status == 0, finished.err
