@@ -75,7 +75,7 @@ def test_the_trainer_on_eight_devices_is_the_whole_step_on_one(adapted, stage):
     whole = jax.jit(functools.partial({"gad": steps.gad_step, "warmup": steps.warmup_step}[stage], trainer.method))
     key = jax.random.fold_in(jax.random.key(0), STEP)
     expected, metrics, samples = whole(adapted.state(trainer.method), adapted.batch, key)
-    assert len(np.unique(samples.lengths)) > 3
+    assert len(np.unique(samples.lengths)) > 2
 
     base = named_leaves(state.base)
     measured, measured_metrics = trainer.run(state, adapted.batch, stage_step=0, step=STEP)
