@@ -10,6 +10,7 @@ import numpy as np
 Layout = list[list[list[int]]]  # of micro-batches, of rows, of sequences
 
 _ROW_STEPS = 16  # distinct numbers of rows an octave: at most 1/16 of them is there for the shape's sake
+_FEW_ROWS = 64  # up to so many, half the steps: a small run would compile for longer than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _shapes(least: int, parts: int, limit: int, row_multiple: int, adaptive: boo
     The totals are those of a geometric grid; of each, an adaptive batch tries every number of rows a micro-batch that
     is more than half of the limit, for groups fit into some and not into others.
     """
-    before, total = least - 1, round_up(least, row_multiple, _ROW_STEPS)
+    steps = _ROW_STEPS if least > _FEW_ROWS else _ROW_STEPS // 2
+    before, total = least - 1, round_up(least, row_multiple, steps)
     while total < parts * limit:
         if not adaptive:
             shapes = [(parts, multiple_of(-(-total // parts), row_multiple))]
@@ -94,7 +96,7 @@ def _shapes(least: int, parts: int, limit: int, row_multiple: int, adaptive: boo
             shapes = [(total // each, each) for each in rows if before < total // each * each]
             shapes.sort(key=lambda shape: shape[0] * shape[1])
         yield from (shape for shape in shapes if shape[0] <= parts and shape[1] <= limit)
-        before, total = total, round_up(total + 1, row_multiple, _ROW_STEPS)
+        before, total = total, round_up(total + 1, row_multiple, steps)
     yield parts, limit
 
 
