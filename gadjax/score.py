@@ -97,7 +97,7 @@ def score_answers(
       batch_size: answers scored at once, rounded up to a multiple of the batch's shards.
       done: called with the number of answers after each batch.
     """
-    from gadjax.data.bins import round_up
+    from gadjax.data.bins import multiple_of, round_up
     from gadjax.data.packing import one_per_row
     from gadjax.distill.forward import sequence_scores
     from gadjax.parallel import mesh as layout
@@ -113,7 +113,7 @@ def score_answers(
 
     score = jax.jit(lambda params, *fields: sequence_scores(model, params, one_per_row(*fields)))
     shards = layout.batch_shards(mesh)
-    size = -(-min(batch_size, len(answers)) // shards) * shards
+    size = multiple_of(min(batch_size, len(answers)), shards)
     order = np.argsort(lengths, kind="stable")
     scores = np.zeros(len(answers), np.float32)
     for start in range(0, len(order), size):

@@ -43,9 +43,7 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int], head_tokens: int)
       lengths: tokens of the sequences.
       head_tokens: positions that need logits.
     """
-    layers = sum(found.size for found in matrices(config, head=False))
-    attention = 2 * config.num_layers * config.num_heads * config.head_dim * sum(n * (n + 1) for n in lengths)
-    return 2 * layers * sum(lengths) + attention + 2 * config.hidden_size * config.vocab_size * head_tokens
+    return config.forward_flops(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), head_tokens)
 
 
 def update_flops(config: ModelConfig, prompts: Sequence[int], teacher: Sequence[int], samples: Sequence[int]) -> float:

@@ -84,6 +84,7 @@ def pack(
     group: int = 1,
     together: bool = False,
     share: bool = False,
+    minibatches: int | None = None,
 ) -> Packed:
     """Packs sequences into rows, on the host, and the rows into micro-batches of one shape.
 
@@ -97,36 +98,20 @@ def pack(
       group: so many consecutive sequences have the same prompt.
       together: a group is in one micro-batch.
       share: a prompt stands once in a row, whatever number of its responses follow (`gadjax.segments`).
+      minibatches: J equal runs of consecutive sequences, each packed for itself and numbered from 0; None for one.
 
     Returns:
-      numpy `Packed` with a leading axis M. Rows and slots (quarters of a row) are rounded up so that shapes recur.
+      numpy `Packed` with a leading axis M, or the axes [J, M]. Rows and slots (quarters of a row) are rounded up so
+      that shapes recur.
 
     Raises:
       ValueError: a sequence is longer than a row, or the sequences do not divide into groups.
     """
-    options = dict(row_length=row_length, micro_batches=micro_batches, row_multiple=row_multiple, adaptive=adaptive)
-    options |= dict(group=group, together=together, share=share)
-    return jax.tree.map(lambda leaf: leaf[0], pack_minibatches(prompts, responses, minibatches=1, **options))
-
-
-def pack_minibatches(
-    prompts: Sequence[np.ndarray],
-    responses: Sequence[np.ndarray],
-    *,
-    minibatches: int,
-    row_length: int,
-    micro_batches: int = 1,
-    row_multiple: int = 1,
-    adaptive: bool = False,
-    group: int = 1,
-    together: bool = False,
-    share: bool = False,
-) -> Packed:
-    """`pack` of J equal runs of consecutive sequences, to one shape: [J, M, ...], numbered from 0 in each run."""
-    if len(prompts) % (minibatches * group):
-        raise ValueError(f"{len(prompts)} sequences do not divide into {minibatches} runs of groups of {group}")
-    size = len(prompts) // minibatches
-    runs = [slice(j * size, (j + 1) * size) for j in range(minibatches)]
+    count = minibatches or 1
+    if len(prompts) % (count * group):
+        raise ValueError(f"{len(prompts)} sequences do not divide into {count} runs of groups of {group}")
+    size = len(prompts) // count
+    runs = [slice(j * size, (j + 1) * size) for j in range(count)]
     sizes = [Sizes.of(prompts[run], responses[run], group, share) for run in runs]
     for j, run in enumerate(sizes):
         if (longest := int(run.alone.max())) > row_length:
@@ -145,7 +130,7 @@ def pack_minibatches(
         _lay_out(prompts[run], responses[run], layout, shape, group if share else 1)
         for run, layout in zip(runs, layouts, strict=True)
     ]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
+    return packed[0] if minibatches is None else jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
 
 def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tuple[int, int, int], group: int) -> Packed:
@@ -166,11 +151,8 @@ def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tupl
                 sequences = list(sequences)
                 prompt = prompts[sequences[0]]
                 held = slice(column, column + len(prompt))
-                tokens[m, r, held], positions[m, r, held], segments[m, r, held] = (
-                    prompt,
-                    np.arange(len(prompt)),
-                    segment,
-                )
+                tokens[m, r, held], segments[m, r, held] = prompt, segment
+                positions[m, r, held] = np.arange(len(prompt))
                 before = column = held.stop
                 for branch, sequence in enumerate(sequences, start=1):
                     response = responses[sequence]

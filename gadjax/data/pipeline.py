@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gadjax.data.bins import multiple_of
 from gadjax.data.schema import Rows
 from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.errors import UserError
@@ -250,7 +251,7 @@ def _prompt_ids(rows: Rows, indices: np.ndarray, tokenizer: ChatTokenizer) -> li
 
 def _width(sequences: Ragged, limit: int) -> int:
     longest = int(sequences.lengths.max())
-    return min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, limit)
+    return min(multiple_of(longest, _WIDTH_MULTIPLE), limit)
 
 
 def _grain_seed(seed: int) -> int:

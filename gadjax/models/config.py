@@ -152,6 +152,19 @@ class ModelConfig:
         """
         return self.max_position if self.sliding_window is None else min(self.max_position, self.sliding_window - 1)
 
+    def forward_flops(self, tokens: int, attended: int, predicted: int) -> float:
+        """Matrix products of a forward pass: two operations a weight and token, four a channel and pair of tokens.
+
+        Args:
+          tokens: that pass the layers.
+          attended: pairs of a token and one that it sees.
+          predicted: tokens whose logits are computed.
+        """
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = self.hidden_size * (2 * heads + 2 * kv_heads + 3 * self.intermediate_size)
+        head = 2.0 * self.vocab_size * self.hidden_size * predicted
+        return self.num_layers * (2.0 * layer * tokens + 4.0 * heads * attended) + head
+
     def check_length(
         self, length: int, where: str, remedy: str = "lower data.max_prompt_length and data.max_response_length"
     ) -> None:

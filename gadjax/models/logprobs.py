@@ -114,7 +114,7 @@ class _Plan:
         return jax.lax.psum(x, self.vocab) if self.vocab else x
 
     def chunks(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """[R, K, ...] arrays as chunks of positions, [chunks, C, ...]; the last one is filled up with zeros."""
+        """[R, K] arrays as chunks of positions, [chunks, C]; the last one is filled up with zeros."""
         count = math.prod(arrays[0].shape)
         size = min(self.chunk, count)
         return tuple(jnp.pad(x.reshape(-1), (0, -count % size)).reshape(-1, size) for x in arrays)

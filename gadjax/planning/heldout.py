@@ -17,9 +17,10 @@ from gadjax.models.lora import join, trained
 from gadjax.models.model import Params
 from gadjax.parallel import mesh as layout
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
+from gadjax.rollout.engine import queue_width
 from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
 from gadjax.trainer.heldout import rows_of_each
-from gadjax.trainer.programs import HeldOutPrograms, row_shardings
+from gadjax.trainer.programs import HeldOutPrograms, abstract_rows
 
 
 def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
@@ -39,7 +40,7 @@ def _figures(blueprint: Blueprint) -> Iterator[RunProgram]:
 
     def rows(of_each, network):
         packed = rows_of_each(blueprint, prompts, [answers[:1] * of_each] * len(prompts), programs.parts[network])
-        return layout.with_shardings(packed, row_shardings(blueprint.mesh, packed))
+        return abstract_rows(blueprint.mesh, packed)
 
     given = lambda: (generator, rows(1, "generator"))  # noqa: E731
     yield make("held-out likelihoods", _measuring("likelihoods"), given, model=blueprint.generator)
@@ -79,7 +80,7 @@ def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
 def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any = None) -> RunProgram:
     """Sampled answers to held-out prompts, each queue of which is as wide as its longest prompt."""
     state, engine = _measured_state(blueprint), HeldOutPrograms(blueprint).engine
-    count, width, slots = engine.queue_shape(blueprint.heldout_prompts, blueprint.prompt_width)
+    (count, slots), width = engine.queue_size(blueprint.heldout_prompts), queue_width(blueprint.prompt_width)
     weights = decoding_weights(blueprint, state)
     return make_program(
         blueprint,

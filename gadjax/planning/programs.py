@@ -17,7 +17,7 @@ from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, make_method
-from gadjax.trainer.programs import Programs, row_shardings
+from gadjax.trainer.programs import Programs, abstract_rows
 from gadjax.trainer.replay import past_groups
 from gadjax.trainer.stage_steps import row_shape
 
@@ -148,14 +148,14 @@ def full_samples(blueprint: Blueprint) -> Samples:
 def teacher_rows(blueprint: Blueprint, programs: Programs) -> Packed:
     """The rows of a cross-entropy update, in their layout."""
     rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), row_shape(blueprint, "generator"))
-    return _abstract_rows(blueprint, rows)
+    return abstract_rows(blueprint.mesh, rows)
 
 
 def policy_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.ShapeDtypeStruct]:
     """The rows of a policy update and the sampler's log-probs."""
     batch, samples = full_batch(blueprint), full_samples(blueprint)
     rows, sampled = host_rows.policy_rows(programs.method, batch, samples, row_shape(blueprint, "generator"))
-    return _abstract_rows(blueprint, rows, leading=2), _whole(blueprint, sampled.shape, sampled.dtype)
+    return abstract_rows(blueprint.mesh, rows, leading=2), _whole(blueprint, sampled.shape, sampled.dtype)
 
 
 def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.ShapeDtypeStruct]:
@@ -169,11 +169,7 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
         past = past_groups(share, blueprint.config.batch_size)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
     rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, row_shape(blueprint, "discriminator"))
-    return _abstract_rows(blueprint, rows), _whole(blueprint, weight.shape, weight.dtype)
-
-
-def _abstract_rows(blueprint: Blueprint, rows: Packed, leading: int = 1) -> Packed:
-    return layout.with_shardings(rows, row_shardings(blueprint.mesh, rows, leading=leading))
+    return abstract_rows(blueprint.mesh, rows), _whole(blueprint, weight.shape, weight.dtype)
 
 
 def _whole(blueprint: Blueprint, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.data.bins import round_up
+from gadjax.data.bins import multiple_of, round_up
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.draw import Sampling
@@ -35,17 +35,17 @@ class Engine:
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int = 64):
         """`batch_size`: prompts decoded at once, rounded up to a multiple of the batch's shards."""
         self.mesh = mesh
-        self.batch_size = round_up(batch_size, layout.batch_shards(mesh))
+        self.batch_size = multiple_of(batch_size, layout.batch_shards(mesh))
 
         def sample(params, prompt, length, number, key, sampling, slots):
             return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)
 
         self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=layout.replicated(mesh))
 
-    def queue_shape(self, prompts: int, longest: int) -> tuple[int, int, int]:
-        """Of one call: rows, columns and slots; of that many prompts in all, the call's longest of that many tokens."""
+    def queue_size(self, prompts: int) -> tuple[int, int]:
+        """Rows and slots of one call, of that many prompts in all."""
         size = round_up(min(prompts, _QUEUE * self.batch_size), layout.batch_shards(self.mesh))
-        return size, _width(longest), min(self.batch_size, size)
+        return size, min(self.batch_size, size)
 
     def abstract_queue(self, count: int, width: int) -> tuple[Any, ...]:
         """What `sample` is given between the parameters and how to draw, for a queue of these rows and columns."""
@@ -75,7 +75,7 @@ class Engine:
         """
         answers: list[Answer | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size, _, slots = self.queue_shape(len(prompts), 1)
+        size, slots = self.queue_size(len(prompts))
         for start in range(0, len(order), size):
             numbers = order[start : start + size]
             # Every shard gets its share, and what fills it up comes last; whole queues have one shape.
@@ -83,7 +83,7 @@ class Engine:
             filled[: len(numbers)] = numbers
             filled = filled.reshape(-1, layout.batch_shards(self.mesh)).T.reshape(-1)
             lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in filled], np.int32)
-            tokens = np.full(self.queue_shape(len(prompts), int(lengths.max()))[:2], sampling.pad_id, np.int32)
+            tokens = np.full((size, queue_width(int(lengths.max()))), sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
                 if number >= 0:
                     tokens[row, : lengths[row]] = prompts[number]
@@ -101,6 +101,6 @@ class Engine:
         return answers
 
 
-def _width(length: int) -> int:
-    """A prompt's length rounded up by at most a quarter, so that few widths are compiled."""
+def queue_width(length: int) -> int:
+    """Columns of prompts of which the longest has so many tokens: at most a quarter more, so that few are compiled."""
     return round_up(length, max(8, 2 ** (length.bit_length() - 3)))

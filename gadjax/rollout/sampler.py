@@ -24,6 +24,7 @@ from gadjax.rollout.queue import IDLE, Queue, Sizes
 
 # Names of the two loops in the compiled program, by which `gadjax.planning` knows them.
 ADMISSIONS, TOKEN_STEPS = "admissions", "token_steps"
+_OF_SHARDS = P(BATCH)
 _OF_CACHES = P(None, BATCH, "tensor")
 
 
@@ -163,7 +164,7 @@ class _Loop:
             ended=jnp.zeros(count, bool),
         )
         return State(
-            queue=self._on_shards(functools.partial(schedule.start, sizes=sizes))(self.prompt_length),
+            queue=self._on_devices(functools.partial(schedule.start, sizes=sizes))(self.prompt_length),
             prompts=[cache(sizes.places, self.prompt.shape[1]) for _ in layers],
             responses=[cache(sizes.slots, limit) for _ in layers],
             samples=samples,
@@ -191,13 +192,12 @@ class _Loop:
 
     def _admit(self, state: State) -> State:
         """Reads the next prompts of every shard into free places."""
-        queue, tokens, lengths, places = self._on_shards(self._next_prompts)(
+        queue, tokens, lengths, places = self._on_devices(self._next_prompts)(
             state.queue, self.prompt, self.prompt_length
         )
         fresh = self.decoder.prefill(tokens, lengths)
-        put = self._on_devices(
-            caches.put_rows, _OF_CACHES, P(BATCH, None, "tensor"), P(BATCH, None, "tensor"), P(BATCH)
-        )
+        of_tokens = P(BATCH, None, "tensor")
+        put = self._on_devices(caches.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
         widen = functools.partial(caches.widen, heads=self.model.cached_heads)
         prompts = [
             put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
@@ -210,7 +210,7 @@ class _Loop:
 
     def _step(self, state: State) -> State:
         """An inner turn: refills the slots, reads a token in each and draws the next."""
-        queue, reading = self._on_shards(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
+        queue, reading = self._on_devices(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
         responses: list[Cache] = []
         attends = [
             self._attention(reading, prompts, own, responses)
@@ -218,7 +218,7 @@ class _Loop:
         ]
         hidden = self.decoder.decode(reading.token, reading.position, self.layers, attends)
         token, logprob = sample_token(self.decoder.logits(hidden), reading.keys, self.sampling, self.model.mesh)
-        queue, samples = self._on_shards(self._record)(queue, state.samples, token, logprob)
+        queue, samples = self._on_devices(self._record)(queue, state.samples, token, logprob)
         return State(queue, state.prompts, responses, samples, state.steps + 1)
 
     def _refill(self, queue, prompt_length, last_token, keys) -> tuple[Queue, _Reading]:
@@ -240,7 +240,8 @@ class _Loop:
             return group_attention(query, prompts, reading.seen, own, reading.length + 1, reading.lanes), own
 
         heads = P(BATCH, "tensor")
-        run = self._on_devices(local, heads, heads, heads, _OF_CACHES, _OF_CACHES, P(BATCH), out=(heads, _OF_CACHES))
+        specs = heads, heads, heads, _OF_CACHES, _OF_CACHES, _OF_SHARDS
+        run = self._on_devices(local, specs, (heads, _OF_CACHES))
 
         def attend(query, key, value):
             widen = functools.partial(caches.widen, heads=self.model.cached_heads)
@@ -266,17 +267,12 @@ class _Loop:
     def _asked(self, question: Callable[..., jax.Array], state: State) -> jax.Array:
         """A question of `queue` to all shards, [shards]."""
         arguments = () if question is schedule.unread else (self.sizes,)
-        return self._on_shards(lambda queue: question(queue, *arguments))(state.queue)
+        return self._on_devices(lambda queue: question(queue, *arguments))(state.queue)
 
-    def _on_shards(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` of one shard on every shard's part of its arguments."""
-        mesh = self.model.mesh
-        if mesh is None or mesh.size == 1:
-            return function
-        return jax.shard_map(function, mesh=mesh, in_specs=P(BATCH), out_specs=P(BATCH), check_vma=False)
-
-    def _on_devices(self, function: Callable[..., Any], *specs: P, out: Any = _OF_CACHES) -> Callable[..., Any]:
-        """`function` of one device on every device's part of its arguments."""
+    def _on_devices(
+        self, function: Callable[..., Any], specs: Any = _OF_SHARDS, out: Any = _OF_SHARDS
+    ) -> Callable[..., Any]:
+        """`function` of one device on every device's part of its arguments: its shard's, as a rule."""
         mesh: Mesh | None = self.model.mesh
         if mesh is None or mesh.size == 1:
             return function

@@ -90,7 +90,7 @@ def make_networks(
     Raises:
       UserError: a size of a network, or the batch, does not divide over the mesh.
     """
-    dtype = resolve_dtype(config.dtype, mesh.devices.flat[0].platform)
+    dtype = resolve_dtype(config.dtype, layout.platform(mesh))
 
     def network(source: tuple[ModelConfig, str], head: str) -> Model:
         architecture, where = source

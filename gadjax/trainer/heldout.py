@@ -14,10 +14,9 @@ from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models import lora
 from gadjax.models.model import Params
-from gadjax.parallel import mesh as layout
-from gadjax.rollout.engine import Answer
+from gadjax.rollout.engine import Answer, queue_width
 from gadjax.trainer.blueprint import Blueprint, decoding_weights
-from gadjax.trainer.programs import HeldOutPrograms, place_rows, row_shardings
+from gadjax.trainer.programs import HeldOutPrograms, abstract_rows, place_rows
 from gadjax.trainer.setup import Setup
 
 
@@ -45,13 +44,13 @@ class HeldOut:
     def compile_first(self, state: GadState) -> None:
         """Compiles what the first measurement runs, of a generator alone; `state`: abstract, of the first stage."""
         rows = rows_of_each(self.setup, self.prompts, [[ids] for ids in self.teacher], self.programs.parts["generator"])
-        rows = layout.with_shardings(rows, row_shardings(self.setup.mesh, rows))
-        self.programs.likelihoods.lower(lora.join(state.base, state.generator.params), rows).compile()
-        engine, lengths = self.programs.engine, sorted(map(len, self.prompts))
-        size, _, slots = engine.queue_shape(len(lengths), 1)
-        size, width, slots = engine.queue_shape(len(lengths), lengths[min(size, len(lengths)) - 1])
+        generator = lora.join(state.base, state.generator.params)
+        self.programs.likelihoods.lower(generator, abstract_rows(self.setup.mesh, rows)).compile()
+        engine = self.programs.engine
+        size, slots = engine.queue_size(len(self.prompts))
+        longest = sorted(map(len, self.prompts))[:size][-1]  # of the first queue, which has the shortest
         sampling = self.setup.sampling(self.setup.config.evaluation.temperature)
-        weights, queue = decoding_weights(self.setup, state), engine.abstract_queue(size, width)
+        weights, queue = decoding_weights(self.setup, state), engine.abstract_queue(size, queue_width(longest))
         engine.sample.lower(weights, *queue, sampling, slots).compile()
 
     def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gadjax.data.packing import Packed, pack, pack_minibatches
+from gadjax.data.packing import Packed, pack
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Samples
 
@@ -44,7 +44,7 @@ def policy_rows(method: Method, batch: HostBatch, samples: Samples, shape: RowSh
     parts = dict(minibatches=method.ppo_minibatches, micro_batches=method.generator_micro_batches)
     parts |= dict(group=method.num_samples)
     sampled = samples.logprobs.reshape(method.ppo_minibatches, -1, samples.logprobs.shape[-1])
-    return pack_minibatches(prompts, responses, **parts, **dataclasses.asdict(shape)), sampled
+    return pack(prompts, responses, **parts, **dataclasses.asdict(shape)), sampled
 
 
 def group_rows(

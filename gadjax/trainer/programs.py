@@ -150,10 +150,14 @@ def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
-    return layout.place(rows, row_shardings(mesh, rows, leading=leading))
+    return layout.place(rows, _row_shardings(mesh, rows, leading))
 
 
-def row_shardings(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
-    """The layout of `place_rows`, leaf by leaf."""
+def abstract_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
+    """`place_rows` as `jax.ShapeDtypeStruct`s."""
+    return layout.with_shardings(rows, _row_shardings(mesh, rows, leading))
+
+
+def _row_shardings(mesh: Mesh, rows: Packed, leading: int) -> Packed:
     split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
     return split.replace(last=layout.replicated(mesh))  # `last` is of sequences, not of rows

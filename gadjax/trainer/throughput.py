@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from gadjax.data.packing import Packed
-from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model
 from gadjax.planning.targets import chip_of
 from gadjax.rollout.sampler import Samples
@@ -40,7 +39,7 @@ def of_rows(model: Model, rows: Packed, passes: int) -> Work:
     held = np.asarray(rows.segments) > 0
     tokens, attended = int(held.sum()), int((np.asarray(rows.positions)[held] + 1).sum(dtype=np.int64))
     predicted = int(np.asarray(rows.mask).sum()) if model.head == "lm" else 0
-    return Work(passes * forward_flops(model.config, tokens, attended, predicted), tokens, held.size)
+    return Work(passes * model.config.forward_flops(tokens, attended, predicted), tokens, held.size)
 
 
 def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Work:
@@ -49,21 +48,7 @@ def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Wor
     read = lengths - 1
     attended = (prompts * (prompts + 1) // 2).sum() + (read * (prompts[:, None] + 1) + read * (read - 1) // 2).sum()
     tokens = int(prompts.sum() + read.sum())
-    return Work(forward_flops(model.config, tokens, int(attended), int(lengths.sum())), tokens, tokens)
-
-
-def forward_flops(config: ModelConfig, tokens: int, attended: int, predicted: int) -> float:
-    """Matrix products of a forward pass: two operations a weight and token, four a channel and pair of tokens.
-
-    Args:
-      tokens: that pass the layers.
-      attended: pairs of a token and one that it sees.
-      predicted: tokens whose logits are computed.
-    """
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer = config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
-    head = 2.0 * config.vocab_size * config.hidden_size * predicted
-    return config.num_layers * (2.0 * layer * tokens + 4.0 * heads * attended) + head
+    return Work(model.config.forward_flops(tokens, int(attended), int(lengths.sum())), tokens, tokens)
 
 
 class Meter:

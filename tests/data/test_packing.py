@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gadjax.data.bins import full_rows
-from gadjax.data.packing import one_per_row, pack, pack_minibatches
+from gadjax.data.packing import one_per_row, pack
 from gadjax.segments import BRANCH, root
 
 SHAPE = st.tuples(st.integers(1, 9), st.integers(1, 7))
@@ -107,7 +107,7 @@ def test_micro_batches_share_the_sequences_out(shapes, micro_batches, group, ada
 def test_minibatches_are_runs_of_sequences_of_one_shape():
     """Numbered from 0 in each, whose lengths differ; the packing of one does not depend on another."""
     prompts, responses = sequences([(i // 4 + 1, 2 * (i // 4) + 1) for i in range(12)])
-    rows = pack_minibatches(prompts, responses, minibatches=3, row_length=16, micro_batches=2)
+    rows = pack(prompts, responses, minibatches=3, row_length=16, micro_batches=2)
     assert rows.last.shape == (3, 2, 4)
     for j in range(3):
         run = slice(4 * j, 4 * j + 4)
@@ -196,7 +196,7 @@ def test_errors():
     with pytest.raises(ValueError, match="3 sequences do not divide into 1 runs of groups of 2"):
         pack(prompts, responses, row_length=20, group=2)
     with pytest.raises(ValueError, match="3 sequences do not divide into 2 runs of groups of 1"):
-        pack_minibatches(prompts, responses, minibatches=2, row_length=20)
+        pack(prompts, responses, minibatches=2, row_length=20)
     with pytest.raises(ValueError, match="sequence 1 of 11 tokens does not fit a row of 10"):
         pack(prompts, responses, row_length=10)
 

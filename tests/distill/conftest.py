@@ -239,6 +239,7 @@ class BigramConfig:
     head_dim: int = 1
     dtype: str = "float32"
     lora: None = None
+    forward_flops = ModelConfig.forward_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def rows(share: bool = False):
 
 def of_one(length: int, predicted: int) -> float:
     """Operations of a sequence alone, every token seeing all before it and itself."""
-    return throughput.forward_flops(CONFIG, length, length * (length + 1) // 2, predicted)
+    return CONFIG.forward_flops(length, length * (length + 1) // 2, predicted)
 
 
 def test_forward_flops_are_those_of_the_program():
@@ -46,7 +46,7 @@ def test_forward_flops_are_those_of_the_program():
     model = Model(CONFIG)
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     traced = jax.jit(model.logits).trace(model.abstract_params(), tokens, tokens, tokens)
-    assert throughput.forward_flops(CONFIG, 16, 2 * 8 * 8, 16) == count_flops(traced.jaxpr, 1)
+    assert CONFIG.forward_flops(16, 2 * 8 * 8, 16) == count_flops(traced.jaxpr, 1)
 
 
 def test_rows_count_what_they_hold():
@@ -65,7 +65,7 @@ def test_a_shared_prompt_counts_once():
     work = throughput.of_rows(Model(CONFIG), shared, throughput.SCORING)
     pairs = 6 + sum(sum(3 + t for t in range(1, n + 1)) for n in ANSWERS)
     assert work.tokens == 3 + 12
-    assert work.flops == pytest.approx(throughput.forward_flops(CONFIG, 15, pairs, 12))
+    assert work.flops == pytest.approx(CONFIG.forward_flops(15, pairs, 12))
 
 
 def test_a_rollout_reads_every_token_but_the_last():
@@ -74,7 +74,7 @@ def test_a_rollout_reads_every_token_but_the_last():
     work = throughput.of_rollout(Model(CONFIG), np.array([3, 5], np.int32), samples)
     pairs = 6 + 15 + sum(sum(p + t for t in range(1, n)) for p, of in ((3, (1, 4)), (5, (3, 2))) for n in of)
     assert work.tokens == 3 + 5 + 6
-    assert work.flops == pytest.approx(throughput.forward_flops(CONFIG, 14, pairs, 10))
+    assert work.flops == pytest.approx(CONFIG.forward_flops(14, pairs, 10))
 
 
 def test_figures_of_a_step():
