@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 Layout = list[list[list[int]]]  # of micro-batches, of rows, of sequences
 
 _ROW_STEPS = 16  # distinct numbers of rows an octave: at most 1/16 of them is there for the shape's sake
-_FEW_ROWS = 64  # up to so many, half the steps: a small run would compile for longer than it saves
+_FEW_TOKENS = 2**14  # in an update of no more, a quarter of the steps: it would compile for longer than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,10 @@ def fit(
     """A layout for each run, all of one shape, and rows of a micro-batch; the arguments are those of `packing.pack`."""
     sequences, group = runs[0].needs.size, runs[0].needs.shape[1]
     limit = full_rows(sequences, micro_batches, row_multiple, group if together else 1)
-    least = max(-(-int(run.totals.sum()) // row_length) for run in runs)
-    for parts, rows in _shapes(least, micro_batches, limit, row_multiple, adaptive):
+    tokens = max(int(run.totals.sum()) for run in runs)
+    steps = _ROW_STEPS if tokens > _FEW_TOKENS else _ROW_STEPS // 4
+    grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
+    for parts, rows in _shapes(-(-tokens // row_length), micro_batches, limit, row_multiple, adaptive, grid):
         layouts = [_assign(run, parts, rows, row_length, together) for run in runs]
         if None not in layouts:
             return layouts, rows
@@ -78,14 +81,15 @@ def round_up(value: int, multiple: int = 1, steps: int = 8) -> int:
     return multiple_of(value, multiple_of(quantum, multiple))
 
 
-def _shapes(least: int, parts: int, limit: int, row_multiple: int, adaptive: bool) -> Iterator[tuple[int, int]]:
+def _shapes(
+    least: int, parts: int, limit: int, row_multiple: int, adaptive: bool, grid: Callable[[int], int]
+) -> Iterator[tuple[int, int]]:
     """Micro-batches and rows of each, least padding first: from `least` rows in all to `parts` times `limit`.
 
-    The totals are those of a geometric grid; of each, an adaptive batch tries every number of rows a micro-batch that
-    is more than half of the limit, for groups fit into some and not into others.
+    The totals are those of the grid, which rounds up to them; of each, an adaptive batch tries every number of rows a
+    micro-batch that is more than half of the limit, for groups fit into some and not into others.
     """
-    steps = _ROW_STEPS if least > _FEW_ROWS else _ROW_STEPS // 2
-    before, total = least - 1, round_up(least, row_multiple, steps)
+    before, total = least - 1, grid(least)
     while total < parts * limit:
         if not adaptive:
             shapes = [(parts, multiple_of(-(-total // parts), row_multiple))]
@@ -96,7 +100,7 @@ def _shapes(least: int, parts: int, limit: int, row_multiple: int, adaptive: boo
             shapes = [(total // each, each) for each in rows if before < total // each * each]
             shapes.sort(key=lambda shape: shape[0] * shape[1])
         yield from (shape for shape in shapes if shape[0] <= parts and shape[1] <= limit)
-        before, total = total, round_up(total + 1, row_multiple, steps)
+        before, total = total, grid(total + 1)
     yield parts, limit
 
 

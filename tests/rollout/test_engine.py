@@ -66,7 +66,7 @@ def test_a_long_queue_is_one_program(model, params, one):
 
 @pytest.mark.parametrize("length", [0, 1, 8, 9, 33, 100, 1025, 2048])
 def test_widths(length):
-    width = engine._width(length)
+    width = engine.queue_width(length)
     assert length <= width <= max(length * 1.25, length + 8) and width % 8 == 0
 
 
