@@ -72,7 +72,8 @@ def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base
 
 def decoding_params(method: Method, params: Params, *, base: Params | None = None) -> Params:
     """The generator's parameters as the token loop reads them."""
-    return (method.sampler or method.generator).decoding_params(join(base, params))
+    sampler = method.sampler or method.generator
+    return sampler.decoding_params(join(base, params), method.generator.mesh)
 
 
 def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:

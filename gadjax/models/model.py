@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gadjax.models import lora
 from gadjax.models.config import ModelConfig
 from gadjax.models.decoder import Decoder
-from gadjax.parallel.mesh import DECODING_RULES, TRAINING_RULES, param_shardings
+from gadjax.parallel.mesh import DECODING_RULES, TRAINING_RULES, exchanging_mesh, param_shardings
 
 Params = dict[str, Any]
 
@@ -82,17 +82,21 @@ class Model:
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
 
-    def decoding_params(self, params: Params) -> Params:
+    def decoding_params(self, params: Params, trained_on: Mesh | None = None) -> Params:
         """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis.
 
-        This model's mesh may group the devices otherwise than the one that they were trained on. Two moves then, each
-        of which is one collective: devices of a group exchange slices, and groups gather them.
+        This model's mesh may group the devices otherwise than `trained_on`, the one that they come from (None: the
+        same). Each move is one collective then: devices of a group exchange slices, put them in order where training
+        has a tensor axis of its own, and groups gather them. Asked for at once, the compiler makes every weight whole.
         """
         params = cast_params(params, self.config.dtype)
         if self.mesh is None or self.mesh.size == 1:
             return params
-        for rules in (TRAINING_RULES, DECODING_RULES):
-            params = jax.lax.with_sharding_constraint(params, param_shardings(self, self.mesh, rules))
+        moves = [(self.mesh, TRAINING_RULES), (self.mesh, DECODING_RULES)]
+        if trained_on is not None and 1 < trained_on.shape["tensor"] < self.mesh.shape["tensor"]:
+            moves = [exchanging_mesh(trained_on, self.mesh), *moves]
+        for mesh, rules in moves:
+            params = jax.lax.with_sharding_constraint(params, param_shardings(self, mesh, rules))
         return params
 
     @property

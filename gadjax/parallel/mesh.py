@@ -91,6 +91,19 @@ def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
     return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
+def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
+    """The layout in which weights are between two meshes of the same devices, of which the second shares more.
+
+    A device's part in it lies inside of its part in training: only neighbours along fsdp have to exchange slices.
+    """
+    data, fsdp, trained = (training.shape[name] for name in AXES)
+    shared = decoding.shape["tensor"] // trained
+    devices = training.devices.reshape(data, fsdp // shared, shared, trained)
+    names = ("data", "fsdp", "shared", "tensor")
+    mesh = Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+    return mesh, {name: ("tensor", "shared") for name in _TENSOR_PARALLEL} | {"embed": "fsdp"}
+
+
 def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mesh.tensor") -> None:
     """Refuses a mesh that cannot split a model's sizes evenly: what does not divide would be whole on every device.
 

@@ -5,7 +5,6 @@ XLA's own cost analysis counts a loop's body once and says nothing on CUDA.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -74,6 +73,7 @@ class Instruction:
     op_name: str  # where it comes from in the JAX program
     channel: str
     constant: int | None
+    parameter: int | None  # its place among those of its computation
 
     @property
     def size(self) -> int:
@@ -282,29 +282,40 @@ class Program:
             return 2 * operands[_IN_PLACE[line.opcode]]
         if line.opcode != "fusion":
             return line.bytes + sum(operands)
-        fused = next((self.computations.get(name, []) for how, name in line.called if how == "calls"), [])
-        return self._fusion_traffic(line, fused)
+        return self._fusion_traffic(line, self._inside(line))
+
+    def _inside(self, fusion: Instruction) -> list[Instruction]:
+        return next((self.computations.get(name, []) for how, name in fusion.called if how == "calls"), [])
 
     def _fusion_traffic(self, line: Instruction, fused: list[Instruction]) -> int:
         """An operand that is only sliced counts as its slices; one that is updated in place as the update."""
-        users = collections.defaultdict(list)
-        for inner in fused:
-            for name in inner.operands:
-                users[name].append(inner)
         updates = [inner for inner in fused if inner.opcode in _IN_PLACE]
         made = {inner.name: inner for inner in fused}
         written = line.bytes
         for update in updates:
             if update.arrays[0] in line.arrays:
                 written += made[update.operands[_IN_PLACE[update.opcode]]].bytes - update.bytes
-        read = 0
-        for parameter in (inner for inner in fused if inner.opcode == "parameter"):
-            uses = users[parameter.name]
-            if uses and all(use.opcode in _SLICES for use in uses):
-                read += sum(use.bytes for use in uses if use.operands[0] == parameter.name)
-            elif not any(update.operands[0] == parameter.name for update in updates):
-                read += parameter.bytes
+        read = sum(self._read(inner, fused) for inner in fused if inner.opcode == "parameter")
         return max(written, 0) + read
+
+    def _read(self, array: Instruction, fused: list[Instruction]) -> int:
+        """Bytes that a fusion reads of a parameter, or of a view of one; fusions stand in fusions on TPUs."""
+        read, used = 0, False
+        for user in fused:
+            for place, name in enumerate(user.operands):
+                if name != array.name:
+                    continue
+                used = True
+                if user.opcode in _SLICES and place == 0:
+                    read += user.bytes
+                elif user.opcode == "bitcast":
+                    read += self._read(user, fused)
+                elif user.opcode == "fusion":
+                    inside = self._inside(user)
+                    read += sum(self._read(inner, inside) for inner in inside if inner.parameter == place)
+                elif user.opcode not in _IN_PLACE or place != 0:
+                    return array.bytes
+        return min(read, array.bytes) if used else array.bytes
 
 
 def _instruction(match: re.Match[str]) -> Instruction:
@@ -334,6 +345,7 @@ def _instruction(match: re.Match[str]) -> Instruction:
         op_name=op_name[1] if op_name else "",
         channel=channel[1] if channel else "",
         constant=int(arguments) if is_number and arguments.lstrip("-").isdigit() else None,
+        parameter=int(arguments) if opcode and opcode[1] == "parameter" else None,
     )
 
 

@@ -11,6 +11,7 @@ from gadjax.planning.search import Suggestion
 
 _BOUNDS = ("compute", "memory", "links", "host")
 _SAMPLED = ("rollout", "held-out answers", "two-sample answers")
+_MOVED = ("weights for sampling", "held-out weights for sampling")
 _OF_DISCRIMINATOR = ("discriminator update", "rewards", "held-out scores")
 _COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
@@ -146,6 +147,8 @@ def _remedy(plan: Plan, program: Estimate) -> str:
     remedies = []
     if program.name in _SAMPLED:
         remedies.append(f"lower config.rollout.slots (now {plan.slots}) or raise config.mesh.decode_tensor")
+    elif program.name in _MOVED:
+        remedies.append("raise config.mesh.decode_tensor")
     elif config.remat != "full":
         remedies.append("set config.remat=full")
     elif not program.name.startswith("two-sample"):

@@ -106,7 +106,8 @@ class HeldOutPrograms:
             "generator": max(method.generator_micro_batches for method in methods),
             "discriminator": max(method.discriminator_micro_batches for method in methods),
         }
-        self.decoding_params = jit_to_move(blueprint.sampler.decoding_params, mesh)
+        decoding_params = functools.partial(blueprint.sampler.decoding_params, trained_on=mesh)
+        self.decoding_params = jit_to_move(decoding_params, mesh)
         self.engine = Engine(blueprint.sampler, blueprint.sampler.mesh, batch_size=prompts_at_once(blueprint))
         whole = layout.replicated(mesh)
         likelihoods = functools.partial(_log_likelihoods, blueprint.generator, config.logprob_chunk)

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -93,7 +94,7 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
     assert largest_in_loops(control.compile(), TOKEN_STEPS) >= SMALLEST_WEIGHT
 
 
-@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2)])
+@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2), ((1, 4, 2), 4)])
 def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tensor):
     """Groups exchange slices and gather: no device ever holds more of a kernel than the part that it samples with."""
     mesh = layout.make_mesh(*sizes)
@@ -110,6 +111,9 @@ def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tenso
     abstract = model.abstract_params()
     found = jax.tree.map(shards, compiled.output_shardings, abstract)
     assert found == jax.tree.map(shards, wanted, abstract)
+    params = model.init(jax.random.key(0))
+    moved = programs.decoding_params(jax.device_put(params, layout.param_shardings(model, mesh)))
+    jax.tree.map(np.testing.assert_array_equal, moved, params)
 
 
 @pytest.mark.parametrize("spread", [True, False])

@@ -81,8 +81,8 @@ def test_a_named_loop_runs_as_often_as_is_said():
 
 def test_bytes_are_those_of_slices_and_of_main_memory():
     """A layer sliced from its stack is read and written, copied to scratch once more, and summed from there."""
-    layer, condition = 128 * 64 * 2, 1 + 4 + 4
-    assert Program(LOOP).bytes_moved() == 36 * (2 * layer + layer + 512 + condition)
+    layer, place, condition = 128 * 64 * 2, 4, 1 + 4 + 4
+    assert Program(LOOP).bytes_moved() == 36 * (2 * layer + place + layer + 512 + condition)
 
 
 def test_the_largest_arrays_are_in_main_memory():
@@ -198,3 +198,38 @@ def test_a_scatter_in_place_moves_what_it_puts():
     """Not the cache around it, which a token's keys are put into."""
     new = 4 * 2 * 128 * 2
     assert Program(SCATTER).bytes_moved() == 2 * new + 4 * 4
+
+
+NESTED = """HloModule jit_g, is_scheduled=true
+
+%inner (q0: bf16[12,64,128], q1: s32[]) -> bf16[64,128] {
+  %q0 = bf16[12,64,128]{2,1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %block = bf16[1,64,128]{2,1,0} dynamic-slice(%q0, %q1, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %flat = bf16[64,128]{1,0} bitcast(%block)
+}
+
+%outer (p0: bf16[8,128], p1: bf16[12,64,128], p2: s32[]) -> f32[64,8] {
+  %p0 = bf16[8,128]{1,0} parameter(0)
+  %p1 = bf16[12,64,128]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %one = bf16[64,128]{1,0} fusion(%p1, %p2), kind=kLoop, calls=%inner
+  ROOT %dot = f32[64,8]{1,0} dot(%one, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+ENTRY %main (query: bf16[8,128], cache: bf16[12,64,128], place: s32[]) -> f32[64,8] {
+  %query = bf16[8,128]{1,0} parameter(0)
+  %cache = bf16[12,64,128]{2,1,0} parameter(1)
+  %place = s32[] parameter(2)
+  ROOT %fusion = f32[64,8]{1,0} fusion(%query, %cache, %place), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_slice_in_a_fusion_in_a_fusion_moves_the_slice():
+    """As TPUs read one block of a cache; with all of it asked for beside it, the whole cache counts."""
+    block, rest = 64 * 128 * 2, 8 * 128 * 2 + 4 + 64 * 8 * 4
+    assert Program(NESTED).bytes_moved() == block + rest
+    whole = NESTED.replace("  ROOT %flat", "  %all = bf16[12,64,128]{2,1,0} negate(%q0)\n  ROOT %flat")
+    assert Program(whole).bytes_moved() == 12 * block + rest
