@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gadjax.models import gpu_decode
 from gadjax.models.cache import Cache, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
@@ -106,6 +107,7 @@ def group_attention(
     responses: Cache,
     response_length: jax.Array,
     lanes: Lanes,
+    platform: str = "cpu",
 ) -> jax.Array:
     """One token's attention over its prompt, which is read once for all of its samples, and over its own response.
 
@@ -119,17 +121,19 @@ def group_attention(
       responses: of S rows.
       response_length: [S], what is seen of each, the query's own token included; at least 1.
       lanes: where each slot's prompt is.
+      platform: of the device, which chooses the kernel.
 
     Returns:
       [S, Nq, D] in the query's dtype.
     """
     slots, heads, head_dim = query.shape
     kv_heads, count = responses.value.shape[2], prompts.value.shape[1]
+    over = gpu_decode.attend if gpu_decode.serves(head_dim, platform) else attend
     grouped = (query * head_dim**-0.5).reshape(slots, kv_heads, -1, head_dim)
-    own = attend(grouped, responses, response_length)
+    own = over(grouped, responses, response_length)
     asked = grouped[lanes.slot].reshape(count, -1, *grouped.shape[1:])  # [G, N, Nkv, Q, D]
     asked = asked.swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
-    shared = attend(asked, prompts, prompt_length)  # [G, Nkv, N * Q]
+    shared = over(asked, prompts, prompt_length)  # [G, Nkv, N * Q]
 
     def back(x):
         x = x.reshape(count, kv_heads, -1, heads // kv_heads, *x.shape[3:]).swapaxes(1, 2)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-BLOCK = 128  # positions that are read at once, about
-_LOWEST = jnp.finfo(jnp.float32).min
+BLOCK = 128  # positions that are read at once
+_SMALLEST = 16  # that a block has
+LOWEST = jnp.finfo(jnp.float32).min
 
 
 class Cache(NamedTuple):
@@ -39,9 +40,9 @@ class Partial(NamedTuple):
 
 
 def blocks_of(limit: int, block: int = BLOCK) -> tuple[int, int]:
-    """Number and size of the blocks that hold `limit` positions: about `block` long, and as even as can be."""
-    count = max(1, round(limit / block))
-    return count, -(-limit // count)
+    """Number and size of the blocks that hold `limit` positions: `block` long, or the power of two that holds few."""
+    size = min(block, max(_SMALLEST, 1 << (limit - 1).bit_length()))
+    return -(-limit // size), size
 
 
 def empty(rows: int, limit: int, num_kv_heads: int, head_dim: int, dtype: str, block: int = BLOCK) -> Cache:
@@ -107,7 +108,7 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
     needed = (jnp.max(length, initial=0) + cache.size - 1) // cache.size
     shape = query.shape[:-1]
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
-    nothing = Partial(zeros(query.shape), jnp.full(shape, _LOWEST, jnp.float32), zeros(shape))
+    nothing = Partial(zeros(query.shape), jnp.full(shape, LOWEST, jnp.float32), zeros(shape))
 
     def body(carry):
         block, so_far = carry
@@ -116,6 +117,13 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
     # The constant is a bound that a reader of the program sees; `needed` is never more.
     unread = lambda carry: (carry[0] < needed) & (carry[0] < cache.key.shape[0])  # noqa: E731
     return jax.lax.while_loop(unread, body, (jnp.int32(0), nothing))[1]
+
+
+def fold(parts: Partial) -> Partial:
+    """One part from those along the leading axis."""
+    top = jnp.max(parts.top, axis=0)
+    share = jnp.exp(parts.top - top)
+    return Partial(jnp.sum(parts.mixed * share[..., None], axis=0), top, jnp.sum(parts.total * share, axis=0))
 
 
 def merge(*parts: Partial) -> jax.Array:
@@ -128,7 +136,7 @@ def _over_block(query: jax.Array, cache: Cache, block: jax.Array | int, length: 
     key, value = (jax.lax.dynamic_index_in_dim(x, block, keepdims=False) for x in cache)
     logits = jnp.einsum("rkqd,rkdt->rkqt", query, key, preferred_element_type=jnp.float32)
     seen = block * cache.size + jnp.arange(cache.size) < length[:, None]
-    logits = jnp.where(seen[:, None, None], logits, _LOWEST)
+    logits = jnp.where(seen[:, None, None], logits, LOWEST)
     top = jnp.max(logits, axis=-1)
     weights = jnp.exp(logits - top[..., None])
     mixed = jnp.einsum("rkqt,rktd->rkqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)

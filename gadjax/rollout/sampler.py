@@ -17,7 +17,7 @@ from gadjax.models.attention import Lanes, group_attention
 from gadjax.models.cache import Cache
 from gadjax.models.decoder import Attend, Decoder
 from gadjax.models.model import Model, Params
-from gadjax.parallel.mesh import BATCH, batch_shards
+from gadjax.parallel.mesh import BATCH, batch_shards, platform
 from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
 from gadjax.rollout.queue import IDLE, Queue, Sizes
@@ -237,7 +237,8 @@ class _Loop:
 
         def local(query, key, value, prompts, own, reading):
             own = caches.put_token(own, key, value, reading.length)
-            return group_attention(query, prompts, reading.seen, own, reading.length + 1, reading.lanes), own
+            seen = prompts, reading.seen, own, reading.length + 1
+            return group_attention(query, *seen, reading.lanes, platform(self.model.mesh)), own
 
         heads = P(BATCH, "tensor")
         specs = heads, heads, heads, _OF_CACHES, _OF_CACHES, _OF_SHARDS

@@ -25,11 +25,18 @@ def plain(cache):
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(1, (1, 1)), (128, (1, 128)), (191, (1, 191)), (193, (2, 97)), (1536, (12, 128))]
+    ("limit", "expected"), [(1, (1, 16)), (60, (1, 64)), (128, (1, 128)), (129, (2, 128)), (1536, (12, 128))]
 )
-def test_blocks_hold_the_limit_and_little_more(limit, expected):
+def test_blocks_hold_the_limit_and_less_than_a_block_more(limit, expected):
     count, size = caches.blocks_of(limit)
-    assert (count, size) == expected and limit <= count * size < limit + count
+    assert (count, size) == expected and limit <= count * size < limit + max(size, 16)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_along_an_axis_are_put_together_as_one_by_one(parts):
+    cuts = [caches.Partial(normal(parts, 2, DIM)[i], normal(2), np.exp(normal(2))) for i in range(parts)]
+    together = caches.Partial(*(np.stack(x) for x in zip(*cuts, strict=True)))
+    np.testing.assert_allclose(caches.merge(caches.fold(together)), caches.merge(*cuts), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [2, 3, 100])

@@ -1,0 +1,96 @@
+"""Attention of one token a row over a cache, as one Pallas kernel for GPUs.
+
+The loop over blocks that serves everywhere else would copy each block out of the cache before its products there, and
+ask the host at every block of every layer whether there is another.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from gadjax.models.cache import LOWEST, Cache, Partial, fold
+
+_LEAST = 16  # rows and columns of a product on tensor cores
+_PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one waits for memory
+
+
+def serves(head_dim: int, platform: str) -> bool:
+    """Whether the kernel runs there: tiles have sizes that are powers of two."""
+    return platform == "gpu" and head_dim >= _LEAST and head_dim.bit_count() == 1
+
+
+def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool = False) -> Partial:
+    """`cache.attend` with each row read up to its own length.
+
+    The blocks of a row and head are shared out to as many programs as keep the device busy; what they found is put
+    together after (flash decoding).
+
+    Args:
+      query: [R, Nkv, Q, D], scaled.
+      cache: of R rows, its blocks of at least 16 positions.
+      length: [R] positions that a row's queries see; a row of 0 weighs nothing in `merge`.
+      interpret: run by Pallas's interpreter, for tests.
+
+    Returns:
+      A `Partial` of [R, Nkv, Q].
+    """
+    rows, heads, queries, head_dim = query.shape
+    blocks, size = cache.key.shape[0], cache.size
+    padded = max(_LEAST, 1 << (queries - 1).bit_length())
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, padded - queries), (0, 0)))
+    shares = min(blocks, -(-_PROGRAMS // (rows * heads)))
+    each = -(-blocks // shares)
+    shares = -(-blocks // each)
+
+    here = lambda r, h, s: (r, h, 0, 0)  # noqa: E731
+    whole = lambda r, h, s: (0, r, h, 0, 0)  # noqa: E731
+    found = lambda *last: jax.ShapeDtypeStruct((shares, rows, heads, padded, *last), jnp.float32)  # noqa: E731
+    mixed, top, total = pl.pallas_call(
+        functools.partial(_kernel, each=each),
+        grid=(rows, heads, shares),
+        in_specs=[
+            pl.BlockSpec((None,), lambda r, h, s: (r,)),
+            pl.BlockSpec((None, None, padded, head_dim), here),
+            pl.BlockSpec((blocks, None, None, head_dim, size), whole),
+            pl.BlockSpec((blocks, None, None, size, head_dim), whole),
+        ],
+        out_specs=[
+            pl.BlockSpec((None, None, None, padded, head_dim), lambda r, h, s: (s, r, h, 0, 0)),
+            *[pl.BlockSpec((None, None, None, padded), lambda r, h, s: (s, r, h, 0))] * 2,
+        ],
+        out_shape=[found(head_dim), found(), found()],
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+        name="decode_attention",
+    )(length.astype(jnp.int32), query, *cache)
+    return fold(Partial(mixed[..., :queries, :], top[..., :queries], total[..., :queries]))
+
+
+def _kernel(length_ref, query_ref, key_ref, value_ref, mixed_ref, top_ref, total_ref, *, each: int):
+    """One row and head, its blocks from `each` times the share's number on."""
+    length, query = length_ref[...], query_ref[...]
+    size = value_ref.shape[1]
+    exact = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
+    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32, precision=exact)
+
+    def over_block(block, so_far):
+        mixed, top, total = so_far
+        logits = dot(query, key_ref[block])
+        position = block * size + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        logits = jnp.where(position < length, logits, LOWEST)
+        highest = jnp.maximum(top, jnp.max(logits, axis=-1))
+        weights, kept = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
+        value = value_ref[block]
+        mixed = mixed * kept[:, None] + dot(weights.astype(value.dtype), value)
+        return mixed, highest, total * kept + jnp.sum(weights, axis=-1)
+
+    first = each * pl.program_id(2)
+    last = jnp.minimum(first + each, (length + size - 1) // size)
+    zeros = jnp.zeros(query.shape[0], jnp.float32)
+    start = jnp.zeros(query.shape, jnp.float32), jnp.full_like(zeros, LOWEST), zeros
+    mixed_ref[...], top_ref[...], total_ref[...] = jax.lax.fori_loop(first, last, over_block, start)
