@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from gadjax.models.attention import causal_attention, rope_frequencies, rotate
 from gadjax.models.config import Lora, ModelConfig
 from gadjax.models.logprobs import LOGITS
+from gadjax.models.products import smaller_first_product
 from gadjax.parallel.mesh import constrain, gather_weight, platform
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -86,7 +87,8 @@ class Projection(nnx.Module):
             y = self._outputs_first_product(x, gather(self.kernel, *self.outputs, *self.inputs), precision)
         else:
             kernel = gather(self.kernel, *self.inputs, *self.outputs)
-            y = jnp.tensordot(x, kernel, self.contracted, precision=precision)
+            product = smaller_first_product if platform(self.mesh) == "cpu" else jnp.tensordot
+            y = product(x, kernel, self.contracted, precision=precision)
         if self.lora:
             narrow = jnp.tensordot(x, gather(self.lora_a, *self.inputs, "rank"), axes=self.contracted)
             narrow = constrain(narrow, self.mesh, "batch", *[None] * (narrow.ndim - 1))

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
+from gadjax.data.bins import multiple_of
+from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes, platform
 
 LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
+_TILE = 128  # positions that accelerators multiply at once
 _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
 
@@ -45,7 +47,7 @@ def token_logprobs(
         that K, which follows the mix of prompts and responses, takes no memory.
       targets: [R, K] token ids.
       temperature: divides the logits.
-      chunk: positions whose logits live at once on a device.
+      chunk: positions whose logits live at once on a device, at most.
       entropy_gradient: whether the entropies carry a gradient.
       head_gradient: whether the head has one; a frozen head does without its float32 buffer.
       mesh: devices that the rows are split over; None for one.
@@ -66,14 +68,15 @@ class _Plan:
     entropy_gradient: bool
     head_gradient: bool
     mesh: Mesh | None
+    gathers: bool  # whether the targets' logits are looked up one by one
     rows: tuple[str, ...] = ()  # mesh axes of the rows, of the vocabulary, and of the master weights' hidden axis
     vocab: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, states: tuple[int, ...], head: tuple[int, ...], *settings: Any) -> _Plan:
-        plan = cls(*settings)
-        mesh = plan.mesh
+        mesh = settings[-1]
+        plan = cls(*settings, gathers=platform(mesh) == "cpu")
         if mesh is None:
             return plan
 
@@ -110,13 +113,21 @@ class _Plan:
         first = size * jax.lax.axis_index(self.vocab) if self.vocab else 0
         return jnp.arange(size) == (targets - first)[:, None]
 
+    def chosen(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """The targets' logits [C]: accelerators find them in the pass that sums, which on a CPU is one of its own."""
+        if self.gathers and not self.vocab:
+            return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return self.over_vocab(jnp.sum(jnp.where(self.is_target(targets, logits.shape[-1]), logits, 0), axis=-1))
+
     def over_vocab(self, x: jax.Array) -> jax.Array:
         return jax.lax.psum(x, self.vocab) if self.vocab else x
 
     def chunks(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """[R, K] arrays as chunks of positions, [chunks, C]; the last one is filled up with zeros."""
+        """[R, K] arrays as even chunks of positions, [chunks, C]; the last one is filled up with zeros."""
         count = math.prod(arrays[0].shape)
-        size = min(self.chunk, count)
+        size = -(-count // -(-count // self.chunk))
+        if size > _TILE:
+            size = min(self.chunk, multiple_of(size, _TILE))
         return tuple(jnp.pad(x.reshape(-1), (0, -count % size)).reshape(-1, size) for x in arrays)
 
 
@@ -145,7 +156,7 @@ def _forward(plan: _Plan, hidden, head, source, targets):
             total = plan.over_vocab(jnp.sum(shares, axis=-1))
             normalizer = highest + jnp.log(total)
             mean_logit = plan.over_vocab(jnp.sum(shares * logits, axis=-1)) / total
-            chosen = plan.over_vocab(jnp.sum(jnp.where(plan.is_target(ids, head.shape[0]), logits, 0), axis=-1))
+            chosen = plan.chosen(logits, ids)
             return None, (chosen - normalizer, normalizer - mean_logit, normalizer)
 
         _, chunked = jax.lax.scan(step, None, plan.chunks(_places(source, hidden.shape[1]), targets))
