@@ -15,6 +15,7 @@ from jax.experimental.pallas import triton
 
 from gadjax.models.cache import LOWEST, Cache, Partial, fold
 
+DECODE_ATTENTION = "decode_attention"  # the kernel's name in programs
 _LEAST = 16  # rows and columns of a product on tensor cores
 _PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one waits for memory
 
@@ -66,7 +67,7 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
         out_shape=[found(head_dim), found(), found()],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
-        name="decode_attention",
+        name=DECODE_ATTENTION,
     )(length.astype(jnp.int32), query, *cache)
     return fold(Partial(mixed[..., :queries, :], top[..., :queries], total[..., :queries]))
 

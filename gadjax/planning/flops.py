@@ -8,6 +8,8 @@ from typing import Any
 
 from jax.extend import core
 
+from gadjax.models.gpu_decode import DECODE_ATTENTION
+
 # Causal matrix products of an attention kernel, which is one opaque call, by a part of its name.
 _PRODUCTS = {"fwd": 2, "forward": 2, "dkv": 4, "dq": 3, "bwd": 5, "backward": 5}
 _FUSED_BACKWARD = 5
@@ -76,6 +78,9 @@ def _of_kernel(equation: Any) -> int:
     """Splash's queries are [..., heads, T, D], cuDNN's [B, T, heads, D]; half of a square of logits is computed."""
     pallas = equation.primitive.name == "pallas_call"
     name = equation.params["name"] if pallas else equation.primitive.name
+    if name == DECODE_ATTENTION:  # over all that the cache has room for
+        query, key, _ = (var.aval for var in equation.invars if var.aval.ndim >= 4)
+        return 4 * query.size * key.shape[0] * key.shape[-1]
     products = next((count for part, count in _PRODUCTS.items() if part in name), None)
     if products is None:
         raise NotImplementedError(f"the operations of the kernel {name} are not known")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gadjax.models import cache, gpu_decode
 from gadjax.models.flash import cudnn_attention, splash_attention
 from gadjax.parallel import mesh as layout
 from gadjax.planning.flops import count_flops
@@ -87,3 +88,11 @@ def test_attention_kernels(kernel, backward):
     if backward is None:  # plain products, of whole squares
         arrays = [jax.ShapeDtypeStruct((2, 64, heads, size), jnp.bfloat16)] * 3
         assert flops(kernel, *arrays, jax.ShapeDtypeStruct((2, 64), jnp.int32)) == 2 * 2 * 2 * heads * 64 * 64 * size
+
+
+def test_the_decoding_kernel():
+    """Two products over every position of the cache, with a query's group filled up to 16."""
+    rows, heads, size, positions = 3, 2, 32, 4 * 16
+    stored = cache.empty(rows, positions, heads, size, "bfloat16", 16)
+    query, lengths = jnp.zeros((rows, heads, 5, size), jnp.bfloat16), jnp.zeros(rows, jnp.int32)
+    assert flops(gpu_decode.attend, query, stored, lengths) == 2 * 2 * rows * heads * 16 * size * positions
