@@ -47,10 +47,12 @@ def fit(
     row_multiple: int = 1,
     adaptive: bool = False,
     together: bool = False,
+    whole_groups: bool = False,
 ) -> tuple[list[Layout], int]:
     """A layout for each run, all of one shape, and rows of a micro-batch; the arguments are those of `packing.pack`."""
     sequences, group = runs[0].needs.size, runs[0].needs.shape[1]
-    limit = full_rows(sequences, micro_batches, row_multiple, group if together else 1)
+    units, at_least = (sequences // group, 1) if whole_groups else (sequences, group if together else 1)
+    limit = full_rows(units, micro_batches, row_multiple, at_least)
     tokens = max(int(run.totals.sum()) for run in runs)
     steps = _ROW_STEPS if tokens > _FEW_TOKENS else _ROW_STEPS // 4
     grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
@@ -58,14 +60,14 @@ def fit(
         layouts = [_assign(run, parts, rows, row_length, together) for run in runs]
         if None not in layouts:
             return layouts, rows
-    raise AssertionError("where every sequence has a row, all fit")
+    raise AssertionError("where every sequence, or every whole group, has a row, all fit")
 
 
 def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1) -> int:
-    """Rows of each of so many micro-batches where every sequence fills a row.
+    """Rows of each of so many micro-batches where every sequence, or every whole group, fills a row.
 
     Args:
-      sequences: S, a multiple of `group`, those of which stay together.
+      sequences: of them, a multiple of `group`, those of which stay together.
       row_multiple: divides the rows.
     """
     return multiple_of(-(-(sequences // group) // parts) * group, row_multiple)

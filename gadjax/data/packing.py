@@ -84,6 +84,7 @@ def pack(
     group: int = 1,
     together: bool = False,
     share: bool = False,
+    whole_groups: bool = False,
     minibatches: int | None = None,
 ) -> Packed:
     """Packs sequences into rows, on the host, and the rows into micro-batches of one shape.
@@ -94,10 +95,11 @@ def pack(
       micro_batches: M.
       row_multiple: the number of rows is a multiple of this (the shards of the batch).
       adaptive: M is the most of micro-batches. A batch of short sequences gets fewer, of no more rows each than M of
-        them have where every sequence fills a row.
+        them have where every sequence, or every whole group, fills a row.
       group: so many consecutive sequences have the same prompt.
       together: a group is in one micro-batch.
       share: a prompt stands once in a row, whatever number of its responses follow (`gadjax.segments`).
+      whole_groups: a row has room for a group of which every sequence is as long as it can be.
       minibatches: J equal runs of consecutive sequences, each packed for itself and numbered from 0; None for one.
 
     Returns:
@@ -117,7 +119,7 @@ def pack(
         if (longest := int(run.alone.max())) > row_length:
             worst = j * size + int(run.alone.argmax())
             raise ValueError(f"sequence {worst} of {longest} tokens does not fit a row of {row_length}")
-    options = dict(row_multiple=row_multiple, adaptive=adaptive, together=together)
+    options = dict(row_multiple=row_multiple, adaptive=adaptive, together=together, whole_groups=whole_groups)
     layouts, rows = fit(sizes, row_length, micro_batches=micro_batches, **options)
     held = (
         sum(len(responses[run.start + i]) for i in row)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.models import gpu_decode
+from gadjax.models.block_attention import block_attention
 from gadjax.models.cache import Cache, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
@@ -83,10 +84,12 @@ def causal_attention(
     backend = backend or choose_backend(mesh, query.dtype, query.shape[-1])
     if backend == "plain":
         return plain_attention(query, key, value, segments)
-    if backend == "splash":
-        kernel = functools.partial(splash_attention, interpret=platform(mesh) != "tpu")
-    else:
-        kernel = cudnn_attention
+    kernels = {
+        "splash": functools.partial(splash_attention, interpret=platform(mesh) != "tpu"),
+        "cudnn": cudnn_attention,
+        "blocks": block_attention,
+    }
+    kernel = kernels[backend]
     if mesh is None:
         return kernel(query, key, value, segments)
     return over_mesh(kernel, mesh, query, key, value, segments)

@@ -5,6 +5,7 @@
 | `splash` | TPU v4 and later          | bf16, f32 | any                | padded to blocks | nothing                 |
 | `cudnn`  | CUDA from Ampere (8.0) on | bf16, f16 | multiples of 8, up | padded to 64     | a mask in the dtype and |
 |          |                           |           | to 128             |                  | its gradient, [B, T, T] |
+| `blocks` | CPUs                      | any       | any                | padded to 64     | nothing                 |
 | `plain`  | everywhere                | any       | any                | any              | several float32 arrays  |
 |          |                           |           |                    |                  | of logits, [B, N, T, T] |
 
@@ -27,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from gadjax.parallel.mesh import ACTIVATION_RULES, dividing_axes
 from gadjax.segments import visible
 
-Backend = Literal["splash", "cudnn", "plain"]
+Backend = Literal["splash", "cudnn", "blocks", "plain"]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
@@ -50,7 +51,7 @@ def choose_backend(mesh: Mesh | None, dtype: Any, head_dim: int) -> Backend:
             return "plain"
         serves = capability >= 8.0 and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
         return "cudnn" if serves else "plain"
-    return "plain"
+    return "blocks" if device.platform == "cpu" else "plain"
 
 
 def shares_prompts(backend: Backend) -> bool:

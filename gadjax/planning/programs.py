@@ -147,14 +147,15 @@ def full_samples(blueprint: Blueprint) -> Samples:
 
 def teacher_rows(blueprint: Blueprint, programs: Programs) -> Packed:
     """The rows of a cross-entropy update, in their layout."""
-    rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), row_shape(blueprint, "generator"))
+    rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), row_shape(blueprint, "generator", 1))
     return abstract_rows(blueprint.mesh, rows)
 
 
 def policy_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.ShapeDtypeStruct]:
     """The rows of a policy update and the sampler's log-probs."""
     batch, samples = full_batch(blueprint), full_samples(blueprint)
-    rows, sampled = host_rows.policy_rows(programs.method, batch, samples, row_shape(blueprint, "generator"))
+    shape = row_shape(blueprint, "generator", programs.method.num_samples)
+    rows, sampled = host_rows.policy_rows(programs.method, batch, samples, shape)
     return abstract_rows(blueprint.mesh, rows, leading=2), _whole(blueprint, sampled.shape, sampled.dtype)
 
 
@@ -168,7 +169,8 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
     if blueprint.config.discriminator.replay_size:
         past = past_groups(share, blueprint.config.batch_size)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
-    rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, row_shape(blueprint, "discriminator"))
+    shape = row_shape(blueprint, "discriminator", 1 + programs.method.num_samples)
+    rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, shape)
     return abstract_rows(blueprint.mesh, rows), _whole(blueprint, weight.shape, weight.dtype)
 
 

@@ -18,7 +18,7 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
 from gadjax.models import lora
 from gadjax.models.config import Lora, ModelConfig
-from gadjax.models.flash import choose_backend, shares_prompts
+from gadjax.models.flash import Backend, choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
@@ -46,10 +46,25 @@ class Blueprint:
     prompt_width: int
     heldout_prompts: int
 
-    @property
-    def row_length(self) -> int:
-        """Tokens of a packed row."""
-        return self.config.row_length or self.sequence_length
+    def row_length(self, group: int = 1) -> int:
+        """Tokens of a packed row, of prompts with so many responses each.
+
+        As the config says, or as many as the longest sequence has; a whole group where a long row costs no more than
+        what is in it, and no more than a micro-batch may have.
+        """
+        if self.config.row_length:
+            return self.config.row_length
+        whole = self._group_length(group)
+        return (
+            whole if self._backend == "blocks" and whole <= self.config.micro_batches.tokens else self.sequence_length
+        )
+
+    def whole_groups(self, group: int) -> bool:
+        """Whether such a row has room for a prompt with all of its responses, each at full length."""
+        return self.shares_prompts and self.row_length(group) >= self._group_length(group)
+
+    def _group_length(self, group: int) -> int:
+        return self.prompt_width + group * self.config.data.max_response_length
 
     @property
     def sequence_length(self) -> int:
@@ -64,7 +79,11 @@ class Blueprint:
     @property
     def shares_prompts(self) -> bool:
         """Whether a group's prompt is computed once a row in updates."""
-        return shares_prompts(choose_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim))
+        return shares_prompts(self._backend)
+
+    @property
+    def _backend(self) -> Backend:
+        return choose_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim)
 
     def sampling(self, temperature: float) -> Sampling:
         """How the student's answers are drawn at a temperature."""
@@ -168,12 +187,13 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     groups, samples = config.batch_size, config.rollout.num_samples
     if network == "discriminator":
         replayed = config.discriminator.replay_share if config.discriminator.replay_size else 0.0
-        per_prompt = (1 + samples) / (1 - replayed)  # past groups beside the fresh ones
+        group, share = 1 + samples, 1 / (1 - replayed)  # past groups beside the fresh ones
     elif stage == "gad":
-        per_prompt, groups = samples, groups // config.gad.ppo_minibatches
+        group, share, groups = samples, 1, groups // config.gad.ppo_minibatches
     else:
-        per_prompt = 1
-    rows = max(1, config.micro_batches.tokens // blueprint.row_length) * blueprint.row_multiple
+        group, share = 1, 1
+    per_prompt = share * (1 if blueprint.whole_groups(group) else group)
+    rows = max(1, config.micro_batches.tokens // blueprint.row_length(group)) * blueprint.row_multiple
     return next((parts for parts in layout.divisors(groups) if groups // parts * per_prompt <= rows), groups)
 
 

@@ -28,6 +28,7 @@ class RowShape:
     row_multiple: int = 1
     adaptive: bool = False
     share: bool = False
+    whole_groups: bool = False
 
 
 def teacher_rows(method: Method, batch: HostBatch, shape: RowShape) -> Packed:

@@ -164,9 +164,9 @@ def _check_sizes(setup: Setup) -> None:
         model.config.check_length(setup.sequence_length, str(where))
         if tokens > model.config.vocab_size:
             raise UserError(f"{where} has {model.config.vocab_size} embeddings but its tokenizer {tokens} tokens")
-    if setup.row_length < setup.sequence_length:
+    if setup.row_length() < setup.sequence_length:
         raise UserError(
-            f"config.row_length {setup.row_length} is shorter than the longest prompt and "
+            f"config.row_length {setup.row_length()} is shorter than the longest prompt and "
             f"config.data.max_response_length together, {setup.sequence_length}: raise it, or leave it at 0"
         )
     if "warmup" in config.stages:

@@ -36,7 +36,6 @@ class StageSteps:
         self.method = make_method(setup, stage)
         self.programs = Programs(self.method, setup.mesh)
         self.offload = Offload.of(setup.config)
-        self._shapes = {network: row_shape(setup, network) for network in ("generator", "discriminator")}
         self._meter = throughput.Meter(list(setup.mesh.devices.flat))
         self._place = functools.partial(place_rows, setup.mesh)
         self._seconds: dict[str, float] = {}
@@ -65,13 +64,15 @@ class StageSteps:
         trains = self._trains_generator(stage_step)
         teacher = None
         if trains and (self.stage != "gad" or self.method.sft_coefficient):
-            teacher = self._pack(host_rows.teacher_rows, batch)
+            teacher = self._pack(host_rows.teacher_rows, 1, batch)
         if self.stage == "seqkd":
             state, metrics = self._supervised(state, teacher)
             metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
             state, samples = self._sample(state, batch, step)
-            policy = self._pack(host_rows.policy_rows, batch, samples) if trains and self.stage == "gad" else None
+            policy = None
+            if trains and self.stage == "gad":
+                policy = self._pack(host_rows.policy_rows, self.method.num_samples, batch, samples)
             state, rewards, metrics = self._discriminate(state, batch, samples, step)
             metrics |= response_metrics(samples)
             if trains:
@@ -80,8 +81,8 @@ class StageSteps:
         metrics |= self._meter.figures(self._seconds, metrics["tokens"])
         return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
 
-    def _pack(self, rows_of: Callable[..., Any], *sequences: Any) -> futures.Future:
-        return self._packer.submit(rows_of, self.method, *sequences, self._shapes["generator"])
+    def _pack(self, rows_of: Callable[..., Any], group: int, *sequences: Any) -> futures.Future:
+        return self._packer.submit(rows_of, self.method, *sequences, row_shape(self.setup, "generator", group))
 
     def _trains_generator(self, stage_step: int) -> bool:
         if self.stage == "seqkd":
@@ -112,7 +113,7 @@ class StageSteps:
             replayed = None
             if train and self.replay.groups:
                 replayed = self.replay.draw(past_groups(config.replay_share, count), (self.setup.config.seed, step))
-            shape = self._shapes["discriminator"]
+            shape = row_shape(self.setup, "discriminator", 1 + self.method.num_samples)
             rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, shape)
             passes = self._training * self.method.updates_per_step if train else throughput.SCORING
             self._meter.update(throughput.of_rows(self.setup.discriminator, rows, passes))
@@ -172,10 +173,18 @@ class StageSteps:
         self._seconds[phase] = time.perf_counter() - start
 
 
-def row_shape(blueprint: Blueprint, network: str) -> host_rows.RowShape:
-    """How a network's sequences become rows; its micro-batches adapt where the config leaves them to gadjax."""
-    adaptive = not blueprint.config.micro_batches[network]
-    return host_rows.RowShape(blueprint.row_length, blueprint.row_multiple, adaptive, blueprint.shares_prompts)
+def row_shape(blueprint: Blueprint, network: str, group: int) -> host_rows.RowShape:
+    """How a network's sequences become rows; its micro-batches adapt where the config leaves them to gadjax.
+
+    `group`: sequences of one prompt.
+    """
+    return host_rows.RowShape(
+        blueprint.row_length(group),
+        blueprint.row_multiple,
+        adaptive=not blueprint.config.micro_batches[network],
+        share=blueprint.shares_prompts,
+        whole_groups=blueprint.whole_groups(group),
+    )
 
 
 def response_metrics(samples: Samples) -> Metrics:

@@ -175,7 +175,8 @@ class Tiny:
             **self.networks,
             sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
-            row_length=ROW_LENGTH,
+            row_length=lambda group: ROW_LENGTH,
+            whole_groups=lambda group: False,
             shares_prompts=True,
             row_multiple=layout.batch_shards(mesh) if mesh else 1,
         )
@@ -264,7 +265,7 @@ class Bigrams:
             {"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)}
         )
 
-    def decoding_params(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def decoding_params(self, params: dict[str, jax.Array], trained_on: Any = None) -> dict[str, jax.Array]:
         return cast_params(params, self.config.dtype)
 
     def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:

@@ -47,6 +47,9 @@ def test_gradients_are_those_of_the_whole_tree_that_belong_to_adapters(adapted, 
     assert gradients.keys() == oracle.keys()
     for name, gradient in gradients.items():
         scale = np.abs(oracle[name]).max()
+        if name == "score/bias":  # which moves both scores of a pair alike: rounding is all that there is
+            assert scale < 1e-6 and np.abs(gradient).max() < 1e-6
+            continue
         assert scale > 0, name
         np.testing.assert_allclose(gradient, oracle[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name)
     ours = {name: value for name, value in metrics.items() if not name.endswith("grad_norm")}

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from gadjax.models import attention, flash
 from gadjax.models.attention import causal_attention, plain_attention
+from gadjax.models.block_attention import block_attention
 from gadjax.models.config import ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import BATCH, make_mesh
@@ -147,7 +148,7 @@ def device(platform: str, kind: str = "", **fields: str) -> SimpleNamespace:
         (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 60, "plain"),
         (device("gpu", "Tesla T4", compute_capability="7.5"), "bfloat16", 128, "plain"),
         (device("gpu", "AMD Instinct", compute_capability="gfx942"), "bfloat16", 128, "plain"),
-        (device("cpu"), "bfloat16", 128, "plain"),
+        (device("cpu"), "bfloat16", 128, "blocks"),
     ],
 )
 def test_choice(where, dtype, head_dim, backend):
@@ -156,12 +157,13 @@ def test_choice(where, dtype, head_dim, backend):
     assert flash.choose_backend(mesh, dtype, head_dim) == backend
 
 
-def test_cpu_is_plain():
-    """The very numbers of the plain attention, with and without a mesh."""
-    arrays = inputs(2, 9, 4, 2, 8)
-    expected = plain_attention(*arrays)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+def test_cpu_is_in_blocks(sizes):
+    """The very numbers of one device on a mesh, whose devices each go through what their own rows need."""
+    arrays = inputs(8, 150, 4, 2, 8)
+    expected = block_attention(*arrays)
     np.testing.assert_array_equal(causal_attention(*arrays), expected)
-    np.testing.assert_array_equal(causal_attention(*arrays, make_mesh(8, 1, 1)), expected)
+    np.testing.assert_allclose(causal_attention(*arrays, make_mesh(*sizes)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])

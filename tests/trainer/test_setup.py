@@ -233,7 +233,7 @@ def test_the_demo_as_it_is_shipped(all_devices):
     assert tuple(stage_lengths(setup)) == config.stages == ("seqkd", "warmup", "gad")
     assert len(setup.train) > 2000 and len(setup.heldout) >= config.evaluation.prompts
     assert setup.generator.num_params() < 5e6
-    assert setup.row_length >= setup.sequence_length
+    assert setup.row_length() >= setup.sequence_length
 
 
 def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
@@ -249,8 +249,8 @@ def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
 
 def test_setup(tiny_config):
     setup = prepare_run(tiny_config({"data.max_response_length": 9}))
-    assert setup.sequence_length == setup.train.prompt_width + 9 == setup.row_length
-    assert prepare_run(tiny_config({"row_length": 100})).row_length == 100
+    assert setup.sequence_length == setup.train.prompt_width + 9 == setup.row_length()
+    assert prepare_run(tiny_config({"row_length": 100})).row_length(5) == 100
     assert setup.generator.head == "lm" and setup.discriminator.head == "score"
     assert setup.generator.config.dtype == "float32"
     sampling = setup.sampling(0.5)

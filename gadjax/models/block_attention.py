@@ -1,0 +1,149 @@
+"""Causal attention in blocks without a kernel: what XLA makes of it runs everywhere, and holds no square of logits.
+
+Pairs of a block of queries and one of keys follow each other in a loop; those in which no row sees anything are left
+out. So packed rows cost what their sequences cost, and branches of a prompt do not pay for each other.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gadjax.segments import BRANCH, root
+
+BLOCK = 64
+
+
+def block_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *, block: int = BLOCK
+) -> jax.Array:
+    """`causal_attention`; the arguments and the result are its own. Padding in a block of padding alone is zero.
+
+    `block`: tokens of a block.
+    """
+    length, heads, head_dim = query.shape[1:]
+    kv_heads = key.shape[2]
+    query, key, value, segments = (
+        jnp.pad(x, ((0, 0), (0, -length % block), *[(0, 0)] * (x.ndim - 2))) for x in (query, key, value, segments)
+    )
+    ids = _in_blocks(segments, block)  # [n, B, block]
+    grouped = query.reshape(*query.shape[:2], kv_heads, -1, head_dim) * head_dim**-0.5
+    query = _in_blocks(grouped, block).transpose(0, 1, 3, 4, 2, 5)  # [n, B, Nkv, G, block, D]
+    query = query.reshape(*query.shape[:3], -1, head_dim)
+    key, value = (_in_blocks(x, block).swapaxes(2, 3) for x in (key, value))  # [n, B, Nkv, block, D]
+    out = _attention(query, key, value, ids)
+    out = out.reshape(*out.shape[:3], -1, block, head_dim).transpose(1, 0, 4, 2, 3, 5)
+    return out.reshape(out.shape[0], -1, heads, head_dim)[:, :length]
+
+
+def _in_blocks(x: jax.Array, block: int) -> jax.Array:
+    """[B, T, ...] as [T / block, B, block, ...]."""
+    return x.reshape(x.shape[0], -1, block, *x.shape[2:]).swapaxes(0, 1)
+
+
+class _Pairs(NamedTuple):
+    """Blocks of queries and of keys that see something, in the first `count` places."""
+
+    queries: jax.Array
+    keys: jax.Array
+    count: jax.Array
+
+
+def _pairs(ids: jax.Array) -> _Pairs:
+    """Those in which some row may see something: a query's id, or its root, lies among the ids of the keys.
+
+    Ids stand in order in a row, a root before its branches and these before the next root: the least and the largest
+    of a block say what may be between.
+    """
+    order = lambda x: root(x) * (1 << 15) + x // BRANCH  # noqa: E731
+    place, held = order(ids), ids > 0
+    low = jnp.min(jnp.where(held, place, np.iinfo(np.int32).max), axis=-1)[None, ..., None]  # [1, n, B, 1] of keys
+    high = jnp.max(jnp.where(held, place, -1), axis=-1)[None, ..., None]
+    seen = False
+    for of_query in (place, order(root(ids))):
+        of_query = of_query[:, None]  # [n, 1, B, block]
+        seen |= (low <= of_query) & (of_query <= high) & held[:, None]
+    queries, keys = np.tril_indices(ids.shape[0])
+    needed = jnp.any(seen, axis=(2, 3))[queries, keys]
+    chosen = jnp.argsort(~needed, stable=True)
+    return _Pairs(jnp.asarray(queries)[chosen], jnp.asarray(keys)[chosen], jnp.sum(needed))
+
+
+def _over_pairs(pairs: _Pairs, step: Any, state: Any) -> Any:
+    def body(carry):
+        place, state = carry
+        return place + 1, step(state, pairs.queries[place], pairs.keys[place])
+
+    # The constant is a bound that a reader of the program sees; the count is never more.
+    unread = lambda carry: (carry[0] < pairs.count) & (carry[0] < pairs.queries.shape[0])  # noqa: E731
+    return jax.lax.while_loop(unread, body, (jnp.int32(0), state))[1]
+
+
+def _logits(query: jax.Array, key: jax.Array, ids: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """Of queries [B, Nkv, G * block, D] of block i and keys [B, Nkv, block, D] of block j; lowest where unseen."""
+    block, wide = key.shape[2], _wide(query)
+    logits = jnp.einsum("bkqd,bktd->bkqt", query, key, preferred_element_type=wide)
+    of_query, of_key = ids[i][:, :, None], ids[j][:, None, :]
+    after = i * block + jnp.arange(block)[:, None] < j * block + jnp.arange(block)
+    seen = ((of_key == of_query) | (of_key == root(of_query))) & ~after  # [B, block, block]
+    seen = jnp.tile(seen, (1, query.shape[2] // block, 1))[:, None]
+    return jnp.where(seen, logits, jnp.finfo(wide).min)
+
+
+def _wide(x: jax.Array) -> Any:
+    return jnp.promote_types(jnp.float32, x.dtype)
+
+
+@jax.custom_vjp
+def _attention(query, key, value, ids):
+    return _forward(query, key, value, ids)[0]
+
+
+def _forward(query, key, value, ids):
+    wide, pairs = _wide(query), _pairs(ids)
+    lowest = jnp.finfo(wide).min
+
+    def step(state, i, j):
+        mixed, top, total = (x[i] for x in state)
+        logits = _logits(query[i], key[j], ids, i, j)
+        highest = jnp.maximum(top, jnp.max(logits, axis=-1))
+        weights, kept = jnp.exp(logits - highest[..., None]), jnp.exp(top - highest)
+        add = jnp.einsum("bkqt,bktd->bkqd", weights.astype(value.dtype), value[j], preferred_element_type=wide)
+        new = mixed * kept[..., None] + add, highest, total * kept + jnp.sum(weights, axis=-1)
+        return tuple(x.at[i].set(part) for x, part in zip(state, new, strict=True))
+
+    zeros = jnp.zeros(query.shape[:-1], wide)
+    mixed, top, total = _over_pairs(pairs, step, (jnp.zeros(query.shape, wide), jnp.full_like(zeros, lowest), zeros))
+    empty = total == 0
+    out = jnp.where(empty[..., None], 0.0, mixed / jnp.where(empty, 1.0, total)[..., None]).astype(query.dtype)
+    normalizer = jnp.where(empty, 0.0, top + jnp.log(jnp.where(empty, 1.0, total)))
+    return out, (query, key, value, ids, out, normalizer)
+
+
+def _backward(residuals, of_out):
+    query, key, value, ids, out, normalizer = residuals
+    wide = _wide(query)
+    mean = jnp.sum(of_out.astype(wide) * out.astype(wide), axis=-1)
+
+    def step(state, i, j):
+        of_query, of_key, of_value = state
+        dot = functools.partial(jnp.einsum, preferred_element_type=wide)
+        weights = jnp.exp(_logits(query[i], key[j], ids, i, j) - normalizer[i][..., None])
+        slope = weights * (dot("bkqd,bktd->bkqt", of_out[i], value[j]) - mean[i][..., None])
+        weights, slope = weights.astype(query.dtype), slope.astype(query.dtype)
+        return (
+            of_query.at[i].add(dot("bkqt,bktd->bkqd", slope, key[j])),
+            of_key.at[j].add(dot("bkqt,bkqd->bktd", slope, query[i])),
+            of_value.at[j].add(dot("bkqt,bkqd->bktd", weights, of_out[i])),
+        )
+
+    zeros = tuple(jnp.zeros(x.shape, wide) for x in (query, key, value))
+    found = _over_pairs(_pairs(ids), step, zeros)
+    return *(x.astype(query.dtype) for x in found), None
+
+
+_attention.defvjp(_forward, _backward)
