@@ -139,8 +139,9 @@ def get_config() -> ConfigDict:
     config.micro_batches.generator = 0
     config.micro_batches.discriminator = 0
     config.micro_batches.tokens = 32768
-    # Tokens of a packed row; 0 takes the width of the data's longest prompt plus data.max_response_length, and on CPUs
-    # as many times the latter as a prompt has responses.
+    # Tokens of a packed row; 0 takes the width of the data's longest prompt plus data.max_response_length. On CPUs it
+    # takes the latter as many times as a prompt has responses there (D's have the teacher's too) where that is no more
+    # than micro_batches.tokens: prompts are computed once then, but a few long rows pad a small batch more.
     config.row_length = 0
     # Response positions whose logits exist at once on a device.
     config.logprob_chunk = 1024

@@ -67,7 +67,7 @@ def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1)
     """Rows of each of so many micro-batches where every sequence, or every whole group, fills a row.
 
     Args:
-      sequences: of them, a multiple of `group`, those of which stay together.
+      sequences: their number, or that of the groups; a multiple of `group`, those of which stay together.
       row_multiple: divides the rows.
     """
     return multiple_of(-(-(sequences // group) // parts) * group, row_multiple)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from jax.sharding import Mesh
 
 from gadjax.models import gpu_decode
 from gadjax.models.block_attention import block_attention
-from gadjax.models.cache import Cache, attend, merge
+from gadjax.models.cache import Cache, Partial, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
 from gadjax.parallel.mesh import platform
 from gadjax.segments import visible
+
+Over = Callable[[jax.Array, Cache, jax.Array], Partial]
 
 
 class Lanes(NamedTuple):
@@ -103,6 +106,12 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments
     return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
 
 
+def decoding_attention(mesh: Mesh | None, dtype: Any, head_dim: int) -> Over:
+    """How this mesh's devices (without one, JAX's default device) attend over caches."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return gpu_decode.attend if gpu_decode.serves(device, dtype, head_dim) else attend
+
+
 def group_attention(
     query: jax.Array,
     prompts: Cache,
@@ -110,7 +119,7 @@ def group_attention(
     responses: Cache,
     response_length: jax.Array,
     lanes: Lanes,
-    platform: str = "cpu",
+    over: Over = attend,
 ) -> jax.Array:
     """One token's attention over its prompt, which is read once for all of its samples, and over its own response.
 
@@ -124,14 +133,13 @@ def group_attention(
       responses: of S rows.
       response_length: [S], what is seen of each, the query's own token included; at least 1.
       lanes: where each slot's prompt is.
-      platform: of the device, which chooses the kernel.
+      over: attends over a cache: `cache.attend`, or what `decoding_attention` chose.
 
     Returns:
       [S, Nq, D] in the query's dtype.
     """
     slots, heads, head_dim = query.shape
     kv_heads, count = responses.value.shape[2], prompts.value.shape[1]
-    over = gpu_decode.attend if gpu_decode.serves(head_dim, platform) else attend
     grouped = (query * head_dim**-0.5).reshape(slots, kv_heads, -1, head_dim)
     own = over(grouped, responses, response_length)
     asked = grouped[lanes.slot].reshape(count, -1, *grouped.shape[1:])  # [G, N, Nkv, Q, D]

@@ -1,7 +1,8 @@
 """Causal attention in blocks without a kernel: what XLA makes of it runs everywhere, and holds no square of logits.
 
-Pairs of a block of queries and one of keys follow each other in a loop; those in which no row sees anything are left
-out. So packed rows cost what their sequences cost, and branches of a prompt do not pay for each other.
+Pairs of a block of queries and one of keys follow each other in a loop, all rows together; those in which no row sees
+anything are left out. So rows that are filled alike cost what their sequences cost, and branches of a prompt do not pay
+for each other; of rows that are not, each pays for what any of them needs.
 """
 
 from __future__ import annotations

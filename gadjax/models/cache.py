@@ -40,7 +40,11 @@ class Partial(NamedTuple):
 
 
 def blocks_of(limit: int, block: int = BLOCK) -> tuple[int, int]:
-    """Number and size of the blocks that hold `limit` positions: `block` long, or the power of two that holds few."""
+    """Number and size of the blocks that hold `limit` positions.
+
+    A size is `block`, or the smallest power of two, at least 16, that holds fewer positions: a kernel's tiles are such,
+    and vector units pad to 128 whatever is asked for. The last block is not read before it is reached.
+    """
     size = min(block, max(_SMALLEST, 1 << (limit - 1).bit_length()))
     return -(-limit // size), size
 

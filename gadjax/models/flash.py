@@ -45,13 +45,18 @@ def choose_backend(mesh: Mesh | None, dtype: Any, head_dim: int) -> Backend:
         old = device.device_kind in ("TPU v2", "TPU v3")
         return "splash" if dtype in (jnp.bfloat16, jnp.float32) and not old else "plain"
     if device.platform in ("gpu", "cuda"):
-        try:
-            capability = float(getattr(device, "compute_capability", ""))
-        except ValueError:  # AMD's are names
-            return "plain"
-        serves = capability >= 8.0 and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
-        return "cudnn" if serves else "plain"
+        return (
+            "cudnn" if is_ampere(device) and dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128 else "plain"
+        )
     return "blocks" if device.platform == "cpu" else "plain"
+
+
+def is_ampere(device: jax.Device) -> bool:
+    """Whether a device is a CUDA GPU of compute capability 8.0 or more."""
+    try:
+        return float(getattr(device, "compute_capability", "")) >= 8.0
+    except ValueError:  # no GPU has one, and AMD's are names
+        return False
 
 
 def shares_prompts(backend: Backend) -> bool:

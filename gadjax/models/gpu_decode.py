@@ -7,6 +7,7 @@ ask the host at every block of every layer whether there is another.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from gadjax.models.cache import LOWEST, Cache, Partial, fold
+from gadjax.models.flash import is_ampere
 
 DECODE_ATTENTION = "decode_attention"  # the kernel's name in programs
 _LEAST = 16  # rows and columns of a product on tensor cores
+_MOST = 64  # queries of a program, whose sums fill its registers
 _PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one waits for memory
 
 
-def serves(head_dim: int, platform: str) -> bool:
-    """Whether the kernel runs there: tiles have sizes that are powers of two."""
-    return platform == "gpu" and head_dim >= _LEAST and head_dim.bit_count() == 1
+def serves(device: jax.Device, dtype: Any, head_dim: int) -> bool:
+    """Whether the kernel runs there: on what Triton knows, with tiles that fit and have powers of two for sizes."""
+    return is_ampere(device) and jnp.dtype(dtype).itemsize == 2 and head_dim in (16, 32, 64, 128)
 
 
 def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool = False) -> Partial:
@@ -42,27 +45,29 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
     """
     rows, heads, queries, head_dim = query.shape
     blocks, size = cache.key.shape[0], cache.size
-    padded = max(_LEAST, 1 << (queries - 1).bit_length())
+    tile = min(_MOST, max(_LEAST, 1 << (queries - 1).bit_length()))
+    tiles = -(-queries // tile)
+    padded = tiles * tile
     query = jnp.pad(query, ((0, 0), (0, 0), (0, padded - queries), (0, 0)))
-    shares = min(blocks, -(-_PROGRAMS // (rows * heads)))
+    shares = min(blocks, -(-_PROGRAMS // (rows * heads * tiles)))
     each = -(-blocks // shares)
     shares = -(-blocks // each)
 
-    here = lambda r, h, s: (r, h, 0, 0)  # noqa: E731
-    whole = lambda r, h, s: (0, r, h, 0, 0)  # noqa: E731
+    # A grid has three axes; the second is of heads and their tiles of queries.
+    whole = lambda r, t, s: (0, r, t // tiles, 0, 0)  # noqa: E731
     found = lambda *last: jax.ShapeDtypeStruct((shares, rows, heads, padded, *last), jnp.float32)  # noqa: E731
     mixed, top, total = pl.pallas_call(
         functools.partial(_kernel, each=each),
-        grid=(rows, heads, shares),
+        grid=(rows, heads * tiles, shares),
         in_specs=[
-            pl.BlockSpec((None,), lambda r, h, s: (r,)),
-            pl.BlockSpec((None, None, padded, head_dim), here),
+            pl.BlockSpec((None,), lambda r, t, s: (r,)),
+            pl.BlockSpec((None, None, tile, head_dim), lambda r, t, s: (r, t // tiles, t % tiles, 0)),
             pl.BlockSpec((blocks, None, None, head_dim, size), whole),
             pl.BlockSpec((blocks, None, None, size, head_dim), whole),
         ],
         out_specs=[
-            pl.BlockSpec((None, None, None, padded, head_dim), lambda r, h, s: (s, r, h, 0, 0)),
-            *[pl.BlockSpec((None, None, None, padded), lambda r, h, s: (s, r, h, 0))] * 2,
+            pl.BlockSpec((None, None, None, tile, head_dim), lambda r, t, s: (s, r, t // tiles, t % tiles, 0)),
+            *[pl.BlockSpec((None, None, None, tile), lambda r, t, s: (s, r, t // tiles, t % tiles))] * 2,
         ],
         out_shape=[found(head_dim), found(), found()],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
@@ -76,8 +81,7 @@ def _kernel(length_ref, query_ref, key_ref, value_ref, mixed_ref, top_ref, total
     """One row and head, its blocks from `each` times the share's number on."""
     length, query = length_ref[...], query_ref[...]
     size = value_ref.shape[1]
-    exact = jax.lax.Precision.HIGHEST if query.dtype == jnp.float32 else None
-    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32, precision=exact)
+    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
     def over_block(block, so_far):
         mixed, top, total = so_far

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.data.bins import multiple_of
 from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes, platform
 
 LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
@@ -55,7 +54,8 @@ def token_logprobs(
     Returns:
       Log-probs and entropies in nats, each [R, K], float32.
     """
-    plan = _Plan.of(hidden.shape, head.shape, temperature, chunk, entropy_gradient, head_gradient, mesh)
+    settings = (temperature, chunk, entropy_gradient, head_gradient)
+    plan = _Plan.of(hidden.shape, head.shape, mesh, *settings)
     return _logprobs(plan, *map(jnp.asarray, (hidden, head, source, targets)))
 
 
@@ -74,9 +74,8 @@ class _Plan:
     hidden: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, states: tuple[int, ...], head: tuple[int, ...], *settings: Any) -> _Plan:
-        mesh = settings[-1]
-        plan = cls(*settings, gathers=platform(mesh) == "cpu")
+    def of(cls, states: tuple[int, ...], head: tuple[int, ...], mesh: Mesh | None, *settings: Any) -> _Plan:
+        plan = cls(*settings, mesh, gathers=platform(mesh) == "cpu")
         if mesh is None:
             return plan
 
@@ -127,7 +126,7 @@ class _Plan:
         count = math.prod(arrays[0].shape)
         size = -(-count // -(-count // self.chunk))
         if size > _TILE:
-            size = min(self.chunk, multiple_of(size, _TILE))
+            size = min(self.chunk, -(-size // _TILE) * _TILE)
         return tuple(jnp.pad(x.reshape(-1), (0, -count % size)).reshape(-1, size) for x in arrays)
 
 

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gadjax.models import cache as caches
-from gadjax.models.attention import Lanes, group_attention
+from gadjax.models.attention import Lanes, decoding_attention, group_attention
 from gadjax.models.cache import Cache
 from gadjax.models.decoder import Attend, Decoder
 from gadjax.models.model import Model, Params
-from gadjax.parallel.mesh import BATCH, batch_shards, platform
+from gadjax.parallel.mesh import BATCH, batch_shards
 from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
 from gadjax.rollout.queue import IDLE, Queue, Sizes
@@ -235,10 +235,13 @@ class _Loop:
     def _attention(self, reading: _Reading, prompts: Cache, own: Cache, kept: list[Cache]) -> Attend:
         """Of one layer; the cache with the token in it is appended to `kept`."""
 
+        config = self.model.config
+        over = decoding_attention(self.model.mesh, config.dtype, config.head_dim)
+
         def local(query, key, value, prompts, own, reading):
             own = caches.put_token(own, key, value, reading.length)
             seen = prompts, reading.seen, own, reading.length + 1
-            return group_attention(query, *seen, reading.lanes, platform(self.model.mesh)), own
+            return group_attention(query, *seen, reading.lanes, over), own
 
         heads = P(BATCH, "tensor")
         specs = heads, heads, heads, _OF_CACHES, _OF_CACHES, _OF_SHARDS

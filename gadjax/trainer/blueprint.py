@@ -49,8 +49,8 @@ class Blueprint:
     def row_length(self, group: int = 1) -> int:
         """Tokens of a packed row, of prompts with so many responses each.
 
-        As the config says, or as many as the longest sequence has; a whole group where a long row costs no more than
-        what is in it, and no more than a micro-batch may have.
+        As the config says, or as many as the longest sequence has. Where attention leaves out what is not seen, those
+        of a whole group, so that its prompt stands there once, if a micro-batch may have so many.
         """
         if self.config.row_length:
             return self.config.row_length
@@ -193,8 +193,15 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     else:
         group, share = 1, 1
     per_prompt = share * (1 if blueprint.whole_groups(group) else group)
-    rows = max(1, config.micro_batches.tokens // blueprint.row_length(group)) * blueprint.row_multiple
-    return next((parts for parts in layout.divisors(groups) if groups // parts * per_prompt <= rows), groups)
+
+    def rows(group: int) -> int:
+        return max(1, config.micro_batches.tokens // blueprint.row_length(group)) * blueprint.row_multiple
+
+    def fits(parts: int) -> bool:  # the generator's are also of the teacher's answers to all prompts, a row each
+        others = network == "discriminator" or config.batch_size <= parts * rows(1)
+        return groups // parts * per_prompt <= rows(group) and others
+
+    return next(filter(fits, layout.divisors(groups)), groups)
 
 
 def abstract_state(blueprint: Blueprint, stage: str) -> GadState:

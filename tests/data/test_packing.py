@@ -140,6 +140,22 @@ def test_a_long_group_does_not_lengthen_the_others_micro_batches():
     assert (rows.segments == 0).mean() <= 0.1
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=3, max_size=3)), min_size=1, max_size=9),
+    st.booleans(),
+    st.integers(1, 4),
+)
+def test_rows_of_whole_groups_are_no_more_than_groups(groups, together, micro_batches):
+    """Whatever the lengths: a row holds a prompt of 9 with three responses of 7."""
+    prompts = [np.full(prompt, i, np.int32) for i, (prompt, answers) in enumerate(groups) for _ in answers]
+    responses = [np.ones(n, np.int32) for _, answers in groups for n in answers]
+    options = dict(micro_batches=micro_batches, adaptive=True, group=3, together=together, share=True)
+    rows = pack(prompts, responses, row_length=9 + 3 * 7, whole_groups=True, **options)
+    assert rows.tokens.shape[0] <= micro_batches
+    assert rows.tokens.shape[1] <= -(-len(groups) // micro_batches)
+    assert sorted(rows.owner[rows.mask].tolist()) == sorted(i for i, r in enumerate(responses) for _ in r)
+
+
 GROUPS = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=3, max_size=3)), max_size=5)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gadjax.models import attention, gpu_decode
 from gadjax.models import cache as caches
-from gadjax.models import gpu_decode
 
 RNG = np.random.default_rng(0)
 HEADS, DIM = 2, 16
@@ -25,7 +26,7 @@ def filled(rows, limit):
     return caches.put_rows(cache, normal(rows, limit, HEADS, DIM), normal(rows, limit, HEADS, DIM), np.arange(rows))
 
 
-@pytest.mark.parametrize("queries", [1, 5, 24])
+@pytest.mark.parametrize("queries", [1, 24, 70])  # a part of a tile, another, and more than one
 @pytest.mark.parametrize("programs", [1, 12, 1000])
 def test_it_is_the_loop_over_blocks(queries, programs, monkeypatch):
     """Whatever the number of programs that share a row; rows that see nothing, part of a block, or everything."""
@@ -50,15 +51,32 @@ def test_each_row_is_read_up_to_its_own_length():
     jax.tree.map(np.testing.assert_array_equal, gpu_decode.attend(query, poisoned, lengths, interpret=True), clean)
 
 
+H100 = SimpleNamespace(platform="gpu", compute_capability="9.0")
+T4 = SimpleNamespace(platform="gpu", compute_capability="7.5")
+AMD = SimpleNamespace(platform="gpu", compute_capability="gfx942")
+
+
 @pytest.mark.parametrize(
-    ("head_dim", "platform", "expected"),
-    [(128, "gpu", True), (64, "gpu", True), (80, "gpu", False), (8, "gpu", False), (128, "tpu", False)],
+    ("device", "dtype", "head_dim", "expected"),
+    [
+        (H100, "bfloat16", 128, True),
+        (H100, "float16", 64, True),
+        (H100, "float32", 128, False),
+        (H100, "bfloat16", 80, False),
+        (H100, "bfloat16", 256, False),
+        (T4, "float16", 128, False),
+        (AMD, "bfloat16", 128, False),
+        (SimpleNamespace(platform="tpu"), "bfloat16", 128, False),
+    ],
 )
-def test_where_it_serves(head_dim, platform, expected):
-    assert gpu_decode.serves(head_dim, platform) == expected
+def test_where_it_serves(device, dtype, head_dim, expected):
+    assert gpu_decode.serves(device, dtype, head_dim) == expected
+    mesh = SimpleNamespace(devices=np.array([[device]]))
+    chosen = attention.decoding_attention(mesh, dtype, head_dim)
+    assert chosen is (gpu_decode.attend if expected else caches.attend)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_lowers_for_cuda(dtype):
     """In the shape of a 14B model's prompts: 8 key-value heads, 5 queries for each of 8 samples."""
     blocks, rows, heads, size, dim = 16, 33, 8, 128, 128

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import pytest
 
 from gadjax.errors import UserError
+from gadjax.planning import programs as planned
 from gadjax.planning.run import checked, make_blueprint
 from gadjax.trainer.blueprint import make_method
 
@@ -18,14 +21,14 @@ def blueprint(tiny_config, fields=None, devices=8):
     ("tokens", "devices", "generator", "discriminator"),
     [
         (10**6, 1, 1, 1),
-        (56 * 8, 1, 2, 4),  # eight rows: of 16 samples, and of 24 sequences whose groups have three
-        (56 * 2, 8, 1, 2),
-        (1, 8, 2, 4),  # a row a device at least
+        (64 * 4, 1, 2, 4),  # four rows of two samples each, three of two samples and the teacher's answer
+        (72, 8, 1, 1),
+        (1, 8, 2, 4),  # too few for a group: a sequence a row, and a row a device at least
         (1, 1, 8, 8),
     ],
 )
 def test_micro_batches_fit_the_tokens(tiny_config, tokens, devices, generator, discriminator):
-    """Rows have 48 + 8 tokens; a step has 8 prompts, 2 samples each."""
+    """A sequence has 48 + 8 tokens, a whole group 8 more for each more; a step has 8 prompts, 2 samples each."""
     found = make_method(blueprint(tiny_config, {"micro_batches.tokens": tokens}, devices), "gad")
     assert (found.generator_micro_batches, found.discriminator_micro_batches) == (generator, discriminator)
 
@@ -38,7 +41,36 @@ def test_micro_batches_that_are_given(tiny_config):
 
 def test_a_stage_without_samples_has_larger_slices(tiny_config):
     found = make_method(blueprint(tiny_config, {"micro_batches.tokens": 56 * 4}, 1), "warmup")
-    assert (found.generator_micro_batches, found.discriminator_micro_batches) == (2, 8)
+    assert (found.generator_micro_batches, found.discriminator_micro_batches) == (2, 4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"row_length": 320}, {"gad.ppo_minibatches": 4}, {"gad.sft_coefficient": 1.0}])
+@pytest.mark.parametrize("tokens", [400, 1000])
+def test_no_micro_batch_has_more_tokens(tiny_config, fields, tokens):
+    """Of any kind of rows, all at full length."""
+    made = blueprint(tiny_config, fields | {"micro_batches.tokens": tokens}, 1)
+    programs = types.SimpleNamespace(method=make_method(made, "gad"))
+    found = {
+        "teacher": planned.teacher_rows(made, programs),
+        "policy": planned.policy_rows(made, programs)[0],
+        "group": planned.group_rows(made, programs)[0],
+    }
+    for kind, rows in found.items():
+        held = rows.tokens.shape[-2] * rows.tokens.shape[-1]
+        assert held <= tokens, kind
+
+
+def test_rows_of_whole_groups(tiny_config):
+    """Where attention leaves out what is not seen, and a micro-batch may have so many tokens."""
+    made = blueprint(tiny_config, {}, 1)
+    assert [made.row_length(group) for group in (1, 2, 3)] == [56, 64, 72]
+    assert all(made.whole_groups(group) for group in (1, 2, 3))
+    made = blueprint(tiny_config, {"micro_batches.tokens": 70}, 1)
+    assert [made.row_length(group) for group in (1, 2, 3)] == [56, 64, 56]
+    assert [made.whole_groups(group) for group in (1, 2, 3)] == [True, True, False]
+    given = blueprint(tiny_config, {"row_length": 70}, 1)
+    assert [given.row_length(group) for group in (1, 2, 3)] == [70, 70, 70]
+    assert [given.whole_groups(group) for group in (1, 2, 3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("slots", [0, 2, 6, 1024])
