@@ -8,7 +8,7 @@ update with the same KL; it has no D, and a reward that costs nothing. 8 layers 
 prompts x 4 samples, 64 prompt and 128 response tokens, EOS off; a vocabulary of 32,000 and one of 152,000 entries. Each
 side runs in a process of its own, of which "peak" is the most memory that it had, compilers and all. tunix updates on
 whole batches, its default; --tunix_micro_batch=1 takes a prompt's samples at a time, for less memory. gadjax keeps the
-results of matrix products for the backward pass (config.remat=dots), and logits of 512 positions at once.
+results of matrix products for the backward pass (config.remat=dots).
 
 "of the machine": what the step's operations take at the rates of this machine, measured in the same round, over
 gadjax's time: decoding at that of its products by so many rows, the rest at that of a large product.

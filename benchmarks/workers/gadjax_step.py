@@ -49,7 +49,6 @@ class Run:
         """
         config = get_config().unlock()
         config.stages, config.student, config.remat = ("gad",), models["generator"], "dots"
-        config.logprob_chunk = 512
         config.update_from_flattened_dict(fields)
         blueprint = make_blueprint(checked(config), jax.devices()[:1])
         self.blueprint = dataclasses.replace(blueprint, eos_ids=(), pad_id=0)  # no response ends before its limit
