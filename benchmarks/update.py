@@ -5,7 +5,8 @@
 
 D's Bradley-Terry update on all pairs, then G's policy gradient with the k3 KL to a reference, on given samples. gadjax
 runs the trainer's steps, packing included; torch is written plainly with transformers and autograd
-(`benchmarks/workers/torch_update.py`). "full": every sequence at its limit. "ragged": half of the responses below a
+(`benchmarks/workers/torch_update.py`). gadjax keeps the results of matrix products for the backward pass
+(config.remat=dots). "full": every sequence at its limit. "ragged": half of the responses below a
 quarter of theirs. On each side's first step, from equal weights, losses and gradient norms must agree.
 
 "of the machine": the rate of the operations that are needed at least (no padding, no remat) over that of a large

@@ -23,7 +23,7 @@ def root(segments: Ids) -> Ids:
     return segments % BRANCH
 
 
-def visible(segments: jax.Array) -> jax.Array:
-    """[B, T, T] bool: whether each token (second axis) may see each (third), whatever their order; of ids [B, T]."""
-    of_query, of_key = segments[:, :, None], segments[:, None, :]
+def visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """[B, T, S] bool: whether tokens of ids [B, T] may see those of ids [B, S] of their row, whatever their order."""
+    of_query, of_key = queries[:, :, None], keys[:, None, :]
     return (of_key == of_query) | (of_key == root(of_query))

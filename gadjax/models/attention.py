@@ -16,7 +16,7 @@ from gadjax.models.block_attention import block_attention
 from gadjax.models.cache import Cache, Partial, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
-from gadjax.parallel.mesh import platform
+from gadjax.parallel.mesh import first_device, platform
 from gadjax.segments import visible
 
 Over = Callable[[jax.Array, Cache, jax.Array], Partial]
@@ -102,14 +102,13 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments
     """`causal_attention` as the compiler makes it, with logits [B, Nq, T, T]: for every platform."""
     length = segments.shape[-1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal & visible(segments)  # [B, T, T]
+    mask = causal & visible(segments, segments)  # [B, T, T]
     return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
 
 
 def decoding_attention(mesh: Mesh | None, dtype: Any, head_dim: int) -> Over:
     """How this mesh's devices (without one, JAX's default device) attend over caches."""
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return gpu_decode.attend if gpu_decode.serves(device, dtype, head_dim) else attend
+    return gpu_decode.attend if gpu_decode.serves(first_device(mesh), dtype, head_dim) else attend
 
 
 def group_attention(

@@ -8,13 +8,16 @@ for each other; of rows that are not, each pays for what any of them needs.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gadjax.segments import BRANCH, root
+from gadjax.models.flash import lengthen
+from gadjax.models.loops import repeat
+from gadjax.segments import BRANCH, root, visible
 
 BLOCK = 64
 
@@ -28,9 +31,7 @@ def block_attention(
     """
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]
-    query, key, value, segments = (
-        jnp.pad(x, ((0, 0), (0, -length % block), *[(0, 0)] * (x.ndim - 2))) for x in (query, key, value, segments)
-    )
+    query, key, value, segments = (lengthen(x, block) for x in (query, key, value, segments))
     ids = _in_blocks(segments, block)  # [n, B, block]
     grouped = query.reshape(*query.shape[:2], kv_heads, -1, head_dim) * head_dim**-0.5
     query = _in_blocks(grouped, block).transpose(0, 1, 3, 4, 2, 5)  # [n, B, Nkv, G, block, D]
@@ -74,23 +75,18 @@ def _pairs(ids: jax.Array) -> _Pairs:
     return _Pairs(jnp.asarray(queries)[chosen], jnp.asarray(keys)[chosen], jnp.sum(needed))
 
 
-def _over_pairs(pairs: _Pairs, step: Any, state: Any) -> Any:
-    def body(carry):
-        place, state = carry
-        return place + 1, step(state, pairs.queries[place], pairs.keys[place])
-
-    # The constant is a bound that a reader of the program sees; the count is never more.
-    unread = lambda carry: (carry[0] < pairs.count) & (carry[0] < pairs.queries.shape[0])  # noqa: E731
-    return jax.lax.while_loop(unread, body, (jnp.int32(0), state))[1]
+def _over_pairs(pairs: _Pairs, step: Callable[..., Any], state: Any) -> Any:
+    """`step(state, i, j)` for each pair."""
+    one = lambda place, state: step(state, pairs.queries[place], pairs.keys[place])  # noqa: E731
+    return repeat(pairs.count, pairs.queries.shape[0], one, state)
 
 
 def _logits(query: jax.Array, key: jax.Array, ids: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
     """Of queries [B, Nkv, G * block, D] of block i and keys [B, Nkv, block, D] of block j; lowest where unseen."""
     block, wide = key.shape[2], _wide(query)
     logits = jnp.einsum("bkqd,bktd->bkqt", query, key, preferred_element_type=wide)
-    of_query, of_key = ids[i][:, :, None], ids[j][:, None, :]
     after = i * block + jnp.arange(block)[:, None] < j * block + jnp.arange(block)
-    seen = ((of_key == of_query) | (of_key == root(of_query))) & ~after  # [B, block, block]
+    seen = visible(ids[i], ids[j]) & ~after  # [B, block, block]
     seen = jnp.tile(seen, (1, query.shape[2] // block, 1))[:, None]
     return jnp.where(seen, logits, jnp.finfo(wide).min)
 
@@ -122,11 +118,11 @@ def _forward(query, key, value, ids):
     empty = total == 0
     out = jnp.where(empty[..., None], 0.0, mixed / jnp.where(empty, 1.0, total)[..., None]).astype(query.dtype)
     normalizer = jnp.where(empty, 0.0, top + jnp.log(jnp.where(empty, 1.0, total)))
-    return out, (query, key, value, ids, out, normalizer)
+    return out, (query, key, value, ids, pairs, out, normalizer)
 
 
 def _backward(residuals, of_out):
-    query, key, value, ids, out, normalizer = residuals
+    query, key, value, ids, pairs, out, normalizer = residuals
     wide = _wide(query)
     mean = jnp.sum(of_out.astype(wide) * out.astype(wide), axis=-1)
 
@@ -143,7 +139,7 @@ def _backward(residuals, of_out):
         )
 
     zeros = tuple(jnp.zeros(x.shape, wide) for x in (query, key, value))
-    found = _over_pairs(_pairs(ids), step, zeros)
+    found = _over_pairs(pairs, step, zeros)
     return *(x.astype(query.dtype) for x in found), None
 
 

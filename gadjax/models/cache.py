@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gadjax.models.loops import repeat
+
 BLOCK = 128  # positions that are read at once
 _SMALLEST = 16  # that a block has
 LOWEST = jnp.finfo(jnp.float32).min
@@ -114,13 +116,10 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
     nothing = Partial(zeros(query.shape), jnp.full(shape, LOWEST, jnp.float32), zeros(shape))
 
-    def body(carry):
-        block, so_far = carry
-        return block + 1, _add(so_far, _over_block(query, cache, block, length))
+    def step(block, so_far):
+        return _add(so_far, _over_block(query, cache, block, length))
 
-    # The constant is a bound that a reader of the program sees; `needed` is never more.
-    unread = lambda carry: (carry[0] < needed) & (carry[0] < cache.key.shape[0])  # noqa: E731
-    return jax.lax.while_loop(unread, body, (jnp.int32(0), nothing))[1]
+    return repeat(needed, cache.key.shape[0], step, nothing)
 
 
 def fold(parts: Partial) -> Partial:

@@ -25,7 +25,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask impo
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.parallel.mesh import ACTIVATION_RULES, dividing_axes
+from gadjax.parallel.mesh import ACTIVATION_RULES, dividing_axes, first_device
 from gadjax.segments import visible
 
 Backend = Literal["splash", "cudnn", "blocks", "plain"]
@@ -38,7 +38,7 @@ _FUSED_BLOCKS = 4
 
 def choose_backend(mesh: Mesh | None, dtype: Any, head_dim: int) -> Backend:
     """The backend that serves this mesh's devices (without one, JAX's default device), by the module's table."""
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = first_device(mesh)
     dtype = jnp.dtype(dtype)
     if device.platform == "tpu":
         # Mosaic multiplies no bfloat16 matrices on the first generations.
@@ -73,7 +73,7 @@ def splash_attention(
     """
     length, heads, head_dim = query.shape[1:]
     block = block_size(length, query.dtype.itemsize, head_dim)
-    query, key, value, segments = (_lengthen(x, block) for x in (query, key, value, segments))
+    query, key, value, segments = (lengthen(x, block) for x in (query, key, value, segments))
     padded = query.shape[1]
     # One backward kernel in place of two saves two of seven products, but holds a gradient of the queries for each
     # block of keys until they are summed.
@@ -118,8 +118,8 @@ def cudnn_attention(
     `data.packing.one_per_row` leaves padding between a prompt and its response.
     """
     length = query.shape[1]
-    query, key, value, segments = (_lengthen(x, _CUDNN_MULTIPLE) for x in (query, key, value, segments))
-    mask = visible(segments)[:, None]  # [B, 1, T, T]
+    query, key, value, segments = (lengthen(x, _CUDNN_MULTIPLE) for x in (query, key, value, segments))
+    mask = visible(segments, segments)[:, None]  # [B, 1, T, T]
     # Causality apart from the mask: so the kernel knows which blocks to skip.
     out = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation=implementation)
     return out[:, :length]
@@ -157,6 +157,6 @@ def over_mesh(
     )(query, key, value, segments)
 
 
-def _lengthen(x: jax.Array, multiple: int) -> jax.Array:
+def lengthen(x: jax.Array, multiple: int) -> jax.Array:
     """[B, T, ...] with zeros at the end of each row up to a multiple."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)))

@@ -92,10 +92,8 @@ class Model:
         params = cast_params(params, self.config.dtype)
         if self.mesh is None or self.mesh.size == 1:
             return params
-        moves = [(self.mesh, TRAINING_RULES), (self.mesh, DECODING_RULES)]
-        if trained_on is not None and 1 < trained_on.shape["tensor"] < self.mesh.shape["tensor"]:
-            moves = [exchanging_mesh(trained_on, self.mesh), *moves]
-        for mesh, rules in moves:
+        exchanging = exchanging_mesh(trained_on or self.mesh, self.mesh)
+        for mesh, rules in (exchanging, (self.mesh, TRAINING_RULES), (self.mesh, DECODING_RULES)):
             params = jax.lax.with_sharding_constraint(params, param_shardings(self, mesh, rules))
         return params
 

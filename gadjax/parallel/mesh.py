@@ -58,10 +58,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
             f"mesh {sizes} does not cover the {len(devices)} devices; set --config.mesh.data, .fsdp and .tensor so "
             f"that their product is {len(devices)} (one may be -1)"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     # A slice of 8 x 8 chips takes a tensor axis of 4 too: part of a physical axis, which `jax.make_mesh` refuses.
     grid = mesh_utils.create_device_mesh([sizes[name] for name in AXES], devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=kinds)
+    return _mesh(grid)
 
 
 def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
@@ -88,7 +87,7 @@ def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
             f"{', '.join(map(str, works))}, or 0 to leave it to gadjax"
         )
     devices = mesh.devices.reshape(data, fsdp * trained // tensor, tensor)
-    return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    return _mesh(devices)
 
 
 def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
@@ -99,9 +98,12 @@ def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
     data, fsdp, trained = (training.shape[name] for name in AXES)
     shared = decoding.shape["tensor"] // trained
     devices = training.devices.reshape(data, fsdp // shared, shared, trained)
-    names = ("data", "fsdp", "shared", "tensor")
-    mesh = Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+    mesh = _mesh(devices, ("data", "fsdp", "shared", "tensor"))
     return mesh, {name: ("tensor", "shared") for name in _TENSOR_PARALLEL} | {"embed": "fsdp"}
+
+
+def _mesh(devices: np.ndarray, names: tuple[str, ...] = AXES) -> Mesh:
+    return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mesh.tensor") -> None:
@@ -131,7 +133,12 @@ def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mes
 
 def platform(mesh: Mesh | None) -> str:
     """Of the devices that a mesh is of: "cpu", "gpu" or "tpu"; they need not be here. Without one, of JAX's default."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return first_device(mesh).platform
+
+
+def first_device(mesh: Mesh | None) -> jax.Device:
+    """Of a mesh, which stands for all of them; without one, JAX's default."""
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def batch_shards(mesh: Mesh) -> int:

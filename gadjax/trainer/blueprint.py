@@ -22,6 +22,7 @@ from gadjax.models.flash import Backend, choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.sampler import Sampling
+from gadjax.trainer.host_rows import RowShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,23 @@ class Blueprint:
         if self.config.row_length:
             return self.config.row_length
         whole = self._group_length(group)
-        return (
-            whole if self._backend == "blocks" and whole <= self.config.micro_batches.tokens else self.sequence_length
-        )
+        if self._backend == "blocks" and whole <= self.config.micro_batches.tokens:
+            return whole
+        return self.sequence_length
 
     def whole_groups(self, group: int) -> bool:
         """Whether such a row has room for a prompt with all of its responses, each at full length."""
         return self.shares_prompts and self.row_length(group) >= self._group_length(group)
+
+    def row_shape(self, group: int, *, adaptive: bool = True) -> RowShape:
+        """How sequences become rows, so many of each prompt."""
+        return RowShape(
+            self.row_length(group),
+            self.row_multiple,
+            adaptive=adaptive,
+            share=self.shares_prompts,
+            whole_groups=self.whole_groups(group),
+        )
 
     def _group_length(self, group: int) -> int:
         return self.prompt_width + group * self.config.data.max_response_length
@@ -192,14 +203,15 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
         group, share, groups = samples, 1, groups // config.gad.ppo_minibatches
     else:
         group, share = 1, 1
-    per_prompt = share * (1 if blueprint.whole_groups(group) else group)
+    shape, alone = blueprint.row_shape(group), blueprint.row_shape(1)
+    per_prompt = share * (1 if shape.whole_groups else group)
 
-    def rows(group: int) -> int:
-        return max(1, config.micro_batches.tokens // blueprint.row_length(group)) * blueprint.row_multiple
+    def rows(shape: RowShape) -> int:
+        return max(1, config.micro_batches.tokens // shape.row_length) * shape.row_multiple
 
     def fits(parts: int) -> bool:  # the generator's are also of the teacher's answers to all prompts, a row each
-        others = network == "discriminator" or config.batch_size <= parts * rows(1)
-        return groups // parts * per_prompt <= rows(group) and others
+        others = network == "discriminator" or config.batch_size <= parts * rows(alone)
+        return groups // parts * per_prompt <= rows(shape) and others
 
     return next(filter(fits, layout.divisors(groups)), groups)
 

@@ -128,15 +128,12 @@ def rows_of_each(
 
     A micro-batch has no more rows than so many prompts fill as one of training has, of which `parts` make a batch.
     """
+    group = len(responses[0])
     return pack(
         [prompt for prompt, answers in zip(prompts, responses, strict=True) for _ in answers],
         [ids for answers in responses for ids in answers],
-        row_length=blueprint.row_length(len(responses[0])),
         micro_batches=-(-len(prompts) // (blueprint.config.batch_size // parts)),
-        row_multiple=blueprint.row_multiple,
-        adaptive=True,
-        group=len(responses[0]),
+        group=group,
         together=True,
-        share=blueprint.shares_prompts,
-        whole_groups=blueprint.whole_groups(len(responses[0])),
+        **dataclasses.asdict(blueprint.row_shape(group)),
     )

@@ -178,13 +178,7 @@ def row_shape(blueprint: Blueprint, network: str, group: int) -> host_rows.RowSh
 
     `group`: sequences of one prompt.
     """
-    return host_rows.RowShape(
-        blueprint.row_length(group),
-        blueprint.row_multiple,
-        adaptive=not blueprint.config.micro_batches[network],
-        share=blueprint.shares_prompts,
-        whole_groups=blueprint.whole_groups(group),
-    )
+    return blueprint.row_shape(group, adaptive=not blueprint.config.micro_batches[network])
 
 
 def response_metrics(samples: Samples) -> Metrics:

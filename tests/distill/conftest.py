@@ -175,10 +175,9 @@ class Tiny:
             **self.networks,
             sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
-            row_length=lambda group: ROW_LENGTH,
-            whole_groups=lambda group: False,
-            shares_prompts=True,
-            row_multiple=layout.batch_shards(mesh) if mesh else 1,
+            row_shape=lambda group, adaptive=True: host_rows.RowShape(
+                ROW_LENGTH, layout.batch_shards(mesh) if mesh else 1, adaptive, share=True
+            ),
         )
 
 

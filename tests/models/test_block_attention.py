@@ -65,7 +65,7 @@ def exact_attention(query, key, value, ids):
     group = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
     logits = jnp.einsum("btnd,bsnd->bnts", query, key) / query.shape[-1] ** 0.5
-    seen = visible(ids) & np.tri(ids.shape[1], dtype=bool)
+    seen = visible(ids, ids) & np.tri(ids.shape[1], dtype=bool)
     weights = jax.nn.softmax(jnp.where(seen[:, None], logits, -jnp.inf), axis=-1)
     return jnp.einsum("bnts,bsnd->btnd", weights, value)
 
