@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 GPU_MEMORY_FRACTION = 0.97  # the rest is CUDA's own, and for the buffers of collectives
+# Of the host's memory, for what waits there: XLA's pool doubles as it grows, so it takes nearly all that it may.
+HOST_MEMORY_FRACTION = 0.75
 
 _CONFIG = "config"
+_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of control groups, version 2
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -72,13 +75,23 @@ def use_compilation_cache() -> None:
 
 
 def use_whole_memory() -> None:
-    """Lets JAX have nearly all of a GPU's memory, not 3/4, and all of the host's for what waits there.
+    """Lets JAX have nearly all of a GPU's memory, not 3/4, and 3/4 of the host's for what waits there, not 64 GB.
 
     Before JAX first uses a GPU. What the environment says already stays.
     """
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = int(HOST_MEMORY_FRACTION * _host_memory())
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(host // 2**30))
+
+
+def _host_memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CONTAINER_LIMIT.read_text().strip()
+    except OSError:  # no container, or one of version 1
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 @contextlib.contextmanager

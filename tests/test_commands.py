@@ -204,3 +204,20 @@ def test_exit_status(capsys, error, status, message):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(("limit", "share"), [("max", 1), (str(8 * 2**30), None), (str(2**60), 1), (None, 1)])
+def test_memory_that_waiting_state_may_take(tmp_path, monkeypatch, limit, share):
+    """Three quarters of the machine's, or of the container's where it has less: its pool takes all that it may."""
+    for name in (device := "XLA_PYTHON_CLIENT_MEM_FRACTION", host := "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"):
+        monkeypatch.delenv(name, raising=False)
+    if limit:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+    monkeypatch.setattr(commands, "_CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**25}.__getitem__)  # 128 GiB
+    commands.use_whole_memory()
+    assert os.environ[host] == ("96" if share else "6")
+    assert os.environ[device] == "0.97"
+    monkeypatch.setenv(host, "7")
+    commands.use_whole_memory()
+    assert os.environ[host] == "7"
