@@ -142,7 +142,7 @@ def prepare(
     """
     if cut_answers not in ("drop", "keep"):
         raise UserError(f"data.cut_answers is {cut_answers!r}; expected 'drop' or 'keep'")
-    wanted = ~rows.marked & ~(rows.cut if cut_answers == "drop" else False)
+    wanted = ~rows.marked if cut_answers == "keep" else ~(rows.marked | rows.cut)
     candidates = np.flatnonzero(wanted)
     prompts, answers, ended, kept = [], [], [], []
     truncated = 0

@@ -7,12 +7,12 @@ ask the host at every block of every layer whether there is another.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from gadjax.models.cache import LOWEST, Cache, Partial, fold
 from gadjax.models.flash import is_ampere
@@ -24,7 +24,12 @@ _PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one 
 
 
 def serves(device: jax.Device, dtype: Any, head_dim: int) -> bool:
-    """Whether the kernel runs there: on what Triton knows, with tiles that fit and have powers of two for sizes."""
+    """Whether the kernel runs there: on what Triton knows, with tiles that fit and have powers of two for sizes.
+
+    And where this JAX still has Triton, which it means to drop.
+    """
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return False
     return is_ampere(device) and jnp.dtype(dtype).itemsize == 2 and head_dim in (16, 32, 64, 128)
 
 
@@ -43,6 +48,8 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
     Returns:
       A `Partial` of [R, Nkv, Q].
     """
+    from jax.experimental.pallas import triton
+
     rows, heads, queries, head_dim = query.shape
     blocks, size = cache.key.shape[0], cache.size
     tile = min(_MOST, max(_LEAST, 1 << (queries - 1).bit_length()))

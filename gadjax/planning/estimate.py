@@ -116,12 +116,15 @@ def compile_program(program: RunProgram, chip: Chip, platform: str) -> Compiled:
     """
     start = time.perf_counter()
     traced = program.trace()
-    devices = len(jax.tree.leaves(program.resident)[0].sharding.device_set)
+    sharding = jax.tree.leaves(program.resident)[0].sharding
+    devices = len(sharding.device_set)
     flops = count_flops(traced.jaxpr, program.loop_trips)
     work = {"flops": flops, "flops_without_remat": count_flops(program.trace(remat=False).jaxpr, program.loop_trips)}
     work["state"] = bytes_per_device(_state_arguments(program))
     try:
-        executable = traced.lower(lowering_platforms=(platform,)).compile()
+        # From JAX 0.11 on a Triton kernel asks the context, not the program, which GPU it is for.
+        with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
+            executable = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         used, largest = _overflow(str(error))
         if used is None:

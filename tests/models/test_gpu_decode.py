@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from gadjax.models import attention, gpu_decode
 from gadjax.models import cache as caches
@@ -82,8 +83,8 @@ def test_it_lowers_for_cuda(dtype):
     blocks, rows, heads, size, dim = 16, 33, 8, 128, 128
     array = functools.partial(jax.ShapeDtypeStruct, dtype=dtype)
     cache = caches.Cache(array((blocks, rows, heads, dim, size)), array((blocks, rows, heads, size, dim)))
-    traced = jax.jit(gpu_decode.attend).trace(
-        array((rows, heads, 40, dim)), cache, jax.ShapeDtypeStruct((rows,), jnp.int32)
-    )
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    query, lengths = array((rows, heads, 40, dim)), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)):
+        text = jax.jit(gpu_decode.attend).trace(query, cache, lengths).lower(lowering_platforms=("cuda",)).as_text()
     assert "decode_attention" in text and "xla.gpu.triton" in text
