@@ -1,0 +1,190 @@
+"""One self-contained HTML file of an evaluation, for people.
+
+It asks for nothing from anywhere: style sheet, script, charts and answers are in the file, and its
+Content-Security-Policy allows that style sheet and that script alone, by their hashes. Answers are data to the page,
+shown as text; nothing that a model wrote is read as HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pathlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import gadjax
+from gadjax.errors import UserError
+from gadjax.evaluation import report_answers, report_curves, report_scores
+from gadjax.files import whole_output
+from gadjax.metrics import read_metrics, stage_title
+
+_FORMAT = 1  # of results.json
+_AGAIN = "run gadjax.evaluate again"
+_NO_RUN = "The evaluation names no run, so there are no curves."
+
+
+def write_report(directory: pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` beside an evaluation's `results.json`.
+
+    What the evaluation lacks (a judge, a teacher, a run, answers) is left out of the page, which says so.
+
+    Args:
+      directory: that gadjax.evaluate wrote: `results.json`, and if there `answers/`, the verdicts and the run's
+        `metrics.jsonl` and `samples.jsonl` that results.json names.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      UserError: results.json is not there or not of this format, or a file that it names cannot be read.
+    """
+    directory = pathlib.Path(directory)
+    results = _read_results(directory / "results.json")
+    workdir = (results.get("run") or {}).get("workdir")
+    curves, no_curves = _curves(directory, workdir)
+    answers = report_answers.read_answers(directory, results)
+    if workdir and (samples := directory / workdir / "samples.jsonl").is_file():
+        report_answers.add_samples(answers, samples)
+    context = {
+        "results": results,
+        "summary": _summary(results),
+        "models": _models(results),
+        "sets": _sets(results),
+        "settings": _settings(results),
+        "missing": report_scores.missing(results),
+        "figures": report_scores.score_figures(results),
+        "table": report_scores.score_table(results),
+        "comparisons": report_scores.comparisons(results),
+        "lengths": report_scores.length_figures(results),
+        "run": curves,
+        "no_run": no_curves,
+        "has_answers": bool(answers["rows"]),
+        "answers": report_answers.as_script(answers),
+    }
+    out = directory / "report.html"
+    with whole_output(out) as partial:
+        # A lone surrogate cannot be in UTF-8; its escape is also what JSON has for it.
+        partial.write_text(_page(context), encoding="utf-8", errors="backslashreplace", newline="\n")
+    return out
+
+
+def _page(context: Mapping[str, Any]) -> str:
+    import jinja2
+
+    folder = resources.files("gadjax.evaluation") / "page"
+    style, script, page = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash(script)}",
+            f"style-src {_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(page).render(context, policy=policy, style=style, script=script)
+
+
+def _hash(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+def _read_results(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the folder that gadjax.evaluate --out=DIR wrote")
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {_AGAIN}") from None
+    if not isinstance(results, dict) or results.get("format") != _FORMAT:
+        found = results.get("format") if isinstance(results, dict) else None
+        raise UserError(f"{path}: format is {found!r}, this gadjax reads {_FORMAT}: {_AGAIN}")
+    for field in ("models", "sets"):
+        parts = results.get(field)
+        if not isinstance(parts, list) or not all(
+            isinstance(p, dict) and isinstance(p.get("name"), str) for p in parts
+        ):
+            raise UserError(f"{path}: `{field}` is not a list of objects with a name: {_AGAIN}")
+    for field in ("scores", "comparisons"):
+        parts = results.get(field)
+        if parts is not None and not isinstance(parts, dict):
+            raise UserError(f"{path}: `{field}` is not an object by set: {_AGAIN}")
+    return results
+
+
+def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any] | None, str]:
+    """The run's curves, or None and why there are none."""
+    if not workdir:
+        return None, _NO_RUN
+    path = directory / workdir / "metrics.jsonl"  # an absolute workdir stands by itself
+    if not path.is_file():
+        return (
+            None,
+            f"The run's metrics.jsonl is no longer in {pathlib.PurePath(workdir).name}, so there are no curves.",
+        )
+    curves = report_curves.run_figures(read_metrics(path))
+    return (curves, "") if curves["groups"] else (None, "The run has made no steps yet, so there are no curves.")
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+    models, sets = len(results["models"]), len(results["sets"])
+    day = str(results.get("created") or "")[:10]
+    parts = [
+        f"{models} {'model' if models == 1 else 'models'} on {sets} {'set' if sets == 1 else 'sets'} of prompts",
+        day,
+        f"gadjax {results.get('gadjax') or gadjax.__version__}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _models(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    paint = report_scores.colours(results["models"])
+    return [
+        {
+            "name": model["name"],
+            "colour": paint[model["name"]],
+            "kind": model.get("kind") or "–",
+            "stage": stage_title(model["stage"]) if model.get("stage") else "–",
+            "step": f"{model['step']:,}" if isinstance(model.get("step"), int) else "–",
+            "source": str(model.get("source") or "–"),
+        }
+        for model in results["models"]
+    ]
+
+
+def _sets(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "name": part["name"],
+            "prompts": f"{part['prompts']:,}" if isinstance(part.get("prompts"), int) else "–",
+            "teacher": "yes" if part.get("has_teacher") else "no",
+            "file": pathlib.PurePath(str(part.get("path") or "–")).name,
+            "digest": str(part.get("sha256") or "–")[:12],
+        }
+        for part in results["sets"]
+    ]
+
+
+def _settings(results: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    rows = [(name.replace("_", " "), _setting(value)) for name, value in (results.get("settings") or {}).items()]
+    judge = results.get("judge")
+    if judge:
+        # The host alone: an address may hold a name and a password.
+        host = urllib.parse.urlsplit(str(judge.get("base_url") or "")).hostname
+        rows.append(("judge", f"{judge.get('model')}" + (f" at {host}" if host else "")))
+        rows.append(("reference answers", str(judge.get("reference_model") or "–")))
+        counts = [f"{judge[key]:,} {key}" for key in ("retried", "malformed") if isinstance(judge.get(key), int)]
+        rows.append(("verdicts", ", ".join(counts) or "–"))
+    return rows
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,155 @@
+"""The report's answers, side by side: what its page browses, as one JSON value."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gadjax.data.prompts import read_columns, read_jsonl
+from gadjax.errors import UserError
+from gadjax.evaluation.report_scores import TEACHER, colours, finite
+from gadjax.metrics import stage_title
+
+_TEXT_LIMIT = 20_000  # characters of a text that the page holds
+REFERENCE = "reference"
+_UNSAFE = re.compile("[<>&\u2028\u2029]")
+
+
+def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts with every model's answer.
+
+    Returns:
+      `columns` (who answered: `name`, `note`, `colour`), `sets` (names), `rows` (`set`, an index; `id`; `category`;
+      `prompt`, pairs of role and text; `answers`, by the column's index). A text is a string, or where it is longer
+      than the page holds, its first part and its whole length in characters.
+
+    Raises:
+      UserError: a file of answers or verdicts is there and cannot be read.
+    """
+    paint = colours(results["models"])
+    columns = [{"name": TEACHER, "note": "", "colour": "quiet"}, {"name": REFERENCE, "note": "", "colour": "quiet"}]
+    columns += [{"name": m["name"], "note": _note(m), "colour": paint[m["name"]]} for m in results["models"]]
+    judged = _verdicts(directory, results)
+    rows = []
+    for number, part in enumerate(results["sets"]):
+        categories = _categories(part)
+        by_id: dict[str, dict[str, Any]] = {}
+        for column, who in enumerate(columns):
+            path = directory / "answers" / part["name"] / f"{who['name']}.jsonl"
+            if not path.is_file():
+                continue
+            for place, row in read_jsonl(path):
+                key = str(_field(row, "id", place))
+                if key not in by_id:
+                    prompt = [(turn["role"], _text(turn["content"])) for turn in _field(row, "content", place)]
+                    category = row.get("category") or categories.get(key)
+                    by_id[key] = {"set": number, "id": key, "category": category, "prompt": prompt, "answers": {}}
+                answer = {"text": _text(_field(row, "response", place) or ""), "tokens": row.get("tokens")}
+                answer["cut"] = row.get("finish_reason") == "length"
+                by_id[key]["answers"][column] = answer | judged.get((part["name"], key, who["name"]), {})
+        rows += by_id.values()
+    used = sorted({column for row in rows for column in row["answers"]})
+    for row in rows:
+        row["answers"] = {used.index(column): answer for column, answer in row["answers"].items()}
+    return {"columns": [columns[n] for n in used], "sets": [part["name"] for part in results["sets"]], "rows": rows}
+
+
+def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
+    """Adds a run's `samples.jsonl` as a set: what the student said to held-out prompts after each stage.
+
+    Raises:
+      UserError: a line is not a sample.
+    """
+    latest: dict[str, int] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    samples = [(place, row) for place, row in read_jsonl(path)]
+    for place, sample in samples:
+        latest[_field(sample, "stage", place)] = _field(sample, "step", place)
+    stages = list(latest)
+    teacher = next((n for n, column in enumerate(answers["columns"]) if column["name"] == TEACHER), None)
+    if teacher is None:
+        answers["columns"].append({"name": TEACHER, "note": "", "colour": "quiet"})
+        teacher = len(answers["columns"]) - 1
+    first = len(answers["columns"])
+    answers["columns"] += [
+        {"name": f"{stage_title(stage)} (run)", "note": f"step {latest[stage]:,}", "colour": f"c{n % 6}"}
+        for n, stage in enumerate(stages)
+    ]
+    number = len(answers["sets"])
+    answers["sets"].append("held-out samples of the run")
+    for place, sample in samples:
+        stage = sample["stage"]
+        if sample["step"] != latest[stage]:
+            continue
+        key = _field(sample, "row", place)
+        if key not in rows:
+            prompt = [("user", _text(_field(sample, "prompt", place)))]
+            rows[key] = {"set": number, "id": f"row {key}", "category": None, "prompt": prompt, "answers": {}}
+            rows[key]["answers"][teacher] = {"text": _text(_field(sample, "teacher", place))}
+        rows[key]["answers"][first + stages.index(stage)] = {"text": _text(_field(sample, "student", place))}
+    answers["rows"] += rows.values()
+
+
+def as_script(value: Any) -> str:
+    """JSON that HTML and JavaScript read as text and nothing else.
+
+    "<", ">" and "&" are written as escapes, so that no text ends the element that holds it or begins another.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Marks by set, id and model: means where an answer was judged several times."""
+    name = results.get("verdicts")
+    path = directory / name if name else None
+    if path is None or not path.is_file():
+        return {}
+    found: dict[tuple[str, str, str], list[tuple[float | None, float | None, str]]] = defaultdict(list)
+    for place, row in read_jsonl(path):
+        key = (_field(row, "set", place), str(_field(row, "id", place)), _field(row, "model", place))
+        found[key].append((finite(row.get("score")), finite(row.get("reference_score")), row.get("text") or ""))
+    judged = {}
+    for key, verdicts in found.items():
+        whole = [
+            (own, other) for own, other, _ in verdicts if own is not None and other is not None and own + other > 0
+        ]
+        part: dict[str, Any] = {"verdict": _text("\n\n".join(text for _, _, text in verdicts))}
+        if whole:
+            part["mark"] = round(sum(own for own, _ in whole) / len(whole), 2)
+            part["reference"] = round(sum(other for _, other in whole) / len(whole), 2)
+            part["score"] = round(sum(100 * own / (own + other) for own, other in whole) / len(whole), 2)
+        judged[key] = part
+    return judged
+
+
+def _categories(part: Mapping[str, Any]) -> dict[str, str]:
+    """Categories of a set's prompts by id, where its file is still at hand and has them."""
+    path = pathlib.Path(str(part.get("path") or ""))
+    if path.suffix not in (".jsonl", ".parquet") or not path.is_file():
+        return {}
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_columns(path, ("id", "category"))
+    pairs = [(row.get("id"), row.get("category")) for _, row in rows]
+    return {str(key): str(category) for key, category in pairs if key is not None and category}
+
+
+def _text(text: str) -> str | tuple[str, int]:
+    return text if len(text) <= _TEXT_LIMIT else (text[:_TEXT_LIMIT], len(text))
+
+
+def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
+    if name not in row:
+        raise UserError(f"{place}: no `{name}`; run gadjax.evaluate again to write the file anew")
+    return row[name]
+
+
+def _note(model: Mapping[str, Any]) -> str:
+    parts: Sequence[str | None] = (
+        stage_title(model["stage"]) if model.get("stage") else None,
+        f"step {model['step']:,}" if isinstance(model.get("step"), int) else None,
+    )
+    return ", ".join(part for part in parts if part)
