@@ -34,7 +34,7 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
         "measured between the steps, against the teacher's answers",
         (
             Panel("Negative log-likelihood", "nats a token", heldout="nll"),
-            Panel("Two-sample accuracy", "share; 0.5: cannot be told apart", heldout="two_sample", reference=0.5),
+            Panel("Two-sample accuracy", "0.5: cannot be told apart", heldout="two_sample", reference=0.5),
             Panel("ROUGE-L", "0 to 1", heldout="rouge_l", zero=True),
             Panel("n-gram F1", "mean of n = 1 to 5", heldout="ngram_f1_mean", zero=True),
         ),
@@ -148,7 +148,9 @@ def _draw(
             lines.append(svg.Line(name, steps, f"c{n}"))
     points = {} if panel.heldout is None else _points(records, HELDOUT + panel.heldout)
     there = {stage for line in lines for stage in line.stages} | set(points)
-    shown = {stage: span for stage, span in stages.items() if stage in there and stage in wanted}
+    places = [n for n, stage in enumerate(stages) if stage in there and stage in wanted]
+    # Without gaps, so that a tick is the end of one stage and the start of the next.
+    shown = dict(list(stages.items())[places[0] : places[-1] + 1]) if places else {}
     if not shown and set(points) <= {_BEFORE} and not lines:
         return None
     if next(iter(shown), None) != next(iter(stages), None):

@@ -104,10 +104,14 @@ def colours(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {model["name"]: f"c{n % svg.COLOURS}" for n, model in enumerate(models)} | {TEACHER: "quiet"}
 
 
-def score_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Bars of each metric that was measured: `title`, `unit`, `meaning`, and `panels` of `name` and `svg` by set."""
+def score_figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Bars of what was measured: `metrics`, of (title, meaning), and `groups` of a set's `panels`.
+
+    A panel has `title`, `unit` and `svg`; those of one metric have the same scale on every set.
+    """
     paint = colours(results["models"])
-    figures = []
+    groups: dict[str, list[dict[str, Any]]] = {}
+    metrics = []
     for metric in METRICS:
         if not metric.drawn:
             continue
@@ -118,24 +122,14 @@ def score_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = {name: bars for name, bars in rows.items() if any(bar.value is not None for bar in bars)}
         if not rows:
             continue
+        metrics.append((metric.title, metric.meaning))
         every = [v for bars in rows.values() for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None]
         scale = svg.axis(every, include=[metric.base])
-        panels = [
-            {
-                "name": name,
-                "svg": svg.bars(
-                    f"{metric.title} on {name}: " + "; ".join(_words(bar, metric.digits) for bar in bars),
-                    bars,
-                    base=metric.base,
-                    scale=scale,
-                    note=metric.base_note,
-                    digits=metric.digits,
-                ),
-            }
-            for name, bars in rows.items()
-        ]
-        figures.append({"title": metric.title, "unit": metric.unit, "meaning": metric.meaning, "panels": panels})
-    return figures
+        for name, bars in rows.items():
+            label = f"{metric.title} on {name}: " + "; ".join(_words(bar, metric.digits) for bar in bars)
+            drawing = svg.bars(label, bars, base=metric.base, scale=scale, note=metric.base_note, digits=metric.digits)
+            groups.setdefault(name, []).append({"title": metric.title, "unit": metric.unit, "svg": drawing})
+    return {"metrics": metrics, "groups": [{"name": name, "panels": panels} for name, panels in groups.items()]}
 
 
 def score_table(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 
-WIDTH = 360.0  # of every chart, in its own units: pages scale it
-_LEFT, _RIGHT = 44.0, 14.0
-_STAGE_WIDTH = 62.0  # at least, so that a short stage is seen and its name fits
+WIDTH = 300.0  # of every chart, in its own units: pages scale it
+_LEFT, _RIGHT = 44.0, 12.0
+_STAGE_WIDTH = 52.0  # at least, so that a short stage is seen and its name fits
 _BUCKET = 3.0  # width over which neighbouring steps are averaged
 COLOURS = 6
 
@@ -58,6 +58,10 @@ class Axis:
     ticks: tuple[float, ...]
     digits: int  # behind the point
 
+    def within(self, low: float, high: float) -> Axis:
+        """The axis with these ends, and those of its ticks between them."""
+        return Axis(low, high, tuple(tick for tick in self.ticks if low <= tick <= high), self.digits)
+
     def share(self, value: float) -> float:
         """Where a value lies, from 0 to 1; values outside are moved to the nearer end."""
         return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
@@ -83,8 +87,7 @@ def axis(values: Sequence[float], *, include: Sequence[float] = (), count: int =
     known = [value for value in (*values, *include) if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        pad = abs(high) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        low, high = (low - 0.1 * abs(low), high + 0.1 * abs(high)) if high else (0.0, 1.0)
     step = _round_step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(n * step for n in range(first, last + 1))
@@ -152,7 +155,7 @@ def curves(
         _text(svg, _LEFT - 6, up(tick) + 3.5, y.label(tick), "tick", "end")
     if reference is not None:
         _add(svg, "line", cls="reference", x1=_LEFT, x2=WIDTH - _RIGHT, y1=up(reference), y2=up(reference))
-    _text(svg, _LEFT - 14, bottom + 15, "step", "tick", "end")
+    _text(svg, _LEFT - 20, bottom + 15, "step", "tick", "end")
     for step, x in [(start, left[stage][0]) for stage, (start, _) in stages.items()] + [
         (end, sum(left[stage])) for stage, (_, end) in list(stages.items())[-1:]
     ]:
@@ -184,7 +187,7 @@ def bars(
     """A bar a row from `base`, named above it, with its interval; `note` names the dashed line at the base."""
     row, foot = 35.0, 22.0 + (13.0 if note else 0.0)
     height = row * len(rows) + foot
-    x0, x1 = 6.0, WIDTH - 16.0
+    x0, x1 = 8.0, WIDTH - 14.0
     svg = _chart(height, label)
 
     def across(value: float) -> float:
@@ -193,11 +196,12 @@ def bars(
     bottom = row * len(rows)
     for tick in scale.ticks:
         _add(svg, "line", cls="grid", x1=across(tick), x2=across(tick), y1=2, y2=bottom)
-        anchor = "start" if tick == scale.ticks[0] and x0 < 10 else "middle"
-        _text(svg, across(tick) - (3 if anchor == "start" else 0), bottom + 14, scale.label(tick), "tick", anchor)
+        _text(svg, across(tick), bottom + 14, scale.label(tick), "tick", "middle")
+    if note:
+        _add(svg, "line", cls="reference", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
     for n, bar in enumerate(rows):
         y = row * n
-        _text(svg, x0, y + 13, _shorten(bar.name, 30), "name", "start", halo=True)
+        _text(svg, x0 + 4, y + 13, _shorten(bar.name, 22), "name", "start", halo=True)
         if bar.value is None:
             _text(svg, x1, y + 13, "not measured", "tick", "end", halo=True)
             continue
@@ -213,8 +217,9 @@ def bars(
             for name in ("whisker halo", "whisker"):
                 _add(group, "path", cls=name, d=d)
         _title(group, f"{bar.name}: {words}")
-    _add(svg, "line", cls="reference" if note else "axis", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
-    if note:
+    if not note:
+        _add(svg, "line", cls="axis", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
+    else:
         side = scale.share(base)
         anchor = "start" if side < 0.3 else "end" if side > 0.7 else "middle"
         _text(svg, across(base), bottom + 27, note, "tick", anchor)
@@ -249,7 +254,8 @@ def histogram(label: str, own: Histogram, teacher: Histogram | None, *, colour: 
     svg = _chart(height, label)
     both = [part for part in (own, teacher) if part]
     width = own.edges[1] - own.edges[0]
-    x = axis([part.edges[-1] for part in both], include=[min(0, own.edges[0])], count=5)
+    least, most = min(0, own.edges[0]), max(part.edges[-1] for part in both)
+    x = axis([least, most], count=5).within(least, most)
     y = axis([top_share], include=[0.0], count=3)
 
     def at(length: float, share: float) -> tuple[float, float]:

@@ -209,6 +209,7 @@
       $("prompt").append(turn);
     }
     data.columns.forEach((column, number) => {
+      $("columns").children[number].hidden = !row.answers[number];
       if (row.answers[number] && !state.hidden.has(number)) $("cards").append(card(column, row.answers[number]));
     });
   };
