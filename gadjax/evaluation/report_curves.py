@@ -89,7 +89,7 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
             Panel("Model arithmetic", "TFLOP/s a device", (("speed/model_tflops_per_device", ""),), zero=True),
             Panel(
                 "Time of a step",
-                "seconds",
+                "s",
                 (
                     ("seconds/rollout", "sampling"),
                     ("seconds/discriminator", "discriminator"),

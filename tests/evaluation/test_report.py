@@ -1,0 +1,307 @@
+"""The HTML report as a file: whole, self-contained, escaped, and plain about what it lacks."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import math
+import re
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gadjax.errors import UserError
+from gadjax.evaluation import report_answers, svg
+from gadjax.evaluation.report import write_report
+from tests.evaluation import written_evaluation as written
+
+HOSTILE = {
+    "script": "</script><script>alert(1)</script>",
+    "image": "<img src=x onerror=alert(2)>",
+    "comment": "<!--<script>",
+    "entity": "&lt;b&gt; &amp;",
+    "separators": "a\u2028b\u2029c",
+    "surrogate": "half \ud83d of a pair",
+    "null": "a\0b",
+    "override": "abc\u202egnp.exe",
+}
+
+
+class _Page(html.parser.HTMLParser):
+    """Elements with their attributes, the text of those asked for, and that of scripts and styles."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: list[tuple[str, dict[str, str | None], str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.cdata_elem:
+            self.raw.append((*self.elements[-1], data))
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def data(self):
+        return json.loads("".join(text for _, attrs, text in self.raw if attrs.get("id") == "data"))
+
+    def ids(self) -> set[str | None]:
+        return {attrs.get("id") for _, attrs in self.elements}
+
+
+@pytest.fixture
+def page(tmp_path):
+    written.write(tmp_path / "e", run=tmp_path / "run")
+    return _Page(write_report(tmp_path / "e").read_text("utf-8"))
+
+
+def test_it_holds_every_section(page):
+    assert {"scores", "comparisons", "lengths", "run", "answers", "about", "data"} <= page.ids()
+    labels = [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg"]
+    assert all(labels)
+    for title in ("Judge score on tea: before 18.0; GAD 48.0", "Two-sample accuracy on maths", "Reverse KL on tea"):
+        assert any(title in label for label in labels), title
+    for curve in ("Negative log-likelihood", "Loss: policy gradient", "KL to the reference", "Accuracy", "Sampling"):
+        assert any(label.startswith(f"{curve} by step") for label in labels), curve
+    assert "GAD wins 2, ties 0, loses 1 against before" in labels
+    assert "0.042" in page.text and "sign test" in page.text
+    assert "48.0 (44.0 to 52.0)" in page.text  # a figure with its interval
+    assert "new/figure" in page.text  # a figure that the report does not know
+    assert "1 figures were not finite" in page.text.replace("1 figure was", "1 figures were")
+
+
+def test_it_asks_for_nothing_from_anywhere(page):
+    addresses = [
+        value
+        for _, attrs in page.elements
+        for name, value in attrs.items()
+        if name in ("src", "href", "action", "data")
+    ]
+    assert all(value.startswith("#") or value == "data:," for value in addresses), addresses
+    styles = [text for tag, _, text in page.raw if tag == "style"]
+    assert not any(re.search(r"url\(|@import|@font-face", text) for text in styles)
+    assert not any(name == "style" or name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+def test_its_policy_allows_its_own_script_and_style_alone(page):
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    for tag in ("script", "style"):
+        sources = [text for name, attrs, text in page.raw if name == tag and attrs.get("type") != "application/json"]
+        assert len(sources) == 1
+        digest = base64.b64encode(hashlib.sha256(sources[0].encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+
+
+def test_it_names_no_password_and_no_folder_of_a_set(tmp_path):
+    written.write(tmp_path)
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "judge.example" in text
+    assert "hunter2" not in text and "/sets/" not in text
+
+
+def test_answers_stand_side_by_side_with_marks(page):
+    data = page.data
+    assert [column["name"] for column in data["columns"]][:4] == ["teacher", "reference", "before", "GAD"]
+    row = next(row for row in data["rows"] if row["id"] == "maths-1")
+    assert data["sets"][row["set"]] == "maths" and row["category"] == "odd"
+    assert row["prompt"] == [["user", "maths question 1"]]
+    gad = row["answers"]["3"]
+    assert gad["text"] == "GAD says maths 1" and gad["cut"] and gad["tokens"] == 11
+    assert (gad["mark"], gad["reference"], gad["verdict"]) == (6, 5, "verdict on GAD 1")
+    assert gad["score"] == pytest.approx(100 * 6 / 11, abs=0.01)
+    assert "score" not in row["answers"]["0"]
+
+
+def test_verdicts_of_one_answer_are_averaged_and_malformed_ones_are_not_marks(tmp_path):
+    results = written.write(tmp_path)
+    verdict = {"set": "tea", "id": "tea-0", "model": "GAD", "order": "ab", "text": ""}
+    marks = [(9, 3), (3, 3), (None, None)]
+    written.write_rows(
+        tmp_path / "verdicts.jsonl", [verdict | {"score": own, "reference_score": other} for own, other in marks]
+    )
+    answer = report_answers.read_answers(tmp_path, results)["rows"][0]["answers"][3]
+    assert (answer["score"], answer["mark"], answer["reference"]) == (62.5, 6, 3)
+
+
+def test_the_run_shows_the_last_sample_of_each_stage(page):
+    data = page.data
+    row = data["rows"][-1]
+    names = {data["columns"][int(n)]["name"]: answer["text"] for n, answer in row["answers"].items()}
+    assert names == {"teacher": "t", "before (run)": "before 0", "SeqKD (run)": "seqkd 30", "GAD (run)": "gad 40"}
+
+
+def test_categories_come_from_the_sets_file_where_answers_have_none(tmp_path):
+    results = written.write(tmp_path / "e")
+    for name in written.SETS:
+        for path in (tmp_path / "e" / "answers" / name).iterdir():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            written.write_rows(path, [{k: v for k, v in row.items() if k != "category"} for row in rows])
+    results["sets"][0]["path"] = str(tmp_path / "set.jsonl")
+    written.write_rows(tmp_path / "set.jsonl", [{"id": "tea-1", "prompt": "p", "category": "green"}])
+    rows = report_answers.read_answers(tmp_path / "e", results)["rows"]
+    assert [row["category"] for row in rows] == [None, "green", None, None, None, None]
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_text_of_a_model_becomes_markup(tmp_path, text):
+    results = written.write(tmp_path)
+    written.write_rows(
+        tmp_path / "answers" / "tea" / "GAD.jsonl",
+        [{"id": text, "content": [{"role": text, "content": text}], "response": text, "category": text}],
+    )
+    written.write_rows(
+        tmp_path / "verdicts.jsonl",
+        [{"set": "tea", "id": text, "model": "GAD", "score": 1, "reference_score": 1, "text": text}],
+    )
+    plain = _shape(write_report(tmp_path))
+    page = _Page((tmp_path / "report.html").read_text("utf-8"))
+    row = next(row for row in page.data["rows"] if row["id"] == text)
+    (answer,) = row["answers"].values()
+    assert answer["text"] == answer["verdict"] == row["category"] == text
+    # Names in the page's own text too.
+    if not re.search("[\0/]", text):
+        results["models"][0]["source"] = results["settings"]["note"] = results["comparisons"]["tea"][0]["test"] = text
+        written.save(tmp_path, results)
+        shape = _shape(write_report(tmp_path))
+        assert sorted(shape) == sorted([*plain, *(["dt", "dd"])])
+
+
+def _shape(path) -> list[str]:
+    return [tag for tag, _ in _Page(path.read_text("utf-8")).elements]
+
+
+@given(st.recursive(st.text(st.characters(codec=None)), lambda part: st.lists(part) | st.dictionaries(st.text(), part)))
+def test_embedded_data_is_the_data_whatever_the_text(value):
+    text = report_answers.as_script(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    written_out = text.encode("utf-8", "backslashreplace").decode()
+    assert json.loads(written_out) == json.loads(json.dumps(value))
+
+
+def test_a_huge_answer_is_held_in_part_with_its_length_stated(tmp_path):
+    written.write(tmp_path)
+    answer = {"id": "tea-0", "content": [{"role": "user", "content": "q"}], "response": "word " * 2_000_000}
+    written.write_rows(tmp_path / "answers" / "tea" / "GAD.jsonl", [answer])
+    path = write_report(tmp_path)
+    assert path.stat().st_size < 300_000
+    text, length = _Page(path.read_text("utf-8")).data["rows"][0]["answers"]["3"]["text"]
+    assert length == 10_000_000 and text == "word " * 4000
+
+
+def test_what_was_not_measured_is_left_out_and_said(tmp_path):
+    results = written.write(tmp_path)
+    for by_model in results["scores"].values():
+        by_model.pop("teacher")
+        for scores in by_model.values():
+            scores.update(judge=None, two_sample=None, kl=None, rouge_l=None, ngram_f1=None)
+    for part in results["sets"]:
+        part["has_teacher"] = False
+    results |= {"judge": None, "comparisons": {}, "verdicts": None, "run": None}
+    written.save(tmp_path, results)
+    page = _Page(write_report(tmp_path).read_text("utf-8"))
+    for words in ("No judge", "No two-sample test", "No KL", "No answers of a teacher", "names no run"):
+        assert words in page.text
+    assert "comparisons" not in page.ids() and {"lengths", "answers"} <= page.ids()
+    labels = [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg"]
+    assert labels and all(label.startswith("Lengths of") for label in labels)
+
+
+def test_an_evaluation_of_nothing_but_models_is_a_page(tmp_path):
+    written.save(tmp_path, {"format": 1, "models": [{"name": "m"}], "sets": [{"name": "s"}], "scores": {}})
+    page = _Page(write_report(tmp_path).read_text("utf-8"))
+    assert "holds no scores" in page.text and "holds no answers" in page.text and "data" not in page.ids()
+
+
+def test_a_run_that_has_gone_is_said(tmp_path):
+    written.write(tmp_path / "e", run=tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    text = _Page(write_report(tmp_path / "e").read_text("utf-8")).text
+    assert "metrics.jsonl is no longer in run" in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "is not JSON"),
+        ("[]", "format is None"),
+        ('{"format": 2}', "format is 2, this gadjax reads 1"),
+        ('{"format": 1, "models": {}, "sets": []}', "`models` is not a list"),
+        ('{"format": 1, "models": [], "sets": [{"name": 3}]}', "`sets` is not a list"),
+        ('{"format": 1, "models": [], "sets": [], "scores": []}', "`scores` is not an object"),
+    ],
+)
+def test_bad_results_are_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        write_report(tmp_path)
+    assert "results.json" in str(error.value) and "gadjax.evaluate" in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_bad_row_of_answers_is_named(tmp_path):
+    written.write(tmp_path)
+    path = tmp_path / "answers" / "tea" / "GAD.jsonl"
+    path.write_text('{"id": "tea-0", "content": []}\n')
+    with pytest.raises(UserError, match="GAD.jsonl:1: no `response`"):
+        write_report(tmp_path)
+
+
+def test_drawing_needs_no_library_beyond_the_standard_one(tmp_path):
+    written.write(tmp_path)
+    write_report(tmp_path)
+    assert not {"tensorflow", "torch"} & set(sys.modules)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9)
+
+
+@given(st.lists(numbers, min_size=1, max_size=5))
+def test_an_axis_holds_its_values_in_few_round_ticks(values):
+    axis = svg.axis(values)
+    assert axis.low <= min(values) + 1e-6 * abs(min(values)) and axis.high >= max(values) - 1e-6 * abs(max(values))
+    assert 2 <= len(axis.ticks) <= 8
+    labels = [axis.label(tick) for tick in axis.ticks]
+    assert len(set(labels)) == len(labels)
+    assert all(0 <= axis.share(value) <= 1 for value in values)
+
+
+def test_numbers_as_people_read_them():
+    shown = {0: "0.000", 1234.5: "1,234", 12.34: "12.3", -0.25: "−0.250", 1e-5: "1.00e−05", -0.0004: "−4.00e−04"}
+    assert {value: svg.number(value) for value in shown} == shown
+    assert svg.number(-0.001, 2) == "0.00"
+
+
+def test_curves_place_steps_in_their_stage():
+    stages = {"seqkd": (0, 1000), "gad": (1000, 1010)}
+    lines = [svg.Line("", {"seqkd": [(n, 1.0) for n in range(1, 1001)], "gad": [(n, 2.0) for n in range(1001, 1011)]})]
+    drawing = svg.curves("label", lines, {"gad": [svg.Point(1010, 2.0)]}, stages, {"gad": "GAD"})
+    ticks = dict(re.findall(r'x="([\d.]+)"[^>]*class="tick"|', drawing)) if False else drawing
+    assert ">1,000<" in ticks and ">1,010<" in ticks and ">GAD<" in ticks
+    titles = re.findall("<title>(.*?)</title>", drawing)
+    assert titles[-1] == "held-out, GAD, step 1,010: 2.00"
+    assert titles[-2] == "step 1,010: 2.00" and titles[0].startswith("steps 1 to ")
+    assert len(drawing) < 30_000  # a thousand steps are drawn in as many places as there is width for
+
+
+def test_histograms_of_other_bins_compare():
+    own = svg.Histogram([0, 10, 20], [1, 3])
+    other = svg.Histogram([0, 5, 10, 20], [1, 1, 2])
+    assert own.shares(10) == [25, 75]
+    assert other.shares(10) == [50, 50, 50]
+    assert math.isclose(sum(own.shares(10)), 100)
