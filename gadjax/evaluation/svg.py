@@ -76,7 +76,7 @@ def number(value: float, digits: int | None = None) -> str:
     if digits is None:
         size = abs(value)
         if size and (size < 1e-3 or size >= 1e7):
-            return f"{value:.2e}"
+            return f"{value:.2e}".replace("-", "−")
         digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     text = f"{value:,.{digits}f}"
     return "0" + text[2:] if text.startswith("-0") and not float(text) else text.replace("-", "−")

@@ -79,7 +79,7 @@ def test_it_holds_every_section(page):
     assert "0.042" in page.text and "sign test" in page.text
     assert "48.0 (44.0 to 52.0)" in page.text  # a figure with its interval
     assert "new/figure" in page.text  # a figure that the report does not know
-    assert "1 figures were not finite" in page.text.replace("1 figure was", "1 figures were")
+    assert "1 figure was not finite" in page.text
 
 
 def test_it_asks_for_nothing_from_anywhere(page):
@@ -177,7 +177,7 @@ def test_no_text_of_a_model_becomes_markup(tmp_path, text):
         results["models"][0]["source"] = results["settings"]["note"] = results["comparisons"]["tea"][0]["test"] = text
         written.save(tmp_path, results)
         shape = _shape(write_report(tmp_path))
-        assert sorted(shape) == sorted([*plain, *(["dt", "dd"])])
+        assert sorted(shape) == sorted([*plain, "dt", "dd"])
 
 
 def _shape(path) -> list[str]:
@@ -258,7 +258,7 @@ def test_a_bad_row_of_answers_is_named(tmp_path):
     written.write(tmp_path)
     path = tmp_path / "answers" / "tea" / "GAD.jsonl"
     path.write_text('{"id": "tea-0", "content": []}\n')
-    with pytest.raises(UserError, match="GAD.jsonl:1: no `response`"):
+    with pytest.raises(UserError, match=r"GAD\.jsonl:1: no `response`"):
         write_report(tmp_path)
 
 
@@ -291,8 +291,7 @@ def test_curves_place_steps_in_their_stage():
     stages = {"seqkd": (0, 1000), "gad": (1000, 1010)}
     lines = [svg.Line("", {"seqkd": [(n, 1.0) for n in range(1, 1001)], "gad": [(n, 2.0) for n in range(1001, 1011)]})]
     drawing = svg.curves("label", lines, {"gad": [svg.Point(1010, 2.0)]}, stages, {"gad": "GAD"})
-    ticks = dict(re.findall(r'x="([\d.]+)"[^>]*class="tick"|', drawing)) if False else drawing
-    assert ">1,000<" in ticks and ">1,010<" in ticks and ">GAD<" in ticks
+    assert ">1,000<" in drawing and ">1,010<" in drawing and ">GAD<" in drawing
     titles = re.findall("<title>(.*?)</title>", drawing)
     assert titles[-1] == "held-out, GAD, step 1,010: 2.00"
     assert titles[-2] == "step 1,010: 2.00" and titles[0].startswith("steps 1 to ")

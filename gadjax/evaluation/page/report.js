@@ -29,7 +29,7 @@
 
   const pattern = (query) => {
     if (!query.trim()) return null;
-    return new RegExp(query.trim().replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&").replace(/\s+/g, "\\s+"), "giu");
+    return new RegExp(query.trim().replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&").replace(/\s+/g, "\\s+"), "giu");
   };
 
   // Text with what is found marked, and characters that are not seen (or that turn the line round) named.
@@ -243,7 +243,7 @@
     if (event.target.id === "set") categories();
     filter(false);
   });
-  $("clear").addEventListener("click", () => form.reset());
+  $("clear").addEventListener("click", () => $("reset").click());
   $("previous").addEventListener("click", () => go(state.at - 1));
   $("next").addEventListener("click", () => go(state.at + 1));
   const turn = (by) => {
