@@ -68,6 +68,10 @@ class Axis:
 
     def label(self, value: float) -> str:
         """A tick's text."""
+        if max(abs(self.low), abs(self.high)) < 1e-3:
+            return f"{value:.3g}".replace("-", "−")
+        if self.high - self.low >= 1e6:
+            return f"{value / 1e6:,g}M".replace("-", "−")
         return number(value, self.digits)
 
 
@@ -86,8 +90,10 @@ def axis(values: Sequence[float], *, include: Sequence[float] = (), count: int =
     """Round ticks around all finite values and those to include."""
     known = [value for value in (*values, *include) if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = (low - 0.1 * abs(low), high + 0.1 * abs(high)) if high else (0.0, 1.0)
+    if max(abs(low), abs(high)) < 1e-12:  # no scale of its own
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 0.1 * abs(low), high + 0.1 * abs(high)
     step = _round_step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(n * step for n in range(first, last + 1))

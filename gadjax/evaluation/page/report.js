@@ -77,7 +77,8 @@
         box.append(make("p", "more", `Cut here: the first ${count(text.length)} of ${count(lengthOf(value))} characters.`));
       }
     };
-    show(found || text.length <= SHOWN * 1.2 ? text.length : SHOWN);
+    const later = found && new RegExp(found.source, "iu").test(text.slice(SHOWN - 100)); // a find across the fold too
+    show(later || text.length <= SHOWN * 1.2 ? text.length : SHOWN);
     return box;
   };
 
