@@ -34,6 +34,14 @@ def test_machine(benchmark):
     assert results["rates"].keys() == {"1", "16"}
 
 
+def test_gpu_decode(benchmark):
+    finished, results = benchmark("gpu_decode", "--rounds=1")
+    assert finished.status == 0, finished.err
+    assert 0 < results["attention"][0]["error"] < 5e-3  # the kernel's bfloat16, against float32
+    assert 0 < results["rollouts"][0]["gap"] < 5e-3
+    assert "loop / kernel" in finished.out
+
+
 @pytest.mark.slow
 def test_sampling_beside_transformers(benchmark):
     pytest.importorskip("torch")
