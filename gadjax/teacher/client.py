@@ -11,20 +11,22 @@ import random
 import re
 import time
 import urllib.parse
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError, first_line
 from gadjax.teacher.ledger import Answer
+from gadjax.teacher.limits import LONGEST_ASKED_WAIT, Limits
+from gadjax.teacher.tokens import expected_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
 
 _LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
-_LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
 _UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the server has never answered anything
 _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
+_LOAD = (429, 503)  # statuses by which a server says that it is asked too much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,30 @@ class RowFailed(Exception):
 class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, message: str, wait: float | None = None, *, remedy: str = ""):
+    def __init__(
+        self,
+        message: str,
+        wait: float | None = None,
+        *,
+        remedy: str = "",
+        load: bool = False,
+        billed: bool = False,
+    ):
         super().__init__(message)
         self.wait = wait  # seconds that the server asked for
         self.remedy = remedy  # where nothing came back: what to do if nothing ever does
+        self.load = load  # the server is asked too much
+        self.billed = billed  # an answer may have been made, and has to be paid for
+
+
+class Account(Protocol):
+    """Who is told of the attempts at one prompt, since each may cost money."""
+
+    async def begin(self) -> None:
+        """Before each attempt; may wait, or raise to end the asking."""
+
+    def failed(self, *, billed: bool) -> None:
+        """After an attempt without an answer; `billed` where it may have been made and has to be paid for."""
 
 
 class Teacher:
@@ -65,6 +87,7 @@ class Teacher:
         timeout: float = 120.0,
         max_retries: int = 8,
         first_wait: float = 1.0,
+        limits: Limits | None = None,
     ):
         """
         Args:
@@ -77,6 +100,7 @@ class Teacher:
           timeout: of one attempt, seconds.
           max_retries: attempts after the first.
           first_wait: mean seconds before the second attempt; each later wait is twice as long.
+          limits: on attempts under way and a minute; by default none.
 
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
@@ -89,7 +113,8 @@ class Teacher:
         if not (api_key.isascii() and api_key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
         self.model, self.name, self.sampling, self.system = model, name or model, sampling, system
-        self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
+        self.limits = limits or Limits(1_000_000)
+        self.stop = self.limits.stop  # when set, no attempt begins and no wait lasts
         self.retries = 0
         self._secrets = [secret for secret in (api_key, url.password) if secret]
         self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
@@ -108,21 +133,32 @@ class Teacher:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def request(self, content: Messages) -> dict[str, Any]:
-        """The body of the request for a chat."""
+    def request(self, content: Messages, sample: int = 0) -> dict[str, Any]:
+        """The body of the request for the `sample`-th answer to a chat, from 0; it shows where there is a seed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        fields = {"model": self.model, "messages": system + content} | dataclasses.asdict(self.sampling)
+        fields = {"model": self.model, "messages": system + content} | dataclasses.asdict(self.sampling_of(sample))
         return {name: value for name, value in fields.items() if value is not None}
 
-    def fingerprint(self, content: Messages) -> str:
+    def sampling_of(self, sample: int) -> Sampling:
+        """How the `sample`-th answer to a chat is drawn: each with a seed of its own, if with any."""
+        if self.sampling.seed is None:
+            return self.sampling
+        return dataclasses.replace(self.sampling, seed=self.sampling.seed + sample)
+
+    def fingerprint(self, content: Messages, sample: int = 0) -> str:
         """Names the request: the same model, chat and sampling give the same text."""
-        body = json.dumps(self.request(content), sort_keys=True)
+        body = json.dumps(self.request(content, sample), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
-    async def ask(self, content: Messages) -> Answer:
+    async def ask(self, content: Messages, sample: int = 0, account: Account | None = None) -> Answer:
         """The teacher's answer to a chat.
 
-        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to.
+        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to, by all that ask.
+
+        Args:
+          content: the chat.
+          sample: which of the answers to it, from 0.
+          account: told of every attempt.
 
         Raises:
           RowFailed: the API refuses this chat, or every attempt failed.
@@ -133,7 +169,7 @@ class Teacher:
             if self.stop.is_set():
                 raise asyncio.CancelledError
             try:
-                return await self._attempt(content)
+                return await self._limited(content, sample, account)
             except _Transient as failure:
                 if failure.remedy and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
                     raise UserError(
@@ -150,22 +186,54 @@ class Teacher:
         wait = min(self._first_wait * 2**attempt, _LONGEST_WAIT) * jitter
         if asked is not None:
             # Jitter on top, so that the requests refused together don't return together.
-            wait = min(asked, _LONGEST_ASKED_WAIT) + self._first_wait * jitter
+            wait = min(asked, LONGEST_ASKED_WAIT) + self._first_wait * jitter
         try:
             await asyncio.wait_for(self.stop.wait(), wait)
         except TimeoutError:
             return
 
-    async def _attempt(self, content: Messages) -> Answer:
+    async def _limited(self, content: Messages, sample: int, account: Account | None) -> Answer:
+        """One attempt, within the limits."""
+        if account:
+            await account.begin()
+        used: int | None = 0
+        billed = False
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**self.request(content))
+            slot = await self.limits.acquire(expected_tokens(content, self.system) + self.sampling.max_tokens)
+            try:
+                billed, used = True, None  # until it is known; also where this task is cancelled
+                answer = await self._attempt(content, sample)
+            except _Transient as failure:
+                billed, used = failure.billed, None if failure.billed else 0
+                if failure.load:
+                    self.limits.refused(slot, failure.wait)
+                raise
+            except (RowFailed, UserError):
+                billed, used = False, 0
+                raise
+            else:
+                used = answer.tokens
+                self.limits.answered()
+                return answer
+            finally:
+                self.limits.release(slot, used)
+        except BaseException:
+            if account:
+                account.failed(billed=billed)
+            raise
+
+    async def _attempt(self, content: Messages, sample: int) -> Answer:
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**self.request(content, sample))
         except openai.APITimeoutError:
             remedy = f"raise --requests_timeout={self._timeout:g} if the server is slow, or mend the URL"
-            raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy) from None
+            raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy, billed=True) from None
         except openai.APIConnectionError as error:
             cause = self._clean(str(error.__cause__ or error))
+            # What was never connected was never asked. The HTTP library is openai's choice, and so is the class.
+            sent = type(error.__cause__).__name__ != "ConnectError"
             remedy = "start the server or mend the URL"
-            raise _Transient(f"connection failed: {cause}", remedy=remedy) from None
+            raise _Transient(f"connection failed: {cause}", remedy=remedy, billed=sent) from None
         except openai.APIStatusError as error:
             self._answered = True
             raise self._status_failure(error) from None
@@ -173,7 +241,7 @@ class Teacher:
         try:
             return _parse(raw.http_response.content)
         except ValueError as error:
-            raise _Transient(f"malformed answer: {self._clean(str(error))}") from None
+            raise _Transient(f"malformed answer: {self._clean(str(error))}", billed=True) from None
 
     def _status_failure(self, error: openai.APIStatusError) -> Exception:
         status, body = error.status_code, error.body
@@ -189,7 +257,9 @@ class Teacher:
                 f"end, or --model={self.model} is unknown there"
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
+            return _Transient(
+                f"HTTP {status}: {said}", _retry_after(error.response.headers), load=status in _LOAD
+            )
         return RowFailed(f"HTTP {status}: {said}")
 
     def _clean(self, text: str) -> str:
@@ -215,6 +285,8 @@ def _parse(body: bytes) -> Answer:
     text, refusal = message.get("content"), message.get("refusal")
     if not isinstance(text, str | None):
         raise ValueError(f"the message's content is {type(text).__name__}, not text")
+    if not text and isinstance(refusal, str):
+        text = refusal
     text = (text or "").encode("utf-8", "replace").decode()  # half surrogate pairs, which no file can keep
     reason = choice.get("finish_reason")
     if refusal:

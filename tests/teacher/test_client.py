@@ -104,7 +104,7 @@ MARKS = {
     "cut": (Reply(finish_reason="length"), "an answer", "length"),
     "cut before it began": (Reply(text=None, finish_reason="length"), "", "length"),
     "filtered": (Reply(text=None, finish_reason="content_filter"), "", "content_filter"),
-    "refused": (Reply(text=None, message={"refusal": "I cannot."}), "", "refusal"),
+    "refused": (Reply(text=None, message={"refusal": "I cannot."}), "I cannot.", "refusal"),
     "tool": (Reply(text=None, finish_reason="tool_calls"), "", "tool_calls"),
     "no reason": (Reply(finish_reason=None), "an answer", None),
 }

@@ -11,24 +11,31 @@ from gadjax.data.prompts import Prompt
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from gadjax.teacher.client import Sampling, Teacher
-from gadjax.teacher.collector import check_complete, collect, write_parquet
+from gadjax.teacher.budget import Budget, Prices
+from gadjax.teacher.collector import check_complete, collect, questions, write_parquet
 from gadjax.teacher.ledger import Answer, Ledger
 from gadjax.teacher.progress import AnswerProgress
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbers") for i in range(20)]
 
+PRICES = Prices(input=0.0, output=1e6)  # a unit of currency for a token of answer
 
-def run(server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, out=None, **options):
+
+def run(
+    server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, seed=None, out=None, n=1, limit=None, **options
+):
     """Collects into a ledger at `path`, and into the Parquet `out`."""
     options = {"api_key": None, "name": "Fake-1", "first_wait": 0.01, "max_retries": 2} | options
+    asked = questions(prompts, n)
 
     async def work():
-        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16), **options) as teacher:
+        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16, seed), **options) as teacher:
             with Ledger(path) as ledger:
-                result = await collect(teacher, prompts, ledger, concurrency=concurrency)
+                budget = None if limit is None else Budget(PRICES, ledger, limit)
+                result = await collect(teacher, asked, ledger, concurrency=concurrency, budget=budget)
                 if out is not None:
-                    write_parquet(out, teacher, prompts, ledger)
+                    write_parquet(out, teacher, asked, ledger)
                 return result
 
     return asyncio.run(work())
@@ -91,7 +98,7 @@ def test_a_refused_key_stops_all_and_keeps_answers_under_way(path):
 def test_a_stop_wakes_those_that_wait(path):
     def behave(prompt, attempt):
         if prompt == "prompt 0":
-            return error(429, "slow down", retry_after="300")
+            return error(500, "slow down", retry_after="300")
         return error(401, "no", retry_after="0") if prompt == "prompt 5" else Reply()
 
     with FakeServer(behave) as server, pytest.raises(UserError, match="refuses the key"):
@@ -142,6 +149,7 @@ def test_the_parquet_has_the_published_schema_and_provenance(path, tmp_path):
         "max_tokens": 16,
         "seed": None,
         "system": "Be brief.",
+        "sample": 0,
     }
     assert [row["finish_reason"] for row in others] == ["error", "length", "refusal"]
     assert pq.ParquetFile(out).metadata.row_group(0).column(0).compression == "ZSTD"
