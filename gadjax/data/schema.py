@@ -33,6 +33,18 @@ _REQUIRED = ("content", "teacher_response")
 _OPTIONAL = ("category", "finish_reason")
 
 
+def status_of(answer: str | None, finish_reason: str | None) -> str:
+    """What an answer is to training: "whole", "cut" (at a token limit) or "marked" (there is none to learn from).
+
+    The rule of `Rows.cut` and `Rows.marked` for one answer; a marked one that was cut is "marked".
+    """
+    if finish_reason in MARKED_REASONS:
+        return "marked"
+    if finish_reason in CUT_REASONS:
+        return "cut" if (answer or "").strip() else "marked"
+    return "whole"
+
+
 class Row(NamedTuple):
     """One row: a chat that ends with a user turn, and the teacher's answer to it."""
 

@@ -63,6 +63,18 @@ class Budget:
         """Set aside for attempts under way, and for those of which nobody knows whether they were paid for."""
         return self.prices.cost(self._ledger.at_risk)
 
+    def lines(self) -> list[str]:
+        """What it came to, in words."""
+        line = f"cost: {self.spent:.4g}"
+        if self.limit is not None:
+            line += f" of --budget={self.limit:g}"
+        if lost := self._ledger.attempts_open:
+            line += (
+                f", and {self.at_risk:.4g} set aside for {lost} attempts of which no answer came, but which may have "
+                "to be paid for"
+            )
+        return [line]
+
     def fits(self, most: Usage, *, batch: bool = False, aside: float = 0.0) -> bool:
         """Whether a request that takes `most` fits beside all else, and beside what is set `aside` elsewhere."""
         if self.limit is None:

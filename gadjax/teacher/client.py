@@ -257,9 +257,7 @@ class Teacher:
                 f"end, or --model={self.model} is unknown there"
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Transient(
-                f"HTTP {status}: {said}", _retry_after(error.response.headers), load=status in _LOAD
-            )
+            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers), load=status in _LOAD)
         return RowFailed(f"HTTP {status}: {said}")
 
     def _clean(self, text: str) -> str:

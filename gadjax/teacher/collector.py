@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gadjax.data.prompts import Prompt
+from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
 from gadjax.files import whole_output, writing
 from gadjax.teacher.budget import Budget, BudgetReached, most_usage
@@ -64,6 +66,34 @@ class Collected:
     received: int = 0
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the question -> why
     unasked: int = 0  # for want of budget
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a file of answers holds."""
+
+    rows: int = 0
+    cut: Counter[str] = dataclasses.field(default_factory=Counter)  # by finish reason
+    marked: Counter[str] = dataclasses.field(default_factory=Counter)  # by finish reason
+
+    def count(self, answer: str | None, finish_reason: str | None) -> None:
+        """Counts one row."""
+        self.rows += 1
+        if (status := status_of(answer, finish_reason)) != "whole":
+            getattr(self, status)[str(finish_reason)] += 1
+
+    def lines(self) -> list[str]:
+        """What training leaves out, in words; none where it takes all."""
+        parts = []
+        if self.cut:
+            parts.append(f"{self.cut.total()} cut at --max_tokens ({_counts(self.cut)})")
+        if self.marked:
+            parts.append(f"{self.marked.total()} without an answer to learn from ({_counts(self.marked)})")
+        return [f"of these, training leaves out by default: {', '.join(parts)}"] if parts else []
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common())
 
 
 def questions(prompts: Sequence[Prompt], samples: int = 1) -> list[Question]:
@@ -163,8 +193,8 @@ def question(teacher: Teacher, asked: Question) -> dict[str, Any]:
     return fields | dataclasses.asdict(teacher.sampling_of(asked.sample))
 
 
-def write_parquet(path: pathlib.Path, teacher: Teacher, asked: Sequence[Question], ledger: Ledger) -> int:
-    """Writes every answer of the ledger, a whole file or none; returns their number.
+def write_parquet(path: pathlib.Path, teacher: Teacher, asked: Sequence[Question], ledger: Ledger) -> Tally:
+    """Writes every answer of the ledger, a whole file or none; says what they are.
 
     First the answered questions, in their order, then the others in the order of arrival: answers to prompts of
     earlier runs, or to these with other settings. Without any answer no file is written.
@@ -175,18 +205,20 @@ def write_parquet(path: pathlib.Path, teacher: Teacher, asked: Sequence[Question
     check_complete(path, ledger)
     known = {key(teacher, one): one for one in asked}
     names = [name for name in known if name in ledger] + [name for name in ledger if name not in known]
+    tally = Tally()
     if not names:
-        return 0
+        return tally
     with whole_output(path) as partial, writing(path), pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for start in range(0, len(names), _ROW_GROUP):
             rows = []
             for name in names[start : start + _ROW_GROUP]:
                 row = ledger[name]
                 row |= {"teacher_response": row["text"], "sample": name.sample}
+                tally.count(row["text"], row["finish_reason"])
                 # A category or a --model_name may be another by now.
                 rows.append(row | question(teacher, known[name]) if name in known else row)
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    return len(names)
+    return tally
 
 
 def check_complete(path: pathlib.Path, ledger: Ledger) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
-from gadjax.teacher.client import Sampling, Teacher
 from gadjax.teacher.budget import Budget, Prices
+from gadjax.teacher.client import Sampling, Teacher
 from gadjax.teacher.collector import check_complete, collect, questions, write_parquet
 from gadjax.teacher.ledger import Answer, Ledger
 from gadjax.teacher.progress import AnswerProgress

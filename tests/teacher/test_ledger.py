@@ -5,7 +5,12 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
 
-QUESTION = {"content": [{"role": "user", "content": "Why\u2028?"}], "model": "fake", "temperature": 0.7, "max_tokens": 50}
+QUESTION = {
+    "content": [{"role": "user", "content": "Why\u2028?"}],
+    "model": "fake",
+    "temperature": 0.7,
+    "max_tokens": 50,
+}
 
 
 def answer(text):
@@ -28,7 +33,10 @@ def path(tmp_path):
 def test_keeps_answers_over_runs(path):
     with Ledger(path) as ledger:
         row = {"text": "one\n\u2028 ünd", "finish_reason": "stop", "created": 1_700_000_000, "prompt_tokens": 7}
-        assert ledger[Key("a", "f")] == {"id": "a", "fingerprint": "f", "sample": 0, "completion_tokens": None} | row | QUESTION
+        assert (
+            ledger[Key("a", "f")]
+            == {"id": "a", "fingerprint": "f", "sample": 0, "completion_tokens": None} | row | QUESTION
+        )
         assert Key("a", "g") not in ledger
         append(ledger, Key("c", "f"), "three")
         assert [ledger[Key(name, "f")]["text"] for name in "cba"] == ["three", "two", "one\n\u2028 ünd"]
