@@ -18,6 +18,10 @@ OUT.ledger.jsonl says was spent, and sets aside the most that every request unde
 stays below it. While the API refuses some requests for load, fewer than --concurrency are under way, and all wait
 as long as a Retry-After says.
 
+--batch asks through the Batch API, at half the price (--batch_price), and waits for it; stopped or killed, the same
+command goes on with the batches under way, which stand in OUT.batches.json. What expired or met a fault is asked
+again, in at most three batches.
+
 Answers that were cut, filtered, refused or empty are kept, marked in `finish_reason`, counted, and left out of
 training by default.
 
@@ -43,6 +47,7 @@ from gadjax.files import expand
 
 if TYPE_CHECKING:
     from gadjax.data.prompts import Prompt
+    from gadjax.teacher.batch_state import Batches
     from gadjax.teacher.budget import Budget, Prices
     from gadjax.teacher.client import Teacher
     from gadjax.teacher.collector import Collected, Question
@@ -74,6 +79,10 @@ def define_flags() -> None:
     flags.DEFINE_float("output_price", None, "Of a million tokens of answers.", lower_bound=0)
     flags.DEFINE_float("budget", None, "What all of --out may cost, former runs too, in the currency of the prices.")
     flags.DEFINE_string("tokenizer", None, "Hugging Face directory or hub id that counts the estimate's input.")
+    flags.DEFINE_bool("batch", False, "Ask through the Batch API: cheaper, within a day.")
+    flags.DEFINE_float("batch_price", 0.5, "What --batch costs, as a part of the prices.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 50_000, "Requests in a batch at most.", lower_bound=1, upper_bound=50_000)
+    flags.DEFINE_float("batch_poll", 60.0, "Seconds between looks at the batches.", lower_bound=0.01)
     flags.DEFINE_bool("dry_run", False, "Say what it would take, and end.")
     flags.DEFINE_string("inspect", None, "Teacher's Parquet or ledger: say what it holds, and end.")
 
@@ -122,7 +131,7 @@ def _prices() -> Prices | None:
     for name in ("input_price", "output_price"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; give it with the other price, 0 where it is free")
-    return Prices(FLAGS.input_price, FLAGS.output_price)
+    return Prices(FLAGS.input_price, FLAGS.output_price, FLAGS.batch_price)
 
 
 async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, ledger_path: pathlib.Path) -> int:
@@ -139,10 +148,13 @@ async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, 
             collector.check_complete(out, ledger)
             budget = Budget(prices, ledger, FLAGS.budget) if prices else None
             missing = [one for one in asked if collector.key(teacher, one) not in ledger]
-            _show_estimate(prompts, missing, prices, budget)
+            batches = _batches(out)
+            waiting = batches.keys()
+            to_ask = [one for one in missing if collector.key(teacher, one) not in waiting]
+            _show_estimate(prompts, to_ask, prices, budget, batches, len(missing) - len(to_ask))
             if FLAGS.dry_run:
                 return 0
-            result = await _ask(teacher, asked, missing, ledger, budget)
+            result = await _ask(teacher, asked, missing, ledger, budget, batches)
             places = {prompt.id: place for place, prompt in enumerate(prompts)}
             asked.sort(key=lambda one: places[one.prompt.id])
             tally = collector.write_parquet(out, teacher, asked, ledger)
@@ -178,28 +190,65 @@ def _teacher() -> Teacher:
 
 
 def _show_estimate(
-    prompts: list[Prompt], missing: list[Question], prices: Prices | None, budget: Budget | None = None
+    prompts: list[Prompt],
+    missing: list[Question],
+    prices: Prices | None,
+    budget: Budget | None = None,
+    batches: Batches | None = None,
+    waiting: int = 0,
 ) -> None:
     from gadjax.teacher.budget import estimate
 
+    spent = budget.spent + budget.at_risk if budget else 0.0
+    if prices and batches:
+        spent += prices.cost(batches.most, batch=True)
     lines = estimate(
         prompts,
         [one.prompt for one in missing],
+        waiting=waiting,
         samples=FLAGS.n,
         system=FLAGS.system or None,
         max_tokens=FLAGS.max_tokens,
         tokenizer=FLAGS.tokenizer,
-    ).lines(prices, spent=budget.spent + budget.at_risk if budget else 0.0, limit=FLAGS.budget, batch=False)
+    ).lines(prices, spent=spent, limit=FLAGS.budget, batch=FLAGS.batch)
     print("\n".join(lines), flush=True)
 
 
+def _batches(out: pathlib.Path) -> Batches:
+    from gadjax.teacher.batch_state import Batches
+
+    batches = Batches(out)
+    if batches.open and not FLAGS.batch:
+        raise UserError(
+            f"{batches.path}: {len(batches.open)} batches are under way, and their answers paid for; give --batch to "
+            "fetch them"
+        )
+    return batches
+
+
 async def _ask(
-    teacher: Teacher, asked: list[Question], missing: list[Question], ledger: Ledger, budget: Budget | None
+    teacher: Teacher,
+    asked: list[Question],
+    missing: list[Question],
+    ledger: Ledger,
+    budget: Budget | None,
+    batches: Batches,
 ) -> Collected:
     from gadjax.teacher import collector
+    from gadjax.teacher.batch import BatchCollector
     from gadjax.teacher.progress import AnswerProgress
 
     try:
+        if FLAGS.batch:
+            return await BatchCollector(
+                teacher,
+                ledger,
+                batches,
+                budget=budget,
+                batch_size=FLAGS.batch_size,
+                poll_seconds=FLAGS.batch_poll,
+                tell=lambda line: print(line, flush=True),
+            ).collect(asked)
         with AnswerProgress(len(asked), len(asked) - len(missing), teacher, budget) as progress:
             return await collector.collect(
                 teacher, missing, ledger, concurrency=FLAGS.concurrency, budget=budget, on_answer=progress.advance

@@ -75,11 +75,13 @@ class Budget:
             )
         return [line]
 
-    def fits(self, most: Usage, *, batch: bool = False, aside: float = 0.0) -> bool:
-        """Whether a request that takes `most` fits beside all else, and beside what is set `aside` elsewhere."""
-        if self.limit is None:
-            return True
-        return self.spent + self.at_risk + aside + self.prices.cost(most, batch=batch) <= self.limit
+    def fits(self, most: Usage) -> bool:
+        """Whether a request that takes `most` at most fits beside all else."""
+        return self.limit is None or self.spent + self.at_risk + self.prices.cost(most) <= self.limit
+
+    def fits_batches(self, most: Usage) -> bool:
+        """Whether all open batches fit, which together take `most` at most."""
+        return self.limit is None or self.spent + self.at_risk + self.prices.cost(most, batch=True) <= self.limit
 
     def account(self, key: Key, most: Usage, stop: asyncio.Event) -> Account:
         """For the attempts at one prompt, as `Teacher.ask` takes it.
@@ -139,6 +141,7 @@ class Estimate:
     prompts: int  # of the file
     samples: int  # answers a prompt
     kept: int  # answers of former runs
+    waiting: int  # requests in batches of former runs
     input_tokens: int  # of requests to be made, estimated
     max_tokens: int  # of an answer
     counted_by: str  # how the input was estimated
@@ -146,7 +149,7 @@ class Estimate:
     @property
     def requests(self) -> int:
         """Still to be made."""
-        return self.prompts * self.samples - self.kept
+        return self.prompts * self.samples - self.kept - self.waiting
 
     @property
     def most(self) -> Usage:
@@ -164,8 +167,9 @@ class Estimate:
         """
         each = f" x {self.samples} answers" if self.samples > 1 else ""
         kept = f", {self.kept} answered before" if self.kept else ""
+        waiting = f", {self.waiting} in batches under way" if self.waiting else ""
         lines = [
-            f"{self.prompts} prompts{each}{kept}: {self.requests} requests",
+            f"{self.prompts} prompts{each}{kept}{waiting}: {self.requests} requests",
             f"input: about {self.most.prompt:,} tokens ({self.counted_by})",
             f"output: at most {self.most.completion:,} tokens (--max_tokens={self.max_tokens} a request)",
         ]
@@ -188,6 +192,7 @@ def estimate(
     prompts: Sequence[Prompt],
     missing: Sequence[Prompt],
     *,
+    waiting: int = 0,
     samples: int,
     system: str | None,
     max_tokens: int,
@@ -198,6 +203,7 @@ def estimate(
     Args:
       prompts: of the file.
       missing: the prompts to ask, one for every request.
+      waiting: requests for these prompts in batches under way.
       samples: answers a prompt.
       system: the system prompt of every chat.
       max_tokens: of an answer.
@@ -211,8 +217,8 @@ def estimate(
         counted_by = f"estimated as characters / {CHARACTERS_A_TOKEN}; --tokenizer=NAME counts"
     else:
         tokens, counted_by = _count_tokens(missing, system, tokenizer), f"counted by --tokenizer={tokenizer}"
-    kept = len(prompts) * samples - len(missing)
-    return Estimate(len(prompts), samples, kept, tokens, max_tokens, counted_by)
+    kept = len(prompts) * samples - len(missing) - waiting
+    return Estimate(len(prompts), samples, kept, waiting, tokens, max_tokens, counted_by)
 
 
 def _count_tokens(prompts: Sequence[Prompt], system: str | None, tokenizer: str) -> int:

@@ -11,7 +11,8 @@ import random
 import re
 import time
 import urllib.parse
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 import openai
 
@@ -26,7 +27,11 @@ OPENAI_URL = "https://api.openai.com/v1"
 _LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
 _UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the server has never answered anything
 _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
+_CHAT = "/chat/completions"
+_UNKNOWN = {_CHAT: "--model={} is unknown there"}  # what else a 404 can mean
 _LOAD = (429, 503)  # statuses by which a server says that it is asked too much
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,20 +170,42 @@ class Teacher:
           UserError: no chat can succeed (bad key, unknown model, no such server).
           asyncio.CancelledError: `stop` was set before an answer came.
         """
-        for attempt in range(self._max_retries + 1):
+        return await self._retrying(lambda: self._limited(content, sample, account))
+
+    async def call(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
+        """Another request to the API, repeated as `ask` repeats.
+
+        Args:
+          send: makes the request; called anew for each attempt. A ValueError of its, of a malformed response, is a
+            fault that may pass.
+          path: of the request below the base URL, for messages.
+
+        Raises: as `ask`.
+        """
+
+        async def attempt() -> T:
+            try:
+                return await self._send(send, path)
+            except ValueError as error:
+                raise _Transient(f"malformed answer: {self.clean(str(error))}") from None
+
+        return await self._retrying(attempt)
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        for number in range(self._max_retries + 1):
             if self.stop.is_set():
                 raise asyncio.CancelledError
             try:
-                return await self._limited(content, sample, account)
+                return await attempt()
             except _Transient as failure:
-                if failure.remedy and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
+                if failure.remedy and not self._answered and number + 1 >= _UNREACHABLE_AFTER:
                     raise UserError(
                         f"nothing answers at --base_url={self.base_url} ({failure}); {failure.remedy}"
                     ) from None
-                if attempt == self._max_retries:
-                    raise RowFailed(f"{failure}, {attempt + 1} attempts") from None
+                if number == self._max_retries:
+                    raise RowFailed(f"{failure}, {number + 1} attempts") from None
                 self.retries += 1
-                await self._pause(attempt, failure.wait)
+                await self._pause(number, failure.wait)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _pause(self, attempt: int, asked: float | None) -> None:
@@ -223,44 +250,49 @@ class Teacher:
             raise
 
     async def _attempt(self, content: Messages, sample: int) -> Answer:
+        body = self.request(content, sample)
+        raw = await self._send(lambda client: client.chat.completions.with_raw_response.create(**body), _CHAT)
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**self.request(content, sample))
+            return parse_answer(raw.content)
+        except ValueError as error:
+            raise _Transient(f"malformed answer: {self.clean(str(error))}", billed=True) from None
+
+    async def _send(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
+        try:
+            answer = await send(self._client)
         except openai.APITimeoutError:
             remedy = f"raise --requests_timeout={self._timeout:g} if the server is slow, or mend the URL"
             raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy, billed=True) from None
         except openai.APIConnectionError as error:
-            cause = self._clean(str(error.__cause__ or error))
+            cause = self.clean(str(error.__cause__ or error))
             # What was never connected was never asked. The HTTP library is openai's choice, and so is the class.
             sent = type(error.__cause__).__name__ != "ConnectError"
             remedy = "start the server or mend the URL"
             raise _Transient(f"connection failed: {cause}", remedy=remedy, billed=sent) from None
         except openai.APIStatusError as error:
             self._answered = True
-            raise self._status_failure(error) from None
+            raise self._status_failure(error, path) from None
         self._answered = True
-        try:
-            return _parse(raw.http_response.content)
-        except ValueError as error:
-            raise _Transient(f"malformed answer: {self._clean(str(error))}", billed=True) from None
+        return answer
 
-    def _status_failure(self, error: openai.APIStatusError) -> Exception:
+    def _status_failure(self, error: openai.APIStatusError, path: str) -> Exception:
         status, body = error.status_code, error.body
         said = body.get("message") or body.get("detail") if isinstance(body, dict) else body  # "detail": FastAPI's
-        said = self._clean(str(said or error.message))
+        said = self.clean(str(said or error.message))
         if status in (401, 403):
             return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
         if error.code in _HOPELESS_CODES or (status == 404 and "model" in said.lower()):
             return UserError(f"{self.base_url} refuses --model={self.model} (HTTP {status}: {said})")
         if status == 404:  # servers word a wrong path in many ways, few of which name the model
             return UserError(
-                f"--base_url={self.base_url} has no /chat/completions (HTTP 404: {said}); the URL may lack /v1 at its "
-                f"end, or --model={self.model} is unknown there"
+                f"--base_url={self.base_url} has no {path} (HTTP 404: {said}); the URL may lack /v1 at its end, or "
+                f"{_UNKNOWN.get(path, 'the API does not offer this').format(self.model)}"
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers), load=status in _LOAD)
         return RowFailed(f"HTTP {status}: {said}")
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """A server's message on one short line, without the key, whole or masked as some servers echo it."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
@@ -269,7 +301,7 @@ class Teacher:
         return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _parse(body: bytes) -> Answer:
+def parse_answer(body: bytes) -> Answer:
     """The answer in a response's body; ValueError where there is none."""
     try:
         response = json.loads(body)

@@ -4,9 +4,10 @@ import random
 import pytest
 
 from gadjax.data.prompts import Prompt
+from gadjax.errors import UserError
 from gadjax.teacher.budget import Budget, BudgetReached, Prices, estimate, most_usage
 from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
-from gadjax.teacher.tokens import expected_tokens, most_tokens
+from gadjax.teacher.tokens import most_tokens
 from tests.teacher.virtual_time import run
 
 PRICES = Prices(input=2.0, output=10.0)
@@ -77,18 +78,19 @@ def test_without_a_limit_all_is_counted_and_nothing_held_back(ledger):
     assert ledger.attempts_open == 0 and budget.lines() == ["cost: 0"]
 
 
-def test_more_bytes_than_tokens(shared):
+def test_a_tokenizer_counts_and_no_tokens_are_more_than_bytes(tmp_path, write_tokenizer):
     """What is set aside for a prompt is more than any byte-level tokenizer makes of it."""
     from gadjax.data.tokenizer import load_tokenizer
 
+    write_tokenizer(tmp_path, ["what is the name of the cat"])
     chat = [{"role": "user", "content": "Ünïcödé 日本語 \U0001f600 ~~~ <|im_end|> x" * 20}]
-    for name in ("qwen2.5", "llama-3.1"):
-        tokens = len(load_tokenizer(shared / "tokenizers" / name).prompt_ids(chat))
-        assert tokens <= most_tokens(chat)
-    english = [{"role": "user", "content": "Name the three longest rivers of Europe, and the seas they end in."}]
-    assert len(load_tokenizer(shared / "tokenizers" / "qwen2.5").prompt_ids(english)) == pytest.approx(
-        expected_tokens(english, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."), rel=0.3
-    )
+    tokens = len(load_tokenizer(tmp_path).prompt_ids([{"role": "system", "content": "Be brief."}, *chat]))
+    assert tokens <= most_tokens(chat, "Be brief.")
+    prompts = [Prompt("a", chat), Prompt("b", chat)]
+    made = estimate(prompts, prompts, samples=1, system="Be brief.", max_tokens=9, tokenizer=str(tmp_path))
+    assert made.most == Usage(2 * tokens, 18)
+    with pytest.raises(UserError, match="--tokenizer: "):
+        estimate(prompts, prompts, samples=1, system=None, max_tokens=9, tokenizer=str(tmp_path / "absent"))
 
 
 def test_the_estimate_in_words():
