@@ -4,8 +4,10 @@
         --out=teacher.parquet
 
 Prompts: JSONL or Parquet with `prompt` (text) or `content` (a chat), and maybe `id` and `category`; or a
-text file with one prompt a line. The key comes from the environment variable OPENAI_API_KEY and is written
-nowhere.
+text file with one prompt a line; or a dataset: hf:OWNER/NAME/SPLIT:FIELD of the Hugging Face hub (/CONFIG before
+SPLIT where it has several), or tfds:NAME/SPLIT:FIELD of TensorFlow Datasets, prepared in array_record files. FIELD
+holds text or chats; of a chat, what follows the last user turn is left out. The key comes from the environment
+variable OPENAI_API_KEY and is written nowhere.
 
 Every answer is kept in OUT.ledger.jsonl as it arrives. The same command again asks only for what is missing.
 The Parquet holds every answer of the ledger: also those to prompts that have left the file of prompts, and those
@@ -25,7 +27,8 @@ again, in at most three batches.
 Answers that were cut, filtered, refused or empty are kept, marked in `finish_reason`, counted, and left out of
 training by default.
 
---inspect=FILE shows what such a file, or a ledger, holds.
+--inspect=FILE shows what such a file, or a ledger, holds. --publish=FILE --out=DATA_DIR/NAME/VERSION writes it as
+a TFDS dataset, which training reads as tfds:NAME/train.
 
 Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on, 3 when the budget
 was reached before the last prompt.
@@ -59,7 +62,9 @@ _SHOWN_FAILURES = 5
 
 def define_flags() -> None:
     """Those of the command; not on import, so that commands can be imported together."""
-    flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.")
+    flags.DEFINE_string(
+        "prompts", None, "File of prompts (.jsonl, .parquet, .txt), hf:OWNER/NAME/SPLIT:FIELD or tfds:NAME/SPLIT:FIELD."
+    )
     flags.DEFINE_string("base_url", "https://api.openai.com/v1", "The API, up to /chat/completions.")
     flags.DEFINE_string("model", None, "The model's name in requests.")
     flags.DEFINE_string("model_name", None, "The model's name in the Parquet; default: --model.")
@@ -85,16 +90,19 @@ def define_flags() -> None:
     flags.DEFINE_float("batch_poll", 60.0, "Seconds between looks at the batches.", lower_bound=0.01)
     flags.DEFINE_bool("dry_run", False, "Say what it would take, and end.")
     flags.DEFINE_string("inspect", None, "Teacher's Parquet or ledger: say what it holds, and end.")
+    flags.DEFINE_string("publish", None, "Teacher's Parquet: write it as a TFDS dataset to --out, and end.")
 
 
 def main(argv: list[str]) -> int:
     del argv
     if FLAGS.inspect is not None:
         return _inspect()
-    for name in ("prompts", "model", "out"):
+    for name in ("out",) if FLAGS.publish is not None else ("prompts", "model", "out"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; --help lists the flags")
     out = expand(FLAGS.out)
+    if FLAGS.publish is not None:
+        return _publish(out)
     ledger_path = out.with_name(out.name + ".ledger.jsonl")
     _check_out(out, ledger_path)
     prices = _prices()
@@ -116,6 +124,15 @@ def _inspect() -> int:
 
     for line in inspect(expand(FLAGS.inspect)):
         print(line)
+    return 0
+
+
+def _publish(out: pathlib.Path) -> int:
+    from gadjax.data import tfds
+
+    folder = tfds.publish(expand(FLAGS.publish), out)
+    name, version = folder.parent.name, folder.name
+    print(f"{folder}: tfds.data_source({f'{name}:{version}'!r}, data_dir={str(folder.parent.parent)!r})")
     return 0
 
 
