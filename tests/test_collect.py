@@ -261,3 +261,15 @@ def test_a_missing_flag_is_named(repo, tmp_path, prompts, name):
         [sys.executable, "-m", "gadjax.collect", *line], cwd=repo, capture_output=True, text=True, timeout=60
     )
     assert (finished.returncode, finished.stderr) == (2, f"error: --{name} is missing; --help lists the flags\n")
+
+
+def test_limits_a_minute(repo, tmp_path, prompts):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:6]))
+    with FakeServer() as server:
+        assert run(repo, server, few, tmp_path / "a.parquet", "--requests_per_minute=120")[0] == 0
+        assert server.times[-1] - server.times[0] >= 1.8  # 4 / 120 minutes: two come at once
+        # 2 or 3 tokens, 4 around them and 16 at most: 23, of which 10 are used.
+        begun = len(server.times)
+        assert run(repo, server, few, tmp_path / "b.parquet", "--tokens_per_minute=1380")[0] == 0
+        assert server.times[-1] - server.times[begun] >= 1.8

@@ -146,7 +146,8 @@ class Limits:
         if slot.epoch == self._epoch:
             self._epoch += 1
             self.pauses += 1
-            self._allowed = max(self._allowed / 2, 1.0)
+            # Of what is in flight, not of what might be (RFC 5681, 3.1).
+            self._allowed = max(min(self._allowed, self._in_flight) / 2, 1.0)
         if retry_after is not None:
             now = asyncio.get_running_loop().time()
             self._resume = max(self._resume, now + min(retry_after, LONGEST_ASKED_WAIT))

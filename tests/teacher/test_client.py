@@ -7,6 +7,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.teacher.client import RowFailed, Sampling, Teacher
+from gadjax.teacher.limits import Limits
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -216,3 +217,69 @@ def test_the_fingerprint_is_of_all_that_shapes_the_answer():
     ]
     assert fingerprint() == fingerprint()
     assert len({fingerprint(), *others}) == len(others) + 1
+
+
+class Account:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    async def begin(self):
+        self.told.append("begin")
+
+    def failed(self, *, billed):
+        self.told.append("billed" if billed else "free")
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_an_attempt_may_cost_is_told(name):
+    """An answer may have been made where it did not arrive whole; what the server refused was not."""
+    account = Account()
+
+    async def run(server):
+        options = {"api_key": KEY, "first_wait": 0.01, "timeout": 0.3}
+        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+            await teacher.ask(CHAT, account=account)
+
+    with failing(PASSING[name]) as server:
+        asyncio.run(run(server))
+    billed = "free" if name in ("429", "500", "503") else "billed"
+    assert account.told == ["begin", billed, "begin"]
+
+
+def test_a_server_that_is_not_there_costs_nothing():
+    account = Account()
+
+    async def run(url):
+        async with Teacher(url, "fake", Sampling(0.7, 1.0, 16), api_key=None, first_wait=0.01) as teacher:
+            await teacher.ask(CHAT, account=account)
+
+    with FakeServer() as server:
+        pass
+    with pytest.raises(UserError, match="nothing answers"):
+        asyncio.run(run(server.base_url))
+    assert account.told == ["begin", "free"] * 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refusal_for_load_holds_back_all(status):
+    async def run(server):
+        limits = Limits(8)
+        options = {"api_key": None, "first_wait": 0.01, "limits": limits}
+        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+
+            async def later(i):
+                await asyncio.sleep(0.3)
+                return await teacher.ask([{"role": "user", "content": f"later {i}"}])
+
+            await asyncio.gather(teacher.ask(CHAT), *map(later, range(5)))
+        return limits
+
+    def behave(prompt, attempt):
+        return error(status, "slow down", retry_after="1") if prompt == "One?" and attempt == 1 else Reply()
+
+    with FakeServer(behave) as server:
+        limits = asyncio.run(run(server))
+    assert min(server.times[1:]) - server.times[0] >= 0.95
+    assert limits.pauses == 1 and limits.allowed < 8
