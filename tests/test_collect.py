@@ -10,6 +10,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from tests.teacher.fake_batches import FakeBatches
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -149,6 +150,9 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
             (old, [], "old.parquet.ledger.jsonl"),
             (tmp_path / "t.parquet", ["--temperature=-1"], "temperature"),
             (tmp_path / "t.parquet", ["--temperature=0", "--n=2"], "--n=2 with --temperature=0 pays 2 times"),
+            (tmp_path / "t.parquet", ["--request_fields={"], "--request_fields: not JSON"),
+            (tmp_path / "t.parquet", ["--request_fields=[1]"], "--request_fields: expected a JSON object"),
+            (tmp_path / "t.parquet", ['--request_fields={"n": 2}'], "--request_fields: n has a flag of its own"),
             (tmp_path / "t.parquet", ["--budget=1"], "--budget needs --input_price and --output_price"),
             (tmp_path / "t.parquet", ["--input_price=1"], "--output_price is missing"),
             (tmp_path / "t.parquet", ["--budget=0"], "--budget=0: expected more than 0"),
@@ -273,3 +277,25 @@ def test_limits_a_minute(repo, tmp_path, prompts):
         begun = len(server.times)
         assert run(repo, server, few, tmp_path / "b.parquet", "--tokens_per_minute=1380")[0] == 0
         assert server.times[-1] - server.times[begun] >= 1.8
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
+def test_fields_of_requests(repo, tmp_path, prompts, batch):
+    """What newer models ask for: another name of the limit, no temperature, fields that the client need not know."""
+    fields = '{"temperature": null, "top_p": null, "reasoning_effort": "low", "x": {"y": [1]}, "z": null}'
+    flags = [f"--request_fields={fields}", "--limit_field=max_completion_tokens"]
+    out = tmp_path / "t.parquet"
+    with (FakeBatches if batch else FakeServer)() as server:
+        flags += ["--batch", "--batch_poll=0.05"] if batch else []
+        status, _, stderr = run(repo, server, prompts, out, *flags)
+        assert status == 0, stderr
+    request = server.requests[0]
+    assert request.pop("messages") and request == {
+        "model": "fake",
+        "max_completion_tokens": 16,
+        "reasoning_effort": "low",
+        "x": {"y": [1]},
+    }
+    row = pq.read_table(out).to_pylist()[0]
+    assert (row["temperature"], row["top_p"], row["max_tokens"]) == (None, None, 16)
+    assert json.loads(row["request_fields"]) == {"reasoning_effort": "low", "x": {"y": [1]}}

@@ -40,7 +40,7 @@ _NUMBERS = {
     "seed": (np.int64, -1),
     "sample": (np.int64, 0),
 }
-_TEXTS = ("teacher_response", "category", "id", "model", "finish_reason", "system")
+_TEXTS = ("teacher_response", "category", "id", "model", "finish_reason", "system", "request_fields")
 _SPLIT = "train"
 
 

@@ -19,9 +19,10 @@ from openai import AsyncOpenAI
 from gadjax.errors import UserError
 from gadjax.teacher.batch_state import CREATED, CREATING, PLANNED, UPLOADED, Batch, Batches, Request, upload_line
 from gadjax.teacher.budget import Budget, most_usage
-from gadjax.teacher.client import RowFailed, Teacher, parse_answer
+from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.collector import Collected, Question, key, question
 from gadjax.teacher.ledger import BATCH, Key, Ledger
+from gadjax.teacher.responses import parse_answer
 
 MOST_REQUESTS = 50_000  # in a file, the API's limit
 MOST_BYTES = 200_000_000  # of a file, the API's limit

@@ -3,8 +3,8 @@
 Prices are the user's, in any currency, and so is the budget. Before an attempt begins, the most that it can cost is
 set aside: every byte of the chat a token, and `max_tokens` of answer. It ends as what the API says was used, as
 nothing where the API refused it (an HTTP error), or stays as it is where no answer arrived that may have been made
-(a time-out, a lost connection, a kill). So a bill is never above the budget, as long as the API keeps to
-`max_tokens`.
+(a time-out, a gateway's too, a lost connection, a kill). So a bill is never above the budget, as long as the API keeps
+to `max_tokens`.
 """
 
 from __future__ import annotations

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import hashlib
 import json
 import random
 import re
-import time
 import urllib.parse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import openai
@@ -20,6 +18,7 @@ from gadjax.data.schema import Messages
 from gadjax.errors import UserError, first_line
 from gadjax.teacher.ledger import Answer
 from gadjax.teacher.limits import LONGEST_ASKED_WAIT, Limits
+from gadjax.teacher.responses import parse_answer, retry_after
 from gadjax.teacher.tokens import expected_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -29,6 +28,7 @@ _UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the se
 _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
 _CHAT = "/chat/completions"
 _UNKNOWN = {_CHAT: "--model={} is unknown there"}  # what else a 404 can mean
+_MAYBE_MADE = (408, 502, 504, 524)  # a gateway gave up, and the model behind it may not have
 _LOAD = (429, 503)  # statuses by which a server says that it is asked too much
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ T = TypeVar("T")
 class Sampling:
     """How the teacher draws its answers."""
 
-    temperature: float
-    top_p: float
+    temperature: float | None  # None, here and below: not sent
+    top_p: float | None
     max_tokens: int
     seed: int | None = None
 
@@ -93,6 +93,8 @@ class Teacher:
         max_retries: int = 8,
         first_wait: float = 1.0,
         limits: Limits | None = None,
+        limit_field: str = "max_tokens",
+        fields: Mapping[str, Any] | None = None,
     ):
         """
         Args:
@@ -106,6 +108,9 @@ class Teacher:
           max_retries: attempts after the first.
           first_wait: mean seconds before the second attempt; each later wait is twice as long.
           limits: on attempts under way and a minute; by default none.
+          limit_field: of requests, that says how long an answer may be; newer models of OpenAI take
+            "max_completion_tokens" alone.
+          fields: more of requests, such as {"reasoning_effort": "low"}.
 
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
@@ -118,6 +123,7 @@ class Teacher:
         if not (api_key.isascii() and api_key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
         self.model, self.name, self.sampling, self.system = model, name or model, sampling, system
+        self.fields, self._limit_field = dict(fields or {}), limit_field
         self.limits = limits or Limits(1_000_000)
         self.stop = self.limits.stop  # when set, no attempt begins and no wait lasts
         self.retries = 0
@@ -141,8 +147,10 @@ class Teacher:
     def request(self, content: Messages, sample: int = 0) -> dict[str, Any]:
         """The body of the request for the `sample`-th answer to a chat, from 0; it shows where there is a seed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        fields = {"model": self.model, "messages": system + content} | dataclasses.asdict(self.sampling_of(sample))
-        return {name: value for name, value in fields.items() if value is not None}
+        sampling = dataclasses.asdict(self.sampling_of(sample))
+        sampling[self._limit_field] = sampling.pop("max_tokens")
+        fields = {"model": self.model, "messages": system + content} | sampling
+        return {name: value for name, value in fields.items() if value is not None} | self.fields
 
     def sampling_of(self, sample: int) -> Sampling:
         """How the `sample`-th answer to a chat is drawn: each with a seed of its own, if with any."""
@@ -251,7 +259,10 @@ class Teacher:
 
     async def _attempt(self, content: Messages, sample: int) -> Answer:
         body = self.request(content, sample)
-        raw = await self._send(lambda client: client.chat.completions.with_raw_response.create(**body), _CHAT)
+        more = {name: body.pop(name) for name in self.fields}  # which the client may not know
+        raw = await self._send(
+            lambda client: client.chat.completions.with_raw_response.create(**body, extra_body=more), _CHAT
+        )
         try:
             return parse_answer(raw.content)
         except ValueError as error:
@@ -289,7 +300,17 @@ class Teacher:
                 f"{_UNKNOWN.get(path, 'the API does not offer this').format(self.model)}"
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers), load=status in _LOAD)
+            return _Transient(
+                f"HTTP {status}: {said}",
+                retry_after(error.response.headers),
+                load=status in _LOAD,
+                billed=status in _MAYBE_MADE,
+            )
+        if "max_completion_tokens" in said and self._limit_field == "max_tokens":
+            return UserError(
+                f"{self.base_url}: --model={self.model} does not take max_tokens (HTTP {status}: {said}); give "
+                "--limit_field=max_completion_tokens"
+            )
         return RowFailed(f"HTTP {status}: {said}")
 
     def clean(self, text: str) -> str:
@@ -299,59 +320,6 @@ class Teacher:
         text = re.sub(r"\bsk-[\w*.-]+", "***", text)
         text = " ".join(text.split())
         return text if len(text) <= 200 else text[:197] + "..."
-
-
-def parse_answer(body: bytes) -> Answer:
-    """The answer in a response's body; ValueError where there is none."""
-    try:
-        response = json.loads(body)
-    except ValueError:
-        raise ValueError(f"no JSON but {body[:80]!r}") from None
-    choices = response.get("choices") if isinstance(response, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        raise ValueError(f"no message in {body[:80]!r}")
-    text, refusal = message.get("content"), message.get("refusal")
-    if not isinstance(text, str | None):
-        raise ValueError(f"the message's content is {type(text).__name__}, not text")
-    if not text and isinstance(refusal, str):
-        text = refusal
-    text = (text or "").encode("utf-8", "replace").decode()  # half surrogate pairs, which no file can keep
-    reason = choice.get("finish_reason")
-    if refusal:
-        reason = "refusal"
-    elif not text.strip() and reason in (None, "stop"):
-        # An answer without text; training leaves it out by this mark.
-        reason = "error"
-    usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
-    created = response.get("created")
-    return Answer(
-        text=text,
-        finish_reason=reason if isinstance(reason, str) else None,
-        created=created if isinstance(created, int) and created > 0 else int(time.time()),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-    )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date)."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(seconds, 0.0)
 
 
 def _parse_url(base_url: str) -> urllib.parse.SplitResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("system", pa.string()),
         ("sample", pa.int32()),
+        ("request_fields", pa.string()),  # JSON
     ]
 )
 
@@ -190,7 +192,8 @@ def question(teacher: Teacher, asked: Question) -> dict[str, Any]:
     """What is asked, and how: fields of the answer's row."""
     prompt = asked.prompt
     fields = {"content": prompt.content, "category": prompt.category, "model": teacher.name, "system": teacher.system}
-    return fields | dataclasses.asdict(teacher.sampling_of(asked.sample))
+    more = {"request_fields": json.dumps(teacher.fields, sort_keys=True)} if teacher.fields else {}
+    return fields | dataclasses.asdict(teacher.sampling_of(asked.sample)) | more
 
 
 def write_parquet(path: pathlib.Path, teacher: Teacher, asked: Sequence[Question], ledger: Ledger) -> Tally:

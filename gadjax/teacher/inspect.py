@@ -98,7 +98,7 @@ class _Counts:
         self._status[status_of(answer, row.get("finish_reason"))] += 1
         for name, counter in self._named.items():
             if (value := row.get(name)) is not None:
-                counter[str(value)] += 1
+                counter[f"{value:g}" if isinstance(value, float) else str(value)] += 1
         self._lengths["prompt characters"].append(sum(len(turn["content"] or "") for turn in content))
         self._lengths["answer characters"].append(len(answer))
         for name, field in (("prompt tokens", "prompt_tokens"), ("answer tokens", "completion_tokens")):

@@ -127,6 +127,12 @@ STOPPING = {
     "path": (Reply(status=404, body=b'{"detail":"Not Found"}'), "has no /chat/completions .*Not Found.* lack /v1"),
     "path, in HTML": (Reply(status=404, body=b"<html>404</html>"), "has no /chat/completions .* lack /v1"),
     "model, as 400": (error(400, "no such model", "model_not_found"), "refuses --model=fake"),
+    "max_tokens": (
+        error(
+            400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "unsupported_parameter"
+        ),
+        "--model=fake does not take max_tokens .*; give --limit_field=max_completion_tokens",
+    ),
     "quota": (error(429, "pay first", "insufficient_quota"), "pay first"),
 }
 
@@ -201,9 +207,10 @@ def test_bad_settings_are_named(url, key, message):
 
 
 def test_the_fingerprint_is_of_all_that_shapes_the_answer():
-    def fingerprint(model="fake", system=None, content=CHAT, **sampling):
+    def fingerprint(model="fake", system=None, content=CHAT, fields=None, **sampling):
         values = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 16} | sampling
-        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), api_key=None, system=system)
+        options = {"api_key": None, "system": system, "fields": fields}
+        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), **options)
         return teacher.fingerprint(content)
 
     others = [
@@ -214,8 +221,12 @@ def test_the_fingerprint_is_of_all_that_shapes_the_answer():
         fingerprint(top_p=0.9),
         fingerprint(max_tokens=17),
         fingerprint(seed=1),
+        fingerprint(temperature=None),
+        fingerprint(fields={"reasoning_effort": "low"}),
     ]
     assert fingerprint() == fingerprint()
+    # Another way to make it would ask, and pay for, all of a user's ledger again.
+    assert fingerprint() == "11b08584e5ec278b"
     assert len({fingerprint(), *others}) == len(others) + 1
 
 
@@ -232,8 +243,8 @@ class Account:
         self.told.append("billed" if billed else "free")
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_what_an_attempt_may_cost_is_told(name):
+@pytest.mark.parametrize("name, fault", [*PASSING.items(), ("504", error(504, "gateway")), ("502", error(502, "g"))])
+def test_what_an_attempt_may_cost_is_told(name, fault):
     """An answer may have been made where it did not arrive whole; what the server refused was not."""
     account = Account()
 
@@ -242,7 +253,7 @@ def test_what_an_attempt_may_cost_is_told(name):
         async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
             await teacher.ask(CHAT, account=account)
 
-    with failing(PASSING[name]) as server:
+    with failing(fault) as server:
         asyncio.run(run(server))
     billed = "free" if name in ("429", "500", "503") else "billed"
     assert account.told == ["begin", billed, "begin"]

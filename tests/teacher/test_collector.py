@@ -150,6 +150,7 @@ def test_the_parquet_has_the_published_schema_and_provenance(path, tmp_path):
         "seed": None,
         "system": "Be brief.",
         "sample": 0,
+        "request_fields": None,
     }
     assert [row["finish_reason"] for row in others] == ["error", "length", "refusal"]
     assert pq.ParquetFile(out).metadata.row_group(0).column(0).compression == "ZSTD"
