@@ -170,7 +170,8 @@ def _request_fields() -> tuple[dict[str, Any], set[str]]:
         raise UserError(f"--request_fields: not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise UserError('--request_fields: expected a JSON object, such as \'{"reasoning_effort": "low"}\'')
-    left_out = {name for name in _LEFT_OUT if name in fields and fields.pop(name) is None}
+    left_out = {name for name in _LEFT_OUT if name in fields and fields[name] is None}
+    fields = {name: value for name, value in fields.items() if name not in left_out}
     for name in _OWN_FIELDS:
         if name in fields:
             raise UserError(f"--request_fields: {name} has a flag of its own, or is gadjax's to choose; leave it out")

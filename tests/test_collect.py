@@ -153,6 +153,11 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
             (tmp_path / "t.parquet", ["--request_fields={"], "--request_fields: not JSON"),
             (tmp_path / "t.parquet", ["--request_fields=[1]"], "--request_fields: expected a JSON object"),
             (tmp_path / "t.parquet", ['--request_fields={"n": 2}'], "--request_fields: n has a flag of its own"),
+            (
+                tmp_path / "t.parquet",
+                ['--request_fields={"top_p": 2}'],
+                "--request_fields: top_p has a flag of its own",
+            ),
             (tmp_path / "t.parquet", ["--budget=1"], "--budget needs --input_price and --output_price"),
             (tmp_path / "t.parquet", ["--input_price=1"], "--output_price is missing"),
             (tmp_path / "t.parquet", ["--budget=0"], "--budget=0: expected more than 0"),

@@ -1,8 +1,8 @@
 """Collects through the Batch API: half the price, within a day (https://platform.openai.com/docs/guides/batch).
 
-Each step is written down before and after it is taken (`batch_state`), so that the same command takes up after a kill
-what it finds: a file that was uploaded by its name, a batch that was created by its metadata. Results are appended to
-the ledger; those there already are not appended again.
+Each step is written down before and after it is taken (`batch_state`), so that the same command takes up the batches
+that were created before a kill; one of which the kill left this open is found by its metadata. Results are appended
+to the ledger; those there already are not appended again.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class BatchCollector:
         tries: Counter[Key] = Counter()
         later: dict[Key, str] = {}
         refused: dict[Key, str] = {}
+        for batch in list(self._batches.open):
+            await self._take_up(batch)
         while True:
             tries.update(waiting := self._batches.keys())
             done = waiting | refused.keys() | {name for name, count in tries.items() if count >= _TRIES}
@@ -101,7 +103,8 @@ class BatchCollector:
             if not self._batches.open:
                 break
             for batch in self._batches.open:
-                await self._submit(batch)
+                if batch.step == PLANNED:
+                    await self._submit(batch)
             came = await self._fetch_all()
             result.received += came.received
             refused |= came.refused
@@ -146,18 +149,30 @@ class BatchCollector:
             self._batches.plan(chunk, self._teacher.base_url)
         return planned
 
-    async def _submit(self, batch: Batch) -> None:
-        """Takes a batch to the step where the API works on it."""
+    async def _take_up(self, batch: Batch) -> None:
+        """Finds out whether a batch of a former run was created, and forgets it where it was not."""
         if batch.base_url != self._teacher.base_url:
             raise UserError(f"{self._batches.path}: a batch is under way at --base_url={batch.base_url}; give that")
-        if batch.step == PLANNED:
-            self._batches.reach(batch, UPLOADED, file_id=await self._upload(batch))
-        if batch.step in (UPLOADED, CREATING):
-            self._batches.reach(batch, CREATED, batch_id=await self._create(batch))
-            self._tell(f"batch {batch.batch_id}: {batch.requests} requests submitted")
+        if batch.step == CREATED:
+            return
+        found = await self._call(lambda client: _find(client, batch.name), "/batches")
+        if not found:
+            await asyncio.sleep(min(self._poll, _LOOK_AGAIN))
+            found = await self._call(lambda client: _find(client, batch.name), "/batches")
+        if found:
+            self._batches.reach(batch, CREATED, batch_id=found)
+        else:
+            self._batches.close(batch)
+
+    async def _submit(self, batch: Batch) -> None:
+        """Takes a planned batch to the step where the API works on it."""
+        self._batches.reach(batch, UPLOADED, file_id=await self._upload(batch))
+        self._batches.reach(batch, CREATING)
+        self._batches.reach(batch, CREATED, batch_id=await self._create(batch))
+        self._tell(f"batch {batch.batch_id}: {batch.requests} requests submitted")
 
     async def _upload(self, batch: Batch) -> str:
-        """Sends the file of requests, unless it is there: of a former run, or of an attempt whose answer was lost."""
+        """Sends the file of requests, unless it is there: of an attempt whose answer was lost."""
         filename = f"{_TAG}-{batch.name}.jsonl"
         content = self._batches.upload(batch)
 
@@ -172,26 +187,14 @@ class BatchCollector:
         return await self._call(upload, "/files")
 
     async def _create(self, batch: Batch) -> str:
-        """Creates the batch, unless it is there: of a former run, or of an attempt whose answer was lost."""
-
-        async def find(client: AsyncOpenAI) -> str | None:
-            async for found in _list(client.batches):
-                if (found.get("metadata") or {}).get(_TAG) == batch.name:
-                    return found["id"]
-            return None
-
-        unsure = batch.step == CREATING
-        self._batches.reach(batch, CREATING)
-        if unsure:
-            if found := await self._call(find, "/batches"):
-                return found
-            await asyncio.sleep(min(self._poll, _LOOK_AGAIN))
+        """Creates the batch, unless it is there: of an attempt whose answer was lost."""
+        tried = False
 
         async def create(client: AsyncOpenAI) -> str:
-            nonlocal unsure
-            if unsure and (found := await find(client)):
+            nonlocal tried
+            if tried and (found := await _find(client, batch.name)):
                 return found
-            unsure = True  # from here on, whatever comes back
+            tried = True
             made = await client.batches.with_raw_response.create(
                 input_file_id=batch.file_id,
                 endpoint=_ENDPOINT,
@@ -237,7 +240,9 @@ class BatchCollector:
         reason = f"batch {batch.batch_id} {state['status']}"
         if errors := (state.get("errors") or {}).get("data"):
             reason += f": {self._teacher.clean(str(errors[0].get('message') or errors[0].get('code')))}"
-        came.unanswered |= {name: reason for name, _ in requests.values() if name not in self._ledger}
+        # Who cancels a batch does not want another.
+        rest = came.refused if state["status"] == "cancelled" else came.unanswered
+        rest |= {name: reason for name, _ in requests.values() if name not in self._ledger}
         self._ledger.sync()
         self._batches.close(batch)
 
@@ -274,6 +279,14 @@ class BatchCollector:
                 f"{self._teacher.base_url}{path}: {error}; what is under way stands in {self._batches.path}, and the "
                 "same command goes on from there"
             ) from None
+
+
+async def _find(client: AsyncOpenAI, name: str) -> str | None:
+    """The id of the batch with this name in its metadata."""
+    async for found in _list(client.batches):
+        if (found.get("metadata") or {}).get(_TAG) == name:
+            return found["id"]
+    return None
 
 
 async def _list(resource: Any, **options: Any) -> AsyncIterator[dict[str, Any]]:

@@ -57,7 +57,10 @@ class Batches:
     """The batches under way of one ledger."""
 
     def __init__(self, out: pathlib.Path):
-        """
+        """Reads them, and forgets those of which the API has at most the file.
+
+        They are planned anew: what is asked today may differ, for a setting that the API refused.
+
         Args:
           out: the Parquet file that they are for.
 
@@ -77,6 +80,8 @@ class Batches:
                 raise UserError(
                     f"{self.path}: damaged ({error}); mend it: it says which batches are paid for"
                 ) from None
+        for batch in [batch for batch in self.open if batch.step in (PLANNED, UPLOADED)]:
+            self.close(batch)
 
     @property
     def most(self) -> Usage:

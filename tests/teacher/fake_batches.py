@@ -22,6 +22,7 @@ class FakeBatches(FakeServer):
       fault: called with (method, path); a `Reply` that it gives is sent instead of carrying the request out, after it
         where its `seconds` are 1.
       end: the status in which batches end.
+      lost: prompts without any result.
       page: entries of a list in one response.
     """
 
@@ -29,6 +30,7 @@ class FakeBatches(FakeServer):
         super().__init__(behave)
         self.files: dict[str, dict] = {}
         self.batches: dict[str, dict] = {}
+        self.lost: tuple[str, ...] = ()
         self.polls, self.page, self.end, self.errors = 2, 2, "completed", None
         self.event = lambda method, path, when: None
         self.fault = lambda method, path: None
@@ -90,6 +92,8 @@ class FakeBatches(FakeServer):
             for line in reversed(lines):  # results come in any order
                 self.requests.append(line["body"])
                 prompt = line["body"]["messages"][-1]["content"]
+                if prompt in self.lost:
+                    continue
                 reply = self.behave(prompt, self.prompts.count(prompt))
                 result = {"id": "r", "custom_id": line["custom_id"], "error": None, "response": None}
                 if reply.drop:

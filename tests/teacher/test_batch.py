@@ -185,6 +185,31 @@ def test_a_batch_of_questions_that_were_since_changed_is_kept(tmp_path):
     assert not server.asked_again
 
 
+def test_what_the_api_did_not_take_is_planned_anew(tmp_path):
+    """With today's settings: those of then may be why."""
+    with FakeBatches() as server:
+        for path in ("/v1/files", "/v1/batches"):
+            server.fault = lambda method, asked, path=path: (
+                error(400, "no") if (method, asked) == ("POST", path) else None
+            )
+            with pytest.raises(UserError, match="HTTP 400: no"):
+                run(server, tmp_path, PROMPTS[:4])
+        server.fault = lambda method, path: None
+        result, rows = run(server, tmp_path, PROMPTS[2:6])
+    assert result.received == 4 and [row["id"] for row in rows] == ["id5", "id4", "id3", "id2"]
+    assert sorted(server.prompts) == [f"prompt {i}" for i in range(2, 6)]
+
+
+def test_a_cancelled_batch_is_not_sent_again(tmp_path):
+    with FakeBatches(lambda prompt, attempt: Reply()) as server:
+        server.end, server.lost = "cancelled", ("prompt 3", "prompt 4")
+        result, rows = run(server, tmp_path)
+        assert result.failures == dict.fromkeys(("id3", "id4"), "batch batch_0 cancelled") and len(rows) == 8
+        assert len(server.batches) == 1
+        server.end, server.lost = "completed", ()
+        assert run(server, tmp_path)[0].received == 2
+
+
 def test_a_batch_elsewhere_is_named(tmp_path):
     with FakeBatches() as server:
         server.fault = lambda method, path: error(400, "no") if method == "POST" and "batches" in path else None
