@@ -134,6 +134,7 @@ class FakeBatches(FakeServer):
 
 class _BatchHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each response waits for an acknowledgement
 
     def do_POST(self) -> None:
         self._serve("POST", self.rfile.read(int(self.headers["Content-Length"])))
