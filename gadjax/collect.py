@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
         return _inspect()
     for name in ("out",) if FLAGS.publish is not None else ("prompts", "model", "out"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing; --help lists the flags")
+            raise UserError(f"--{name} must have a value; --help lists the flags")
     out = expand(FLAGS.out)
     if FLAGS.publish is not None:
         return _publish(out)

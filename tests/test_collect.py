@@ -259,7 +259,7 @@ def test_several_answers_a_prompt(repo, tmp_path, prompts):
 def test_a_missing_flag_is_named(repo, tmp_path, prompts):
     line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={tmp_path}/t.parquet"]
     finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)
-    assert (finished.returncode, finished.stderr) == (2, "error: --model is missing; --help lists the flags\n")
+    assert (finished.returncode, finished.stderr) == (2, "error: --model must have a value; --help lists the flags\n")
 
 
 def test_limits_a_minute(repo, tmp_path, prompts):
