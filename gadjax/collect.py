@@ -4,23 +4,48 @@
         --out=teacher.parquet
 
 Prompts: JSONL or Parquet with `prompt` (text) or `content` (a chat), and maybe `id` and `category`; or a
-text file with one prompt a line. The key comes from the environment variable OPENAI_API_KEY and is written
-nowhere.
+text file with one prompt a line; or a dataset: hf:OWNER/NAME/SPLIT:FIELD of the Hugging Face hub (/CONFIG before
+SPLIT where it has several), or tfds:NAME/SPLIT:FIELD of TensorFlow Datasets, prepared in array_record files. FIELD
+holds text or chats; of a chat, what follows the last user turn is left out. The key comes from the environment
+variable OPENAI_API_KEY and is written nowhere.
 
 Every answer is kept in OUT.ledger.jsonl as it arrives. The same command again asks only for what is missing.
 The Parquet holds every answer of the ledger: also those to prompts that have left the file of prompts, and those
 drawn with other settings, as its columns say. For a file without them give another --out.
 The system prompt is a column of its own, not part of the chat that the student learns to answer.
 
-Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on.
+Models that do not take `max_tokens` need --limit_field=max_completion_tokens; those that do not take a temperature,
+--request_fields='{"temperature": null, "top_p": null}'. Other fields are sent as they stand there, and kept as a
+column.
+
+Before it asks, it says how many requests and tokens are to come, and with --input_price and --output_price (of a
+million tokens, in any currency) what they cost; --dry_run ends there. --budget, in the same currency, counts what
+OUT.ledger.jsonl says was spent, and sets aside the most that every request under way can cost, so that the bill
+stays below it. While the API refuses some requests for load, fewer than --concurrency are under way, and all wait
+as long as a Retry-After says.
+
+--batch asks through the Batch API, at half the price (--batch_price), and waits for it; stopped or killed, the same
+command goes on with the batches under way, which stand in OUT.batches.json. What expired or met a fault is asked
+again, in at most three batches.
+
+Answers that were cut, filtered, refused or empty are kept, marked in `finish_reason`, counted, and left out of
+training by default.
+
+--inspect=FILE shows what such a file, or a ledger, holds. --publish=FILE --out=DATA_DIR/NAME/VERSION writes it as
+a TFDS dataset, which training reads as tfds:NAME/train.
+
+Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on, 3 when the budget
+was reached before the last prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -28,32 +53,72 @@ from gadjax import commands
 from gadjax.errors import UserError
 from gadjax.files import expand
 
+if TYPE_CHECKING:
+    from gadjax.data.prompts import Prompt
+    from gadjax.teacher.batch_state import Batches
+    from gadjax.teacher.budget import Budget, Prices
+    from gadjax.teacher.client import Teacher
+    from gadjax.teacher.collector import Collected, Question
+    from gadjax.teacher.ledger import Ledger
+
 FLAGS = flags.FLAGS
 _SHOWN_FAILURES = 5
+_LIMIT_FIELDS = ["max_tokens", "max_completion_tokens"]
+_OWN_FIELDS = ("model", "messages", "temperature", "top_p", "seed", "n", "stream", *_LIMIT_FIELDS)
+_LEFT_OUT = ("temperature", "top_p")  # own fields that a model may not take at all
 
 
 def define_flags() -> None:
     """Those of the command; not on import, so that commands can be imported together."""
-    flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
+    flags.DEFINE_string(
+        "prompts", None, "File of prompts (.jsonl, .parquet, .txt), hf:OWNER/NAME/SPLIT:FIELD or tfds:NAME/SPLIT:FIELD."
+    )
     flags.DEFINE_string("base_url", "https://api.openai.com/v1", "The API, up to /chat/completions.")
-    flags.DEFINE_string("model", None, "The model's name in requests.", required=True)
+    flags.DEFINE_string("model", None, "The model's name in requests.")
     flags.DEFINE_string("model_name", None, "The model's name in the Parquet; default: --model.")
-    flags.DEFINE_string("out", None, "Parquet file to write.", required=True)
+    flags.DEFINE_string("out", None, "Parquet file to write.")
     flags.DEFINE_string("system", None, "System prompt before every chat; kept as a column.")
     flags.DEFINE_float("temperature", 0.7, "Of the teacher's sampling.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Of the teacher's sampling.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1)
+    flags.DEFINE_enum("limit_field", _LIMIT_FIELDS[0], _LIMIT_FIELDS, "The field of requests that says --max_tokens.")
+    flags.DEFINE_string("request_fields", None, "More fields of requests, a JSON object; null leaves one out.")
     flags.DEFINE_integer("seed", None, "Sent with every request; not every server heeds it.")
-    flags.DEFINE_integer("concurrency", 16, "Requests under way at once.", lower_bound=1)
+    flags.DEFINE_integer("n", 1, "Answers to each prompt, each a request of its own.", lower_bound=1)
+    flags.DEFINE_integer("concurrency", 16, "Requests under way at once, at most.", lower_bound=1)
+    flags.DEFINE_float("requests_per_minute", None, "Requests begun in a minute at most.", lower_bound=0.001)
+    flags.DEFINE_float("tokens_per_minute", None, "Tokens in and out in a minute at most.", lower_bound=1)
     flags.DEFINE_float("requests_timeout", 120.0, "Seconds for one attempt.", lower_bound=0.1)
     flags.DEFINE_integer("max_retries", 8, "Attempts after a prompt's first.", lower_bound=0)
+    flags.DEFINE_float("input_price", None, "Of a million tokens of prompts.", lower_bound=0)
+    flags.DEFINE_float("output_price", None, "Of a million tokens of answers.", lower_bound=0)
+    flags.DEFINE_float("budget", None, "What all of --out may cost, former runs too, in the currency of the prices.")
+    flags.DEFINE_string("tokenizer", None, "Hugging Face directory or hub id that counts the estimate's input.")
+    flags.DEFINE_bool("batch", False, "Ask through the Batch API: cheaper, within a day.")
+    flags.DEFINE_float("batch_price", 0.5, "What --batch costs, as a part of the prices.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 50_000, "Requests in a batch at most.", lower_bound=1, upper_bound=50_000)
+    flags.DEFINE_float("batch_poll", 60.0, "Seconds between looks at the batches.", lower_bound=0.01)
+    flags.DEFINE_bool("dry_run", False, "Say what it would take, and end.")
+    flags.DEFINE_string("inspect", None, "Teacher's Parquet or ledger: say what it holds, and end.")
+    flags.DEFINE_string("publish", None, "Teacher's Parquet: write it as a TFDS dataset to --out, and end.")
 
 
 def main(argv: list[str]) -> int:
     del argv
+    if FLAGS.inspect is not None:
+        return _inspect()
+    for name in ("out",) if FLAGS.publish is not None else ("prompts", "model", "out"):
+        if FLAGS[name].value is None:
+            raise UserError(f"--{name} must have a value; --help lists the flags")
     out = expand(FLAGS.out)
+    if FLAGS.publish is not None:
+        return _publish(out)
     ledger_path = out.with_name(out.name + ".ledger.jsonl")
     _check_out(out, ledger_path)
+    prices = _prices()
+    _request_fields()
+    if FLAGS.n > 1 and FLAGS.temperature == 0:
+        raise UserError(f"--n={FLAGS.n} with --temperature=0 pays {FLAGS.n} times for one answer; raise --temperature")
 
     from gadjax.data.prompts import read_prompts
 
@@ -62,59 +127,206 @@ def main(argv: list[str]) -> int:
         for prompt in prompts:
             if prompt.content[0]["role"] == "system":
                 raise UserError(f"--system: prompt {prompt.id!r} has a system message of its own; drop one")
-    return asyncio.run(_run(prompts, out, ledger_path))
+    return asyncio.run(_run(prompts, prices, out, ledger_path))
 
 
-async def _run(prompts: list, out: pathlib.Path, ledger_path: pathlib.Path) -> int:
+def _inspect() -> int:
+    from gadjax.teacher.inspect import inspect
+
+    for line in inspect(expand(FLAGS.inspect)):
+        print(line)
+    return 0
+
+
+def _publish(out: pathlib.Path) -> int:
+    from gadjax.data import tfds
+
+    folder = tfds.publish(expand(FLAGS.publish), out)
+    name, version = folder.parent.name, folder.name
+    print(f"{folder}: tfds.data_source({f'{name}:{version}'!r}, data_dir={str(folder.parent.parent)!r})")
+    return 0
+
+
+def _prices() -> Prices | None:
+    from gadjax.teacher.budget import Prices
+
+    if FLAGS.budget is not None and FLAGS.budget <= 0:
+        raise UserError(f"--budget={FLAGS.budget:g}: expected more than 0")
+    if FLAGS.input_price is None and FLAGS.output_price is None:
+        if FLAGS.budget is not None:
+            raise UserError("--budget needs --input_price and --output_price, of a million tokens, to count with")
+        return None
+    for name in ("input_price", "output_price"):
+        if FLAGS[name].value is None:
+            raise UserError(f"--{name} is missing; give it with the other price, 0 where it is free")
+    return Prices(FLAGS.input_price, FLAGS.output_price, FLAGS.batch_price)
+
+
+def _request_fields() -> tuple[dict[str, Any], set[str]]:
+    """More fields of requests, and those of our own to leave out."""
+    try:
+        fields = json.loads(FLAGS.request_fields or "{}")
+    except ValueError as error:
+        raise UserError(f"--request_fields: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError('--request_fields: expected a JSON object, such as \'{"reasoning_effort": "low"}\'')
+    left_out = {name for name in _LEFT_OUT if name in fields and fields[name] is None}
+    fields = {name: value for name, value in fields.items() if name not in left_out}
+    for name in _OWN_FIELDS:
+        if name in fields:
+            raise UserError(f"--request_fields: {name} has a flag of its own, or is gadjax's to choose; leave it out")
+    return {name: value for name, value in fields.items() if value is not None}, left_out
+
+
+async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, ledger_path: pathlib.Path) -> int:
     from gadjax.teacher import collector
-    from gadjax.teacher.client import Sampling, Teacher
+    from gadjax.teacher.budget import Budget
     from gadjax.teacher.ledger import Ledger
-    from gadjax.teacher.progress import AnswerProgress
 
-    teacher = Teacher(
+    asked = collector.questions(prompts, FLAGS.n)
+    async with _teacher() as teacher:
+        if FLAGS.dry_run and not ledger_path.exists():
+            _show_estimate(prompts, asked, prices)
+            return 0
+        with Ledger(ledger_path) as ledger:
+            collector.check_complete(out, ledger)
+            budget = Budget(prices, ledger, FLAGS.budget) if prices else None
+            missing = [one for one in asked if collector.key(teacher, one) not in ledger]
+            batches = _batches(out)
+            waiting = batches.keys()
+            to_ask = [one for one in missing if collector.key(teacher, one) not in waiting]
+            _show_estimate(prompts, to_ask, prices, budget, batches, len(missing) - len(to_ask))
+            if FLAGS.dry_run:
+                return 0
+            result = await _ask(teacher, asked, missing, ledger, budget, batches)
+            places = {prompt.id: place for place, prompt in enumerate(prompts)}
+            asked.sort(key=lambda one: places[one.prompt.id])
+            tally = collector.write_parquet(out, teacher, asked, ledger)
+            kept = len(asked) - len(missing)
+            counts = f"{tally.rows - result.received} from before, {teacher.retries} attempts repeated"
+            if others := tally.rows - kept - result.received:
+                counts += f", {others} to other prompts or with other settings"
+            print(f"{tally.rows} answers ({counts}): {out if tally.rows else 'no file is written'}")
+            for line in tally.lines() + (budget.lines() if budget else []):
+                print(line)
+    return _report(result, len(asked))
+
+
+def _teacher() -> Teacher:
+    from gadjax.teacher.client import Sampling, Teacher
+    from gadjax.teacher.limits import Limits
+
+    fields, left_out = _request_fields()
+    temperature, top_p = (None if name in left_out else FLAGS[name].value for name in ("temperature", "top_p"))
+    return Teacher(
         FLAGS.base_url,
         FLAGS.model,
-        Sampling(FLAGS.temperature, FLAGS.top_p, FLAGS.max_tokens, FLAGS.seed),
+        Sampling(temperature, top_p, FLAGS.max_tokens, FLAGS.seed),
         api_key=os.environ.get("OPENAI_API_KEY"),
         name=FLAGS.model_name,
         system=FLAGS.system or None,
         timeout=FLAGS.requests_timeout,
         max_retries=FLAGS.max_retries,
+        limits=Limits(
+            FLAGS.concurrency,
+            requests_per_minute=FLAGS.requests_per_minute,
+            tokens_per_minute=FLAGS.tokens_per_minute,
+        ),
+        limit_field=FLAGS.limit_field,
+        fields=fields,
     )
-    async with teacher:
-        with Ledger(ledger_path) as ledger:
-            collector.check_complete(out, ledger)
-            kept = sum(collector.key(teacher, prompt) in ledger for prompt in prompts)
-            try:
-                with AnswerProgress(len(prompts), kept, teacher) as progress:
-                    result = await collector.collect(
-                        teacher, prompts, ledger, concurrency=FLAGS.concurrency, on_answer=progress.advance
-                    )
-            except UserError as error:
-                received = sum(collector.key(teacher, prompt) in ledger for prompt in prompts)
-                if not received:
-                    raise
-                raise UserError(
-                    f"{error}; {received} of {len(prompts)} answers are kept in {ledger_path}, and the same "
-                    "command goes on from there"
-                ) from None
-            rows = collector.write_parquet(out, teacher, prompts, ledger)
-    counts = f"{rows - result.received} from before, {teacher.retries} attempts repeated"
-    if others := rows - kept - result.received:
-        counts += f", {others} to other prompts or with other settings"
-    print(f"{rows} answers ({counts}): {out if rows else 'no file is written'}")
-    return _report(result.failures, len(prompts))
 
 
-def _report(failures: dict[str, str], asked: int) -> int:
-    if not failures:
-        return 0
-    print(f"{len(failures)} of {asked} prompts failed; the same command asks them again:", file=sys.stderr)
-    for name, reason in list(failures.items())[:_SHOWN_FAILURES]:
-        print(f"  {name}: {reason}", file=sys.stderr)
-    if len(failures) > _SHOWN_FAILURES:
-        print(f"  and {len(failures) - _SHOWN_FAILURES} more", file=sys.stderr)
-    return 1
+def _show_estimate(
+    prompts: list[Prompt],
+    missing: list[Question],
+    prices: Prices | None,
+    budget: Budget | None = None,
+    batches: Batches | None = None,
+    waiting: int = 0,
+) -> None:
+    from gadjax.teacher.budget import estimate
+
+    spent = budget.spent + budget.at_risk if budget else 0.0
+    if prices and batches:
+        spent += prices.cost(batches.most, batch=True)
+    lines = estimate(
+        prompts,
+        [one.prompt for one in missing],
+        waiting=waiting,
+        samples=FLAGS.n,
+        system=FLAGS.system or None,
+        max_tokens=FLAGS.max_tokens,
+        tokenizer=FLAGS.tokenizer,
+    ).lines(prices, spent=spent, limit=FLAGS.budget, batch=FLAGS.batch)
+    print("\n".join(lines), flush=True)
+
+
+def _batches(out: pathlib.Path) -> Batches:
+    from gadjax.teacher.batch_state import Batches
+
+    batches = Batches(out)
+    if batches.open and not FLAGS.batch:
+        raise UserError(
+            f"{batches.path}: {len(batches.open)} batches are under way, and their answers paid for; give --batch to "
+            "fetch them"
+        )
+    return batches
+
+
+async def _ask(
+    teacher: Teacher,
+    asked: list[Question],
+    missing: list[Question],
+    ledger: Ledger,
+    budget: Budget | None,
+    batches: Batches,
+) -> Collected:
+    from gadjax.teacher import collector
+    from gadjax.teacher.batch import BatchCollector
+    from gadjax.teacher.progress import AnswerProgress
+
+    try:
+        if FLAGS.batch:
+            return await BatchCollector(
+                teacher,
+                ledger,
+                batches,
+                budget=budget,
+                batch_size=FLAGS.batch_size,
+                poll_seconds=FLAGS.batch_poll,
+                tell=lambda line: print(line, flush=True),
+            ).collect(asked)
+        with AnswerProgress(len(asked), len(asked) - len(missing), teacher, budget) as progress:
+            return await collector.collect(
+                teacher, missing, ledger, concurrency=FLAGS.concurrency, budget=budget, on_answer=progress.advance
+            )
+    except UserError as error:
+        received = sum(collector.key(teacher, one) in ledger for one in asked)
+        if not received:
+            raise
+        raise UserError(
+            f"{error}; {received} of {len(asked)} answers are kept in {ledger.path}, and the same command goes on "
+            "from there"
+        ) from None
+
+
+def _report(result: Collected, asked: int) -> int:
+    if result.unasked:
+        print(
+            f"--budget={FLAGS.budget:g} is reached: {result.unasked} of {asked} requests were not made; a higher one "
+            "goes on from here",
+            file=sys.stderr,
+        )
+    failures = result.failures
+    if failures:
+        what = "prompts" if FLAGS.n == 1 else "requests"
+        print(f"{len(failures)} of {asked} {what} failed; the same command asks them again:", file=sys.stderr)
+        for name, reason in list(failures.items())[:_SHOWN_FAILURES]:
+            print(f"  {name}: {reason}", file=sys.stderr)
+        if len(failures) > _SHOWN_FAILURES:
+            print(f"  and {len(failures) - _SHOWN_FAILURES} more", file=sys.stderr)
+    return 3 if result.unasked else 1 if failures else 0
 
 
 def _check_out(out: pathlib.Path, ledger: pathlib.Path) -> None:

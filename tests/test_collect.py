@@ -10,6 +10,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from tests.teacher.fake_batches import FakeBatches
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -80,7 +81,7 @@ def test_a_later_run_loses_nothing(repo, tmp_path, prompts):
         before = {row["id"]: row["teacher_response"] for row in pq.read_table(out).to_pylist()}
         server.behave = lambda prompt, attempt: error(400, "no")
         status, stdout, _ = run(repo, server, few, out)
-        assert (status, stdout) == (
+        assert (status, stdout.splitlines(keepends=True)[-1]) == (
             1,
             f"60 answers (60 from before, 0 attempts repeated, 59 to other prompts or with other settings): {out}\n",
         )
@@ -92,7 +93,10 @@ def test_a_later_run_loses_nothing(repo, tmp_path, prompts):
         ]  # fmt: skip
         fresh = tmp_path / "fresh.parquet"
         status, stdout, _ = run(repo, server, few, fresh)
-        assert (status, stdout) == (1, "0 answers (0 from before, 0 attempts repeated): no file is written\n")
+        assert (status, stdout.splitlines(keepends=True)[-1]) == (
+            1,
+            "0 answers (0 from before, 0 attempts repeated): no file is written\n",
+        )
         assert not fresh.exists()
 
 
@@ -145,8 +149,148 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
             (tmp_path / "t.parquet", ["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: Port"),
             (old, [], "old.parquet.ledger.jsonl"),
             (tmp_path / "t.parquet", ["--temperature=-1"], "temperature"),
+            (tmp_path / "t.parquet", ["--temperature=0", "--n=2"], "--n=2 with --temperature=0 pays 2 times"),
+            (tmp_path / "t.parquet", ["--request_fields={"], "--request_fields: not JSON"),
+            (tmp_path / "t.parquet", ["--request_fields=[1]"], "--request_fields: expected a JSON object"),
+            (tmp_path / "t.parquet", ['--request_fields={"n": 2}'], "--request_fields: n has a flag of its own"),
+            (
+                tmp_path / "t.parquet",
+                ['--request_fields={"top_p": 2}'],
+                "--request_fields: top_p has a flag of its own",
+            ),
+            (tmp_path / "t.parquet", ["--budget=1"], "--budget needs --input_price and --output_price"),
+            (tmp_path / "t.parquet", ["--input_price=1"], "--output_price is missing"),
+            (tmp_path / "t.parquet", ["--budget=0"], "--budget=0: expected more than 0"),
         ]:
             status, _, stderr = run(repo, server, prompts, out, *flags)
             assert status == 2 and stderr.startswith("error: ") and message in stderr, stderr
             assert stderr.count("\n") == 1
     assert not server.requests
+
+
+PRICES = ("--input_price=1", "--output_price=1000")  # of an answer of 3 tokens, with its prompt of 7: 0.003007
+
+
+def test_the_estimate_comes_before_the_first_request(repo, tmp_path, prompts):
+    out = tmp_path / "t.parquet"
+    with FakeServer() as server:
+        status, stdout, stderr = run(repo, server, prompts, out, "--n=2", *PRICES, "--budget=1", "--dry_run")
+        assert (status, stderr) == (0, "")
+        assert not server.requests and not list(tmp_path.glob("t.parquet*"))
+        # 8 or 9 characters are 2 or 3 tokens, with 4 for the turn.
+        assert stdout.splitlines() == [
+            "60 prompts x 2 answers: 120 requests",
+            "input: about 820 tokens (estimated as characters / 4; --tokenizer=NAME counts)",
+            "output: at most 1,920 tokens (--max_tokens=16 a request)",
+            "cost: at most about 1.921; --budget=1 may end it before the last prompt",
+        ]
+        few = tmp_path / "few.jsonl"
+        few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:10]))
+        assert run(repo, server, few, out)[0] == 0
+        status, stdout, _ = run(repo, server, prompts, out, *PRICES, "--budget=4", "--dry_run")
+    assert stdout.splitlines()[0] == "60 prompts, 10 answered before: 50 requests"
+    assert stdout.splitlines()[-1] == "cost: at most about 0.8004; 0.03007 spent before; --budget=4 is enough"
+    assert len(server.requests) == 10
+
+
+def test_a_budget_ends_a_run_and_a_higher_one_goes_on(repo, tmp_path, prompts):
+    out = tmp_path / "t.parquet"
+    marks = {"prompt 3": Reply(finish_reason="length"), "prompt 4": Reply(text=None)}
+    with FakeServer(lambda prompt, attempt: marks.get(prompt, Reply())) as server:
+        status, stdout, stderr = run(repo, server, prompts, out, *PRICES, "--budget=0.1", "--concurrency=4")
+        assert status == 3, stderr
+        asked = len(server.requests)
+        # What the next request could cost at most, 16 tokens, did not fit; what it would have cost, 3, does.
+        assert 0.1 - 0.0165 < asked * 0.003007 <= 0.1
+        assert f"--budget=0.1 is reached: {60 - asked} of 60 requests were not made" in stderr
+        assert f"cost: {asked * 0.003007:.4g} of --budget=0.1" in stdout
+        assert (
+            "of these, training leaves out by default: 1 cut at --max_tokens (length 1), 1 without an answer to learn "
+            "from (error 1)"
+        ) in stdout
+        assert run(repo, server, prompts, out, *PRICES, "--budget=0.1")[0] == 3
+        assert len(server.requests) == asked
+        assert run(repo, server, prompts, out, *PRICES, "--budget=1")[0] == 0
+    assert len(server.requests) == 60 and pq.read_metadata(out).num_rows == 60
+
+
+def test_kills_do_not_break_a_budget(repo, tmp_path, prompts):
+    """What was under way at a kill is set aside as if it had been paid for."""
+    out, concurrency = tmp_path / "t.parquet", 4
+    flags = (*PRICES, "--budget=0.15", f"--concurrency={concurrency}")
+    with FakeServer(lambda prompt, attempt: Reply(seconds=0.1)) as server:
+        for _ in range(3):
+            asked = len(server.requests)
+            process = command(repo, server, prompts, out, *flags)
+            deadline = time.monotonic() + 60
+            while len(server.requests) < asked + 6 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.003)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        killed = len(server.requests)
+        status, stdout, stderr = run(repo, server, prompts, out, *flags)
+    assert status == 3, stderr
+    assert killed >= 10
+    # The server bills every request that it received, answered or not.
+    assert len(server.requests) * 0.003007 <= 0.15
+    assert "attempts of which no answer came" in stdout
+
+
+def test_several_answers_a_prompt(repo, tmp_path, prompts):
+    out = tmp_path / "t.parquet"
+    with FakeServer(lambda prompt, attempt: Reply(text=f"answer {attempt} to {prompt}")) as server:
+        assert run(repo, server, prompts, out, "--seed=5")[0] == 0
+        status, stdout, stderr = run(repo, server, prompts, out, "--seed=5", "--n=3")
+        assert status == 0, stderr
+    assert "180 answers (60 from before" in stdout
+    assert sorted(request["seed"] for request in server.requests) == [5] * 60 + [6] * 60 + [7] * 60
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["id"], row["sample"], row["seed"]) for row in rows] == [
+        (f"id{i}", sample, 5 + sample) for i in range(60) for sample in range(3)
+    ]
+    assert [row["teacher_response"] for row in rows[:3]] == [f"answer {i} to prompt 0" for i in (1, 2, 3)]
+    for file in (out, tmp_path / "t.parquet.ledger.jsonl"):
+        line = [sys.executable, "-m", "gadjax.collect", f"--inspect={file}"]
+        finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert finished.stdout.startswith(f"{file}: 180 answers\n")
+
+
+def test_a_missing_flag_is_named(repo, tmp_path, prompts):
+    line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={tmp_path}/t.parquet"]
+    finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, finished.stderr) == (2, "error: --model must have a value; --help lists the flags\n")
+
+
+def test_limits_a_minute(repo, tmp_path, prompts):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:6]))
+    with FakeServer() as server:
+        assert run(repo, server, few, tmp_path / "a.parquet", "--requests_per_minute=120")[0] == 0
+        assert server.times[-1] - server.times[0] >= 1  # it is 4 / 120 minutes, less what the first takes to arrive
+        # 2 or 3 tokens, 4 around them and 16 at most: 23, of which 10 are used.
+        begun = len(server.times)
+        assert run(repo, server, few, tmp_path / "b.parquet", "--tokens_per_minute=1380")[0] == 0
+        assert server.times[-1] - server.times[begun] >= 1
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
+def test_fields_of_requests(repo, tmp_path, prompts, batch):
+    """What newer models ask for: another name of the limit, no temperature, fields that the client need not know."""
+    fields = '{"temperature": null, "top_p": null, "reasoning_effort": "low", "x": {"y": [1]}, "z": null}'
+    flags = [f"--request_fields={fields}", "--limit_field=max_completion_tokens"]
+    out = tmp_path / "t.parquet"
+    with (FakeBatches if batch else FakeServer)() as server:
+        flags += ["--batch", "--batch_poll=0.05"] if batch else []
+        status, _, stderr = run(repo, server, prompts, out, *flags)
+        assert status == 0, stderr
+    request = server.requests[0]
+    assert request.pop("messages") and request == {
+        "model": "fake",
+        "max_completion_tokens": 16,
+        "reasoning_effort": "low",
+        "x": {"y": [1]},
+    }
+    row = pq.read_table(out).to_pylist()[0]
+    assert (row["temperature"], row["top_p"], row["max_tokens"]) == (None, None, 16)
+    assert json.loads(row["request_fields"]) == {"reasoning_effort": "low", "x": {"y": [1]}}

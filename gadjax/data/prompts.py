@@ -1,4 +1,4 @@
-"""Prompts, for the teacher or a student, from JSONL, Parquet or plain text."""
+"""Prompts, for the teacher or a student, from JSONL, Parquet, plain text, or a dataset by its name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data import hub_dataset, tfds
 from gadjax.data.schema import ROLES, Messages
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand
+
+_ONE_OF = ("prompt", "content")
+_COLUMNS = ("id", "category", "sample", *_ONE_OF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,34 +37,84 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
 
     JSONL and Parquet rows hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold
     `id` and `category`; a text file holds one prompt a line. A row without an id gets one made from its
-    content, so that answers stay with their prompts when the file's order changes.
+    content, so that answers stay with their prompts when the file's order changes. Of a teacher's rows with several
+    answers to one prompt (`sample`), it is one prompt.
+
+    Args:
+      path: of the file; or a dataset's name, `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD`
+        (`tfds`). FIELD holds text, or chats, of which what follows the last user turn is left out; without FIELD the
+        rows are as those of a file.
 
     Raises:
       UserError: naming the file and the line (counted from 1) or row (from 0).
     """
-    path = expand(path)
-    readers = {".jsonl": read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}
-    if path.suffix not in readers:
-        raise UserError(f"--prompts={path}: expected a file that ends in {', '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"--prompts={path}: no such file")
     prompts: list[Prompt] = []
-    places: dict[str, str] = {}
+    known: dict[str, tuple[str, Messages]] = {}
     unnamed: Counter[str] = Counter()
-    for place, row in readers[path.suffix](path):
+    for place, row in _rows(path):
         content = chat_of(row, place)
         name = text_of(row, "id", place)
         if name is None:
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
             unnamed[digest] += 1
             name = digest if unnamed[digest] == 1 else f"{digest}-{unnamed[digest]}"
-        if name in places:
-            raise UserError(f"{place}: id {name!r} is that of {places[name]} too; ids must differ")
-        places[name] = place
+        if name in known:
+            place_before, content_before = known[name]
+            if row.get("sample") is not None and content == content_before:
+                continue
+            raise UserError(f"{place}: id {name!r} is that of {place_before} too; ids must differ")
+        known[name] = place, content
         prompts.append(Prompt(name, content, text_of(row, "category", place)))
     if not prompts:
-        raise UserError(f"{path}: the file holds no prompts")
+        raise UserError(f"{os.fspath(path)}: the file holds no prompts")
     return prompts
+
+
+def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file or a dataset, each with its place."""
+    name = os.fspath(path)
+    if name.startswith(hub_dataset.PREFIX):
+        field = hub_dataset.parse(name).field
+        one_of = (field,) if field else _ONE_OF
+        for file in hub_dataset.files(name):
+            for place, row in read_columns(file, (field, "category") if field else _COLUMNS, one_of):
+                yield place, _of_field(row, field, place)
+        return
+    if name.startswith(tfds.PREFIX):
+        field = tfds.parse(name).field
+        wanted = (field, "category") if field else _COLUMNS
+        for place, row in tfds.examples(name, wanted, (field,) if field else _ONE_OF):
+            yield place, _of_field(row, field, place)
+        return
+    path = expand(path)
+    readers = {".jsonl": read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}
+    if path.suffix not in readers:
+        raise UserError(
+            f"--prompts={path}: expected a file that ends in {', '.join(readers)}, or a dataset as hf:OWNER/NAME/SPLIT "
+            "or tfds:NAME/SPLIT"
+        )
+    if not path.is_file():
+        raise UserError(f"--prompts={path}: no such file")
+    yield from readers[path.suffix](path)
+
+
+def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, Any]:
+    """A dataset's row as one of a file of prompts."""
+    if field is None:
+        # TFDS has no missing values: text that is not there is empty.
+        return {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}
+    value = row[field]
+    if isinstance(value, str):
+        prompt: dict[str, Any] = {"prompt": value}
+    elif isinstance(value, list):
+        turns = len(value)
+        while turns and isinstance(value[turns - 1], dict) and value[turns - 1].get("role") == "assistant":
+            turns -= 1
+        prompt = {"content": value[:turns]}
+    else:
+        raise UserError(f"{place}: `{field}` is {type(value).__name__}; expected text, or a chat")
+    category = row.get("category")
+    return prompt | ({"category": category} if isinstance(category, str) and category else {})
 
 
 def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,7 +148,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from read_columns(path, ("id", "prompt", "content", "category"), one_of=("prompt", "content"))
+    yield from read_columns(path, _COLUMNS, _ONE_OF)
 
 
 def read_columns(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gadjax.data import tfds
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand
 
@@ -31,6 +32,18 @@ MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_
 
 _REQUIRED = ("content", "teacher_response")
 _OPTIONAL = ("category", "finish_reason")
+
+
+def status_of(answer: str | None, finish_reason: str | None) -> str:
+    """What an answer is to training: "whole", "cut" (at a token limit) or "marked" (there is none to learn from).
+
+    The rule of `Rows.cut` and `Rows.marked` for one answer; a marked one that was cut is "marked".
+    """
+    if finish_reason in MARKED_REASONS:
+        return "marked"
+    if finish_reason in CUT_REASONS:
+        return "cut" if (answer or "").strip() else "marked"
+    return "whole"
 
 
 class Row(NamedTuple):
@@ -95,8 +108,8 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     """Reads and checks teacher Parquet.
 
     Args:
-      paths: a file, a glob, a directory of `*.parquet` shards, or a sequence of these. Within a glob or a
-        directory the files are read in the order of their names.
+      paths: a file, a glob, a directory of `*.parquet` shards, a TFDS dataset `tfds:NAME/SPLIT` of the same
+        columns, or a sequence of these. Within a glob or a directory the files are read in the order of their names.
 
     Raises:
       UserError: naming the file, the row (counted from 0) and the reason.
@@ -123,7 +136,9 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         raise UserError("no Parquet file was named; give a file, a glob or a directory")
     files: list[str] = []
     for entry in (os.fspath(expand(path)) for path in entries):
-        if os.path.isdir(entry):
+        if entry.startswith(tfds.PREFIX):
+            files.append(entry)
+        elif os.path.isdir(entry):
             found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))
             if not found:
                 raise UserError(f"{entry}: the directory holds no *.parquet file")
@@ -142,17 +157,11 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
 
 def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
     """Reads one file: roles and contents [messages], other columns [rows], turns a row as `lengths`."""
-    try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            schema = parquet.schema_arrow
-            _check_schema(file, schema)
-            names = [name for name in _REQUIRED + _OPTIONAL if name in schema.names]
-            table = parquet.read(columns=names)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from error
+    table = _read_table(file)
     if not table.num_rows:
         raise UserError(f"{file}: the file has no rows")
 
+    names = table.column_names
     chats = table["content"]
     _reject(file, pc.is_null(chats), "`content` is null; every row needs a chat")
     lengths = _numpy(pc.list_value_length(chats)).astype(np.int64)
@@ -172,6 +181,21 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
         _check_unicode(file, name, column, rows_of_turns)
     _check_rows(file, columns, lengths, rows_of_turns)
     return columns | {"lengths": lengths}
+
+
+def _read_table(file: str) -> pa.Table:
+    """Those columns of a file that training reads."""
+    if file.startswith(tfds.PREFIX):
+        table = tfds.read_table(file, _REQUIRED + _OPTIONAL)
+        _check_schema(file, table.schema)
+        return table
+    try:
+        with pq.ParquetFile(file, memory_map=True) as parquet:
+            schema = parquet.schema_arrow
+            _check_schema(file, schema)
+            return parquet.read(columns=[name for name in _REQUIRED + _OPTIONAL if name in schema.names])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from error
 
 
 def _check_schema(file: str, schema: pa.Schema) -> None:

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import hashlib
 import json
 import random
 import re
-import time
 import urllib.parse
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import openai
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError, first_line
 from gadjax.teacher.ledger import Answer
+from gadjax.teacher.limits import LONGEST_ASKED_WAIT, Limits
+from gadjax.teacher.responses import parse_answer, retry_after
+from gadjax.teacher.tokens import expected_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
 
 _LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
-_LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
 _UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the server has never answered anything
 _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
+_CHAT = "/chat/completions"
+_UNKNOWN = {_CHAT: "--model={} is unknown there"}  # what else a 404 can mean
+_MAYBE_MADE = (408, 502, 504, 524)  # a gateway gave up, and the model behind it may not have
+_LOAD = (429, 503)  # statuses by which a server says that it is asked too much
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the teacher draws its answers."""
 
-    temperature: float
-    top_p: float
+    temperature: float | None  # None, here and below: not sent
+    top_p: float | None
     max_tokens: int
     seed: int | None = None
 
@@ -44,10 +51,30 @@ class RowFailed(Exception):
 class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, message: str, wait: float | None = None, *, remedy: str = ""):
+    def __init__(
+        self,
+        message: str,
+        wait: float | None = None,
+        *,
+        remedy: str = "",
+        load: bool = False,
+        billed: bool = False,
+    ):
         super().__init__(message)
         self.wait = wait  # seconds that the server asked for
         self.remedy = remedy  # where nothing came back: what to do if nothing ever does
+        self.load = load  # the server is asked too much
+        self.billed = billed  # an answer may have been made, and has to be paid for
+
+
+class Account(Protocol):
+    """Who is told of the attempts at one prompt, since each may cost money."""
+
+    async def begin(self) -> None:
+        """Before each attempt; may wait, or raise to end the asking."""
+
+    def failed(self, *, billed: bool) -> None:
+        """After an attempt without an answer; `billed` where it may have been made and has to be paid for."""
 
 
 class Teacher:
@@ -65,6 +92,9 @@ class Teacher:
         timeout: float = 120.0,
         max_retries: int = 8,
         first_wait: float = 1.0,
+        limits: Limits | None = None,
+        limit_field: str = "max_tokens",
+        fields: Mapping[str, Any] | None = None,
     ):
         """
         Args:
@@ -77,6 +107,10 @@ class Teacher:
           timeout: of one attempt, seconds.
           max_retries: attempts after the first.
           first_wait: mean seconds before the second attempt; each later wait is twice as long.
+          limits: on attempts under way and a minute; by default none.
+          limit_field: of requests, that says how long an answer may be; newer models of OpenAI take
+            "max_completion_tokens" alone.
+          fields: more of requests, such as {"reasoning_effort": "low"}.
 
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
@@ -89,7 +123,9 @@ class Teacher:
         if not (api_key.isascii() and api_key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set this variable anew")
         self.model, self.name, self.sampling, self.system = model, name or model, sampling, system
-        self.stop = asyncio.Event()  # when set, no attempt begins and no wait lasts
+        self.fields, self._limit_field = dict(fields or {}), limit_field
+        self.limits = limits or Limits(1_000_000)
+        self.stop = self.limits.stop  # when set, no attempt begins and no wait lasts
         self.retries = 0
         self._secrets = [secret for secret in (api_key, url.password) if secret]
         self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
@@ -108,41 +144,76 @@ class Teacher:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def request(self, content: Messages) -> dict[str, Any]:
-        """The body of the request for a chat."""
+    def request(self, content: Messages, sample: int = 0) -> dict[str, Any]:
+        """The body of the request for the `sample`-th answer to a chat, from 0; it shows where there is a seed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        fields = {"model": self.model, "messages": system + content} | dataclasses.asdict(self.sampling)
-        return {name: value for name, value in fields.items() if value is not None}
+        sampling = dataclasses.asdict(self.sampling_of(sample))
+        sampling[self._limit_field] = sampling.pop("max_tokens")
+        fields = {"model": self.model, "messages": system + content} | sampling
+        return {name: value for name, value in fields.items() if value is not None} | self.fields
 
-    def fingerprint(self, content: Messages) -> str:
+    def sampling_of(self, sample: int) -> Sampling:
+        """How the `sample`-th answer to a chat is drawn: each with a seed of its own, if with any."""
+        if self.sampling.seed is None:
+            return self.sampling
+        return dataclasses.replace(self.sampling, seed=self.sampling.seed + sample)
+
+    def fingerprint(self, content: Messages, sample: int = 0) -> str:
         """Names the request: the same model, chat and sampling give the same text."""
-        body = json.dumps(self.request(content), sort_keys=True)
+        body = json.dumps(self.request(content, sample), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
-    async def ask(self, content: Messages) -> Answer:
+    async def ask(self, content: Messages, sample: int = 0, account: Account | None = None) -> Answer:
         """The teacher's answer to a chat.
 
-        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to.
+        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to, by all that ask.
+
+        Args:
+          content: the chat.
+          sample: which of the answers to it, from 0.
+          account: told of every attempt.
 
         Raises:
           RowFailed: the API refuses this chat, or every attempt failed.
           UserError: no chat can succeed (bad key, unknown model, no such server).
           asyncio.CancelledError: `stop` was set before an answer came.
         """
-        for attempt in range(self._max_retries + 1):
+        return await self._retrying(lambda: self._limited(content, sample, account))
+
+    async def call(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
+        """Another request to the API, repeated as `ask` repeats.
+
+        Args:
+          send: makes the request; called anew for each attempt. A ValueError of its, of a malformed response, is a
+            fault that may pass.
+          path: of the request below the base URL, for messages.
+
+        Raises: as `ask`.
+        """
+
+        async def attempt() -> T:
+            try:
+                return await self._send(send, path)
+            except ValueError as error:
+                raise _Transient(f"malformed answer: {self.clean(str(error))}") from None
+
+        return await self._retrying(attempt)
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        for number in range(self._max_retries + 1):
             if self.stop.is_set():
                 raise asyncio.CancelledError
             try:
-                return await self._attempt(content)
+                return await attempt()
             except _Transient as failure:
-                if failure.remedy and not self._answered and attempt + 1 >= _UNREACHABLE_AFTER:
+                if failure.remedy and not self._answered and number + 1 >= _UNREACHABLE_AFTER:
                     raise UserError(
                         f"nothing answers at --base_url={self.base_url} ({failure}); {failure.remedy}"
                     ) from None
-                if attempt == self._max_retries:
-                    raise RowFailed(f"{failure}, {attempt + 1} attempts") from None
+                if number == self._max_retries:
+                    raise RowFailed(f"{failure}, {number + 1} attempts") from None
                 self.retries += 1
-                await self._pause(attempt, failure.wait)
+                await self._pause(number, failure.wait)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _pause(self, attempt: int, asked: float | None) -> None:
@@ -150,106 +221,105 @@ class Teacher:
         wait = min(self._first_wait * 2**attempt, _LONGEST_WAIT) * jitter
         if asked is not None:
             # Jitter on top, so that the requests refused together don't return together.
-            wait = min(asked, _LONGEST_ASKED_WAIT) + self._first_wait * jitter
+            wait = min(asked, LONGEST_ASKED_WAIT) + self._first_wait * jitter
         try:
             await asyncio.wait_for(self.stop.wait(), wait)
         except TimeoutError:
             return
 
-    async def _attempt(self, content: Messages) -> Answer:
+    async def _limited(self, content: Messages, sample: int, account: Account | None) -> Answer:
+        """One attempt, within the limits."""
+        if account:
+            await account.begin()
+        used: int | None = 0
+        billed = False
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**self.request(content))
+            slot = await self.limits.acquire(expected_tokens(content, self.system) + self.sampling.max_tokens)
+            try:
+                billed, used = True, None  # until it is known; also where this task is cancelled
+                answer = await self._attempt(content, sample)
+            except _Transient as failure:
+                billed, used = failure.billed, None if failure.billed else 0
+                if failure.load:
+                    self.limits.refused(slot, failure.wait)
+                raise
+            except (RowFailed, UserError):
+                billed, used = False, 0
+                raise
+            else:
+                used = answer.tokens
+                self.limits.answered()
+                return answer
+            finally:
+                self.limits.release(slot, used)
+        except BaseException:
+            if account:
+                account.failed(billed=billed)
+            raise
+
+    async def _attempt(self, content: Messages, sample: int) -> Answer:
+        body = self.request(content, sample)
+        more = {name: body.pop(name) for name in self.fields}  # which the client may not know
+        raw = await self._send(
+            lambda client: client.chat.completions.with_raw_response.create(**body, extra_body=more), _CHAT
+        )
+        try:
+            return parse_answer(raw.content)
+        except ValueError as error:
+            raise _Transient(f"malformed answer: {self.clean(str(error))}", billed=True) from None
+
+    async def _send(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
+        try:
+            answer = await send(self._client)
         except openai.APITimeoutError:
             remedy = f"raise --requests_timeout={self._timeout:g} if the server is slow, or mend the URL"
-            raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy) from None
+            raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy, billed=True) from None
         except openai.APIConnectionError as error:
-            cause = self._clean(str(error.__cause__ or error))
+            cause = self.clean(str(error.__cause__ or error))
+            # What was never connected was never asked. The HTTP library is openai's choice, and so is the class.
+            sent = type(error.__cause__).__name__ != "ConnectError"
             remedy = "start the server or mend the URL"
-            raise _Transient(f"connection failed: {cause}", remedy=remedy) from None
+            raise _Transient(f"connection failed: {cause}", remedy=remedy, billed=sent) from None
         except openai.APIStatusError as error:
             self._answered = True
-            raise self._status_failure(error) from None
+            raise self._status_failure(error, path) from None
         self._answered = True
-        try:
-            return _parse(raw.http_response.content)
-        except ValueError as error:
-            raise _Transient(f"malformed answer: {self._clean(str(error))}") from None
+        return answer
 
-    def _status_failure(self, error: openai.APIStatusError) -> Exception:
+    def _status_failure(self, error: openai.APIStatusError, path: str) -> Exception:
         status, body = error.status_code, error.body
         said = body.get("message") or body.get("detail") if isinstance(body, dict) else body  # "detail": FastAPI's
-        said = self._clean(str(said or error.message))
+        said = self.clean(str(said or error.message))
         if status in (401, 403):
             return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
         if error.code in _HOPELESS_CODES or (status == 404 and "model" in said.lower()):
             return UserError(f"{self.base_url} refuses --model={self.model} (HTTP {status}: {said})")
         if status == 404:  # servers word a wrong path in many ways, few of which name the model
             return UserError(
-                f"--base_url={self.base_url} has no /chat/completions (HTTP 404: {said}); the URL may lack /v1 at its "
-                f"end, or --model={self.model} is unknown there"
+                f"--base_url={self.base_url} has no {path} (HTTP 404: {said}); the URL may lack /v1 at its end, or "
+                f"{_UNKNOWN.get(path, 'the API does not offer this').format(self.model)}"
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
+            return _Transient(
+                f"HTTP {status}: {said}",
+                retry_after(error.response.headers),
+                load=status in _LOAD,
+                billed=status in _MAYBE_MADE,
+            )
+        if "max_completion_tokens" in said and self._limit_field == "max_tokens":
+            return UserError(
+                f"{self.base_url}: --model={self.model} does not take max_tokens (HTTP {status}: {said}); give "
+                "--limit_field=max_completion_tokens"
+            )
         return RowFailed(f"HTTP {status}: {said}")
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """A server's message on one short line, without the key, whole or masked as some servers echo it."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         text = re.sub(r"\bsk-[\w*.-]+", "***", text)
         text = " ".join(text.split())
         return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _parse(body: bytes) -> Answer:
-    """The answer in a response's body; ValueError where there is none."""
-    try:
-        response = json.loads(body)
-    except ValueError:
-        raise ValueError(f"no JSON but {body[:80]!r}") from None
-    choices = response.get("choices") if isinstance(response, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        raise ValueError(f"no message in {body[:80]!r}")
-    text, refusal = message.get("content"), message.get("refusal")
-    if not isinstance(text, str | None):
-        raise ValueError(f"the message's content is {type(text).__name__}, not text")
-    text = (text or "").encode("utf-8", "replace").decode()  # half surrogate pairs, which no file can keep
-    reason = choice.get("finish_reason")
-    if refusal:
-        reason = "refusal"
-    elif not text.strip() and reason in (None, "stop"):
-        # An answer without text; training leaves it out by this mark.
-        reason = "error"
-    usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
-    created = response.get("created")
-    return Answer(
-        text=text,
-        finish_reason=reason if isinstance(reason, str) else None,
-        created=created if isinstance(created, int) and created > 0 else int(time.time()),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-    )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date)."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(seconds, 0.0)
 
 
 def _parse_url(base_url: str) -> urllib.parse.SplitResult:

@@ -1,6 +1,8 @@
 """The ledger: an append-only file of every answer received, so that none is asked, and paid for, twice.
 
 A line holds the answer with all that it answers, so that it is a row of the Parquet without the file of prompts.
+Where there is a budget, a line before each attempt says what it may cost, so that an answer that was made but never
+arrived, for a time-out or a kill, is counted as spent.
 """
 
 from __future__ import annotations
@@ -10,12 +12,35 @@ import fcntl
 import json
 import os
 import pathlib
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from gadjax.errors import UserError
+from gadjax.teacher.tokens import most_tokens
 
-Key = tuple[str, str]  # a prompt's id, the fingerprint of the request
+BATCH = "batch"  # the field of an answer that came by the Batch API, at its price
+
+
+class Key(NamedTuple):
+    """What an answer answers."""
+
+    id: str  # the prompt's
+    fingerprint: str  # of the request
+    sample: int = 0  # of the answers to one prompt
+
+
+class Usage(NamedTuple):
+    """Tokens."""
+
+    prompt: int
+    completion: int
+
+    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # of numbers, not of tuples
+        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+
+
+NOTHING = Usage(0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +52,13 @@ class Answer:
     created: int  # Unix seconds
     prompt_tokens: int | None
     completion_tokens: int | None
+
+    @property
+    def tokens(self) -> int | None:
+        """In and out, where the API said so."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
 
 
 class Ledger:
@@ -50,16 +82,20 @@ class Ledger:
             self._file = self.path.open("a+b")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.used = {False: NOTHING, True: NOTHING}  # by all answers; True: by the Batch API
+        self._open: defaultdict[Key, list[Usage]] = defaultdict(list)  # attempts without a known end
+        self._begun: set[Key] = set()  # attempts of this process
+        self._places: dict[Key, int] = {}
+        self._unsynced = False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._places, self._end = self._read()
+            self._end = self._read()
         except BlockingIOError:
             self._file.close()
             raise UserError(f"{self.path}: another gadjax.collect writes it; wait for it to end") from None
         except BaseException:
             self._file.close()
             raise
-        self._unsynced = False
 
     def __enter__(self) -> Ledger:
         return self
@@ -82,15 +118,37 @@ class Ledger:
         self._file.seek(self._places[key])
         return json.loads(self._file.readline())
 
+    @property
+    def at_risk(self) -> Usage:
+        """At most taken by attempts whose end is not known: under way, or lost on the way back or by a kill."""
+        return Usage(*self._at_risk)
+
+    @property
+    def attempts_open(self) -> int:
+        """Attempts whose end is not known."""
+        return sum(map(len, self._open.values()))
+
     def append(self, key: Key, answer: Answer, question: dict[str, Any]) -> None:
         """Writes one answer with what was asked, and how; it has left the process when this returns."""
-        row = {"id": key[0], "fingerprint": key[1]} | dataclasses.asdict(answer) | question
-        line = json.dumps(row).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        self._places[key] = self._end
-        self._end += len(line)
-        self._unsynced = True
+        row = key._asdict() | dataclasses.asdict(answer) | question
+        if key in self._begun:
+            self._begun.remove(key)
+            row["ends_attempt"] = True
+        start = self._end
+        self._write(row)
+        self._count_answer(key, row, start)
+
+    def begin(self, key: Key, most: Usage) -> None:
+        """Writes that an attempt begins, and what it may take at most."""
+        self._write(key._asdict() | {"attempt": "begun", "most": most})
+        self._begun.add(key)
+        self._count_attempt(key, most)
+
+    def dismiss(self, key: Key) -> None:
+        """Writes that the last attempt came to nothing, for which the API takes no money."""
+        self._write(key._asdict() | {"attempt": "failed"})
+        self._begun.discard(key)
+        self._close(key)
 
     def sync(self) -> None:
         """Puts what was appended on the disk; may take milliseconds."""
@@ -98,32 +156,83 @@ class Ledger:
             os.fsync(self._file.fileno())
             self._unsynced = False
 
-    def _read(self) -> tuple[dict[Key, int], int]:
-        """Places of all answers, and the file's end once the torn last line of a kill is cut off."""
-        places: dict[Key, int] = {}
+    def _write(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        self._end += len(line)
+        self._unsynced = True
+
+    def _read(self) -> int:
+        """Counts all lines; the file's end once the torn last line of a kill is cut off."""
+        self._at_risk = [0, 0]
         start = 0
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
-            key = _key(line)
+            row = parse_line(line)
             if not line.endswith(b"\n"):
-                if key is None:
+                if row is None:
                     self._file.truncate(start)
                     break
                 # Torn in its very last byte: whole, and paid for.
                 self._file.write(b"\n")
                 line += b"\n"
-            if key is None:
+            if row is None:
                 raise UserError(f"{self.path}:{number}: the line is damaged; mend or remove it, then run again")
-            places.setdefault(key, start)
+            key = key_of(row)
+            match row.get("attempt"):
+                case None:
+                    self._count_answer(key, row, start)
+                case "begun":
+                    self._count_attempt(key, Usage(*row["most"]))
+                case _:
+                    self._close(key)
             start += len(line)
-        return places, start
+        return start
+
+    def _count_answer(self, key: Key, row: dict[str, Any], start: int) -> None:
+        self._places.setdefault(key, start)
+        if row.get("ends_attempt"):
+            self._close(key)
+        batch = bool(row.get(BATCH))
+        self.used[batch] += usage_of(row)
+
+    def _count_attempt(self, key: Key, most: Usage) -> None:
+        self._open[key].append(most)
+        self._at_risk = [a + b for a, b in zip(self._at_risk, most, strict=True)]
+
+    def _close(self, key: Key) -> None:
+        """Forgets the last attempt: attempts at one key follow each other, and the one that ended began last."""
+        if attempts := self._open.get(key):
+            self._at_risk = [a - b for a, b in zip(self._at_risk, attempts.pop(), strict=True)]
+            if not attempts:
+                del self._open[key]
 
 
-def _key(line: bytes) -> Key | None:
-    """The key of a line, or None where the line holds no whole answer."""
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The fields of a line of a ledger; None where it holds neither a whole answer nor an attempt."""
     try:
         row: Any = json.loads(line)
-        whole = "content" in row and all(field.name in row for field in dataclasses.fields(Answer))
-        return (str(row["id"]), str(row["fingerprint"])) if whole else None
+        key_of(row)
+        if "attempt" in row:
+            whole = row["attempt"] == "failed" or [type(n) for n in row["most"]] == [int, int]
+        else:
+            whole = "content" in row and all(field.name in row for field in dataclasses.fields(Answer))
+        return row if whole else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    """The key of a line's fields; lines of before there were samples have none."""
+    return Key(str(row["id"]), str(row["fingerprint"]), int(row.get("sample", 0)))
+
+
+def usage_of(row: dict[str, Any]) -> Usage:
+    """Tokens that an answer took; where the API did not say, more than it can have been."""
+    prompt, completion = row["prompt_tokens"], row["completion_tokens"]
+    if prompt is None:
+        prompt = most_tokens(row["content"], row.get("system"))
+    if completion is None:
+        completion = row.get("max_tokens") or len((row["text"] or "").encode())
+    return Usage(prompt, completion)

@@ -1,4 +1,4 @@
-"""What a collection shows while it runs: answers, rate, tokens, time left."""
+"""What a collection shows while it runs: answers, rate, tokens, cost, time left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from gadjax.teacher.budget import Budget
 from gadjax.teacher.client import Teacher
 from gadjax.teacher.ledger import Answer
 
@@ -17,16 +18,19 @@ _LEAST_ANSWERS = 16  # before a time left is worth showing
 class AnswerProgress:
     """A bar on a terminal, a line now and then elsewhere; a context manager."""
 
-    def __init__(self, total: int, kept: int, teacher: Teacher, *, console: Console | None = None):
+    def __init__(
+        self, total: int, kept: int, teacher: Teacher, budget: Budget | None = None, *, console: Console | None = None
+    ):
         """
         Args:
-          total: prompts.
+          total: requests.
           kept: of those, answered by earlier runs.
-          teacher: whose repeated attempts are shown.
+          teacher: whose repeated attempts and limit in flight are shown.
+          budget: whose cost is shown.
           console: where to show; standard output by default.
         """
         self._console = console or Console()
-        self._total, self._kept, self._teacher = total, kept, teacher
+        self._total, self._kept, self._teacher, self._budget = total, kept, teacher, budget
         self._received = self._tokens = 0
         self._began = self._shown = time.monotonic()
         self._bar: Progress | None = None
@@ -66,6 +70,10 @@ class AnswerProgress:
         if self._received:
             text += f"  {self._received / seconds:.2g} answers/s  {self._tokens} tokens"
             text += f" ({self._tokens / seconds:.0f}/s)"
+        if self._budget:
+            text += f"  cost {self._budget.spent:.4g}"
+            if self._budget.limit is not None:
+                text += f" of {self._budget.limit:g}"
         if self._received >= _LEAST_ANSWERS:
             left = (self._total - done) * seconds / self._received
             minutes, rest = divmod(round(left), 60)
@@ -73,4 +81,6 @@ class AnswerProgress:
             text += f"  {hours}:{minutes:02}:{rest:02} left"
         if self._teacher.retries:
             text += f"  {self._teacher.retries} repeated"
+        if self._teacher.limits.pauses:
+            text += f"  {self._teacher.limits.allowed} at once"
         return text

@@ -48,6 +48,11 @@ def error(status: int, message: str, code: str | None = None, **headers: str) ->
 class FakeServer:
     """A context manager; `behave(prompt, attempt)` makes each reply, attempts of a prompt counted from 1."""
 
+    @property
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Speaks HTTP."""
+        return _Handler
+
     def __init__(self, behave: Callable[[str, int], Reply] | None = None):
         self.behave = behave or (lambda prompt, attempt: Reply(text=f"answer to {prompt}"))
         self.requests: list[dict] = []  # bodies, in the order of arrival
@@ -56,7 +61,7 @@ class FakeServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._http = _Server(("127.0.0.1", 0), _Handler)
+        self._http = _Server(("127.0.0.1", 0), self.handler)
         self._http.owner = self
         self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
@@ -99,6 +104,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each response waits for an acknowledgement
 
     def do_POST(self) -> None:
         owner = self.server.owner

@@ -7,6 +7,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.teacher.client import RowFailed, Sampling, Teacher
+from gadjax.teacher.limits import Limits
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -104,7 +105,7 @@ MARKS = {
     "cut": (Reply(finish_reason="length"), "an answer", "length"),
     "cut before it began": (Reply(text=None, finish_reason="length"), "", "length"),
     "filtered": (Reply(text=None, finish_reason="content_filter"), "", "content_filter"),
-    "refused": (Reply(text=None, message={"refusal": "I cannot."}), "", "refusal"),
+    "refused": (Reply(text=None, message={"refusal": "I cannot."}), "I cannot.", "refusal"),
     "tool": (Reply(text=None, finish_reason="tool_calls"), "", "tool_calls"),
     "no reason": (Reply(finish_reason=None), "an answer", None),
 }
@@ -126,6 +127,12 @@ STOPPING = {
     "path": (Reply(status=404, body=b'{"detail":"Not Found"}'), "has no /chat/completions .*Not Found.* lack /v1"),
     "path, in HTML": (Reply(status=404, body=b"<html>404</html>"), "has no /chat/completions .* lack /v1"),
     "model, as 400": (error(400, "no such model", "model_not_found"), "refuses --model=fake"),
+    "max_tokens": (
+        error(
+            400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "unsupported_parameter"
+        ),
+        "--model=fake does not take max_tokens .*; give --limit_field=max_completion_tokens",
+    ),
     "quota": (error(429, "pay first", "insufficient_quota"), "pay first"),
 }
 
@@ -200,9 +207,10 @@ def test_bad_settings_are_named(url, key, message):
 
 
 def test_the_fingerprint_is_of_all_that_shapes_the_answer():
-    def fingerprint(model="fake", system=None, content=CHAT, **sampling):
+    def fingerprint(model="fake", system=None, content=CHAT, fields=None, **sampling):
         values = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 16} | sampling
-        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), api_key=None, system=system)
+        options = {"api_key": None, "system": system, "fields": fields}
+        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), **options)
         return teacher.fingerprint(content)
 
     others = [
@@ -213,6 +221,76 @@ def test_the_fingerprint_is_of_all_that_shapes_the_answer():
         fingerprint(top_p=0.9),
         fingerprint(max_tokens=17),
         fingerprint(seed=1),
+        fingerprint(temperature=None),
+        fingerprint(fields={"reasoning_effort": "low"}),
     ]
     assert fingerprint() == fingerprint()
+    # Another way to make it would ask, and pay for, all of a user's ledger again.
+    assert fingerprint() == "11b08584e5ec278b"
     assert len({fingerprint(), *others}) == len(others) + 1
+
+
+class Account:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    async def begin(self):
+        self.told.append("begin")
+
+    def failed(self, *, billed):
+        self.told.append("billed" if billed else "free")
+
+
+@pytest.mark.parametrize("name, fault", [*PASSING.items(), ("504", error(504, "gateway")), ("502", error(502, "g"))])
+def test_what_an_attempt_may_cost_is_told(name, fault):
+    """An answer may have been made where it did not arrive whole; what the server refused was not."""
+    account = Account()
+
+    async def run(server):
+        options = {"api_key": KEY, "first_wait": 0.01, "timeout": 0.3}
+        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+            await teacher.ask(CHAT, account=account)
+
+    with failing(fault) as server:
+        asyncio.run(run(server))
+    billed = "free" if name in ("429", "500", "503") else "billed"
+    assert account.told == ["begin", billed, "begin"]
+
+
+def test_a_server_that_is_not_there_costs_nothing():
+    account = Account()
+
+    async def run(url):
+        async with Teacher(url, "fake", Sampling(0.7, 1.0, 16), api_key=None, first_wait=0.01) as teacher:
+            await teacher.ask(CHAT, account=account)
+
+    with FakeServer() as server:
+        pass
+    with pytest.raises(UserError, match="nothing answers"):
+        asyncio.run(run(server.base_url))
+    assert account.told == ["begin", "free"] * 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refusal_for_load_holds_back_all(status):
+    async def run(server):
+        limits = Limits(8)
+        options = {"api_key": None, "first_wait": 0.01, "limits": limits}
+        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+
+            async def later(i):
+                await asyncio.sleep(0.3)
+                return await teacher.ask([{"role": "user", "content": f"later {i}"}])
+
+            await asyncio.gather(teacher.ask(CHAT), *map(later, range(5)))
+        return limits
+
+    def behave(prompt, attempt):
+        return error(status, "slow down", retry_after="1") if prompt == "One?" and attempt == 1 else Reply()
+
+    with FakeServer(behave) as server:
+        limits = asyncio.run(run(server))
+    assert min(server.times[1:]) - server.times[0] >= 0.95
+    assert limits.pauses == 1 and limits.allowed < 8

@@ -7,28 +7,35 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from gadjax.data.prompts import Prompt
+from gadjax.data.prompts import Prompt, read_prompts
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
+from gadjax.teacher.budget import Budget, Prices
 from gadjax.teacher.client import Sampling, Teacher
-from gadjax.teacher.collector import check_complete, collect, write_parquet
-from gadjax.teacher.ledger import Answer, Ledger
+from gadjax.teacher.collector import check_complete, collect, questions, write_parquet
+from gadjax.teacher.ledger import Answer, Key, Ledger
 from gadjax.teacher.progress import AnswerProgress
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbers") for i in range(20)]
 
+PRICES = Prices(input=0.0, output=1e6)  # a unit of currency for a token of answer
 
-def run(server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, out=None, **options):
+
+def run(
+    server, path, prompts=PROMPTS, *, concurrency=4, temperature=0.7, seed=None, out=None, n=1, limit=None, **options
+):
     """Collects into a ledger at `path`, and into the Parquet `out`."""
     options = {"api_key": None, "name": "Fake-1", "first_wait": 0.01, "max_retries": 2} | options
+    asked = questions(prompts, n)
 
     async def work():
-        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16), **options) as teacher:
+        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16, seed), **options) as teacher:
             with Ledger(path) as ledger:
-                result = await collect(teacher, prompts, ledger, concurrency=concurrency)
+                budget = None if limit is None else Budget(PRICES, ledger, limit)
+                result = await collect(teacher, asked, ledger, concurrency=concurrency, budget=budget)
                 if out is not None:
-                    write_parquet(out, teacher, prompts, ledger)
+                    write_parquet(out, teacher, asked, ledger)
                 return result
 
     return asyncio.run(work())
@@ -91,7 +98,7 @@ def test_a_refused_key_stops_all_and_keeps_answers_under_way(path):
 def test_a_stop_wakes_those_that_wait(path):
     def behave(prompt, attempt):
         if prompt == "prompt 0":
-            return error(429, "slow down", retry_after="300")
+            return error(500, "slow down", retry_after="300")
         return error(401, "no", retry_after="0") if prompt == "prompt 5" else Reply()
 
     with FakeServer(behave) as server, pytest.raises(UserError, match="refuses the key"):
@@ -142,6 +149,8 @@ def test_the_parquet_has_the_published_schema_and_provenance(path, tmp_path):
         "max_tokens": 16,
         "seed": None,
         "system": "Be brief.",
+        "sample": 0,
+        "request_fields": None,
     }
     assert [row["finish_reason"] for row in others] == ["error", "length", "refusal"]
     assert pq.ParquetFile(out).metadata.row_group(0).column(0).compression == "ZSTD"
@@ -259,3 +268,55 @@ def test_progress_draws_a_bar_on_a_terminal():
         progress.advance(Answer("a", "stop", 0, 7, 3))
         progress.advance(Answer("a", "stop", 0, 7, 3))
     assert "2/2" in shown.getvalue() and "6 tokens" in shown.getvalue()
+
+
+@pytest.mark.parametrize("limit, shown_limit", [(None, ""), (500.0, " of 500")])
+def test_progress_shows_the_cost_so_far(path, monkeypatch, limit, shown_limit):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    shown = io.StringIO()
+    with Ledger(path) as ledger:
+        budget = Budget(PRICES, ledger, limit)
+        with AnswerProgress(200, 0, teacher, budget, console=Console(file=shown)) as progress:
+            for i in range(31):
+                now[0] += 1
+                answer = Answer("a", "stop", 0, 7, 3)
+                ledger.append(Key(str(i), "f"), answer, {"content": PROMPTS[0].content})
+                progress.advance(answer)
+    assert shown.getvalue() == f"collecting 30/200  1 answers/s  90 tokens (3/s)  cost 90{shown_limit}  0:02:50 left\n"
+
+
+def test_a_budget_is_not_passed_and_says_what_was_not_asked(path):
+    # A request is 16 at most, and 3 in truth; some time out, and count as 16.
+    def behave(prompt, attempt):
+        return Reply(seconds=0.5 if prompt in ("prompt 1", "prompt 2") and attempt == 1 else 0.0)
+
+    with FakeServer(behave) as server:
+        result = run(server, path, limit=70.0, timeout=0.25, concurrency=2)
+        with Ledger(path) as ledger:
+            budget = Budget(PRICES, ledger, 70.0)
+            assert budget.at_risk == 32 and budget.spent == 3 * result.received
+            assert 70 - 16 < budget.spent + budget.at_risk <= 70
+        assert result.unasked == 20 - result.received and not result.failures
+        # A rerun counts both.
+        assert run(server, path, limit=70.0).received == 0
+        assert run(server, path, limit=200.0).unasked == 0
+    assert len(server.requests) == 22
+
+
+def test_several_answers_to_a_prompt(path, tmp_path):
+    out = tmp_path / "t.parquet"
+    with FakeServer(lambda prompt, attempt: Reply(text=f"{attempt}")) as server:
+        run(server, path, PROMPTS[:3], n=2, out=out, concurrency=1)
+        # First answers come first, so that a budget ends evenly.
+        assert server.prompts == ["prompt 0", "prompt 1", "prompt 2"] * 2
+        run(server, path, PROMPTS[:3], n=3, out=out)
+        assert len(server.requests) == 9
+    table = pq.read_table(out).to_pylist()
+    assert sorted((row["id"], row["sample"], row["teacher_response"]) for row in table) == [
+        (f"id{i}", sample, str(sample + 1)) for i in range(3) for sample in range(3)
+    ]
+    # To training they are rows like others, and as prompts one.
+    assert len(read_rows(out)) == 9
+    assert read_prompts(out) == PROMPTS[:3]

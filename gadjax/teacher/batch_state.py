@@ -1,0 +1,162 @@
+"""What is known of batches under way, kept beside the ledger so that a kill at any moment loses none of it.
+
+OUT.batches.json lists them, each with the step that it has surely reached; OUT.batches/NAME.jsonl holds a batch's
+requests and what they ask, so that its answers find their rows whatever becomes of the file of prompts. The lock of
+the ledger is theirs too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from gadjax.errors import UserError
+from gadjax.files import replace
+from gadjax.teacher.ledger import NOTHING, Key, Usage
+
+_FORMAT = 1
+
+PLANNED = "planned"  # its requests are on disk
+UPLOADED = "uploaded"  # the API has its file
+CREATING = "creating"  # it was about to be created: it may be there
+CREATED = "created"  # its id is known
+
+
+class Request(NamedTuple):
+    """One request of a batch."""
+
+    key: Key
+    question: dict[str, Any]  # fields of the answer's row
+    body: dict[str, Any]
+    most: Usage
+
+
+@dataclasses.dataclass
+class Batch:
+    """One batch that is under way."""
+
+    name: str  # random; in the file's name and the batch's metadata, by which they are found again
+    requests: int
+    most: Usage  # that all of it can take
+    base_url: str
+    step: str = PLANNED
+    file_id: str | None = None
+    batch_id: str | None = None
+
+    def custom_id(self, number: int) -> str:
+        """Of its request `number`, from 0, as results quote it."""
+        return f"{self.name}-{number}"
+
+
+class Batches:
+    """The batches under way of one ledger."""
+
+    def __init__(self, out: pathlib.Path):
+        """Reads them, and forgets those of which the API has at most the file.
+
+        They are planned anew: what is asked today may differ, for a setting that the API refused.
+
+        Args:
+          out: the Parquet file that they are for.
+
+        Raises:
+          UserError: the state on disk is damaged.
+        """
+        self.path = out.with_name(out.name + ".batches.json")
+        self._folder = out.with_name(out.name + ".batches")
+        self.open: list[Batch] = []
+        if self.path.exists():
+            try:
+                state = json.loads(self.path.read_bytes())
+                if state["format"] != _FORMAT:
+                    raise ValueError("another format")
+                self.open = [Batch(**fields | {"most": Usage(*fields["most"])}) for fields in state["batches"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.path}: damaged ({error}); mend it: it says which batches are paid for"
+                ) from None
+        for batch in [batch for batch in self.open if batch.step in (PLANNED, UPLOADED)]:
+            self.close(batch)
+
+    @property
+    def most(self) -> Usage:
+        """That all of them can take."""
+        return sum((batch.most for batch in self.open), NOTHING)
+
+    def plan(self, requests: Sequence[Request], base_url: str) -> Batch:
+        """Keeps the requests of a new batch, of which the API knows nothing yet."""
+        most = sum((request.most for request in requests), NOTHING)
+        batch = Batch(secrets.token_hex(12), len(requests), most, base_url)
+        self._folder.mkdir(exist_ok=True)
+        with self._file(batch).open("w", encoding="utf-8") as file:
+            for request in requests:
+                file.write(json.dumps({"key": request.key, "question": request.question, "body": request.body}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.open.append(batch)
+        self.save()
+        return batch
+
+    def reach(self, batch: Batch, step: str, **ids: str) -> None:
+        """Keeps that a batch has come to a step."""
+        batch.step = step
+        for name, value in ids.items():
+            setattr(batch, name, value)
+        self.save()
+
+    def close(self, batch: Batch) -> None:
+        """Forgets a batch, all of whose answers are in the ledger, and the ledger on the disk."""
+        self.open.remove(batch)
+        self.save()
+        self._file(batch).unlink(missing_ok=True)
+        if not self.open:
+            self.path.unlink()
+            for left in self._folder.glob("*.jsonl"):  # of a kill before its batch was written down
+                left.unlink()
+            self._folder.rmdir()
+
+    def requests(self, batch: Batch) -> Iterator[tuple[Key, dict[str, Any], dict[str, Any]]]:
+        """Key, question and body of each request, in order.
+
+        Raises:
+          UserError: the file is not there, or not whole.
+        """
+        file = self._file(batch)
+        try:
+            with file.open("rb") as lines:
+                rows = [json.loads(line) for line in lines]
+            if len(rows) != batch.requests:
+                raise ValueError(f"{len(rows)} of {batch.requests} requests")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); it says what the answers of a batch answer") from None
+        for row in rows:
+            yield Key(*row["key"]), row["question"], row["body"]
+
+    def keys(self) -> set[Key]:
+        """Of all requests in open batches."""
+        return {key for batch in self.open for key, _, _ in self.requests(batch)}
+
+    def upload(self, batch: Batch) -> bytes:
+        """The file of requests as the API takes it."""
+        return b"".join(
+            upload_line(batch.custom_id(number), body) for number, (_, _, body) in enumerate(self.requests(batch))
+        )
+
+    def save(self) -> None:
+        """Writes the list, whole or not at all."""
+        state = {"format": _FORMAT, "batches": [dataclasses.asdict(batch) for batch in self.open]}
+        replace(self.path, json.dumps(state, indent=1).encode())
+
+    def _file(self, batch: Batch) -> pathlib.Path:
+        return self._folder / f"{batch.name}.jsonl"
+
+
+def upload_line(custom_id: str, body: dict[str, Any]) -> bytes:
+    """One request of the Batch API's input file."""
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(line).encode() + b"\n"

@@ -1,0 +1,107 @@
+import asyncio
+import random
+
+import pytest
+
+from gadjax.data.prompts import Prompt
+from gadjax.errors import UserError
+from gadjax.teacher.budget import Budget, BudgetReached, Prices, estimate, most_usage
+from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
+from gadjax.teacher.tokens import most_tokens
+from tests.teacher.virtual_time import run
+
+PRICES = Prices(input=2.0, output=10.0)
+QUESTION = {"content": [{"role": "user", "content": "Hi"}], "max_tokens": 1000}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "l") as ledger:
+        yield ledger
+
+
+def test_cost_is_of_a_million_tokens_and_half_in_a_batch(ledger):
+    assert PRICES.cost(Usage(1_000_000, 0)) == 2 and PRICES.cost(Usage(0, 500_000)) == 5
+    ledger.append(Key("a", "f"), Answer("x", "stop", 0, 1_000_000, 100_000), QUESTION)
+    assert Budget(PRICES, ledger).spent == pytest.approx(3)
+    ledger.append(Key("b", "f"), Answer("x", "stop", 0, 1_000_000, 100_000), QUESTION | {"batch": "b"})
+    assert Budget(PRICES, ledger).spent == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bill_never_passes_the_budget(ledger, seed):
+    """Many at once, of which some fail for nothing, some are lost on the way back, and some use all they may."""
+    draw = random.Random(seed)
+    most = Usage(100, 1000)
+    limit = 40 * PRICES.cost(most)
+    budget, stop = Budget(PRICES, ledger, limit), asyncio.Event()
+    bill = [0.0]
+    ends = []
+
+    async def one(name):
+        account = budget.account(Key(str(name), "f"), most, stop)
+        try:
+            while True:
+                await account.begin()
+                await asyncio.sleep(draw.random())
+                fate = draw.random()
+                if fate < 0.2:
+                    account.failed(billed=False)
+                    continue
+                used = Usage(draw.randint(1, 100), draw.choice([1000, draw.randint(0, 1000)]))
+                bill[0] += PRICES.cost(used)
+                assert bill[0] <= limit
+                if fate < 0.3:
+                    account.failed(billed=True)
+                    continue
+                ledger.append(Key(str(name), "f"), Answer("x", "stop", 0, *used), QUESTION)
+                account.answered()
+                return
+        except BudgetReached:
+            ends.append(name)
+
+    async def work():
+        await asyncio.gather(*(one(name) for name in range(200)))
+
+    run(work())
+    assert ends and budget.under_way == 0
+    # What is left would not have taken another request.
+    assert limit - PRICES.cost(most) < budget.spent + budget.at_risk <= limit
+    assert bill[0] <= budget.spent + budget.at_risk
+
+
+def test_without_a_limit_all_is_counted_and_nothing_held_back(ledger):
+    budget = Budget(PRICES, ledger)
+    account = budget.account(Key("a", "f"), Usage(10**9, 10**9), asyncio.Event())
+    asyncio.run(account.begin())
+    account.failed(billed=True)
+    assert ledger.attempts_open == 0 and budget.lines() == ["cost: 0"]
+
+
+def test_a_tokenizer_counts_and_no_tokens_are_more_than_bytes(tmp_path, write_tokenizer):
+    """What is set aside for a prompt is more than any byte-level tokenizer makes of it."""
+    from gadjax.data.tokenizer import load_tokenizer
+
+    write_tokenizer(tmp_path, ["what is the name of the cat"])
+    chat = [{"role": "user", "content": "Ünïcödé 日本語 \U0001f600 ~~~ <|im_end|> x" * 20}]
+    tokens = len(load_tokenizer(tmp_path).prompt_ids([{"role": "system", "content": "Be brief."}, *chat]))
+    assert tokens <= most_tokens(chat, "Be brief.")
+    prompts = [Prompt("a", chat), Prompt("b", chat)]
+    made = estimate(prompts, prompts, samples=1, system="Be brief.", max_tokens=9, tokenizer=str(tmp_path))
+    assert made.most == Usage(2 * tokens, 18)
+    with pytest.raises(UserError, match="--tokenizer: "):
+        estimate(prompts, prompts, samples=1, system=None, max_tokens=9, tokenizer=str(tmp_path / "absent"))
+
+
+def test_the_estimate_in_words():
+    prompts = [Prompt(str(i), [{"role": "user", "content": "x" * 400}]) for i in range(10)]
+    made = estimate(prompts, prompts[:7], samples=1, system="y" * 40, max_tokens=1000)
+    assert (made.requests, made.kept) == (7, 3)
+    assert made.most == Usage(7 * (110 + 8), 7000)
+    assert most_usage(prompts[0].content, None, 9) == Usage(400 + 16 + 64, 9)
+    assert made.lines(None, spent=0, limit=None, batch=False)[-1].startswith("cost: not known without --input_price")
+    half = made.lines(PRICES, spent=0.01, limit=1.0, batch=True)[-1]
+    assert half == (
+        f"cost: at most about {(826 * 2 + 70000) / 2e6:.4g}, at 0.5 of the prices by --batch; 0.01 spent before; "
+        "--budget=1 is enough"
+    )
