@@ -57,8 +57,8 @@ def stored(ledger: pathlib.Path) -> list[str]:
     """Digests of the prompts whose answers are on disk; a torn last line holds none."""
     if not ledger.exists():
         return []
-    lines = ledger.read_bytes().split(b"\n")[:-1]
-    return [digest(json.loads(line)["content"][-1]["content"]) for line in lines]
+    rows = [json.loads(line) for line in ledger.read_bytes().split(b"\n")[:-1]]
+    return [digest(row["content"][-1]["content"]) for row in rows]
 
 
 def kill_at(process, ledger, answers: int, later: float, limit: float) -> Kill:
