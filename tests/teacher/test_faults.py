@@ -190,7 +190,7 @@ def test_faults_and_kills_lose_nothing_and_repeat_little(repo, tmp_path):
 
 @pytest.mark.slow
 def test_faults_and_kills_before_a_real_server(repo, shared, served_smollm2, tmp_path):
-    """2,000 real prompts to SmolLM2-135M; about ten minutes on two cores. Prints its counts.
+    """2,000 real prompts to SmolLM2-135M; about a quarter of an hour on two cores. Prints its counts.
 
     GADJAX_SMOLLM2=DIRECTORY python -m pytest -m slow -s tests/teacher/test_faults.py
     """
