@@ -53,7 +53,6 @@ FAULTS = {
     "content: null": True,
 }
 DELIVERED = ("content: null",)  # a whole answer all the same, which the client keeps
-_RETRY_SECONDS = 1
 _PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
@@ -79,7 +78,16 @@ class _Answer:
 class FaultProxy:
     """A context manager. `base_url` is for the client; `log` is written as requests come and end."""
 
-    def __init__(self, upstream: str, log: pathlib.Path, *, rate: float, seed: int = 0, hold: float = 600.0):
+    def __init__(
+        self,
+        upstream: str,
+        log: pathlib.Path,
+        *,
+        rate: float,
+        seed: int = 0,
+        hold: float = 600.0,
+        retry_after: int = 1,
+    ):
         """
         Args:
           upstream: URL of the server; paths are those of the client's requests.
@@ -87,10 +95,11 @@ class FaultProxy:
           rate: part of the requests that a fault strikes.
           seed: of the faults.
           hold: seconds that a held connection stays open at most; it ends when the client closes it.
+          retry_after: seconds that Retry-After asks for.
         """
         if not 0 <= rate <= 1:
             raise ValueError(f"rate={rate}: expected a part between 0 and 1")
-        self.rate, self.seed, self.hold = rate, seed, hold
+        self.rate, self.seed, self.hold, self.retry_after = rate, seed, hold, retry_after
         url = urllib.parse.urlsplit(upstream)
         self._host, self._port = url.hostname, url.port or 80
         self._seen: collections.Counter[str] = collections.Counter()
@@ -204,9 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "not JSON":
             self._send(200, _PAGE, {"Content-Type": "text/html"})
         else:
+            seconds = self.server.owner.retry_after
             after = {
-                "429 with seconds": str(_RETRY_SECONDS),
-                "429 with a date": email.utils.formatdate(time.time() + _RETRY_SECONDS, usegmt=True),
+                "429 with seconds": str(seconds),
+                "429 with a date": email.utils.formatdate(time.time() + seconds, usegmt=True),
             }.get(fault)
             self._error(int(fault[:3]), {"Retry-After": after} if after else {})
 

@@ -168,14 +168,14 @@ def sixteen_words(prompt: str) -> str:
 
 
 def test_faults_and_kills_lose_nothing_and_repeat_little(repo, tmp_path):
-    """300 prompts, against a server that answers at once."""
-    texts = [f"prompt {i}" for i in range(300)]
+    """200 prompts, about 300 requests, to a server that answers at once; waits are short."""
+    texts = [f"prompt {i}" for i in range(200)]
     prompts, out, log = write_prompts(tmp_path / "p.jsonl", texts), tmp_path / "t.parquet", tmp_path / "log.jsonl"
 
     def behave(prompt, attempt):
         return Reply(text=sixteen_words(prompt), finish_reason="length", tokens=TOKENS, seconds=0.05)
 
-    with FakeServer(behave) as server, FaultProxy(server.base_url, log, rate=RATE, seed=0) as proxy:
+    with FakeServer(behave) as server, FaultProxy(server.base_url, log, rate=RATE, seed=0, retry_after=0) as proxy:
         kills, _ = collect_with_kills(
             repo, prompts, out, proxy.base_url, "fake", number=len(texts), timeout=2, seed=0, limit=120, first_wait=0.1
         )
@@ -185,7 +185,7 @@ def test_faults_and_kills_lose_nothing_and_repeat_little(repo, tmp_path):
     rows = pq.read_table(out).to_pylist()
     expected = [sixteen_words(text) for text in texts]
     assert all(row["teacher_response"] in ("", answer) for row, answer in zip(rows, expected, strict=True))
-    assert counts["rows of content null"] < 30
+    assert counts["rows of content null"] < 20
 
 
 @pytest.mark.slow
