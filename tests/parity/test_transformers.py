@@ -3,7 +3,7 @@
 Every parameter is random, norms and biases included; batches are ragged, right-padded with random ids.
 
 The real SmolLM2-135M is taken from the directory that the environment variable GADJAX_SMOLLM2 names, or built
-by the shared tool where its packages are installed (`smollm2` in conftest.py); otherwise its test is skipped.
+by the shared tool where its packages are installed (`tests/smollm2.py`); otherwise its test is skipped.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ class Reply:
     text: str | None = "an answer"
     finish_reason: str | None = "stop"
     message: dict = dataclasses.field(default_factory=dict)  # more fields of the message
+    tokens: int = 3  # of the answer, as the server counts them
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     body: bytes | None = None  # instead of the answer
@@ -33,7 +34,7 @@ class Reply:
             "created": 1_700_000_000,
             "model": "fake",
             "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+            "usage": {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens},
         }
         return json.dumps(answer).encode()
 
