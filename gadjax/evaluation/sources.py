@@ -21,7 +21,8 @@ REFERENCE = "reference"
 CHECKPOINT, EXPORT, API = "checkpoint", "export", "api"
 _API_PREFIX = "api:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_ANSWER_COLUMNS = ("teacher_response", "finish_reason")
+_SAMPLING = ("temperature", "top_p")
+_ANSWER_COLUMNS = ("teacher_response", "finish_reason", *_SAMPLING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Prompts:
     Attributes:
       sha256: of the file, or of the prompts where they are from elsewhere.
       teacher: an answer to each, None where there is none to compare with; None for a set without answers.
+      sampling: temperatures and values of top_p that the answers were collected with, as far as the file says.
     """
 
     name: str
@@ -73,16 +75,26 @@ class Prompts:
     sha256: str
     prompts: list[Prompt]
     teacher: list[TeacherAnswer | None] | None
+    sampling: dict[str, set[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def answered(self) -> list[int]:
         """Places of the prompts that the teacher has answered."""
         return [i for i, answer in enumerate(self.teacher or ()) if answer is not None]
 
-    @property
-    def display_name(self) -> str:
-        """As papers write it."""
-        return DISPLAY_NAMES.get(self.name, self.name)
+    def check_sampling(self, temperature: float) -> None:
+        """Refuses answers that a teacher at this temperature, untruncated, would not have given.
+
+        Raises:
+          UserError: there are no answers, or they were collected in another way.
+        """
+        flag = f"--kl_forward=given: the set {self.name}"
+        if self.teacher is None:
+            raise UserError(f"{flag} has no teacher's answers; use drawn, or leave the set out")
+        if any(value < 1 for value in self.sampling.get("top_p", ())):
+            raise UserError(f"{flag} was collected with top_p < 1, whose KL is infinite; use drawn")
+        if others := self.sampling.get("temperature", set()) - {temperature}:
+            raise UserError(f"{flag} was collected at temperature {min(others)}; give it as --teacher_temperature")
 
 
 def parse_pairs(pairs: list[str], flag: str) -> dict[str, str]:
@@ -162,7 +174,11 @@ def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     else:
         sha256 = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in prompts]).encode()).hexdigest()
-    return Prompts(name, os.fspath(path), sha256, prompts, teacher)
+    drawn = {
+        field: {float(row[field]) for _, row in rows or () if isinstance(row.get(field), int | float)}
+        for field in _SAMPLING
+    }
+    return Prompts(name, os.fspath(path), sha256, prompts, teacher, drawn)
 
 
 def read_references(path: str | os.PathLike[str], prompts: Prompts) -> list[str]:
