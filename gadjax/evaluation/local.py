@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
 
 from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.errors import UserError
@@ -68,12 +70,23 @@ class LocalPart:
         return self.models[name].stage if name in self.models else None
 
     def greedy(self, name: str, journal: Journal) -> dict[str, list[Response]]:
-        """A model's greedy answers to every set."""
-        return self._answers(name, journal, 0.0, "answers")
+        """A model's greedy answers to every set; while its weights are there, all else that it is asked for later."""
+        teacher_draws = self._teacher_draws(journal) if self.open_teacher else {}  # loads another network
+        answerer = self._answerer(self.models[name], journal)
+        found = self._draw(answerer, 0.0, "answers", self.sets)
+        if self.base and self.settings.two_sample_temperature:
+            self._draw(answerer, self.settings.two_sample_temperature, "samples", self._with_teacher)
+        if self.open_teacher:
+            self._student_side(answerer, teacher_draws)
+        answerer.close()
+        return found
 
     def sampled(self, name: str, journal: Journal, temperature: float) -> dict[str, list[Response]]:
         """A model's answers to every set that the teacher has answered, one draw each."""
-        return self._answers(name, journal, temperature, "samples", self._with_teacher)
+        answerer = self._answerer(self.models[name], journal)
+        found = self._draw(answerer, temperature, "samples", self._with_teacher)
+        answerer.close()
+        return found
 
     def add_scores(
         self,
@@ -128,17 +141,15 @@ class LocalPart:
     def _answerer(self, local: LocalModel, journal: Journal) -> Answerer:
         return Answerer(local, journal, batch_size=self.settings.batch_size, seed=self.settings.seed)
 
-    def _answers(
-        self, name: str, journal: Journal, temperature: float, what: str, sets: Sequence[Prompts] | None = None
+    def _draw(
+        self, answerer: Answerer, temperature: float, what: str, sets: Sequence[Prompts]
     ) -> dict[str, list[Response]]:
-        answerer = self._answerer(self.models[name], journal)
         found = {}
-        for prompts in self.sets if sets is None else sets:
+        for prompts in sets:
             ids = answerer.prompts([prompt.content for prompt in prompts.prompts])
-            done = self._done(f"{name} {what}, {prompts.name}", len(ids))
+            done = self._done(f"{answerer.local.source.name} {what}, {prompts.name}", len(ids))
             draws = answerer.draw(ids, self.settings.max_response_length, temperature, done=done)
-            found[prompts.name] = from_draws(self.models[name], draws)
-        answerer.close()
+            found[prompts.name] = from_draws(answerer.local, draws)
         return found
 
     def _two_sample(self, sampled, journal: Journal) -> dict[tuple[str, str], TwoSampleScore]:
@@ -158,53 +169,77 @@ class LocalPart:
         return found
 
     def _kl(self, journal: Journal) -> dict[tuple[str, str], Kl]:
-        """One network is loaded at a time: teacher's draws, then each student, then the teacher's likelihoods."""
-        s, limit = self.settings, self.settings.max_response_length
-        teacher = self._answerer(self.open_teacher, journal)
-        asked = {p.name: teacher.prompts([prompt.content for prompt in p.prompts]) for p in self.sets}
-        given = {p.name: self._given(p) for p in self.sets} if s.kl_forward == kl.GIVEN else {}
-        ends = {name: kl.shared_eos(local, self.open_teacher) for name, local in self.models.items()}
-        drawn_by_teacher: dict[tuple[str, tuple[int, ...]], kl.Drawn] = {}
+        """Of every set and model. One network is loaded at a time; what it finds is in the journal for the next."""
+        s, teacher = self.settings, self._answerer(self.open_teacher, journal)
+        theirs_by_set = self._teacher_draws(journal)
+        found: dict[tuple[str, str], Kl] = {}
+        total = len(self.sets) * len(self.models)
+        sides = {
+            name: self._student_side(self._answerer(local, journal), theirs_by_set)
+            for name, local in self.models.items()
+        }
         for prompts in self.sets:
-            for eos_ids in sorted(set(ends.values())):
-                drawn_by_teacher[prompts.name, eos_ids] = given.get(prompts.name) or kl.draw_responses(
-                    teacher, asked[prompts.name], limit, s.teacher_temperature, s.kl_samples, eos_ids,
-                    self._done(f"teacher samples, {prompts.name}", s.kl_samples * len(asked[prompts.name])),
-                )  # fmt: skip
-        teacher.close()
-        found: dict[tuple[str, str], tuple[Any, ...]] = {}
-        for name, local in self.models.items():
-            student = self._answerer(local, journal)
-            for prompts in self.sets:
-                ids = student.prompts([prompt.content for prompt in prompts.prompts])
-                done = self._done(f"{name} samples for the KL, {prompts.name}", s.kl_samples * len(ids))
-                own = kl.draw_responses(student, ids, limit, _STUDENT_TEMPERATURE, s.kl_samples, ends[name], done)
-                theirs = drawn_by_teacher[prompts.name, ends[name]]
-                places = prompts.answered if given else range(len(ids))
-                found[prompts.name, name] = (
-                    own,
-                    kl.likelihoods(student, ids, own, _STUDENT_TEMPERATURE),
-                    kl.likelihoods(student, [ids[i] for i in places], theirs, _STUDENT_TEMPERATURE),
+            asked = teacher.prompts([prompt.content for prompt in prompts.prompts])
+            for name, local in self.models.items():
+                own, q_own, q_theirs = sides[name][prompts.name]
+                theirs = theirs_by_set[prompts.name, self._ends(local)]
+                p_own = kl.likelihoods(teacher, asked, own, s.teacher_temperature)
+                p_theirs = kl.likelihoods(teacher, self._forward(prompts, asked), theirs, s.teacher_temperature)
+                found[prompts.name, name] = kl.as_result(
+                    kl.divergence(q_own, p_own, own.lengths(), seed=s.seed),
+                    kl.divergence(p_theirs, q_theirs, theirs.lengths(), seed=s.seed),
+                    samples=s.kl_samples,
+                    forward_on=s.kl_forward,
+                    teacher=self.open_teacher.source.given,
+                    temperature=s.teacher_temperature,
                 )
-            student.close()
-        divergences = {}
-        for (place, name), (own, q_own, q_theirs) in found.items():
-            prompts = next(p for p in self.sets if p.name == place)
-            theirs = drawn_by_teacher[place, ends[name]]
-            answered = [asked[place][i] for i in prompts.answered] if given else asked[place]
-            p_own = kl.likelihoods(teacher, asked[place], own, s.teacher_temperature)
-            p_theirs = kl.likelihoods(teacher, answered, theirs, s.teacher_temperature)
-            divergences[place, name] = kl.as_result(
-                kl.divergence(q_own, p_own, own.lengths(), seed=s.seed),
-                kl.divergence(p_theirs, q_theirs, theirs.lengths(), seed=s.seed),
-                samples=s.kl_samples,
-                forward_on=s.kl_forward,
-                teacher=self.open_teacher.source.given,
-                temperature=s.teacher_temperature,
-            )
-            self.watch("KL", len(divergences), len(found))
+                self.watch("KL", len(found), total)
         teacher.close()
-        return divergences
+        return found
+
+    def _teacher_draws(self, journal: Journal) -> dict[tuple[str, tuple[int, ...]], kl.Drawn]:
+        """The responses of the forward KL, by set and the ids that end a response."""
+        s, teacher = self.settings, self._answerer(self.open_teacher, journal)
+        found = {}
+        for prompts, eos_ids in itertools.product(self.sets, sorted(set(map(self._ends, self.models.values())))):
+            if s.kl_forward == kl.GIVEN:
+                found[prompts.name, eos_ids] = self._given(prompts)
+                continue
+            ids = teacher.prompts([prompt.content for prompt in prompts.prompts])
+            done = self._done(f"teacher samples, {prompts.name}", s.kl_samples * len(ids))
+            found[prompts.name, eos_ids] = kl.draw_responses(
+                teacher, ids, s.max_response_length, s.teacher_temperature, s.kl_samples, eos_ids, done
+            )
+        teacher.close()
+        return found
+
+    def _student_side(
+        self, student: Answerer, teacher_draws: Mapping[tuple[str, tuple[int, ...]], kl.Drawn]
+    ) -> dict[str, tuple[kl.Drawn, np.ndarray, np.ndarray]]:
+        """A model's draws, and how likely it holds them and the teacher's, by set."""
+        s, ends = self.settings, self._ends(student.local)
+        found = {}
+        for prompts in self.sets:
+            ids = student.prompts([prompt.content for prompt in prompts.prompts])
+            done = self._done(
+                f"{student.local.source.name} samples for the KL, {prompts.name}", s.kl_samples * len(ids)
+            )
+            own = kl.draw_responses(student, ids, s.max_response_length, _STUDENT_TEMPERATURE, s.kl_samples, ends, done)
+            found[prompts.name] = (
+                own,
+                kl.likelihoods(student, ids, own, _STUDENT_TEMPERATURE),
+                kl.likelihoods(
+                    student, self._forward(prompts, ids), teacher_draws[prompts.name, ends], _STUDENT_TEMPERATURE
+                ),
+            )
+        return found
+
+    def _ends(self, local: LocalModel) -> tuple[int, ...]:
+        return kl.shared_eos(local, self.open_teacher)
+
+    def _forward(self, prompts: Prompts, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The prompts that the forward KL is measured on."""
+        return select(prompts, ids) if self.settings.kl_forward == kl.GIVEN else ids
 
     def _given(self, prompts: Prompts) -> kl.Drawn:
         """The teacher's answers of a set, cut like the samples."""

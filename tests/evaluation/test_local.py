@@ -16,6 +16,7 @@ from gadjax.evaluation import networks
 from gadjax.evaluation.results import TwoSampleScore, read_results
 from gadjax.evaluation.sources import parse_source
 from gadjax.rollout.engine import Engine
+from tests.teacher.fake_server import FakeServer, Reply
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
@@ -50,7 +51,15 @@ def evaluated(finished_run, exported, base, heldout_file, tmp_path_factory, one_
         "export": str(exported),
         "before": str(base),
     }
-    results = run(models, {"sums": heldout_file}, out, base=str(base), teacher=str(base), **settings())
+    loaded = []
+    load = networks.LocalModel.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            networks.LocalModel, "load", lambda self, **how: (loaded.append(self.source.name), load(self, **how))[1]
+        )
+        results = run(models, {"sums": heldout_file}, out, base=str(base), teacher=str(base), **settings())
+    # The teacher draws at first, then each model does all of its part, and the teacher judges how likely that is.
+    assert loaded == ["open-teacher", "last", "warm", "export", "before", "base", "open-teacher"]
     return out, models, results
 
 
@@ -252,3 +261,18 @@ def test_mistakes(finished_run, exported, base, heldout_file, tmp_path, write_to
         run(models, {"sums": heldout_file}, tmp_path / "o", **settings(**{k: fill(v) for k, v in fields.items()}))
     assert re.search(message, str(error.value)), error.value
     assert not (tmp_path / "o").exists()
+
+
+def test_an_api_model_on_the_same_backbone(base, heldout_file, tmp_path):
+    """Its samples are asked for apart from the greedy answers; lengths are in the base's tokens."""
+    models = {"remote": "api:remote"}
+    with FakeServer(lambda prompt, attempt: Reply(text="four four four")) as server:
+        fields = settings(base=str(base), base_url=server.base_url, seed=3)
+        scores = run(models, {"sums": heldout_file}, tmp_path, **fields).scores["sums"]
+        asked = [(request["temperature"], request.get("seed")) for request in server.requests]
+        assert sorted(asked, key=str) == sorted([(0.0, None)] * 8 + [(1.0, 3)] * 8, key=str)
+        greedy = run(models, {"sums": heldout_file}, tmp_path / "0", **fields, two_sample_temperature=0.0)
+        assert len(server.requests) == 16 + 8
+    assert scores["remote"].two_sample == greedy.scores["sums"]["remote"].two_sample  # the texts are the same
+    local = networks.inspect(parse_source("m", str(base)))
+    assert scores["remote"].lengths.mean == len(local.tokenizer.response_ids("four four four", True))
