@@ -1,8 +1,9 @@
 """What a model of this machine answers, and how likely it holds answers to be: computed once, kept in a journal.
 
 A row of the journal is named by the model's weights and tokenizer, the prompt's ids and how it was drawn. So a changed
-model or prompt is asked anew, an unchanged one is not, and a run that was stopped goes on. Sampled answers draw from
-that name too: they depend on neither the order of the prompts nor what else is in the set.
+model or prompt is asked anew, an unchanged one is not, and a run that was stopped goes on. Random numbers belong to the
+seed, the prompt and the number of the draw: they depend on neither the order of the prompts nor what else is in the
+set, and are the same for all models, whose differences are so less noisy.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from gadjax.data.bins import multiple_of, round_up
-from gadjax.data.packing import Packed, one_per_row
+from gadjax.data.packing import one_per_row
 from gadjax.data.schema import Messages
 from gadjax.distill.forward import response_logprobs
 from gadjax.evaluation.journal import Journal, digest
 from gadjax.evaluation.networks import Loaded, LocalModel
+from gadjax.models.model import Model
 from gadjax.parallel import mesh as layout
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
@@ -63,10 +66,8 @@ class Answerer:
         return self._loaded
 
     def close(self) -> None:
-        """Lets the weights go, and the programs compiled for them."""
+        """Lets the weights go."""
         self._loaded = None
-        self.__dict__.pop("_engine", None)
-        self.__dict__.pop("_logprobs", None)
 
     def prompts(self, chats: Sequence[Messages]) -> list[np.ndarray]:
         """The chats under the model's own template, as ids."""
@@ -94,11 +95,13 @@ class Answerer:
         """
         eos_ids = self.local.eos_ids if eos_ids is None else eos_ids
         before: Counter[bytes] = Counter()
-        keys = []
+        keys, numbers = [], []
         for ids in prompts:
-            which = [self.seed, sample, before[ids.tobytes()]] if temperature else None
+            which = digest(sample, before[ids.tobytes()], ids.tolist())
             before[ids.tobytes()] += 1
-            keys.append(digest("draw", self.local.identity, list(eos_ids), limit, temperature, which, ids.tolist()))
+            drawn = [self.seed, which] if temperature else ids.tolist()
+            keys.append(digest("draw", self.local.identity, list(eos_ids), limit, temperature, drawn))
+            numbers.append(int(which[:8], 16))
         missing = {key: i for i, key in enumerate(keys) if key not in self.journal}
         rest = sorted(missing.values(), key=lambda i: (len(prompts[i]), keys[i]))
         sampling = Sampling(limit, tuple(eos_ids), self.local.tokenizer.pad_id, temperature)
@@ -106,12 +109,12 @@ class Answerer:
         size = _CALLS * self.batch_size
         for start in range(0, len(rest), size):
             chosen = rest[start : start + size]
-            answers = self._engine.generate(
+            answers = self._programs[0].generate(
                 self.network.params,
                 [prompts[i] for i in chosen],
                 sampling,
                 seed=self.seed,
-                numbers=[int(keys[i][:8], 16) for i in chosen],
+                numbers=[numbers[i] for i in chosen],
                 done=lambda count, start=start: done(found + start + count),
             )
             rows = {
@@ -154,33 +157,34 @@ class Answerer:
                 done(found + start + len(chosen))
         return np.array([self.journal[key]["nats"] for key in keys], np.float64)
 
-    @functools.cached_property
-    def _engine(self) -> Engine:
-        return Engine(self.network.model, self.network.mesh, batch_size=self.batch_size)
-
-    @functools.cached_property
-    def _logprobs(self) -> Any:
-        model = self.network.model
-
-        def logprobs(params, fields, temperature):
-            rows: Packed = one_per_row(*fields)
-            found, _ = response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)
-            return found
-
-        return jax.jit(logprobs, static_argnums=2, out_shardings=layout.replicated(self.network.mesh))
+    @property
+    def _programs(self) -> tuple[Engine, Any]:
+        return _compiled(self.network.model, self.network.mesh, self.batch_size)
 
     def _score(self, prompts, responses, temperature: float) -> np.ndarray:
         """Summed on the host in float64: a thousand terms in float32 would cost digits that a difference needs."""
         fields = [array for sequences in (prompts, responses) for array in _padded(sequences)]
         fields = layout.place(tuple(fields), layout.rows(self.network.mesh))
-        found = np.asarray(self._logprobs(self.network.params, fields, temperature), np.float64)
+        found = np.asarray(self._programs[1](self.network.params, fields, temperature), np.float64)
         return np.array([row[: len(response)].sum() for row, response in zip(found, responses, strict=True)])
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
+    """Draws and log-probabilities of response tokens: compiled once for all models of an architecture."""
+
+    def logprobs(params, fields, temperature):
+        rows = one_per_row(*fields)
+        return response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)[0]
+
+    logprobs = jax.jit(logprobs, static_argnums=2, out_shardings=layout.replicated(mesh))
+    return Engine(model, mesh, batch_size=batch_size), logprobs
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """[R, L], filled up with zeros to a width that recurs, and lengths [R]."""
     lengths = np.array([len(ids) for ids in sequences], np.int32)
-    padded = np.zeros((len(sequences), round_up(int(lengths.max()), 8)), np.int32)
+    padded = np.zeros((len(sequences), round_up(int(lengths.max()), 8, steps=4)), np.int32)
     for row, ids in zip(padded, sequences, strict=True):
         row[: len(ids)] = ids
     return padded, lengths

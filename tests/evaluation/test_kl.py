@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import types
 
@@ -22,7 +23,7 @@ from gadjax.parallel import mesh as layout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-VOCAB, EOS, LIMIT, TEMPERATURE = 5, (1, 3), 3, 0.7
+VOCAB, EOS, LIMIT, TEMPERATURE, WIDTH = 5, (1, 3), 3, 0.7, 16
 CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=VOCAB,
@@ -73,6 +74,14 @@ def teacher(journal, quick_compile):
     return Answerer(TEACHER, journal, batch_size=256)
 
 
+@functools.cache
+def dense(seed: int):
+    """The logits of a model's every position."""
+    model, params, _ = tiny("", seed).load()
+    columns = np.arange(WIDTH)[None]
+    return jax.jit(lambda tokens: model.logits(params, tokens, columns, np.ones_like(columns)))
+
+
 def every_response() -> list[tuple[int, ...]]:
     """Those that end at an EOS or are cut at the limit."""
     found = []
@@ -85,12 +94,11 @@ def every_response() -> list[tuple[int, ...]]:
 
 def exact(local: Tiny, temperature: float, prompt: np.ndarray = PROMPT) -> dict[tuple[int, ...], float]:
     """Log-probability of every response, from dense logits in float64."""
-    model, params, _ = local.load()
-    columns = np.arange(len(prompt) + LIMIT)[None]
-    logits = jax.jit(lambda tokens: model.logits(params, tokens, columns, np.ones_like(columns)))
+    logits = dense(local.seed)
     found = {}
     for ids in every_response():
-        tokens = np.concatenate([prompt, ids, [0] * (LIMIT - len(ids))])[None].astype(np.int32)  # one shape; causal
+        tokens = np.zeros((1, WIDTH), np.int32)  # one shape; what follows is not seen
+        tokens[0, : len(prompt) + len(ids)] = [*prompt, *ids]
         scaled = np.asarray(logits(tokens), np.float64)[0] / temperature
         table = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
         found[ids] = float(sum(table[len(prompt) - 1 + i, token] for i, token in enumerate(ids)))
@@ -103,13 +111,13 @@ def test_likelihoods_of_every_response(student, temperature):
     expected = exact(STUDENT, temperature)
     responses = list(expected)
     found = student.log_likelihoods([PROMPT] * len(responses), responses, temperature)
-    np.testing.assert_allclose(found, list(expected.values()), atol=2e-6)
+    np.testing.assert_allclose(found, list(expected.values()), atol=1e-5)
 
 
 def test_prompts_of_several_lengths(student):
     prompts = [PROMPT, np.array([4], np.int32), np.array([0, 2, 2, 0, 4, 2, 0, 4, 2, 2], np.int32)]
     found = student.log_likelihoods(prompts, [(2, 3)] * 3, 1.0)
-    np.testing.assert_allclose(found, [exact(STUDENT, 1.0, prompt)[2, 3] for prompt in prompts], atol=2e-6)
+    np.testing.assert_allclose(found, [exact(STUDENT, 1.0, prompt)[2, 3] for prompt in prompts], atol=1e-5)
 
 
 def test_draws_are_of_the_whole_distribution(student):
@@ -162,13 +170,13 @@ def test_against_the_exact_divergences(student, teacher):
 
 
 def test_a_model_and_itself(student, journal):
-    """The same numbers on both sides: exactly 0 at temperature 1."""
+    """0 at temperature 1, but for the rounding of batches that are put together in other ways."""
     own = kl.draw_responses(student, [PROMPT] * 4, LIMIT, 1.0, 3, EOS)
     q = kl.likelihoods(student, [PROMPT] * 4, own, 1.0)
     other = Answerer(dataclasses.replace(STUDENT, identity="a copy"), journal)
     p = kl.likelihoods(other, [PROMPT] * 4, own, 1.0)
     found = kl.divergence(q, p, own.lengths())
-    assert found.per_token == (0, 0, 0) and found.per_response == (0, 0, 0)
+    assert np.abs([*found.per_token, *found.per_response]).max() < 1e-5
     assert q.shape == own.lengths().shape == (4, 3)
 
 
