@@ -17,7 +17,7 @@ from gadjax import commands
 from gadjax.errors import UserError, run_command
 
 CONFIG = "--config=configs/base.py"
-COMMANDS = ("generate", "chat", "export", "score", "collect")  # all but train
+COMMANDS = ("generate", "chat", "export", "score", "collect", "evaluate")  # all but train
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,20 @@ def length_statistics(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
     return {"mean": float(lengths.mean()), "p50": float(p50), "p95": float(p95)}
 
 
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams of all texts over their number (Li et al., arXiv 1510.03055): 0 to 1; 0 where there are none.
+
+    It falls as texts grow longer or more numerous: compare equal prompts only.
+
+    Raises:
+      ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}: an n-gram has at least one word")
+    grams = collections.Counter(gram for text in texts for gram in _ngrams(_words(text), n))
+    return len(grams) / grams.total() if grams else 0.0
+
+
 def _pair_f1(prediction: str, reference: str, n: int) -> float:
     words, reference_words = _words(prediction), _words(reference)
     grams, reference_grams = (collections.Counter(_ngrams(w, n)) for w in (words, reference_words))

@@ -60,6 +60,7 @@ class Engine:
         sampling: Sampling,
         *,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Answer]:
         """One answer to each prompt, in order.
@@ -71,23 +72,26 @@ class Engine:
           params: parameters of the "lm" model.
           prompts: token arrays without padding.
           sampling: how to draw.
+          seed: of the draws.
+          numbers: of 32 bits, one a prompt; None counts from 0.
           done: called with the number of answers after each call.
         """
         answers: list[Answer | None] = [None] * len(prompts)
+        keys = np.arange(len(prompts), dtype=np.uint32) if numbers is None else np.array(numbers, np.uint32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size, slots = self.queue_size(len(prompts))
         for start in range(0, len(order), size):
-            numbers = order[start : start + size]
+            queued = order[start : start + size]
             # Every shard gets its share, and what fills it up comes last; whole queues have one shape.
             filled = np.full(size, -1)
-            filled[: len(numbers)] = numbers
+            filled[: len(queued)] = queued
             filled = filled.reshape(-1, layout.batch_shards(self.mesh)).T.reshape(-1)
             lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in filled], np.int32)
             tokens = np.full((size, queue_width(int(lengths.max()))), sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
                 if number >= 0:
                     tokens[row, : lengths[row]] = prompts[number]
-            queue = layout.place((tokens, lengths, np.maximum(filled, 0).astype(np.uint32)), layout.rows(self.mesh))
+            queue = layout.place((tokens, lengths, keys[np.maximum(filled, 0)]), layout.rows(self.mesh))
             samples = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots))
             for row, number in enumerate(filled):
                 if number >= 0:
@@ -97,7 +101,7 @@ class Engine:
                         samples.logprobs[row, 0, :length],
                         bool(samples.ended[row, 0]),
                     )
-            done(start + len(numbers))
+            done(start + len(queued))
         return answers
 
 

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
+from gadjax.evaluation.text import distinct_n, length_statistics, ngram_f1, rouge_l
 
 TEXTS = st.lists(st.sampled_from(["tea", "cup", "Tea!", "运", "?"]), max_size=7).map(" ".join)
 
@@ -97,3 +97,21 @@ def test_import_is_light():
     code = f"import sys, gadjax.evaluation.text; print([m for m in '{heavy}'.split() if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_distinct_n_by_hand():
+    texts = ["the cat saw the cat", "The cat!"]
+    assert distinct_n(texts, 1) == 3 / 7  # the, cat, saw
+    assert distinct_n(texts, 2) == 3 / 5  # the cat (3 times), cat saw, saw the
+    assert distinct_n(texts, 3) == 1.0
+    assert distinct_n(["one", "…"], 2) == 0.0
+    with pytest.raises(ValueError, match="n is 0"):
+        distinct_n(texts, 0)
+
+
+@settings(deadline=None)  # the first text imports nltk
+@given(st.lists(st.text("ab ", max_size=12)), st.integers(1, 3))
+def test_distinct_n_is_that_of_nltk(texts, n):
+    util = pytest.importorskip("nltk.util")
+    grams = [gram for text in texts for gram in util.ngrams(text.split(), n)]
+    assert distinct_n(texts, n) == (len(set(grams)) / len(grams) if grams else 0.0)

@@ -92,3 +92,13 @@ def test_spread_over_devices(model, params, prompts, answers):
 
 def test_no_prompts(model, params, one):
     assert Engine(model, one).generate(params, [], SAMPLING) == []
+
+
+def test_numbers_name_the_draws(model, params, prompts, one, answers):
+    """A prompt with its number is answered as before, wherever it stands."""
+    numbers = list(range(len(prompts)))[::-1]
+    found = Engine(model, one, batch_size=8).generate(params, prompts[::-1], SAMPLING, seed=14, numbers=numbers)
+    assert_same(found[::-1], answers)
+    high = [2**32 - 1 - number for number in numbers]
+    other = Engine(model, one, batch_size=8).generate(params, prompts[::-1], SAMPLING, seed=14, numbers=high)
+    assert [a.tokens.tolist() for a in other] != [a.tokens.tolist() for a in found]

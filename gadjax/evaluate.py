@@ -1,0 +1,172 @@
+r"""Compares models on named sets of prompts: a judge's scores, overlap with the teacher, two-sample test, KLs.
+
+    python -m gadjax.evaluate --models=before=HuggingFaceTB/SmolLM2-135M-Instruct,gad=/tmp/demo,seqkd=/tmp/demo@200 \
+        --sets=vicuna=vicuna.jsonl,lmsys=test.parquet --judge=gpt-4o --out=/tmp/evaluation
+
+Models, as NAME=SOURCE: a Hugging Face directory or hub id; the workdir of a run, for its last checkpoint, or
+WORKDIR@STEP; or api:MODEL, asked at --base_url. Sets, as NAME=FILE: prompts as gadjax.collect reads them; where the
+rows hold `teacher_response`, answers are compared with it too. A set named vicuna, self_instruct, dolly or lmsys is
+shown under the paper's name. The key of APIs comes from OPENAI_API_KEY and is written nowhere.
+
+Every model answers greedily, at most --max_response_length tokens. Then, as far as it is asked for:
+
+- The judge (--judge): writes a reference answer to each prompt, or takes those of --references; rates each answer
+  beside it from 1 to 10, in an order that a hash of --seed, set and prompt draws. Score: 100 mean(s / (s + s_ref)). A
+  verdict whose first line is not two scores is asked for again (--judge_attempts), then counted as malformed.
+- The two-sample test (--base): can a fresh classifier grown from this checkpoint tell the answers, drawn at
+  --two_sample_temperature, from the teacher's? 50 % is indistinguishable.
+- KLs (--teacher): reverse and forward, between each model at temperature 1 and an open teacher with the same tokenizer
+  at --teacher_temperature, the temperature that its answers were collected with.
+
+OUT gets results.json, table.md, answers/SET/MODEL.jsonl and verdicts.jsonl. What was answered, judged or measured is
+kept in OUT/cache as it comes: the same command goes on where it was stopped, and another one with the same OUT does
+only what is new. A changed model or prompt is asked anew.
+
+Ends with status 0, with 1 when the judge's API left some pairs unanswered, with 2 when nothing could go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from gadjax import commands
+from gadjax.errors import UserError
+from gadjax.evaluation.settings import Settings
+
+if TYPE_CHECKING:
+    from gadjax.evaluation.results import Results
+FLAGS = flags.FLAGS
+_SHOWN_FAILURES = 5
+
+
+def define_flags() -> None:
+    """Those of the command; not on import, so that commands can be imported together."""
+    default = Settings()
+    flags.DEFINE_list("models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, HUB_ID or api:MODEL, ...", required=True)
+    flags.DEFINE_list("sets", None, "NAME=FILE of prompts: .jsonl, .parquet or .txt, ...", required=True)
+    flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
+
+    def integer(name: str, help: str) -> None:
+        flags.DEFINE_integer(name, getattr(default, name), help)
+
+    def number(name: str, help: str) -> None:
+        flags.DEFINE_float(name, getattr(default, name), help)
+
+    def string(name: str, help: str) -> None:
+        flags.DEFINE_string(name, getattr(default, name), help)
+
+    integer("max_response_length", "Tokens of an answer at most.")
+    integer("max_prompts", "Of each set, the first so many; 0 for all.")
+    integer("batch_size", "Prompts decoded at once; eight times as many are lost at most when it is stopped.")
+    string("dtype", "auto (float32 on CPU, else bfloat16), float32 or bfloat16.")
+    integer("seed", "Of samples, the judge's order, folds and bootstrap.")
+    string("base_url", "The API of api:MODEL and the judge, up to /chat/completions.")
+    integer("concurrency", "Requests under way at once.")
+    number("requests_timeout", "Seconds for one attempt at a request.")
+    integer("max_retries", "Attempts after a request's first.")
+    string("judge", "Name of the judge; none: no judge.")
+    string("judge_base_url", "API of the judge and the reference model, where it is another one.")
+    string("reference_model", "Writes the reference answers; default: the judge.")
+    flags.DEFINE_list("references", [], "SET=FILE with reference answers (`response` or `teacher_response`), ...")
+    flags.DEFINE_boolean("judge_teacher", default.judge_teacher, "Judge the teacher's answers of the sets too.")
+    number("judge_temperature", "Of a verdict's first attempt; later ones are drawn at 1 at least.")
+    integer("judge_max_tokens", "Tokens of a verdict at most.")
+    integer("judge_attempts", "At a verdict that can be read.")
+    flags.DEFINE_list("prices", None, "PROMPTS,ANSWERS: dollars for a million tokens, to estimate the cost with.")
+    string("base", "Directory or hub id that the two-sample test's classifiers grow from; none: no test.")
+    integer("two_sample_folds", "Of the two-sample test.")
+    integer("two_sample_epochs", "Passes over a fold's training answers.")
+    number("two_sample_learning_rate", "Of the classifiers.")
+    number("two_sample_temperature", "That tested answers are drawn at; 0 tests the greedy ones.")
+    string("teacher", "Directory or hub id of an open teacher with the models' tokenizer; none: no KL.")
+    number("teacher_temperature", "That the teacher's answers were collected with.")
+    integer("kl_samples", "Responses to a prompt that a KL is measured on.")
+    string("kl_forward", "Responses of the forward KL: drawn from --teacher, or the given answers of the sets.")
+
+
+def run(
+    models: Mapping[str, str], sets: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str], **settings: Any
+) -> Results:
+    """Evaluates models on sets of prompts; writes `out` as the command does.
+
+    Args:
+      models: sources by name, as --models has them.
+      sets: files of prompts by name.
+      out: folder; made where it is absent.
+      **settings: fields of `gadjax.evaluation.settings.Settings`.
+
+    Returns:
+      What `results.json` holds; `gadjax.evaluation.results.read_results` reads it again.
+
+    Raises:
+      UserError: something cannot work; the message says what to change. What was answered by then is kept.
+    """
+    return _evaluate(models, sets, out, Settings(**settings)).results
+
+
+def _evaluate(models, sets, out, settings: Settings):
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gadjax.evaluation.session import evaluate
+
+    tasks: dict[str, Any] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        def say(line: str) -> None:
+            progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        return evaluate(models, sets, out, settings, say=say, watch=watch)
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    from gadjax.evaluation.sources import parse_pairs
+
+    fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings)}
+    fields["references"] = parse_pairs(FLAGS.references, "--references")
+    fields["prices"] = _prices(FLAGS.prices)
+    models, sets = parse_pairs(FLAGS.models, "--models"), parse_pairs(FLAGS.sets, "--sets")
+    if any(not source.startswith("api:") for source in models.values()) or FLAGS.base or FLAGS.teacher:
+        commands.use_compilation_cache()
+    found = _evaluate(models, sets, FLAGS.out, Settings(**fields))
+    out = FLAGS.out
+    prompts = sum(one.prompts for one in found.results.sets)
+    print(f"{len(models)} models on {prompts} prompts: {out}/results.json, {out}/table.md")
+    return _report(found.unanswered)
+
+
+def _report(unanswered: Mapping[str, str]) -> int:
+    if not unanswered:
+        return 0
+    print(f"{len(unanswered)} questions to the judge failed; the same command asks them again:", file=sys.stderr)
+    for what, reason in list(unanswered.items())[:_SHOWN_FAILURES]:
+        print(f"  {what}: {reason}", file=sys.stderr)
+    if len(unanswered) > _SHOWN_FAILURES:
+        print(f"  and {len(unanswered) - _SHOWN_FAILURES} more", file=sys.stderr)
+    return 1
+
+
+def _prices(given: list[str] | None) -> tuple[float, ...] | None:
+    if not given:
+        return None
+    try:
+        return tuple(map(float, given))
+    except ValueError:
+        raise UserError(f"--prices={','.join(given)}: expected two numbers, such as 2.5,10") from None
+
+
+if __name__ == "__main__":
+    define_flags()
+    commands.run(main)

@@ -1,0 +1,152 @@
+"""Causal language models of this machine, known before they are loaded: architecture, tokenizer, identity."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
+from gadjax.errors import UserError
+from gadjax.evaluation.journal import digest
+from gadjax.evaluation.sources import CHECKPOINT, Source
+from gadjax.models import lora
+from gadjax.models.config import CAUSAL_LM, ModelConfig
+from gadjax.models.model import Model, Params, cast_params, resolve_dtype
+from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
+from gadjax.parallel import mesh as layout
+from gadjax.trainer.exports import network_model, read_workdir
+
+_HF_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_READ_WHOLE = 2**20  # bytes up to which a file of a checkpoint counts with its contents
+
+
+class Loaded(NamedTuple):
+    """A network's model with its parameters, on a mesh."""
+
+    model: Model
+    params: Params
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalModel:
+    """A checked causal language model, before its weights are loaded.
+
+    Attributes:
+      source: where it comes from, with the step where it is a checkpoint.
+      stage: of the run, that the checkpoint is of; None for other models.
+      config: its architecture, with the adapters of a run that trains them.
+      dtype: of computation and decoding weights.
+      eos_ids: that end its responses.
+      identity: names weights, tokenizer and dtype: another one may answer otherwise.
+    """
+
+    source: Source
+    stage: str | None
+    config: ModelConfig
+    dtype: str
+    tokenizer: ChatTokenizer
+    eos_ids: tuple[int, ...]
+    identity: str
+
+    def load(self, *, training: bool = False) -> Loaded:
+        """Reads the weights.
+
+        Args:
+          training: float32 in the training layout, over all devices; else in `dtype`, whole on every device.
+        """
+        decodes = not training
+        mesh = layout.make_mesh(-1, 1, 1) if decodes else layout.make_mesh(1, -1, 1)
+        rules = layout.DECODING_RULES if decodes else layout.TRAINING_RULES
+        kept = self.dtype if decodes else "float32"
+        model = Model(dataclasses.replace(self.config, dtype=self.dtype), "lm", mesh)
+        abstract = layout.abstract_params(model, mesh, kept, rules)
+        if self.source.kind != CHECKPOINT:
+            return Loaded(model, load_params(resolve_model(self.source.where), self.config, abstract), mesh)
+        workdir = pathlib.Path(self.source.where)
+        like = lora.trained(layout.abstract_params(model, mesh, rules=rules))
+        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+            own = checkpoints.params(self.source.step, "generator", like)
+        base = lora.frozen(abstract)
+        if base is not None:
+            student = read_workdir(workdir)[0]["student"]
+            base = load_params(resolve_model(student), self.config, base)
+        return Loaded(model, lora.join(base, cast_params(own, kept)), mesh)
+
+
+def inspect(source: Source, *, dtype: str = "auto") -> LocalModel:
+    """Checks a model without loading it: files, architecture, tokenizer.
+
+    Args:
+      source: not of an API.
+      dtype: "auto" is float32 on CPU and bfloat16 elsewhere.
+
+    Raises:
+      UserError: it cannot be loaded, or is no causal language model; the message names it.
+    """
+    dtype = resolve_dtype(dtype)
+    read = _inspect_checkpoint if source.kind == CHECKPOINT else _inspect_directory
+    source, stage, config, tokenizer, eos_ids, weights = read(source)
+    identity = digest(weights, tokenizer.fingerprint(), eos_ids, dtype)
+    return LocalModel(source, stage, config, dtype, tokenizer, eos_ids, identity)
+
+
+def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
+    """Whether an id means the same token to both; sizes of embeddings don't say (decisions page, 4)."""
+    return a.tokenizer.vocabulary_fingerprint() == b.tokenizer.vocabulary_fingerprint()
+
+
+def _inspect_directory(source: Source):
+    path = resolve_model(source.where)
+    config, hf_config = read_hf_config(path)
+    architecture = hf_config["architectures"][0]
+    if not architecture.endswith(CAUSAL_LM):
+        raise UserError(f"{source.given} is a {architecture}, but what is evaluated is a causal language model")
+    check_weights(path, Model(config).abstract_params())
+    tokenizer = load_tokenizer(path)
+    files = sorted({file for pattern in _HF_FILES for file in path.glob(pattern)})
+    return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files]
+
+
+def _inspect_checkpoint(source: Source):
+    workdir = pathlib.Path(source.where)
+    config, facts = read_workdir(workdir)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        saved = checkpoints.steps()
+        if not saved:
+            raise UserError(f"{source.given} has no checkpoint yet")
+        step = saved[-1] if source.step is None else source.step
+        if step not in saved:
+            known = ", ".join(map(str, saved))
+            raise UserError(f"{source.given}: there is no checkpoint of step {step}; there are: {known}")
+        stage = checkpoints.progress(step)["stage"]
+        folder = checkpoints.directory / str(step)
+    model = network_model(config, facts, "generator")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    # What ended the run's own responses; the folder of the tokenizer does not know the student's generation config.
+    eos_ids = tuple(facts["generation_config"]["eos_token_id"])
+    weights = [facts["hf_configs"]["generator"], *_contents(folder)]
+    if model.config.lora:
+        student = resolve_model(config["student"])
+        check_weights(student, lora.frozen(model.abstract_params()))
+        weights += [_hash(file) for file in sorted(student.glob("*.safetensors"))]
+    return dataclasses.replace(source, step=step), stage, model.config, tokenizer, eos_ids, weights
+
+
+def _contents(folder: pathlib.Path) -> Iterator[list[str]]:
+    """What a checkpoint's files say of its contents: Orbax names those with arrays at random, anew at every save."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        yield [str(file.relative_to(folder)), str(size), _hash(file) if size <= _READ_WHOLE else ""]
+
+
+def _hash(file: pathlib.Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()

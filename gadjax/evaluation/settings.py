@@ -1,0 +1,98 @@
+"""How an evaluation is done: every choice but the models and the prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from gadjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The choices; each is a flag of the command of the same name.
+
+    Attributes:
+      max_response_length: tokens of an answer at most.
+      max_prompts: of each set, the first so many; 0 for all.
+      batch_size: prompts decoded at once by a model of this machine.
+      dtype: of such models: "auto" is float32 on CPU, else bfloat16.
+      seed: of samples, the judge's order, folds and bootstrap.
+      base_url, concurrency, requests_timeout, max_retries: of API models: where, requests at once, seconds for an
+        attempt, attempts after the first.
+      judge: the API's name of the judge; None for no judge.
+      judge_base_url: where it and the reference model are asked; None for `base_url`.
+      reference_model: writes the reference answers; None for the judge.
+      references: files with reference answers, by set.
+      judge_teacher: whether the teacher's answers are judged as a model's are.
+      judge_temperature, judge_max_tokens, judge_attempts: of a verdict: the first attempt's temperature, tokens, and
+        attempts until one can be read.
+      prices: dollars for a million tokens, of prompts and of answers, for the estimates; None leaves costs out.
+      base: the checkpoint that classifiers of the two-sample test grow from; None for no test.
+      two_sample_folds, two_sample_epochs, two_sample_learning_rate, two_sample_temperature: of the test; at temperature
+        0 it is of the greedy answers.
+      teacher: an open teacher with the models' tokenizer; None for no KL.
+      teacher_temperature: that its answers were collected with.
+      kl_samples: responses to a prompt that a KL is measured on.
+      kl_forward: the forward KL's responses: "drawn" from the teacher, or the "given" answers of the set.
+    """
+
+    max_response_length: int = 1536
+    max_prompts: int = 0
+    batch_size: int = 64
+    dtype: str = "auto"
+    seed: int = 0
+    base_url: str = "https://api.openai.com/v1"
+    concurrency: int = 16
+    requests_timeout: float = 120.0
+    max_retries: int = 8
+    judge: str | None = None
+    judge_base_url: str | None = None
+    reference_model: str | None = None
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    judge_teacher: bool = False
+    judge_temperature: float = 0.0
+    judge_max_tokens: int = 1024
+    judge_attempts: int = 3
+    prices: tuple[float, float] | None = None
+    base: str | None = None
+    two_sample_folds: int = 5
+    two_sample_epochs: int = 3
+    two_sample_learning_rate: float = 1e-5
+    two_sample_temperature: float = 1.0
+    teacher: str | None = None
+    teacher_temperature: float = 1.0
+    kl_samples: int = 4
+    kl_forward: Literal["drawn", "given"] = "drawn"
+
+    def check(self) -> None:
+        """Refuses numbers that mean nothing, and choices that need another one.
+
+        Raises:
+          UserError: naming the flag.
+        """
+        counts = ("max_response_length", "batch_size", "concurrency", "judge_max_tokens", "judge_attempts")
+        least = dict.fromkeys((*counts, "two_sample_epochs", "kl_samples"), 1)
+        least |= {"max_prompts": 0, "max_retries": 0, "two_sample_folds": 2}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"--{name}={getattr(self, name)}: at least {lowest}")
+        for name in ("requests_timeout", "two_sample_learning_rate", "teacher_temperature"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"--{name}={getattr(self, name)}: a number above 0")
+        for name in ("judge_temperature", "two_sample_temperature"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"--{name}={getattr(self, name)}: a number that is not below 0")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"--dtype={self.dtype}: auto, float32 or bfloat16")
+        if self.kl_forward not in ("drawn", "given"):
+            raise UserError(f"--kl_forward={self.kl_forward}: drawn or given")
+        if self.prices is not None and (len(self.prices) != 2 or not all(p >= 0 for p in self.prices)):
+            raise UserError("--prices: expected two, PROMPTS,ANSWERS, in dollars for a million tokens")
+        needs = {"reference_model": self.reference_model, "references": self.references}
+        needs |= {"judge_teacher": self.judge_teacher, "judge_base_url": self.judge_base_url}
+        for name, value in needs.items():
+            if value and not self.judge:
+                raise UserError(f"--{name} is of the judge, but there is none: give --judge=MODEL, or leave it out")

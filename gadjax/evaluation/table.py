@@ -1,0 +1,112 @@
+"""`table.md`: the figures of `results.json` as Markdown tables, the judge's first, like the paper's Table 2."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+from gadjax.evaluation.results import TEACHER, Results, Scores
+from gadjax.evaluation.sources import DISPLAY_NAMES
+from gadjax.files import whole_output, writing
+
+FILE = "table.md"
+_NONE = "–"
+
+
+def write_table(directory: pathlib.Path, results: Results) -> pathlib.Path:
+    """Writes `directory/table.md`, whole or not at all, and gives its path."""
+    path = directory / FILE
+    with whole_output(path) as partial, writing(path):
+        partial.write_text(markdown(results), encoding="utf-8")
+    return path
+
+
+def markdown(results: Results) -> str:
+    """All tables."""
+    parts = []
+    if results.judge:
+        judge = results.judge
+        parts += [
+            f"Judge score by {judge.model} (reference answers: {judge.reference_model}): 100 · mean(s / (s + s_ref)), "
+            "50 is parity with the reference; 95 % bootstrap interval over prompts.",
+            _by_set(results, lambda s: s.judge and f"{s.judge.score:.1f} [{s.judge.low:.1f}, {s.judge.high:.1f}]"),
+        ]
+    if any(scores.two_sample for _, scores in _entries(results)):
+        parts += [
+            "Two-sample test: accuracy in % of fresh classifiers, cross-validated; 50 is indistinguishable from the "
+            "teacher.",
+            _by_set(results, lambda s: s.two_sample and _percent(s.two_sample)),
+        ]
+    for prompts in results.sets:
+        parts += [f"{_display(prompts.name)}, {prompts.prompts} prompts:", _of_set(results, prompts.name)]
+    comparisons = [(name, one) for name, found in results.comparisons.items() for one in found]
+    if comparisons:
+        rows = [
+            [_display(name), f"{one.a} / {one.b}", f"{one.win} / {one.tie} / {one.lose}", f"{one.p:.3g}"]
+            for name, one in comparisons
+        ]
+        parts += [f"By the judge, prompt by prompt ({comparisons[0][1].test}):"]
+        parts += [_table(["set", "models", "win / tie / lose", "p"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_set(results: Results, cell: Callable[[Scores], str | None]) -> str:
+    """A row for each model, a column for each set."""
+    names = _models(results)
+    rows = []
+    for name in names:
+        cells = [results.scores[prompts.name].get(name) for prompts in results.sets]
+        rows.append([name, *((scores and cell(scores)) or _NONE for scores in cells)])
+    rows = [row for row in rows if row[0] != TEACHER or any(text != _NONE for text in row[1:])]
+    return _table(["model", *(_display(prompts.name) for prompts in results.sets)], rows)
+
+
+def _of_set(results: Results, name: str) -> str:
+    """A row for each model, a column for each figure that any of them has."""
+    columns: dict[str, Callable[[Scores], str | None]] = {
+        "ROUGE-L": lambda s: _decimal(s.rouge_l),
+        **{f"{n}-gram F1": (lambda s, n=n: _decimal(s.ngram_f1 and s.ngram_f1[str(n)])) for n in range(1, 6)},
+        **{f"distinct-{n}": (lambda s, n=n: _decimal(s.distinct[str(n)])) for n in range(1, 4)},
+        f"length ({results.settings.get('length_unit', 'tokens')})": lambda s: f"{s.lengths.mean:.1f}",
+        "p95": lambda s: f"{s.lengths.p95:.0f}",
+        "cut": lambda s: f"{100 * s.lengths.truncated:.1f} %",
+        "reverse KL a token": lambda s: s.kl and _interval(s.kl, "reverse_per_token"),
+        "reverse KL a response": lambda s: s.kl and _interval(s.kl, "reverse_per_response"),
+        "forward KL a token": lambda s: s.kl and _interval(s.kl, "forward_per_token"),
+        "forward KL a response": lambda s: s.kl and _interval(s.kl, "forward_per_response"),
+    }
+    models = [model for model in _models(results) if model in results.scores[name]]
+    cells = {title: [cell(results.scores[name][model]) for model in models] for title, cell in columns.items()}
+    titles = [title for title, found in cells.items() if any(found)]
+    rows = [[model, *(cells[title][i] or _NONE for title in titles)] for i, model in enumerate(models)]
+    return _table(["model", *titles], rows)
+
+
+def _models(results: Results) -> list[str]:
+    return [*(model.name for model in results.models), TEACHER]
+
+
+def _entries(results: Results) -> Iterable[tuple[str, Scores]]:
+    return (entry for of_set in results.scores.values() for entry in of_set.items())
+
+
+def _display(name: str) -> str:
+    return DISPLAY_NAMES.get(name, name)
+
+
+def _percent(test) -> str:
+    return f"{100 * test.accuracy:.1f} [{100 * test.low:.1f}, {100 * test.high:.1f}]"
+
+
+def _interval(kl, name: str) -> str:
+    value, low, high = (getattr(kl, f"{name}{end}") for end in ("", "_low", "_high"))
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _decimal(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---", *("---:" for _ in titles[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,71 @@
+"""table.md against the tables that are wanted, to the letter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gadjax.evaluation import results as schema
+from gadjax.evaluation.table import markdown, write_table
+
+LENGTHS = schema.Lengths(3.5, 3.0, 7.0, 0.25, schema.Histogram([0.0, 8.0], [4]))
+PLAIN = schema.Scores(4, LENGTHS, {"1": 0.5, "2": 0.75, "3": 1.0})
+
+
+def full(score: float) -> schema.Scores:
+    return dataclasses.replace(
+        PLAIN,
+        rouge_l=0.25,
+        ngram_f1={str(n): 0.1 * n for n in range(1, 6)},
+        judge=schema.JudgeScore(score, score - 2, score + 2, 4, 0),
+        two_sample=schema.TwoSampleScore(0.6, 0.55, 0.7, 4),
+    )
+
+
+def results(**fields) -> schema.Results:
+    values = dict(
+        format=1,
+        gadjax="0",
+        created="",
+        models=[schema.Model("before", "a", "export"), schema.Model("gad", "b", "export")],
+        sets=[schema.PromptSet(name, "", 4, "", True) for name in ("lmsys", "mine")],
+        settings={"length_unit": "tokens"},
+        judge=schema.Judge("gpt-4o", "http://x", "gpt-4o", 0, 0),
+        scores={
+            "lmsys": {"before": full(45.8), "gad": full(48.9), "teacher": PLAIN},
+            "mine": {"before": full(44), "gad": PLAIN, "teacher": PLAIN},
+        },
+        comparisons={"lmsys": [schema.Comparison("before", "gad", 1, 0, 3, 0.625, "sign test")]},
+        verdicts=None,
+        run=None,
+    )
+    return schema.Results(**(values | fields))
+
+
+def test_the_tables(tmp_path):
+    text = write_table(tmp_path, results()).read_text()
+    table2 = """
+| model | LMSYS | mine |
+| --- | ---: | ---: |
+| before | 45.8 [43.8, 47.8] | 44.0 [42.0, 46.0] |
+| gad | 48.9 [46.9, 50.9] | – |
+"""
+    assert table2 in text
+    assert "| before | 60.0 [55.0, 70.0] | 60.0 [55.0, 70.0] |" in text
+    assert "LMSYS, 4 prompts:" in text
+    columns = (
+        "ROUGE-L | 1-gram F1 | 2-gram F1 | 3-gram F1 | 4-gram F1 | 5-gram F1 | distinct-1 | distinct-2 | distinct-3"
+    )
+    assert f"| model | {columns} | length (tokens) | p95 | cut |\n" in text
+    numbers = "0.250 | 0.100 | 0.200 | 0.300 | 0.400 | 0.500 | 0.500 | 0.750 | 1.000 | 3.5 | 7 | 25.0 %"
+    assert f"| gad | {numbers} |\n" in text
+    assert f"| teacher | {' | '.join(['–'] * 6)} | 0.500 | 0.750 | 1.000 | 3.5 | 7 | 25.0 % |\n" in text
+    assert "| LMSYS | before / gad | 1 / 0 / 3 | 0.625 |" in text and "(sign test):" in text
+
+
+def test_kls():
+    kl = schema.Kl(*(0.5 * i for i in range(12)), 4, "drawn", "/t", 0.7)
+    scores = {name: {"before": dataclasses.replace(PLAIN, kl=kl), "gad": PLAIN} for name in ("lmsys", "mine")}
+    text = markdown(results(scores=scores, judge=None, comparisons={}))
+    assert "| reverse KL a token | reverse KL a response | forward KL a token | forward KL a response |" in text
+    assert "0.000 [0.500, 1.000] | 1.500 [2.000, 2.500] | 3.000 [3.500, 4.000] | 4.500 [5.000, 5.500] |" in text
+    assert "Judge score" not in text and "Two-sample" not in text and "ROUGE" not in text

@@ -1,0 +1,396 @@
+"""python -m gadjax.evaluate with models behind an API and a judge, all on loopback; tests/evaluation has the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gadjax.evaluation.results import read_results
+from tests.evaluation.fake_judge import FakeJudge
+from tests.teacher.fake_server import Reply, error
+
+KEY = "sk-very-secret-0123456789"
+PROMPTS = 12
+
+
+def quality(model: str, prompt: str) -> float:
+    """The judge's own reference is 5; "good" is better on most prompts, "poor" is worse on all."""
+    number = int(prompt.split()[-1])
+    return {"judge": 5, "good": 8 if number % 4 else 5, "poor": 1 + number % 3, "worse": 1}[model]
+
+
+@pytest.fixture
+def prompts(tmp_path) -> pathlib.Path:
+    path = tmp_path / "v.jsonl"
+    rows = [{"id": f"id{i}", "prompt": f"prompt {i}"} for i in range(PROMPTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def evaluate(command, tmp_path, monkeypatch):
+    """Runs the command on two API models and the judge, in this process."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def run(server: FakeJudge, prompts: pathlib.Path, *flags: str, models: str = "good=api:good,poor=api:poor"):
+        return command(
+            "gadjax.evaluate",
+            f"--models={models}",
+            f"--sets=vicuna={prompts}",
+            f"--out={tmp_path / 'out'}",
+            f"--base_url={server.base_url}",
+            "--judge=judge",
+            "--max_retries=1",
+            *flags,
+        )
+
+    return run
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_scores(evaluate, prompts, tmp_path):
+    with FakeJudge(quality) as server:
+        done = evaluate(server, prompts)
+    assert done.status == 0, done.err
+    out = tmp_path / "out"
+    results = read_results(out)
+    scores = results.scores["vicuna"]
+    for model in ("good", "poor"):
+        shares = [(q := quality(model, f"prompt {i}")) / (q + 5) for i in range(PROMPTS)]
+        judged = scores[model].judge
+        assert judged.score == pytest.approx(100 * np.mean(shares))
+        assert judged.low <= judged.score <= judged.high
+        assert (judged.judged, judged.malformed) == (PROMPTS, 0)
+        assert scores[model].lengths.mean == 5  # words of "good on prompt 3 quality=8"
+        assert sum(scores[model].lengths.histogram.counts) == PROMPTS
+        assert scores[model].lengths.truncated == 0
+        assert (scores[model].rouge_l, scores[model].two_sample, scores[model].kl) == (None, None, None)
+    (compared,) = results.comparisons["vicuna"]
+    assert (compared.a, compared.b, compared.win, compared.tie, compared.lose) == ("good", "poor", 12, 0, 0)
+    assert compared.p == pytest.approx(2 / 2**12)
+    assert results.judge.model == results.judge.reference_model == "judge"
+    assert (results.judge.base_url, results.judge.malformed, results.judge.retried) == (server.base_url, 0, 0)
+    assert [(m.name, m.source, m.kind) for m in results.models] == [
+        ("good", "api:good", "api"),
+        ("poor", "api:poor", "api"),
+    ]
+    assert results.sets[0].prompts == PROMPTS and not results.sets[0].has_teacher
+    assert results.settings["length_unit"] == "words" and results.run is None
+
+
+def test_files(evaluate, prompts, tmp_path):
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts).status == 0
+    out = tmp_path / "out"
+    rows = read(out / "answers" / "vicuna" / "good.jsonl")
+    assert [row["id"] for row in rows] == [f"id{i}" for i in range(PROMPTS)]
+    assert rows[1] == {
+        "id": "id1",
+        "content": [{"role": "user", "content": "prompt 1"}],
+        "response": "good on prompt 1 quality=8",
+        "finish_reason": "stop",
+        "tokens": 3,
+    }
+    reference = read(out / "answers" / "vicuna" / "reference.jsonl")
+    assert reference[3]["response"] == "judge on prompt 3 quality=5"
+    verdicts = read(out / "verdicts.jsonl")
+    assert len(verdicts) == 2 * PROMPTS
+    assert all(v["score"] == quality(v["model"], f"prompt {v['id'][2:]}") for v in verdicts)
+    assert all(v["reference_score"] == 5 and v["text"].endswith("\nbecause") for v in verdicts)
+    # The order is drawn for a prompt, not for a model.
+    orders = {(v["id"], v["model"]): v["order"] for v in verdicts}
+    assert all(orders[f"id{i}", "good"] == orders[f"id{i}", "poor"] for i in range(PROMPTS))
+    assert set(orders.values()) == {"reference first", "candidate first"}
+    table = (out / "table.md").read_text()
+    assert "| model | Vicuna |" in table
+    score = read_results(out).scores["vicuna"]["good"].judge
+    assert f"| good | {score.score:.1f} [{score.low:.1f}, {score.high:.1f}] |" in table
+    assert "| Vicuna | good / poor | 12 / 0 / 0 | 0.000488 |" in table
+    # The key is in no file.
+    assert not any(KEY in file.read_text() for file in out.rglob("*") if file.is_file())
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+def test_greedy_requests_and_the_estimate(evaluate, prompts):
+    with FakeJudge(quality) as server:
+        done = evaluate(server, prompts, "--max_response_length=100", "--prices=2,8", "--judge_max_tokens=50")
+    assert all(request["temperature"] == 0 for request in server.requests)
+    assert {r["max_tokens"] for r in server.requests} == {100, 50}
+    said = " ".join(done.err.split())
+    # 12 prompts of 8 or 9 characters: 98 characters are about 25 tokens; at most 1,200 tokens of answers.
+    for who in ("good", "reference answers by judge"):
+        assert f"{who}: 12 requests: about 25 prompt tokens, at most 1,200 answer tokens, at most about $0.01" in said
+    assert re.search(r"verdicts by judge: 24 requests: about [\d,]+ prompt tokens, at most 1,200 answer tokens", said)
+
+
+def test_nothing_is_asked_twice_and_what_changed_is(evaluate, prompts, tmp_path):
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts).status == 0
+        before = len(server.requests)
+        assert before == 2 * PROMPTS + PROMPTS + 2 * PROMPTS
+        again = evaluate(server, prompts)
+        assert again.status == 0 and len(server.requests) == before
+        # Another model: its answers and verdicts alone.
+        assert evaluate(server, prompts, models="good=api:good,worse=api:worse").status == 0
+        assert len(server.requests) == before + 2 * PROMPTS
+        # A changed prompt: one answer of each model and of the reference, and two verdicts. Another order: none.
+        rows = read(prompts)
+        rows[4] |= {"prompt": "a new prompt 4"}
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+        before = len(server.requests)
+        assert evaluate(server, prompts).status == 0
+        assert [r["messages"][-1]["content"] for r in server.requests[before:]].count("a new prompt 4") == 3
+        assert len(server.requests) == before + 3 + 2
+
+
+def test_answers_that_are_the_same_are_judged_once(evaluate, prompts, tmp_path):
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts, models="a=api:good,b=api:good").status == 0
+    assert len(server.verdicts()) == PROMPTS
+    (compared,) = read_results(tmp_path / "out").comparisons["vicuna"]
+    assert (compared.tie, compared.p) == (PROMPTS, 1.0)
+
+
+def test_malformed_verdicts_are_asked_again_then_counted(evaluate, prompts, tmp_path):
+    def verdict(first, second, question, attempt):
+        if "prompt 1\n" in question:
+            return "I cannot decide."
+        if "prompt 2\n" in question:
+            return "8/10 9/10" if attempt < 3 else f"{first:g}, {second:g}"
+        return f"{first:g} {second:g}"
+
+    with FakeJudge(quality, verdict) as server:
+        done = evaluate(server, prompts, models="good=api:good")
+        assert done.status == 0, done.err
+        asked = server.verdicts()
+        assert len(asked) == PROMPTS - 2 + 3 + 3
+        # Fresh attempts: drawn, where the first was greedy.
+        assert sorted(r["temperature"] for r in asked) == [0] * PROMPTS + [1] * 4
+        assert evaluate(server, prompts, models="good=api:good").status == 0
+        assert len(server.verdicts()) == len(asked)  # malformed ones were paid for too
+    results = read_results(tmp_path / "out")
+    judged = results.scores["vicuna"]["good"].judge
+    assert (judged.judged, judged.malformed) == (PROMPTS - 1, 1)
+    assert (results.judge.malformed, results.judge.retried) == (1, 4)
+    shares = [quality("good", f"prompt {i}") / (quality("good", f"prompt {i}") + 5) for i in range(PROMPTS) if i != 1]
+    assert judged.score == pytest.approx(100 * np.mean(shares))
+    (lost,) = [v for v in read(tmp_path / "out" / "verdicts.jsonl") if v["score"] is None]
+    assert (lost["id"], lost["reference_score"], lost["text"]) == ("id1", None, "I cannot decide.")
+
+
+def test_what_the_judge_refuses_is_said_and_asked_again(evaluate, prompts, tmp_path):
+    def verdict(first, second, question, attempt):
+        return error(400, "content policy") if "prompt 7\n" in question and attempt == 1 else f"{first:g} {second:g}"
+
+    with FakeJudge(quality, verdict) as server:
+        done = evaluate(server, prompts, models="good=api:good")
+        assert done.status == 1
+        assert "1 questions to the judge failed; the same command asks them again:" in done.err
+        assert "verdict on good's answer to 'id7' of vicuna: HTTP 400: content policy" in done.err
+        results = read_results(tmp_path / "out")
+        assert results.scores["vicuna"]["good"].judge.judged == PROMPTS - 1 and results.settings["unanswered"] == 1
+        before = len(server.requests)
+        assert evaluate(server, prompts, models="good=api:good").status == 0
+        assert len(server.requests) == before + 1
+    assert read_results(tmp_path / "out").scores["vicuna"]["good"].judge.judged == PROMPTS
+
+
+def test_references_from_a_file(evaluate, prompts, tmp_path):
+    references = tmp_path / "r.jsonl"
+    rows = [
+        {"id": f"id{i}", "prompt": "x", "response": f"by hand quality={i % 9 + 1}"} for i in reversed(range(PROMPTS))
+    ]
+    references.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    with FakeJudge(quality) as server:
+        done = evaluate(server, prompts, f"--references=vicuna={references}", models="good=api:good")
+    assert done.status == 0, done.err
+    assert not server.answers("judge")
+    results = read_results(tmp_path / "out")
+    shares = [(q := quality("good", f"prompt {i}")) / (q + i % 9 + 1) for i in range(PROMPTS)]
+    assert results.scores["vicuna"]["good"].judge.score == pytest.approx(100 * np.mean(shares))
+    assert results.judge.reference_model == "given"
+
+
+def test_another_reference_model(evaluate, prompts, tmp_path):
+    with FakeJudge(quality) as server:
+        done = evaluate(server, prompts, "--reference_model=worse", models="good=api:good")
+        assert done.status == 0, done.err
+        assert len(server.answers("worse")) == PROMPTS and not server.answers("judge")
+    shares = [(q := quality("good", f"prompt {i}")) / (q + 1) for i in range(PROMPTS)]
+    judged = read_results(tmp_path / "out").scores["vicuna"]["good"].judge
+    assert judged.score == pytest.approx(100 * np.mean(shares))
+
+
+def test_the_teachers_answers(evaluate, tmp_path):
+    """Overlap, and the teacher judged like a model; a refused row is left out of what is compared with it."""
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {"id": str(i), "prompt": f"prompt {i}", "teacher_response": f"teacher on prompt {i} quality=9"}
+        for i in range(PROMPTS)
+    ]
+    rows[3] |= {"teacher_response": "I cannot", "finish_reason": "refusal"}
+    rows[4] |= {"finish_reason": "length"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeJudge(quality) as server:
+        done = evaluate(server, path, "--judge_teacher", models="poor=api:poor")
+    assert done.status == 0, done.err
+    results = read_results(tmp_path / "out")
+    teacher, poor = (results.scores["vicuna"][name] for name in ("teacher", "poor"))
+    assert (teacher.prompts, poor.prompts) == (PROMPTS - 1, PROMPTS)
+    assert teacher.judge.score == pytest.approx(100 * 9 / 14) and teacher.judge.judged == PROMPTS - 1
+    assert teacher.lengths.truncated == pytest.approx(1 / (PROMPTS - 1))
+    assert teacher.rouge_l is None and teacher.ngram_f1 is None
+    # "poor on prompt 5 quality 2" and "teacher on prompt 5 quality 9": four of six words, in order.
+    assert poor.rouge_l == pytest.approx(4 / 6) and poor.ngram_f1["1"] == pytest.approx(4 / 6)
+    assert poor.ngram_f1["4"] == pytest.approx(1 / 3)
+    assert [row["id"] for row in read(tmp_path / "out/answers/vicuna/teacher.jsonl")] == [
+        str(i) for i in range(PROMPTS) if i != 3
+    ]
+    assert results.sets[0].has_teacher
+    assert any({c.a, c.b} == {"poor", "teacher"} for c in results.comparisons["vicuna"])
+    assert "| teacher | 64.3 [64.3, 64.3] |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def start(repo, server, prompts, out):
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "COLUMNS": "200"}
+    flags = ["--models=good=api:good,poor=api:poor", f"--sets=vicuna={prompts}", f"--out={out}", "--judge=judge"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "gadjax.evaluate", *flags, f"--base_url={server.base_url}", "--concurrency=2"],
+        cwd=repo,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_kills_lose_nothing_that_was_paid(repo, tmp_path, prompts):
+    """One kill in each phase: models' answers, reference answers, verdicts. Repeats are what was under way, at most."""
+    out, total, kills = tmp_path / "out", 5 * PROMPTS, 0
+    with FakeJudge(quality, seconds=0.03) as server:
+        for stop_at in (8, 2 * PROMPTS + 4, 3 * PROMPTS + 8):
+            process = start(repo, server, prompts, out)
+            deadline = time.monotonic() + 60
+            while len(server.requests) < stop_at and time.monotonic() < deadline:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            assert not (out / "results.json").exists()
+        journals = [out / "cache" / name for name in ("api.jsonl", "verdicts.jsonl")]
+        stored = [line for journal in journals for line in journal.read_text().splitlines(True) if line.endswith("\n")]
+        assert 3 * PROMPTS <= len(stored) < total
+        asked = len(server.requests)
+        process = start(repo, server, prompts, out)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    # What was on the disk is not asked again: the last run asks for the rest.
+    assert len(server.requests) - asked == total - len(stored)
+    assert len(server.requests) - total <= 2 * kills
+    judged = read_results(out).scores["vicuna"]["good"].judge
+    assert judged.score == pytest.approx(100 * np.mean([8 / 13 if i % 4 else 0.5 for i in range(PROMPTS)]))
+
+
+def test_api_models_alone_do_without_jax(repo, tmp_path, prompts):
+    script = "import sys; from gadjax.evaluate import run; run(*eval(sys.argv[1])); assert 'jax' not in sys.modules"
+    models = {"good": "api:good"}
+    with FakeJudge(quality) as server:
+        call = f"({models}, {{'v': {str(prompts)!r}}}, {str(tmp_path / 'o')!r})"
+        script = script.replace("run(*eval(sys.argv[1]))", f"run(*eval(sys.argv[1]), base_url={server.base_url!r})")
+        done = subprocess.run(
+            [sys.executable, "-c", script, call], cwd=repo, capture_output=True, text=True, env=dict(os.environ)
+        )
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "o")
+    assert results.judge is None and results.verdicts is None and results.comparisons == {}
+
+
+MISTAKES = [
+    (["--models=x"], r"--models=x: expected NAME=VALUE"),
+    (["--models=a=api:x,a=api:y"], "the name 'a' is there twice"),
+    (["--models=teacher=api:x"], "--models: the name 'teacher' stands for the teacher's own answers"),
+    (["--models=a/b=api:x"], "the name 'a/b' must begin with a letter"),
+    (["--models=a=api:"], "the model's name is missing"),
+    (["--models=a={tmp}@7"], "is not the workdir of a run; @STEP names a checkpoint"),
+    (["--models=a={tmp}/absent"], "absent: no such directory"),
+    (["--sets=v={tmp}/absent.jsonl"], r"absent\.jsonl: no such file"),
+    (["--sets=reference={tmp}/v.jsonl"], "--sets: the name 'reference' stands for"),
+    (["--sets=v={tmp}/half.jsonl"], r"half\.jsonl:2: `teacher_response` is missing or empty"),
+    (["--sets=v={tmp}/refused.jsonl"], "all of the teacher's answers are marked as no answer"),
+    (["--references=dolly={tmp}/v.jsonl"], "--references names the set 'dolly', which is not among --sets"),
+    (
+        ["--references=vicuna={tmp}/half.jsonl"],
+        r"half\.jsonl:2: `response` is missing or empty",
+    ),
+    (["--references=vicuna={tmp}/one.jsonl"], "has no answer to prompt 'id1' of the set"),
+    (["--judge=", "--judge_teacher"], "--judge_teacher is of the judge, but there is none"),
+    (["--judge=", "--reference_model=x"], "--reference_model is of the judge"),
+    (["--judge_base_url=x"], "--judge_base_url=x: expected a URL"),
+    (["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: "),
+    (["--prices=1"], "--prices: expected two"),
+    (["--prices=a,b"], "--prices=a,b: expected two numbers"),
+    (["--max_response_length=0"], "--max_response_length=0: at least 1"),
+    (["--judge_attempts=0"], "--judge_attempts=0: at least 1"),
+    (["--teacher_temperature=0"], r"--teacher_temperature=0\.0: a number above 0"),
+    (["--judge_temperature=-1"], r"--judge_temperature=-1\.0: a number that is not below 0"),
+    (["--dtype=float16"], "--dtype=float16: auto, float32 or bfloat16"),
+    (["--kl_forward=other"], "--kl_forward=other: drawn or given"),
+    (["--base={tmp}"], "--base is of the two-sample test, but no set of --sets has the teacher's answers"),
+    (["--teacher={tmp}", "--kl_forward=given"], "--kl_forward=given: the set vicuna has no teacher's answers"),
+    (["--two_sample_folds=1"], "--two_sample_folds=1: at least 2"),
+    (["--surplus=1"], "Unknown command line flag"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_mistakes(evaluate, prompts, tmp_path, flags, message):
+    """One line, before anything is asked or written."""
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a", "teacher_response": "b"}\n{"prompt": "c"}\n')
+    refused = {"prompt": "a", "teacher_response": "no", "finish_reason": "refusal"}
+    (tmp_path / "refused.jsonl").write_text(json.dumps(refused))
+    (tmp_path / "one.jsonl").write_text('{"id": "id0", "prompt": "a", "response": "b"}')
+    with FakeJudge(quality) as server:
+        done = evaluate(server, prompts, *(flag.format(tmp=tmp_path) for flag in flags))
+    errors = [line for line in done.err.splitlines() if line]
+    assert done.status == 2 and len(errors) == 1, done.err
+    assert errors[0].startswith("error: ") and re.search(message, errors[0]), errors[0]
+    assert not server.requests and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (error(401, f"bad key {KEY}"), r"refuses the key in OPENAI_API_KEY"),
+        (error(404, "no such model", "model_not_found"), r"refuses --judge=judge"),
+        (Reply(status=500, body=b"{}"), r"1\d questions in a row failed at --base_url="),
+    ],
+)
+def test_a_judge_that_cannot_work(evaluate, prompts, tmp_path, reply, message):
+    with FakeJudge(quality, lambda *_: reply) as server:
+        done = evaluate(server, prompts, "--max_retries=0")
+        assert done.status == 2
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert re.search(message, line) and KEY not in done.err
+        # The models' answers were paid for: mended, only verdicts are asked for.
+        server.verdict = lambda a, b, *_: f"{a:g} {b:g}"
+        before = len(server.requests)
+        assert evaluate(server, prompts).status == 0
+        assert len(server.requests) - before == 2 * PROMPTS
+
+
+def test_without_a_key_for_openai(command, prompts, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    done = command("gadjax.evaluate", "--models=a=api:gpt", f"--sets=v={prompts}", f"--out={tmp_path / 'o'}")
+    assert done.status == 2 and "OPENAI_API_KEY is not set" in done.err
