@@ -11,7 +11,9 @@ import numpy as np
 Layout = list[list[list[int]]]  # of micro-batches, of rows, of sequences
 
 _ROW_STEPS = 16  # distinct numbers of rows an octave: at most 1/16 of them is there for the shape's sake
-_FEW_TOKENS = 2**14  # in an update of no more, a quarter of the steps: it would compile for longer than it saves
+_SLOT_STEPS = 8  # the same of response slots
+_LEAST_SLOTS = 16  # of which all numbers of slots are multiples
+_FEW_TOKENS = 2**14  # in an update of no more, fewer steps: it would compile for longer than they save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def fit(
     sequences, group = runs[0].needs.size, runs[0].needs.shape[1]
     units, at_least = (sequences // group, 1) if whole_groups else (sequences, group if together else 1)
     limit = full_rows(units, micro_batches, row_multiple, at_least)
-    tokens = max(int(run.totals.sum()) for run in runs)
+    tokens = _tokens(runs)
     steps = _ROW_STEPS if tokens > _FEW_TOKENS else _ROW_STEPS // 4
     grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
     for parts, rows in _shapes(-(-tokens // row_length), micro_batches, limit, row_multiple, adaptive, grid):
@@ -71,6 +73,16 @@ def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1)
       row_multiple: divides the rows.
     """
     return multiple_of(-(-(sequences // group) // parts) * group, row_multiple)
+
+
+def slots_for(held: int, row_length: int, runs: Sequence[Sizes]) -> int:
+    """Response slots of a row, where none has more than `held` response tokens."""
+    steps = _SLOT_STEPS if _tokens(runs) > _FEW_TOKENS else _SLOT_STEPS // 2
+    return min(round_up(held, _LEAST_SLOTS, steps), row_length)
+
+
+def _tokens(runs: Sequence[Sizes]) -> int:
+    return max(int(run.totals.sum()) for run in runs)
 
 
 def round_up(value: int, multiple: int = 1, steps: int = 8) -> int:

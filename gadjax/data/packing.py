@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gadjax.data.bins import Layout, Sizes, fit, multiple_of
+from gadjax.data.bins import Layout, Sizes, fit, slots_for
 from gadjax.segments import BRANCH
 
 Array = jax.Array | np.ndarray
-
-_SLOT_STEPS = 4  # distinct numbers of response slots, as quarters of a row
 
 
 @struct.dataclass
@@ -103,8 +101,8 @@ def pack(
       minibatches: J equal runs of consecutive sequences, each packed for itself and numbered from 0; None for one.
 
     Returns:
-      numpy `Packed` with a leading axis M, or the axes [J, M]. Rows and slots (quarters of a row) are rounded up so
-      that shapes recur.
+      numpy `Packed` with a leading axis M, or the axes [J, M]. Rows and slots are rounded up so that shapes
+      recur.
 
     Raises:
       ValueError: a sequence is longer than a row, or the sequences do not divide into groups.
@@ -127,7 +125,7 @@ def pack(
         for part in layout
         for row in part
     )
-    shape = rows, row_length, min(multiple_of(max(held), -(-row_length // _SLOT_STEPS)), row_length)
+    shape = rows, row_length, slots_for(max(held), row_length, sizes)
     packed = [
         _lay_out(prompts[run], responses[run], layout, shape, group if share else 1)
         for run, layout in zip(runs, layouts, strict=True)

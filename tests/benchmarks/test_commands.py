@@ -34,6 +34,7 @@ def test_machine(benchmark):
     assert results["rates"].keys() == {"1", "16"}
 
 
+@pytest.mark.slow
 def test_gpu_decode(benchmark):
     finished, results = benchmark("gpu_decode", "--rounds=1")
     assert finished.status == 0, finished.err

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gadjax.data.bins import full_rows, round_up
+from gadjax.data.bins import Sizes, full_rows, round_up, slots_for
 
 
 def test_full_rows():
@@ -13,6 +14,16 @@ def test_full_rows():
     assert full_rows(10, 2) == 5
     assert full_rows(10, 2, group=2) == 6
     assert full_rows(10, 2, row_multiple=4, group=2) == 8
+
+
+@given(st.integers(1, 4096), st.sampled_from([128, 100_000]))
+def test_slots(held, tokens):
+    """Room for all, at most a share of padding, and no more than a row; a small update has fewer numbers of them."""
+    runs = [Sizes(np.zeros(1, int), np.array([[tokens]]))]
+    slots = slots_for(held, 4096, runs)
+    assert held <= slots <= min(4096, held + held // (4 if tokens == 128 else 8) + 15)
+    assert slots % 16 == 0
+    assert slots_for(slots, 4096, runs) == slots
 
 
 @given(st.integers(0, 100_000), st.integers(1, 64))

@@ -197,7 +197,7 @@ def test_rows_are_a_multiple():
 
 
 def test_few_shapes():
-    """Slots grow in quarters of a row: batches of one kind of data recur in a handful of shapes."""
+    """Rows and slots are of geometric grids: batches of one kind of data recur in a handful of shapes."""
     seen = set()
     for seed in range(40):
         rng = np.random.default_rng(seed)
