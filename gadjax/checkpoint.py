@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gadjax.errors import UserError
+from gadjax.parallel import processes
 
 Progress = dict[str, Any]  # stage, stage_step, step, and what else must survive as JSON
 
@@ -17,10 +20,17 @@ Progress = dict[str, Any]  # stage, stage_step, step, and what else must survive
 class Checkpoints:
     """Saves and restores `(state, replay, progress)` under `workdir/checkpoints/STEP`; STEP counts over all stages."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int | None = None):
-        """`keep`: how many of the last checkpoints stay on disk; None leaves the folder as it is, or absent."""
+    def __init__(self, workdir: pathlib.Path, *, keep: int | None = None, keep_every: int = 0):
+        """
+        Args:
+          workdir: of the run.
+          keep: how many of the last checkpoints stay on disk; None leaves the folder as it is, or absent.
+          keep_every: those of steps that it divides stay too; 0 for none.
+        """
         self.directory = workdir.absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, create=keep is not None
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
@@ -69,6 +79,24 @@ class Checkpoints:
             return {}
         arrays = self._restore(step, replay=ocp.args.StandardRestore())["replay"]
         return {name: np.asarray(value) for name, value in arrays.items()}
+
+    def stage(self) -> str | None:
+        """Of the newest checkpoint that tells it; None where there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # it is damaged; `state` says so, later
+                return self.progress(step)["stage"]
+        return None
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+        place = self.directory / str(step)
+        aside = place.with_name(f"{step}.damaged")
+        with processes.together():
+            if processes.is_first():
+                shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
+                place.rename(aside)
+        self._manager.reload()
+        return aside
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -31,7 +31,7 @@ _FIELDS = {
         warmup.steps warmup.discriminator_only_steps gad.steps gad.ppo_minibatches gad.ppo_epochs
         micro_batches.generator micro_batches.discriminator micro_batches.tokens row_length logprob_chunk
         mesh.data mesh.fsdp mesh.tensor mesh.decode_tensor eval_every evaluation.prompts evaluation.shown
-        evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every checkpoint.keep
+        evaluation.two_sample_folds evaluation.two_sample_epochs checkpoint.every checkpoint.keep_every checkpoint.keep
         lora.rank
     """,
     float: """
@@ -92,6 +92,7 @@ _AT_LEAST = {
     "optimizer.weight_decay": 0,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
     "optimizer.max_skipped_steps": 1,
 }
 _ABOVE = {

@@ -15,6 +15,10 @@ class SaidElsewhere(UserError):
     """A `UserError` that another process of the run shows."""
 
 
+class Stopped(Exception):
+    """A run was told to stop, and has saved where it stands; the message says how to go on."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -23,7 +27,8 @@ def first_line(error: BaseException) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main`, showing a `UserError` as one line on stderr with exit status 2.
 
-    Anything else is a defect of gadjax and keeps its traceback.
+    `Stopped` is one line too, with status 75: the system's number for what works when it is tried again. Anything else
+    is a defect of gadjax and keeps its traceback.
     """
     try:
         status = main()
@@ -32,6 +37,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        status = os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

@@ -7,6 +7,9 @@ r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the co
 Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
 same workdir continues the run.
 
+SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
+again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
+
 On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
 they find each other; elsewhere --coordinator, --num_processes and --process_id tell.
 """

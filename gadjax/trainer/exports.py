@@ -77,8 +77,7 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
         what it was.
     """
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        saved = checkpoints.steps()
-        stage = checkpoints.progress(saved[-1])["stage"] if saved else None
+        stage = checkpoints.stage()
     if stage is None:
         return
     config, facts = read_workdir(workdir)

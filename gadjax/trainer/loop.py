@@ -20,7 +20,7 @@ from gadjax.config import grows_from_generator
 from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
-from gadjax.errors import UserError
+from gadjax.errors import Stopped, UserError, first_line
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.models import lora
 from gadjax.models.model import Model, Params
@@ -30,6 +30,7 @@ from gadjax.trainer.ahead import Ahead
 from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
+from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.setup import (
@@ -62,17 +63,18 @@ class Run:
         self.profile = profile or Profile(workdir, 0, 0)  # of no step
         self.lengths = stage_lengths(setup)
         self.offload = Offload.of(self.config)
-        self.checkpoints = Checkpoints(workdir, keep=self.config.checkpoint.keep)
+        kept = self.config.checkpoint
+        self.checkpoints = Checkpoints(workdir, keep=kept.keep, keep_every=kept.keep_every)
         self.heldout = HeldOut(setup) if setup.heldout else None
         saved = self.checkpoints.steps()
         self.replay = Replay(self.config.discriminator.replay_size // self.config.rollout.num_samples)
-        stage = self.checkpoints.progress(saved[-1])["stage"] if saved else self.config.stages[0]
+        stage = self.checkpoints.stage() or self.config.stages[0]
         self._steps = {stage: StageSteps(setup, stage, self.replay)}
         progress.say("reading weights, and compiling meanwhile")
         self.ahead = self._compile_ahead(stage, fresh=not saved)
         self.base = initial_base(setup)
         if saved:
-            self.position, self.state = self._restore(saved[-1])
+            self.position, self.state = self._restore_newest(saved)
         else:
             self.position = Position(self.config.stages[0], 0, 0)
             self.state = self._enter(self.config.stages[0], initial_generator(setup))
@@ -87,8 +89,12 @@ class Run:
         """Runs every stage that is left, and returns the final state.
 
         However it ends, checkpoints that are being written reach the disk, and the logs are closed.
+
+        Raises:
+          Stopped: the process was told to end (`StopRequest`); the step in progress is finished and saved.
         """
         with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
+            self.stop = closing.enter_context(StopRequest())
             for part in (self.samples, self.logger, self.checkpoints, self.profile):
                 closing.callback(part.close)
             self._run_stages()
@@ -128,8 +134,11 @@ class Run:
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
                 self._measure(stage, two_sample=finished and trained)
-            if finished or self._due(self.config.checkpoint.every):
+            stopped = self.stop.is_set(self.position.step)
+            if finished or stopped or self._due(self.config.checkpoint.every):
                 self._save()
+            if stopped:
+                raise Stopped(f"stopped and saved at step {self.position.step}; the same command goes on from there")
             if finished:
                 break
         self.progress.end_stage()
@@ -176,13 +185,39 @@ class Run:
         create = jax.jit(lambda params: states.create(params, optimizer), donate_argnums=0, out_shardings=shardings)
         return create(params)
 
+    def _restore_newest(self, saved: list[int]) -> tuple[Position, GadState]:
+        """Of the newest checkpoint that is whole. The damaged ones after it are set aside, and said to be.
+
+        `saved`: steps, ascending.
+        """
+        damaged: dict[int, BaseException] = {}
+        for step in reversed(saved):
+            try:
+                found = self._restore(step)
+            except (UserError, jax.errors.JaxRuntimeError):  # none of these is the checkpoint's fault
+                raise
+            except Exception as error:  # Orbax has no narrower class for arrays that cannot be read
+                damaged[step] = error
+                continue
+            for other, error in damaged.items():
+                aside = self.checkpoints.set_aside(other)
+                self.progress.say(f"warning: the checkpoint of step {other} is damaged ({first_line(error)}): {aside}")
+            return found
+        newest = saved[-1]
+        raise UserError(
+            f"{self.checkpoints.directory}: no checkpoint can be read; the newest, of step {newest}, fails with: "
+            f"{first_line(damaged[newest])}. Restore the folder from a copy, or use another --workdir"
+        ) from damaged[newest]
+
     def _restore(self, step: int) -> tuple[Position, GadState]:
         progress = self.checkpoints.progress(step)
         position = Position(progress["stage"], progress["stage_step"], step)
         like = self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
         state = GadState(**self.checkpoints.state(step, _saved(like)), base=self.base)
-        if self.replay.groups and (arrays := self.checkpoints.replay(step)):
-            self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
+        if self.replay.groups and progress["replay_added"]:
+            self.replay.arrays, self.replay.added = self.checkpoints.replay(step), progress["replay_added"]
+            if not self.replay.arrays:
+                raise ValueError("its replayed groups are gone")
         return position, state
 
     def _save(self) -> None:

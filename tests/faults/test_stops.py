@@ -1,0 +1,125 @@
+"""Runs that are told to stop, and checkpoints that are damaged: what goes on from there is the run that never ended."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+
+import pytest
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.errors import Stopped, UserError
+from gadjax.metrics import read_metrics
+from gadjax.train import run
+from gadjax.trainer.stage_steps import StageSteps
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+
+
+@pytest.fixture
+def told_to_stop(monkeypatch):
+    """Sends this process SIGTERM in the midst of a step of the run."""
+
+    def tell(step: int) -> None:
+        original = StageSteps.run
+
+        def told(self, state, batch, stage_step, done):
+            if done == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, state, batch, stage_step, done)
+
+        monkeypatch.setattr(StageSteps, "run", told)
+
+    return tell
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path) -> pathlib.Path:
+    """A copy of the finished run's workdir, without its exports."""
+    return shutil.copytree(finished_run.workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("export"))
+
+
+def assert_same_run(workdir: pathlib.Path, other: pathlib.Path) -> None:
+    def lines(folder: pathlib.Path) -> list[dict]:
+        untimed = lambda name: not name.startswith(("seconds/", "speed/"))  # noqa: E731
+        records = read_metrics(folder / "metrics.jsonl")
+        return [{name: value for name, value in line.items() if untimed(name)} for line in records]
+
+    assert lines(workdir) == lines(other)
+    for network in ("generator", "discriminator"):
+        weights = f"export/{network}/model.safetensors"
+        assert (workdir / weights).read_bytes() == (other / weights).read_bytes()
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_sigterm(finished_run, tiny_config, rich_fields, told_to_stop, tmp_path, step):
+    """The step in progress is finished and saved; the handler is gone with the run."""
+    before = signal.getsignal(signal.SIGTERM)
+    told_to_stop(step)
+    config = tiny_config(rich_fields)
+    with pytest.raises(Stopped, match=rf"^stopped and saved at step {step + 1}; the same command goes on from there$"):
+        run(config, tmp_path)
+    assert Checkpoints(tmp_path).steps()[-1] == step + 1
+    assert signal.getsignal(signal.SIGTERM) is before
+    run(config, tmp_path)  # the patched step is past, or sends its signal again
+    assert_same_run(tmp_path, finished_run.workdir)
+
+
+def test_the_command_ends_with_a_status_of_its_own(command, tiny_config, told_to_stop, tmp_path, monkeypatch, repo):
+    monkeypatch.chdir(repo)
+    told_to_stop(1)
+    config = tiny_config({"stages": ("seqkd",), "data.heldout": ""})
+    (tmp_path / "config.py").write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    finished = command("gadjax.train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    assert finished.status == os.EX_TEMPFAIL == 75
+    assert finished.err.splitlines()[-1] == "stopped and saved at step 2; the same command goes on from there"
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut_in_half(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "an array's file is cut": lambda place: cut_in_half(largest(place / "state")),
+    "an array's file is gone": lambda place: largest(place / "state").unlink(),
+    "bytes are others": lambda place: largest(place / "state").write_bytes(b"\0" * 1000),
+    "no state": lambda place: shutil.rmtree(place / "state"),
+    "no progress": lambda place: shutil.rmtree(place / "progress"),
+    "progress is cut": lambda place: cut_in_half(place / "progress" / "metadata"),
+    "no replay": lambda place: shutil.rmtree(place / "replay"),
+    "nothing in it": lambda place: [shutil.rmtree(path) for path in place.iterdir() if path.is_dir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint(finished_run, copied, damage, capfd):
+    """The one before serves, and says so; the damaged one stays, under another name."""
+    last = Checkpoints(copied).steps()[-1]
+    DAMAGES[damage](copied / "checkpoints" / str(last))
+    run(finished_run.config, copied)
+    assert f"warning: the checkpoint of step {last} is damaged" in capfd.readouterr().out
+    assert (copied / "checkpoints" / f"{last}.damaged").is_dir()
+    assert Checkpoints(copied).steps()[-1] == last
+    assert_same_run(copied, finished_run.workdir)
+
+
+def test_no_checkpoint_is_whole(finished_run, copied):
+    for step in (steps := Checkpoints(copied).steps()):
+        cut_in_half(largest(copied / "checkpoints" / str(step) / "state"))
+    with pytest.raises(UserError, match=rf"checkpoints: no checkpoint can be read; the newest, of step {steps[-1]}, "):
+        run(finished_run.config, copied)
+    assert Checkpoints(copied).steps() == steps  # nothing is renamed
+
+
+def test_checkpoints_that_stay(tiny_config, tmp_path):
+    fields = {"stages": ("seqkd",), "seqkd.steps": 5, "data.heldout": ""}
+    run(tiny_config(fields | {"checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 2}), tmp_path)
+    assert Checkpoints(tmp_path).steps() == [2, 4, 5]
