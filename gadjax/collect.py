@@ -32,7 +32,8 @@ Answers that were cut, filtered, refused or empty are kept, marked in `finish_re
 training by default.
 
 --inspect=FILE shows what such a file, or a ledger, holds. --publish=FILE --out=DATA_DIR/NAME/VERSION writes it as
-a TFDS dataset, which training reads as tfds:NAME/train.
+a TFDS dataset, which training reads as tfds:DATA_DIR/NAME/VERSION/train, or as tfds:NAME/train where TFDS_DATA_DIR is
+DATA_DIR.
 
 Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on, 3 when the budget
 was reached before the last prompt.
