@@ -32,7 +32,8 @@ Answers that were cut, filtered, refused or empty are kept, marked in `finish_re
 training by default.
 
 --inspect=FILE shows what such a file, or a ledger, holds. --publish=FILE --out=DATA_DIR/NAME/VERSION writes it as
-a TFDS dataset, which training reads as tfds:NAME/train.
+a TFDS dataset, which training reads as tfds:DATA_DIR/NAME/VERSION/train, or as tfds:NAME/train where TFDS_DATA_DIR is
+DATA_DIR.
 
 Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on, 3 when the budget
 was reached before the last prompt.
@@ -80,10 +81,12 @@ def define_flags() -> None:
     flags.DEFINE_string("system", None, "System prompt before every chat; kept as a column.")
     flags.DEFINE_float("temperature", 0.7, "Of the teacher's sampling.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Of the teacher's sampling.", lower_bound=0, upper_bound=1)
-    flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1)
+    flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1, upper_bound=2**31 - 1)
     flags.DEFINE_enum("limit_field", _LIMIT_FIELDS[0], _LIMIT_FIELDS, "The field of requests that says --max_tokens.")
     flags.DEFINE_string("request_fields", None, "More fields of requests, a JSON object; null leaves one out.")
-    flags.DEFINE_integer("seed", None, "Sent with every request; not every server heeds it.")
+    flags.DEFINE_integer(
+        "seed", None, "Sent with every request; not every server heeds it.", lower_bound=-(2**62), upper_bound=2**62
+    )
     flags.DEFINE_integer("n", 1, "Answers to each prompt, each a request of its own.", lower_bound=1)
     flags.DEFINE_integer("concurrency", 16, "Requests under way at once, at most.", lower_bound=1)
     flags.DEFINE_float("requests_per_minute", None, "Requests begun in a minute at most.", lower_bound=0.001)
@@ -117,6 +120,11 @@ def main(argv: list[str]) -> int:
     _check_out(out, ledger_path)
     prices = _prices()
     _request_fields()
+    for name in ("model", "model_name", "system"):
+        try:
+            (FLAGS[name].value or "").encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{name}: not UTF-8; mend its bytes") from None
     if FLAGS.n > 1 and FLAGS.temperature == 0:
         raise UserError(f"--n={FLAGS.n} with --temperature=0 pays {FLAGS.n} times for one answer; raise --temperature")
 
@@ -143,7 +151,8 @@ def _publish(out: pathlib.Path) -> int:
 
     folder = tfds.publish(expand(FLAGS.publish), out)
     name, version = folder.parent.name, folder.name
-    print(f"{folder}: tfds.data_source({f'{name}:{version}'!r}, data_dir={str(folder.parent.parent)!r})")
+    print(f"{folder}: train with --config.data.train=tfds:{folder}/train, or open")
+    print(f"tfds.data_source({f'{name}:{version}'!r}, data_dir={str(folder.parent.parent)!r})")
     return 0
 
 
@@ -166,6 +175,7 @@ def _request_fields() -> tuple[dict[str, Any], set[str]]:
     """More fields of requests, and those of our own to leave out."""
     try:
         fields = json.loads(FLAGS.request_fields or "{}")
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # what Python reads and no request can hold
     except ValueError as error:
         raise UserError(f"--request_fields: not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -268,8 +278,8 @@ def _batches(out: pathlib.Path) -> Batches:
     batches = Batches(out)
     if batches.open and not FLAGS.batch:
         raise UserError(
-            f"{batches.path}: {len(batches.open)} batches are under way, and their answers paid for; give --batch to "
-            "fetch them"
+            f"{batches.path}: batches are under way ({len(batches.open)}), and their answers paid for; give --batch "
+            "to fetch them"
         )
     return batches
 

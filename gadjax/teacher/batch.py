@@ -22,7 +22,7 @@ from gadjax.teacher.budget import Budget, most_usage
 from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.collector import Collected, Question, key, question
 from gadjax.teacher.ledger import BATCH, Key, Ledger
-from gadjax.teacher.responses import parse_answer
+from gadjax.teacher.responses import SHOWN_BYTES, parse_answer
 
 MOST_REQUESTS = 50_000  # in a file, the API's limit
 MOST_BYTES = 200_000_000  # of a file, the API's limit
@@ -172,38 +172,52 @@ class BatchCollector:
         self._tell(f"batch {batch.batch_id}: {batch.requests} requests submitted")
 
     async def _upload(self, batch: Batch) -> str:
-        """Sends the file of requests, unless it is there: of an attempt whose answer was lost."""
+        """Sends the file of requests."""
         filename = f"{_TAG}-{batch.name}.jsonl"
         content = self._batches.upload(batch)
 
-        async def upload(client: AsyncOpenAI) -> str:
+        async def find(client: AsyncOpenAI) -> str | None:
             async for file in _list(client.files, purpose="batch", order="desc"):
                 if file.get("filename") == filename:
                     return file["id"]
-            file = (filename, content, "application/jsonl")
-            sent = await client.files.with_raw_response.create(file=file, purpose="batch", timeout=_TRANSFER_SECONDS)
-            return _object(sent)["id"]
+            return None
 
-        return await self._call(upload, "/files")
+        def make(client: AsyncOpenAI) -> Awaitable[Any]:
+            file = (filename, content, "application/jsonl")
+            return client.files.with_raw_response.create(file=file, purpose="batch", timeout=_TRANSFER_SECONDS)
+
+        return await self._make_once(make, find, "/files")
 
     async def _create(self, batch: Batch) -> str:
-        """Creates the batch, unless it is there: of an attempt whose answer was lost."""
-        tried = False
+        """Creates the batch."""
 
-        async def create(client: AsyncOpenAI) -> str:
-            nonlocal tried
-            if tried and (found := await _find(client, batch.name)):
-                return found
-            tried = True
-            made = await client.batches.with_raw_response.create(
+        def make(client: AsyncOpenAI) -> Awaitable[Any]:
+            return client.batches.with_raw_response.create(
                 input_file_id=batch.file_id,
                 endpoint=_ENDPOINT,
                 completion_window="24h",
                 metadata={_TAG: batch.name},
             )
-            return _object(made)["id"]
 
-        return await self._call(create, "/batches")
+        return await self._make_once(make, lambda client: _find(client, batch.name), "/batches")
+
+    async def _make_once(
+        self,
+        make: Callable[[AsyncOpenAI], Awaitable[Any]],
+        find: Callable[[AsyncOpenAI], Awaitable[str | None]],
+        path: str,
+    ) -> str:
+        """The id of what is made; each later attempt first looks for it: the answer to the one before may be lost."""
+        tried = False
+
+        async def attempt(client: AsyncOpenAI) -> str:
+            nonlocal tried
+            if tried and (found := await find(client)):
+                return found
+            tried = True
+            return _object(await make(client))["id"]
+
+        return await self._call(attempt, path)
 
     async def _fetch_all(self) -> _Round:
         """Waits for the open batches, and takes in each as it ends."""
@@ -213,7 +227,7 @@ class BatchCollector:
             for batch in list(self._batches.open):
                 state = await self._call(
                     lambda client, name=batch.batch_id: _fetched(client.batches.with_raw_response.retrieve(name)),
-                    "/batches",
+                    f"/batches/{batch.batch_id}",
                 )
                 counts = state.get("request_counts") or {}
                 line = f"batch {batch.batch_id}: {state['status']}, {counts.get('completed', 0)} of {batch.requests}"
@@ -230,9 +244,9 @@ class BatchCollector:
         """Appends a batch's answers to the ledger, and notes what became of its other requests."""
         requests = {batch.custom_id(i): (name, asks) for i, (name, asks, _) in enumerate(self._batches.requests(batch))}
         for field in ("output_file_id", "error_file_id"):
-            if not state.get(field):
+            if not (file := state.get(field)):
                 continue
-            for line in await self._call(lambda client, file=state[field]: _content(client, file), "/files"):
+            for line in await self._call(lambda client, file=file: _content(client, file), f"/files/{file}/content"):
                 if (custom_id := line["custom_id"]) not in requests:
                     raise UserError(f"batch {batch.batch_id}: a result of {custom_id!r}, which was not asked in it")
                 name, asks = requests.pop(custom_id)
@@ -258,6 +272,8 @@ class BatchCollector:
                 answer = parse_answer(json.dumps(body).encode())
             except ValueError as fault:
                 came.unanswered[name] = f"malformed answer: {self._teacher.clean(str(fault))}"
+                if self._budget:
+                    self._budget.lose(name, most_usage(asks["content"], asks["system"], asks["max_tokens"]))
                 return
             self._ledger.append(name, answer, asks | {BATCH: batch.batch_id})
             came.answered += 1
@@ -275,10 +291,13 @@ class BatchCollector:
         try:
             return await self._teacher.call(send, path)
         except RowFailed as error:
-            raise UserError(
-                f"{self._teacher.base_url}{path}: {error}; what is under way stands in {self._batches.path}, and the "
-                "same command goes on from there"
-            ) from None
+            reason = f"{self._teacher.base_url}{path}: {error}"
+        except UserError as error:
+            reason = str(error)
+        gone = " (take out a batch that is gone for good)" if "HTTP 404" in reason and path.count("/") > 1 else ""
+        raise UserError(
+            f"{reason}; what is under way stands in {self._batches.path}{gone}, and the same command goes on from there"
+        )
 
 
 async def _find(client: AsyncOpenAI, name: str) -> str | None:
@@ -322,7 +341,7 @@ def _object(raw: Any) -> dict[str, Any]:
     try:
         value = json.loads(raw.content)
     except ValueError:
-        raise ValueError(f"no JSON but {raw.content[:80]!r}") from None
+        raise ValueError(f"no JSON but {raw.content[:SHOWN_BYTES]!r}") from None
     if not isinstance(value, dict) or not ("id" in value or isinstance(value.get("data"), list)):
-        raise ValueError(f"neither an object with an id nor a list in {raw.content[:80]!r}")
+        raise ValueError(f"neither an object with an id nor a list in {raw.content[:SHOWN_BYTES]!r}")
     return value

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -116,9 +117,8 @@ class Batches:
         self._file(batch).unlink(missing_ok=True)
         if not self.open:
             self.path.unlink()
-            for left in self._folder.glob("*.jsonl"):  # of a kill before its batch was written down
-                left.unlink()
-            self._folder.rmdir()
+            if self._folder.exists():  # maybe with files of a kill before their batch was written down
+                shutil.rmtree(self._folder)
 
     def requests(self, batch: Batch) -> Iterator[tuple[Key, dict[str, Any], dict[str, Any]]]:
         """Key, question and body of each request, in order.
@@ -130,12 +130,12 @@ class Batches:
         try:
             with file.open("rb") as lines:
                 rows = [json.loads(line) for line in lines]
+            rows = [(Key(*row["key"]), row["question"], row["body"]) for row in rows]
             if len(rows) != batch.requests:
                 raise ValueError(f"{len(rows)} of {batch.requests} requests")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); it says what the answers of a batch answer") from None
-        for row in rows:
-            yield Key(*row["key"]), row["question"], row["body"]
+        yield from rows
 
     def keys(self) -> set[Key]:
         """Of all requests in open batches."""

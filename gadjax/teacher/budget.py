@@ -83,6 +83,11 @@ class Budget:
         """Whether all open batches fit, which together take `most` at most."""
         return self.limit is None or self.spent + self.at_risk + self.prices.cost(most, batch=True) <= self.limit
 
+    def lose(self, key: Key, most: Usage) -> None:
+        """Sets aside for good what a batch's request may have cost, which was answered with what is no answer."""
+        if self.limit is not None:
+            self._ledger.lose(key, most)
+
     def account(self, key: Key, most: Usage, stop: asyncio.Event) -> Account:
         """For the attempts at one prompt, as `Teacher.ask` takes it.
 

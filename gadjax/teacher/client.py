@@ -297,7 +297,7 @@ class Teacher:
         if status == 404:  # servers word a wrong path in many ways, few of which name the model
             return UserError(
                 f"--base_url={self.base_url} has no {path} (HTTP 404: {said}); the URL may lack /v1 at its end, or "
-                f"{_UNKNOWN.get(path, 'the API does not offer this').format(self.model)}"
+                f"{_UNKNOWN.get(path, 'the API does not offer this, or not to this key').format(self.model)}"
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return _Transient(

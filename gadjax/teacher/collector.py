@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -118,7 +118,7 @@ async def collect(
     since their answers are paid for. The same where the budget has no room for another.
 
     Raises:
-      UserError: why no prompt can succeed.
+      UserError: why no prompt can succeed, or the ledger cannot be written.
     """
     missing = [one for one in asked if key(teacher, one) not in ledger]
     todo = iter(missing)
@@ -155,16 +155,18 @@ async def collect(
             result.received += 1
             on_answer(answer)
 
-    async def guarded() -> None:
+    async def guarded(task: Coroutine[Any, Any, None]) -> None:
         try:
-            await work()
-        except BaseException:
+            await task
+        except Exception:
             teacher.stop.set()
             raise
 
-    syncing = asyncio.create_task(_sync_often(ledger))
+    syncing = asyncio.create_task(guarded(_sync_often(ledger)))
     try:
-        ends = await asyncio.gather(*(guarded() for _ in range(concurrency)), return_exceptions=True)
+        ends = await asyncio.gather(*(guarded(work()) for _ in range(concurrency)), return_exceptions=True)
+        if syncing.done():  # the disk's error
+            ends.append(syncing.exception())
     finally:
         syncing.cancel()
         ledger.sync()

@@ -7,6 +7,7 @@ arrived, for a time-out or a kill, is counted as spent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -101,8 +102,11 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sync()
-        self._file.close()
+        with self._writing():
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places
@@ -129,7 +133,11 @@ class Ledger:
         return sum(map(len, self._open.values()))
 
     def append(self, key: Key, answer: Answer, question: dict[str, Any]) -> None:
-        """Writes one answer with what was asked, and how; it has left the process when this returns."""
+        """Writes one answer with what was asked, and how; it has left the process when this returns.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         row = key._asdict() | dataclasses.asdict(answer) | question
         if key in self._begun:
             self._begun.remove(key)
@@ -140,8 +148,12 @@ class Ledger:
 
     def begin(self, key: Key, most: Usage) -> None:
         """Writes that an attempt begins, and what it may take at most."""
-        self._write(key._asdict() | {"attempt": "begun", "most": most})
+        self.lose(key, most)
         self._begun.add(key)
+
+    def lose(self, key: Key, most: Usage) -> None:
+        """Writes what an attempt may have taken at most, of which no answer will come: none ends it."""
+        self._write(key._asdict() | {"attempt": "begun", "most": most})
         self._count_attempt(key, most)
 
     def dismiss(self, key: Key) -> None:
@@ -153,13 +165,22 @@ class Ledger:
     def sync(self) -> None:
         """Puts what was appended on the disk; may take milliseconds."""
         if self._unsynced:
-            os.fsync(self._file.fileno())
+            with self._writing():
+                os.fsync(self._file.fileno())
             self._unsynced = False
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room there") from None
 
     def _write(self, row: dict[str, Any]) -> None:
         line = json.dumps(row).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
+        with self._writing():
+            self._file.write(line)
+            self._file.flush()
         self._end += len(line)
         self._unsynced = True
 

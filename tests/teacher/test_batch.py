@@ -176,7 +176,7 @@ def test_a_batch_of_questions_that_were_since_changed_is_kept(tmp_path):
     with FakeBatches() as server:
         server.fault = lambda method, path: error(400, "no") if path.startswith("/v1/batches/") else None
         with pytest.raises(
-            UserError, match=r"/batches: HTTP 400: no; what is under way stands in .*t\.parquet\.batches"
+            UserError, match=r"/batches/batch_0: HTTP 400: no; what is under way stands in .*t\.parquet\.batches"
         ):
             run(server, tmp_path, PROMPTS[:4])
         server.fault = lambda method, path: None
@@ -241,6 +241,37 @@ def test_a_budget_counts_half_and_fills_batches_as_answers_come_in_cheaper(tmp_p
     assert 30 - len(rows) * 1.5 < 8
     with Ledger(tmp_path / "l") as ledger:
         assert ledger.used[True] == Usage(7 * len(rows), 3 * len(rows)) and ledger.used[False] == Usage(0, 0)
+
+
+def test_a_batchs_malformed_answers_are_counted_as_spent(tmp_path):
+    malformed = Reply(body=b'{"choices": []}')  # with status 200: billed, for all that is known
+    with FakeBatches(lambda prompt, attempt: malformed if prompt == "prompt 0" and attempt < 2 else Reply()) as server:
+        result, _ = run(server, tmp_path, PROMPTS[:2], limit=100)
+        assert result.received == 2
+        with Ledger(tmp_path / "l") as ledger:
+            assert (ledger.attempts_open, ledger.at_risk.completion) == (1, 16)
+        # 16 at full price are set aside, two answers came to 1.5 each; the next, of 8 at most, does not fit.
+        result, _ = run(server, tmp_path, PROMPTS[:3], limit=26)
+    assert result.unasked == 1 and "prompt 2" not in server.prompts
+
+
+def test_a_batch_that_is_gone_is_named(tmp_path):
+    with FakeBatches() as server:
+        server.fault = lambda method, path: error(404, "No batch") if path.startswith("/v1/batches/") else None
+        with pytest.raises(UserError, match=r"/batches/batch_0 \(HTTP 404: No batch\).*\(take out a batch"):
+            run(server, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"key": ["a", "f", 0]}\n' * 10, b"[]\n" * 10])
+def test_a_damaged_file_of_requests_is_named(tmp_path, content):
+    with FakeBatches() as server:
+        server.fault = lambda method, path: error(400, "no") if path.startswith("/v1/batches/") else None
+        with pytest.raises(UserError, match="HTTP 400"):
+            run(server, tmp_path)
+        (requests,) = (tmp_path / "t.parquet.batches").iterdir()
+        requests.write_bytes(content)
+        with pytest.raises(UserError, match=r"batches/.*\.jsonl: cannot be read .* says what the answers of a batch"):
+            run(server, tmp_path)
 
 
 def command(repo, server, folder, *flags):

@@ -1,6 +1,8 @@
 import asyncio
 import email.utils
 import itertools
+import json
+import math
 import time
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.teacher.client import RowFailed, Sampling, Teacher
 from gadjax.teacher.limits import Limits
+from gadjax.teacher.responses import retry_after
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -69,6 +72,24 @@ def test_faults_that_pass_are_asked_again(fault):
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(
+    "headers, seconds",
+    [
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "-1"}, 0),
+        ({"retry-after": "inf"}, math.inf),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 -0000"}, 0),
+        # A date is the server's, whose clock may be another year's.
+        ({"retry-after": "Sat, 01 Jan 2050 00:00:09 GMT", "date": "Sat, 01 Jan 2050 00:00:04 GMT"}, 5),
+        ({"retry-after": "Sat, 01 Jan 2000 00:00:09 GMT", "date": "Sat, 01 Jan 2000 00:00:04 GMT"}, 5),
+    ],
+)
+def test_what_retry_after_says(headers, seconds):
+    assert retry_after(headers) == seconds
+
+
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_kept_to(form):
     def behave(prompt, attempt):
@@ -117,6 +138,22 @@ def test_unusual_answers_are_kept_and_marked(reply, text, reason):
         answer = ask(server)
     assert (answer.text, answer.finish_reason) == (text, reason)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("padding", range(40, 220, 12))
+def test_no_part_of_a_key_is_shown_wherever_a_message_is_cut(padding):
+    key = "a-key-of-another-form-0123456789"
+    reply = Reply(body=b"x" * padding + key.encode())
+    with failing(reply) as server, pytest.raises(RowFailed) as failure:
+        ask(server, api_key=key, max_retries=0)
+    assert "malformed answer: no JSON" in str(failure.value) and key[:6] not in str(failure.value)
+
+
+def test_counts_that_no_column_holds_are_none():
+    body = {"choices": [{"message": {"content": "x"}}], "created": 2**63, "usage": {"completion_tokens": 2**31}}
+    with failing(Reply(body=json.dumps(body).encode())) as server:
+        answer = ask(server)
+    assert answer.completion_tokens is None and answer.created < 2**40
 
 
 STOPPING = {

@@ -1,6 +1,8 @@
 import asyncio
 import dataclasses
+import errno
 import io
+import os
 import pathlib
 
 import pyarrow.parquet as pq
@@ -245,6 +247,22 @@ def test_the_ledger_reaches_the_disk_while_answers_come(path, monkeypatch):
         run(server, path, PROMPTS[:4], concurrency=1)
     # Between the first answer and the last, and at the end.
     assert {1, 2, 3} & set(synced) and synced[-1] == 4
+
+
+def test_a_disk_that_keeps_nothing_ends_the_run(path, monkeypatch):
+    """Though answers still leave the process."""
+    failed = []
+
+    def fsync(_):
+        if not failed:  # as the kernel has it: the error is told once
+            failed.append(True)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    server = FakeServer(lambda prompt, attempt: Reply(seconds=0.2))
+    with server, pytest.raises(UserError, match=r"ledger\.jsonl: cannot be written \(Input/output error\)"):
+        run(server, path, concurrency=1)
+    assert len(server.requests) < len(PROMPTS)
 
 
 def test_progress_shows_rate_tokens_and_time_left(monkeypatch):

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -102,6 +104,20 @@ def test_one_writer_at_a_time(path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent/ledger\.jsonl: cannot be written"):
         Ledger(tmp_path / "absent" / "ledger.jsonl")
+
+
+def test_a_full_disk_is_named_and_loses_no_answer_before(path):
+    script = (
+        "import resource, sys; from tests.teacher.test_ledger import Key, Ledger, append\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
+        "with Ledger(sys.argv[1]) as ledger:\n"
+        "    for i in range(9): append(ledger, Key(f'id{i}', 'f'), 'text' * 50)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert f"UserError: {path}: cannot be written (File too large); make room there" in done.stderr.splitlines()[-1]
+    assert path.stat().st_size == 1500  # of which the last line is torn
+    with Ledger(path) as ledger:
+        assert 3 <= len(ledger) < 9 and ledger[Key("id0", "f")]["text"] == "text" * 50
 
 
 def test_ledgers_of_before_there_were_samples_are_read(path):
