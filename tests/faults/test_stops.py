@@ -89,17 +89,23 @@ def cut_in_half(path: pathlib.Path) -> None:
 
 DAMAGES = {
     "an array's file is cut": lambda place: cut_in_half(largest(place / "state")),
-    "an array's file is gone": lambda place: largest(place / "state").unlink(),
-    "bytes are others": lambda place: largest(place / "state").write_bytes(b"\0" * 1000),
     "no state": lambda place: shutil.rmtree(place / "state"),
-    "no progress": lambda place: shutil.rmtree(place / "progress"),
     "progress is cut": lambda place: cut_in_half(place / "progress" / "metadata"),
     "no replay": lambda place: shutil.rmtree(place / "replay"),
+    "an array's file is gone": lambda place: largest(place / "state").unlink(),
+    "bytes are others": lambda place: largest(place / "state").write_bytes(b"\0" * 1000),
+    "no progress": lambda place: shutil.rmtree(place / "progress"),
     "nothing in it": lambda place: [shutil.rmtree(path) for path in place.iterdir() if path.is_dir()],
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+_QUICK = 4  # of them, the first; the others with -m slow
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's reads of other arrays
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.slow] * (i >= _QUICK)) for i, name in enumerate(DAMAGES)]
+)
 def test_a_damaged_checkpoint(finished_run, copied, damage, capfd):
     """The one before serves, and says so; the damaged one stays, under another name."""
     last = Checkpoints(copied).steps()[-1]
