@@ -10,6 +10,7 @@ from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
+from gadjax.trainer.disk import check_space
 from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
 from gadjax.trainer.loop import Run
 from gadjax.trainer.profile import Profile
@@ -28,6 +29,9 @@ def train_and_export(
         with processes.together():
             check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
+        with processes.together():
+            if processes.is_first():
+                check_space(setup, workdir)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile))
         if run.position.step:

@@ -1,0 +1,50 @@
+"""Room on the disk is checked before the first step."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pytest
+
+from gadjax.checkpoint import Checkpoints
+from gadjax.errors import UserError
+from gadjax.train import run
+from gadjax.trainer import disk
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+
+FIELDS = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": "", "checkpoint.keep": 2, "export_dtype": "float32"}
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+def test_what_a_run_writes_is_what_it_asks_for(tiny_config, tmp_path, monkeypatch):
+    """On a disk without room nothing is trained; what was asked for is what one checkpoint and the export take."""
+    monkeypatch.setattr(disk, "_GB", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.shutil, "disk_usage", lambda path: Usage(1000))
+        with pytest.raises(UserError, match=r"1000.0 GB are free there.*lower config.checkpoint.keep") as error:
+            run(tiny_config(FIELDS), tmp_path)
+    assert Checkpoints(tmp_path).steps() == [] and not (tmp_path / "metrics.jsonl").exists()
+    count, size, exports = map(
+        float, re.search(r"(\d+) checkpoints of (\S+) GB, and exports of (\S+);", str(error.value)).groups()
+    )
+    assert count == 3
+    run(tiny_config(FIELDS), tmp_path)
+    taken = sum(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+    assert 0.7 * size < taken < 1.3 * size  # compressed, and with the index of its arrays
+    weights = (tmp_path / "export" / "generator" / "model.safetensors").stat().st_size
+    assert weights < exports < 2.2 * weights
+
+
+def test_checkpoints_that_are_there_have_their_room(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_GB", 1)
+    run(tiny_config(FIELDS | {"checkpoint.every": 1, "seqkd.steps": 2}), tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0))
+    with pytest.raises(UserError, match="1 checkpoints of"):
+        run(tiny_config(FIELDS | {"seqkd.steps": 3}), tmp_path)
+    with pytest.raises(UserError, match="3 checkpoints of"):
+        run(tiny_config(FIELDS | {"seqkd.steps": 3, "checkpoint.keep_every": 1, "checkpoint.keep": 1}), tmp_path)
