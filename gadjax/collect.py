@@ -36,16 +36,19 @@ a TFDS dataset, which training reads as tfds:DATA_DIR/NAME/VERSION/train, or as 
 DATA_DIR.
 
 Ends with status 0 when every prompt is answered, 1 when some failed, 2 when nothing could go on, 3 when the budget
-was reached before the last prompt.
+was reached before the last prompt, 130 after Ctrl-C, which waits for the answers under way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -219,7 +222,8 @@ async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, 
             print(f"{tally.rows} answers ({counts}): {out if tally.rows else 'no file is written'}")
             for line in tally.lines() + (budget.lines() if budget else []):
                 print(line)
-    return _report(result, len(asked))
+        # Whatever else stops a teacher is raised.
+        return _report(result, len(asked), interrupted=teacher.stop.is_set())
 
 
 def _teacher() -> Teacher:
@@ -307,7 +311,8 @@ async def _ask(
                 poll_seconds=FLAGS.batch_poll,
                 tell=lambda line: print(line, flush=True),
             ).collect(asked)
-        with AnswerProgress(len(asked), len(asked) - len(missing), teacher, budget) as progress:
+        kept = len(asked) - len(missing)
+        with AnswerProgress(len(asked), kept, teacher, budget) as progress, _interruptible(teacher):
             return await collector.collect(
                 teacher, missing, ledger, concurrency=FLAGS.concurrency, budget=budget, on_answer=progress.advance
             )
@@ -321,7 +326,27 @@ async def _ask(
         ) from None
 
 
-def _report(result: Collected, asked: int) -> int:
+@contextlib.contextmanager
+def _interruptible(teacher: Teacher) -> Iterator[None]:
+    """Ctrl-C ends the asking: what is under way is waited for, since it is paid for. Another one ends all at once."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        print("stopping: the answers under way are waited for; Ctrl-C again drops them", file=sys.stderr)
+        teacher.stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _report(result: Collected, asked: int, *, interrupted: bool) -> int:
+    if interrupted:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     if result.unasked:
         print(
             f"--budget={FLAGS.budget:g} is reached: {result.unasked} of {asked} requests were not made; a higher one "

@@ -125,6 +125,25 @@ def test_kills_cost_no_more_than_what_was_under_way(repo, tmp_path, prompts):
     assert pq.read_table(out)["teacher_response"].to_pylist() == [f"answer to prompt {i}" for i in range(60)]
 
 
+def test_an_interrupt_waits_for_what_is_paid_for(repo, tmp_path, prompts):
+    """No request is made twice, and the answers so far are in the Parquet."""
+    out = tmp_path / "t.parquet"
+    with FakeServer(lambda prompt, attempt: Reply(text=f"answer to {prompt}", seconds=0.2)) as server:
+        process = command(repo, server, prompts, out, "--concurrency=4")
+        deadline = time.monotonic() + 60
+        while len(server.requests) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted; the same command goes on from here" in stderr
+        asked = len(server.requests)
+        assert 6 <= asked < 60 and pq.read_metadata(out).num_rows == asked
+        status, _, stderr = run(repo, server, prompts, out, "--concurrency=16")
+        assert status == 0, stderr
+    assert len(server.requests) == 60 == pq.read_metadata(out).num_rows
+
+
 def test_what_cannot_go_on_says_where_the_answers_are(repo, tmp_path, prompts):
     def behave(prompt, attempt):
         return error(401, f"bad key {KEY}") if prompt == "prompt 9" else Reply()
