@@ -9,8 +9,8 @@ A row of metrics.jsonl, at a step where a warning begins ("begins") or ends ("en
     {"kind": "warning", "stage": "gad", "step": 312, "watchdog": "kl", "state": "begins", "since": 303,
      "figure": "generator/kl", "value": 0.71, "limit": 0.5, "seen": "the KL to ...", "advice": "lower config.gad. ..."}
 
-A watchdog looks at the median of a figure's last steps: up to half of them may be noise. It begins to warn when that
-passes a limit, and ends when it is well back inside. The names are those that `config.stop_on` takes:
+A watchdog looks at the median of a figure's last steps, of which fewer than half may be noise. It begins to warn when
+that passes a limit, and ends when it is well back inside. The names are those that `config.stop_on` takes:
 
   discriminator  it tells student from teacher nearly always, or never: no signal is left in its scores
   length         answers grow, shrink or are cut far beyond the stage's start and the teacher's: reward hacking
