@@ -104,8 +104,8 @@ class Run:
             self._measure(BEFORE, two_sample=not self.config.random_init)  # noise needs no test
         stages = list(self.config.stages)
         left = self.position.stage != stages[-1] or self.position.stage_step < self.lengths[stages[-1]]
-        if left and (stop := self._stop()):  # started again as it was, by a scheduler say
-            raise stop
+        if left and (alarm := self._alarm()):  # started again as it was, by a scheduler say
+            raise alarm
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
                 self.state = self.offload.arrange(self.state, "measure")
@@ -135,11 +135,11 @@ class Run:
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
                 self._measure(stage, two_sample=finished and trained)
-            stop = self._stop()
-            if finished or stop or self._due(self.config.checkpoint.every):
+            alarm = self._alarm()
+            if finished or alarm or self._due(self.config.checkpoint.every):
                 self._save()
-            if stop:
-                raise stop
+            if alarm:
+                raise alarm
             if finished:
                 break
         self.progress.end_stage()
@@ -231,7 +231,7 @@ class Run:
             self.logger.log_warning(step, stage, alert.watchdog, alert.row(), alert.line())
             self.progress.say(alert.line())
 
-    def _stop(self) -> UserError | None:
+    def _alarm(self) -> UserError | None:
         """Why the run stops here, in every process: the first one's watchdogs decide, as speeds differ."""
         if not self.config.stop_on:
             return None
