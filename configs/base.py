@@ -73,6 +73,11 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.2
     # A step with a gradient that is not finite is skipped; after this many in a row the run stops.
     config.optimizer.max_skipped_steps = 10
+    # Watchdogs that stop the run, with a checkpoint and exit status 2, instead of only warning: "discriminator"
+    # (saturates: nearly always right, or never), "length" (answers run away), "kl" (explodes), "entropy" (collapses),
+    # "throughput" (drops); commas between, () for none. What each looks for: gadjax/trainer/watchdogs.py. The run does
+    # not go on while the warning stands, until this no longer names it.
+    config.stop_on = ()
 
     config.discriminator = ConfigDict()
     # Where the discriminator starts: "" grows it from the student, "generator" from the generator as it enters the

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from gadjax.errors import UserError
 
 STAGES = ("seqkd", "warmup", "gad")
+WATCHDOGS = ("discriminator", "length", "kl", "entropy", "throughput")  # of gadjax.trainer.watchdogs
 _FROM_GENERATOR = "generator"  # a value of discriminator.init
 
 # Every field of `configs/base.py`, by the type of its value.
@@ -42,7 +43,7 @@ _FIELDS = {
         gad.entropy_coefficient gad.sft_coefficient gad.importance_cap evaluation.temperature
         evaluation.two_sample_learning_rate lora.alpha
     """,
-    tuple: "stages",
+    tuple: "stages stop_on",
 }
 FIELDS = {name: kind for kind, names in _FIELDS.items() for name in names.split()}
 _ACCEPTED = {  # what counts as a value of a type, and its name in messages
@@ -108,19 +109,24 @@ _ABOVE = {
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config that a run uses: `stages` as a tuple (the command line may say --config.stages=warmup,gad), checked.
+    """The config that a run uses, checked: `stages` and `stop_on` as tuples (on the command line, names and commas).
 
     Raises a `UserError` that names the field for every value or combination that no run can work with.
     """
     config = config.copy_and_resolve_references()
     _check_fields(config)
-    stages = _stages(config.stages)
+    names = {
+        "stages": _names("stages", config.stages, STAGES),
+        "stop_on": tuple(name for name in _names("stop_on", config.stop_on, WATCHDOGS) if name),  # of "", none
+    }
     with config.unlocked():
-        del config.stages  # or a list would stay a list
-        config.stages = stages
+        for field, value in names.items():
+            del config[field]  # or a list would stay a list
+            config[field] = value
     _check_values(config)
     template_args(config)
     _check_stages(config)
+    _check_watchdogs(config)
     _check_batch(config)
     _check_adapters(config)
     return config
@@ -199,10 +205,10 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _stages(stages: tuple | list | str) -> tuple[str, ...]:
-    entries = (stages,) if isinstance(stages, str) else tuple(stages)
+def _names(field: str, names: tuple | list | str, known: tuple[str, ...]) -> tuple[str, ...]:
+    entries = (names,) if isinstance(names, str) else tuple(names)
     if not all(isinstance(entry, str) for entry in entries):
-        raise UserError(f"config.stages is {entries}: name one or more of {', '.join(STAGES)}")
+        raise UserError(f"config.{field} is {entries}: name one or more of {', '.join(known)}")
     return tuple(part.strip() for entry in entries for part in entry.split(","))
 
 
@@ -268,6 +274,14 @@ def _check_stages(config: ConfigDict) -> None:
         raise UserError(
             f"config.discriminator.replay_size {replay} has no room for the {samples} samples "
             f"(config.rollout.num_samples) of one prompt: use at least {samples}, or 0 for no replay"
+        )
+
+
+def _check_watchdogs(config: ConfigDict) -> None:
+    if unknown := [name for name in config.stop_on if name not in WATCHDOGS]:
+        raise UserError(
+            f"config.stop_on names {', '.join(unknown)}: choose among {', '.join(WATCHDOGS)}, with commas between, or "
+            "none"
         )
 
 

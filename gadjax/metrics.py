@@ -1,7 +1,8 @@
 """What a run leaves behind to be read: metrics.jsonl, TensorBoard events, W&B, samples.jsonl.
 
-`metrics.jsonl` is the record: strict JSON, a line a step ("kind": "train") and a line a measurement on
-held-out prompts ("kind": "heldout"), each with the stage and the step, which counts over all stages:
+`metrics.jsonl` is the record: strict JSON, a line a step ("kind": "train"), a line a measurement on held-out
+prompts ("kind": "heldout") and a line where a watchdog's warning begins or ends ("kind": "warning", whose fields
+`gadjax.trainer.watchdogs` describes), each with the stage and the step, which counts over all stages:
 
     {"kind": "train", "stage": "gad", "step": 120, "generator/loss": 0.0132, "generator/kl": 0.004, ...}
 
@@ -70,7 +71,7 @@ class MetricsLogger:
         if wandb is not None:
             self._sinks.append(_WandB(workdir, dict(wandb), resume_step))
 
-    def log(self, step: int, stage: str, figures: Figures) -> None:
+    def log(self, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         """Records a training step.
 
         Args:
@@ -78,10 +79,13 @@ class MetricsLogger:
           stage: that the step belongs to.
           figures: by names such as "generator/loss".
 
+        Returns:
+          The figures as `read_metrics` will read them, where this process writes nothing too.
+
         Raises:
           ValueError: the step is already recorded.
         """
-        self._log("train", step, stage, figures)
+        return self._log("train", step, stage, figures)
 
     def log_heldout(self, step: int, stage: str, figures: Figures) -> None:
         """Records figures measured on held-out prompts after `step`; their names gain the prefix "heldout/".
@@ -91,21 +95,32 @@ class MetricsLogger:
         """
         self._log("heldout", step, stage, {HELDOUT + name: value for name, value in figures.items()})
 
+    def log_warning(self, step: int, stage: str, watchdog: str, row: Mapping[str, Any], line: str) -> None:
+        """Records what a watchdog says after a step, in `metrics.jsonl` and as a text of TensorBoard.
+
+        Args:
+          watchdog: its name.
+          row: further fields of the record, JSON values.
+          line: all of it for people.
+        """
+        head = {"kind": "warning", "stage": stage, "step": step, "watchdog": watchdog}
+        for sink in self._sinks:
+            sink.warn(head, row, line)
+
     def close(self) -> None:
         """Closes the files and ends the W&B run."""
         for sink in self._sinks:
             sink.close()
         self._sinks = []
 
-    def _log(self, kind: str, step: int, stage: str, figures: Figures) -> None:
-        if not self._sinks:
-            return
+    def _log(self, kind: str, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         if step <= self._last[kind]:
             raise ValueError(f"{kind} figures of step {step} after those of step {self._last[kind]}")
         self._last[kind] = step
         numbers = {name: _number(name, value) for name, value in figures.items()}
         for sink in self._sinks:
             sink.write({"kind": kind, "stage": stage, "step": step}, numbers)
+        return numbers
 
 
 class SampleLog:
@@ -243,6 +258,9 @@ class _JsonLines:
         self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
+    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
+        self.write(head, row)
+
     def close(self) -> None:
         self._file.close()
 
@@ -255,10 +273,13 @@ class _TensorBoard:
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int | None):
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._tensor, self._string = tensor_pb2.TensorProto, types_pb2.DT_STRING
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+        self._text = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
         folder.mkdir(exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names.
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
@@ -272,6 +293,11 @@ class _TensorBoard:
     def write(self, head: Mapping[str, Any], values: Mapping[str, float]) -> None:
         scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step=head["step"], summary=self._summary(value=scalars))
+
+    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
+        text = self._tensor(dtype=self._string, string_val=[line.encode()])
+        value = self._summary.Value(tag=f"warning/{head['watchdog']}", metadata=self._text, tensor=text)
+        self._add(step=head["step"], summary=self._summary(value=[value]))
 
     def _add(self, **fields: Any) -> None:
         self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
@@ -305,6 +331,9 @@ class _WandB:
 
     def write(self, head: Mapping[str, Any], values: Mapping[str, float]) -> None:
         self._run.log({**values, "stage": head["stage"]}, step=head["step"])
+
+    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
+        """Nothing: W&B draws its alerts from the figures, by rules of its own."""
 
     def close(self) -> None:
         self._run.finish()

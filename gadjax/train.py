@@ -5,7 +5,8 @@ r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the co
         --config.student=/models/Qwen2.5-7B-Instruct
 
 Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
-same workdir continues the run.
+same workdir continues the run. Watchdogs warn when the discriminator saturates, answers run away, the KL explodes, the
+entropy collapses or throughput drops; those in --config.stop_on=kl,length stop the run, saved, with exit status 2.
 
 SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
 again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
@@ -61,7 +62,8 @@ def run(
       The held-out figures by stage, "before" first: the rows of the table that the command prints.
 
     Raises:
-      UserError: the config, a file or the workdir cannot work; the message says what to change.
+      UserError: the config, a file or the workdir cannot work, or `config.stop_on` stopped the run; the message says
+        what to change.
     """
     from gadjax.trainer.session import train_and_export
 

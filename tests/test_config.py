@@ -133,6 +133,13 @@ def test_stages_from_the_command_line(tiny_config):
     assert resolve(tiny_config({"stages": ("seqkd", "gad")})).stages == ("seqkd", "gad")
 
 
+def test_watchdogs_from_the_command_line(tiny_config):
+    assert resolve(tiny_config()).stop_on == ()
+    for given in (("kl, length",), ("kl", "length")):
+        assert resolve(tiny_config({"stop_on": given})).stop_on == ("kl", "length")
+    assert resolve(tiny_config({"stop_on": ("",)})).stop_on == ()  # as --config.stop_on= gives it
+
+
 def test_the_given_config_stays_as_it_is(tiny_config):
     config = tiny_config({"stages": ("warmup,gad",)})
     resolve(config)
@@ -149,6 +156,11 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ({"stages": ("",)}, r"config\.stages is \('',\)"),
         ({"stages": (1, 2)}, r"config\.stages is \(1, 2\): name one or more of seqkd, warmup, gad"),
         ({"stages": ("gad", "gad")}, "each stage runs once"),
+        (
+            {"stop_on": ("kl,speed", "KL")},
+            r"config\.stop_on names speed, KL: .*discriminator, length, kl, entropy, thr",
+        ),
+        ({"stop_on": (1,)}, r"config\.stop_on is \(1,\): name one or more of discriminator, "),
         ({"stages": ("gad", "warmup")}, "the order is seqkd, warmup, gad"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16': choose one of auto, float32, bfloat16"),
         ({"export_dtype": "auto"}, r"config\.export_dtype is 'auto'"),

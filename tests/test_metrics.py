@@ -189,6 +189,33 @@ def test_tensorboard_reads_the_events(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("generator/loss")] == [(1, 0.5), (2, 1.0)]
 
 
+def test_warnings_are_rows_and_texts_and_no_figures(tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    logger = MetricsLogger(tmp_path)
+    logger.log(1, "gad", {"generator/kl": 0.75})
+    logger.log_warning(1, "gad", "kl", {"state": "begins", "value": math.inf}, "warning: α")
+    logger.log_heldout(1, "gad", {"nll": 2.0})
+    path = tmp_path / "metrics.jsonl"
+    assert steps(path) == [("train", 1), ("warning", 1), ("heldout", 1)]
+    row = {"kind": "warning", "stage": "gad", "step": 1, "watchdog": "kl", "state": "begins", "value": math.inf}
+    assert read_metrics(path)[1] == row
+    assert read_stages(path, last_step=1) == {"gad": 1}
+    assert read_heldout(path) == {"gad": {"nll": 2.0}}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = events.Tensors("warning/kl")
+    assert (event.step, list(event.tensor_proto.string_val)) == (1, ["warning: α".encode()])
+    assert events.SummaryMetadata("warning/kl").plugin_data.plugin_name == "text"
+    MetricsLogger(tmp_path, resume_step=0)
+    assert steps(path) == [], "warnings past a checkpoint are said again"
+
+
+def test_wandb_gets_no_warnings(tmp_path, wandb_runs):
+    logger = MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p"})
+    logger.log_warning(1, "gad", "kl", {}, "warning")
+    assert wandb_runs[0].logged == []
+
+
 @pytest.mark.parametrize(("resume_step", "expected"), [(2, [(1, 1.0), (2, 2.0), (3, -3.0)]), (None, [(3, -3.0)])])
 def test_events_past_the_checkpoint_are_dropped_on_resume(tmp_path, resume_step, expected):
     logger = MetricsLogger(tmp_path)

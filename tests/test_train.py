@@ -52,7 +52,7 @@ def seconds(*phases: str) -> set[str]:
     """Names of the figures that tell how long the phases took, and how fast that was."""
     speed = {"padding", "speed/trained_tokens_per_second", "speed/model_tflops_per_device"}
     speed |= {"speed/sampled_tokens_per_second"} if "rollout" in phases else set()
-    return {f"seconds/{phase}" for phase in phases} | speed
+    return {f"seconds/{phase}" for phase in (*phases, "compile")} | speed
 
 
 class TestFinishedRun:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gadjax.evaluation import svg
 from gadjax.metrics import HELDOUT, stage_title
+from gadjax.trainer.watchdogs import BEGINS
 
 _BEFORE = "before"  # the stage of figures measured before the first step
 
@@ -111,10 +112,12 @@ def run_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       records: as `gadjax.metrics.read_metrics` returns.
 
     Returns:
-      `stages` (name and steps, as text), `groups` of `title`, `note` and `panels`, and `nonfinite`: how many
-      figures were left out because they were not finite. A panel has `title`, `unit`, `svg`, and `legend` of
-      names and colours where it has several lines.
+      `stages` (name and steps, as text), `groups` of `title`, `note` and `panels`, `warnings` of the watchdogs, and
+      `nonfinite`: how many figures were left out because they were not finite. A panel has `title`, `unit`, `svg`,
+      and `legend` of names and colours where it has several lines.
     """
+    warnings = _warnings([record for record in records if record["kind"] == "warning"])
+    records = [record for record in records if record["kind"] != "warning"]
     records = [_with_mean(record) for record in records]
     stages = _stages(records)
     known = {name for _, _, panels in GROUPS for panel in panels for name in _figures_of(panel)}
@@ -133,7 +136,25 @@ def run_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             groups.append({"title": title, "note": note, "panels": drawn, "folded": title == _OTHER})
     bad = sum(isinstance(v, float) and not math.isfinite(v) for record in records for v in record.values())
     spans = [(stage_title(name), f"{first + 1:,} to {last:,}") for name, (first, last) in stages.items()]
-    return {"stages": spans, "groups": groups, "nonfinite": bad}
+    return {"stages": spans, "groups": groups, "warnings": warnings, "nonfinite": bad}
+
+
+def _warnings(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """`stage`, `steps`, `watchdog`, `seen` and `advice` of each warning, in the order in which they began.
+
+    One without an end stood when its stage, or the run, ended.
+    """
+    warnings: list[dict[str, str]] = []
+    standing: dict[tuple[str, str], dict[str, str]] = {}
+    for record in records:
+        key = record["stage"], record["watchdog"]
+        if record["state"] == BEGINS:
+            shown = {name: record[name] for name in ("watchdog", "seen", "advice")}
+            standing[key] = {"stage": stage_title(record["stage"]), "steps": f"from {record['since']:,} on", **shown}
+            warnings.append(standing[key])
+        else:
+            standing[key]["steps"] = f"{record['since']:,} to {record['step']:,}"
+    return warnings
 
 
 def _draw(

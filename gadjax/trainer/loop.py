@@ -21,7 +21,7 @@ from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import Stopped, UserError, first_line
-from gadjax.metrics import MetricsLogger, SampleLog
+from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.models import lora
 from gadjax.models.model import Model, Params
 from gadjax.parallel import processes
@@ -41,6 +41,7 @@ from gadjax.trainer.setup import (
     stage_lengths,
 )
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.trainer.watchdogs import Teacher, Watchdogs
 
 BEFORE = "before"  # the stage name of figures measured before any training
 _MEASUREMENT, _ROLLOUT = "measurement", "rollout"  # what is compiled ahead
@@ -84,6 +85,9 @@ class Run:
             self.logger = MetricsLogger(
                 workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging
             )
+            self.watchdogs = Watchdogs(_teacher(setup))
+            if saved and processes.is_first():
+                self.watchdogs.replay(read_metrics(workdir / "metrics.jsonl"))
 
     def train(self) -> GadState:
         """Runs every stage that is left, and returns the final state.
@@ -105,6 +109,9 @@ class Run:
         if self.position.step == 0 and self.heldout:
             self._measure(BEFORE, two_sample=not self.config.random_init)  # noise needs no test
         stages = list(self.config.stages)
+        left = self.position.stage != stages[-1] or self.position.stage_step < self.lengths[stages[-1]]
+        if left and (alarm := self._alarm()):  # started again as it was, by a scheduler say
+            raise alarm
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
                 self.state = self.offload.arrange(self.state, "measure")
@@ -127,16 +134,18 @@ class Run:
                 self.state, metrics = steps.run(self.state, batch, self.position.stage_step, self.position.step)
             self.position.stage_step += 1
             self.position.step += 1
-            self.logger.log(self.position.step, stage, metrics)
+            self._watch(self.logger.log(self.position.step, stage, metrics))
             self.progress.advance(figures_that_matter(metrics))
             self._check_skipped(steps.method.updates)
             finished = self.position.stage_step == total
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
                 self._measure(stage, two_sample=finished and trained)
-            stopped = self.stop.is_set(self.position.step)
-            if finished or stopped or self._due(self.config.checkpoint.every):
+            alarm, stopped = self._alarm(), self.stop.is_set(self.position.step)  # processes ask together
+            if finished or alarm or stopped or self._due(self.config.checkpoint.every):
                 self._save()
+            if alarm:
+                raise alarm
             if stopped:
                 raise Stopped(f"stopped and saved at step {self.position.step}; the same command goes on from there")
             if finished:
@@ -249,6 +258,30 @@ class Run:
         for answer in itertools.islice(shown, self.config.evaluation.shown):
             self.samples.log(self.position.step, stage, *answer)
 
+    def _watch(self, figures: dict[str, Any]) -> None:
+        """Shows and records what the watchdogs say of the step just made."""
+        stage, step = self.position.stage, self.position.step
+        for alert in self.watchdogs.see(stage, step, figures):
+            self.logger.log_warning(step, stage, alert.watchdog, alert.row(), alert.line())
+            self.progress.say(alert.line())
+
+    def _alarm(self) -> UserError | None:
+        """Why the run stops here, in every process: the first one's watchdogs decide, as speeds differ."""
+        if not self.config.stop_on:
+            return None
+        try:
+            with processes.together():
+                standing = self.watchdogs.standing(self.position.stage) if processes.is_first() else {}
+                for name in (name for name in self.config.stop_on if name in standing):
+                    raise UserError(
+                        f"stopped after step {self.position.step}, which is saved (config.stop_on={name}): "
+                        f"{standing[name].seen}; {standing[name].advice}; the run goes on from there when "
+                        f"config.stop_on no longer names {name}"
+                    )
+        except UserError as error:
+            return error
+        return None
+
     def _check_skipped(self, updates: dict[str, int]) -> None:
         """Stops a run of whose last steps no update was good. `updates`: of each network in a step."""
         limit = self.config.optimizer.max_skipped_steps
@@ -270,6 +303,11 @@ class Run:
 def _saved(state: GadState) -> dict[str, Any]:
     """What a checkpoint holds of a state: not the base, which the student's files hold."""
     return {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
+
+
+def _teacher(setup: Setup) -> Teacher:
+    """Of the answers that the run learns from."""
+    return Teacher(float(setup.train.answers.lengths.mean()), 1.0 - float(setup.train.ended.mean()))
 
 
 def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:

@@ -58,9 +58,10 @@ class StageSteps:
           stage_step, step: steps done before, in this stage and in the run.
 
         Returns:
-          The state after it and its metrics; `seconds/*` per phase and `gadjax.trainer.throughput`'s among them.
+          The state after it and its metrics; `seconds/*` per phase, of which `seconds/compile` is a part, and
+          `gadjax.trainer.throughput`'s among them.
         """
-        self._seconds = {}
+        self._seconds, compiled = {}, throughput.compile_seconds()
         trains = self._trains_generator(stage_step)
         teacher = None
         if trains and (self.stage != "gad" or self.method.sft_coefficient):
@@ -79,6 +80,7 @@ class StageSteps:
                 updated = self._policy(state, policy, rewards, teacher) if policy else self._supervised(state, teacher)
                 state, metrics = updated[0], metrics | updated[1]
         metrics |= self._meter.figures(self._seconds, metrics["tokens"])
+        self._seconds["compile"] = throughput.compile_seconds() - compiled
         return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
 
     def _pack(self, rows_of: Callable[..., Any], group: int, *sequences: Any) -> futures.Future:

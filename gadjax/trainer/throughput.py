@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.monitoring
 import numpy as np
 
 from gadjax.data.packing import Packed
@@ -49,6 +51,26 @@ def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Wor
     attended = (prompts * (prompts + 1) // 2).sum() + (read * (prompts[:, None] + 1) + read * (read - 1) // 2).sum()
     tokens = int(prompts.sum() + read.sum())
     return Work(model.config.forward_flops(tokens, int(attended), int(lengths.sum())), tokens, tokens)
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on compiling, or on reading what was compiled, since the first call.
+
+    Work of several threads at once counts for each.
+    """
+    return sum(_compilations())
+
+
+@functools.cache
+def _compilations() -> list[float]:
+    durations: list[float] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            durations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return durations
 
 
 class Meter:

@@ -144,6 +144,29 @@ def test_the_run_shows_the_last_sample_of_each_stage(page):
     assert names == {"teacher": "t", "before (run)": "before 0", "SeqKD (run)": "seqkd 30", "GAD (run)": "gad 40"}
 
 
+def test_the_run_shows_its_warnings(tmp_path):
+    written.write(tmp_path / "e", run=tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    row = {"kind": "warning", "stage": "gad", "watchdog": "kl", "since": 33, "seen": "<b>KL</b> is 0.7"}
+    begins = row | {"step": 36, "state": "begins", "advice": "lower config.gad.x"}
+    rows = [
+        begins,
+        row | {"step": 38, "state": "ends", "advice": ""},
+        begins | {"step": 40, "since": 1039, "seen": "it is back"},
+    ]
+    path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(tmp_path / "e").read_text("utf-8")
+    section = text[text.index('id="warnings-title"') : text.index("<h3>Held-out prompts")]
+    assert section.count('<tr><th scope="row">kl</th><td>GAD</td>') == 2
+    assert "33 to 38" in section and "from 1,039 on" in section
+    assert "&lt;b&gt;KL&lt;/b&gt; is 0.7" in section and "lower config.gad.x" in section
+    assert ">watchdog</span>" not in text and "since by step" not in text  # no curves of their fields
+
+
+def test_a_run_without_warnings_shows_none(page):
+    assert "warnings-title" not in page.ids()
+
+
 def test_categories_come_from_the_sets_file_where_answers_have_none(tmp_path):
     results = written.write(tmp_path / "e")
     for name in written.SETS:

@@ -102,3 +102,13 @@ def test_figures_of_a_step():
     on_cpu = throughput.Meter(jax.devices()[:1])
     on_cpu.update(work)
     assert "speed/mfu" not in on_cpu.figures({"generator": 1.0}, sampled=30)
+
+
+def test_compiling_is_timed_and_running_is_not():
+    double = jax.jit(lambda x: 2 * x + 3)
+    before = throughput.compile_seconds()
+    double(jnp.zeros(7)).block_until_ready()
+    compiled = throughput.compile_seconds()
+    assert compiled > before
+    double(jnp.zeros(7)).block_until_ready()
+    assert throughput.compile_seconds() == compiled
