@@ -41,7 +41,6 @@ was reached before the last prompt.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import pathlib
 import sys
@@ -51,7 +50,7 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
-from gadjax.files import expand
+from gadjax.files import expand, parse_json
 
 if TYPE_CHECKING:
     from gadjax.data.prompts import Prompt
@@ -165,7 +164,7 @@ def _prices() -> Prices | None:
 def _request_fields() -> tuple[dict[str, Any], set[str]]:
     """More fields of requests, and those of our own to leave out."""
     try:
-        fields = json.loads(FLAGS.request_fields or "{}")
+        fields = parse_json(FLAGS.request_fields or "{}")
     except ValueError as error:
         raise UserError(f"--request_fields: not JSON ({error})") from None
     if not isinstance(fields, dict):
