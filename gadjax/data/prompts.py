@@ -180,6 +180,8 @@ def read_columns(
             row = {name: table[name][number].as_py() for name in columns}
         except UnicodeDecodeError:
             raise UserError(f"{place}: text that is not valid UTF-8 (a lone surrogate?)") from None
+        except ValueError as error:  # a value that Python cannot hold: fields of one name, times beyond its calendar
+            raise UserError(f"{place}: cannot be read ({first_line(error)}); leave it out") from None
         yield place, row
 
 
