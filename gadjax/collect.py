@@ -55,7 +55,7 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
-from gadjax.files import expand
+from gadjax.files import expand, parse_json
 
 if TYPE_CHECKING:
     from gadjax.data.prompts import Prompt
@@ -177,7 +177,7 @@ def _prices() -> Prices | None:
 def _request_fields() -> tuple[dict[str, Any], set[str]]:
     """More fields of requests, and those of our own to leave out."""
     try:
-        fields = json.loads(FLAGS.request_fields or "{}")
+        fields = parse_json(FLAGS.request_fields or "{}")
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # what Python reads and no request can hold
     except ValueError as error:
         raise UserError(f"--request_fields: not JSON ({error})") from None

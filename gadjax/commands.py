@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging as python_logging
+import math
 import os
 import pathlib
 import sys
@@ -113,6 +114,9 @@ def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, A
 
 def _parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
+    for argument in argv[1:]:
+        if not _is_unicode(argument):  # Arrow, tokenizers and JSON take no other text, nor do terminals
+            raise UserError(f"the argument {argument!r} is not valid UTF-8: rename the file, or mend the text")
     argv = [_at_home(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
@@ -129,9 +133,30 @@ def _parse(argv: list[str]) -> list[str]:
         if _raised_in_config(error, argv):
             raise
         raise UserError(f"a --config.FIELD is not in the config: {_one_line(error)}; see configs/base.py") from None
+    _check_numbers()
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")
     return rest
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_numbers() -> None:
+    """Bounds of flags let NaN pass, and integers have none here; the config's fields have checks of their own."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if name.startswith(f"{_CONFIG}."):
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value}: expected a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"--{name}={value}: expected a number of at most 64 bits")
 
 
 def _at_home(argument: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gadjax.errors import UserError
+from gadjax.files import parse_json
 
 STAGES = ("seqkd", "warmup", "gad")
 WATCHDOGS = ("discriminator", "length", "kl", "entropy", "throughput")  # of gadjax.trainer.watchdogs
@@ -96,6 +96,8 @@ _AT_LEAST = {
     "checkpoint.keep_every": 0,
     "optimizer.max_skipped_steps": 1,
 }
+_BELOW = {"seed": 2**32}  # JAX takes the lower 32 bits
+_MOST = 2**63
 _ABOVE = {
     "lora.alpha": 0,
     "rollout.temperature": 0,
@@ -136,8 +138,8 @@ def template_args(config: ConfigDict) -> dict[str, Any]:
     """The chat template's extra arguments from `data.template_args`."""
     text = config.data.template_args
     try:
-        arguments = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
+        arguments = parse_json(text, constants=False) if text else {}
+    except ValueError as error:
         raise UserError(f"config.data.template_args is not JSON ({error}): write it as '{{\"key\": value}}'") from None
     if not isinstance(arguments, dict):
         raise UserError("config.data.template_args must be a JSON object, such as '{\"enable_thinking\": false}'")
@@ -216,6 +218,10 @@ def _check_values(config: ConfigDict) -> None:
     for field in ("student", "data.train"):
         if not field_value(config, field):
             raise UserError(f"config.{field} is empty: give it on the command line as --config.{field}=PATH")
+    for field, kind in FIELDS.items():
+        bound = _BELOW.get(field, _MOST) if kind in (int, float) else None
+        if bound is not None and bound <= abs(value := field_value(config, field)) < math.inf:
+            raise UserError(f"config.{field} is {value}: it must be below {bound} in size")
     for field, choices in _CHOICES.items():
         if (value := field_value(config, field)) not in choices:
             raise UserError(f"config.{field} is {value!r}: choose one of {', '.join(choices)}")

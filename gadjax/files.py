@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from gadjax.errors import UserError
 
@@ -14,6 +16,22 @@ from gadjax.errors import UserError
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
     """The path, its leading "~" replaced by the home folder: no shell does that behind --NAME=."""
     return pathlib.Path(os.path.expanduser(path))
+
+
+def parse_json(text: str, *, constants: bool = True) -> Any:
+    """What JSON text holds; NaN and Infinity, which Python writes, only where `constants` are allowed.
+
+    Raises:
+      ValueError: whatever is wrong with it, also nesting that Python cannot follow.
+    """
+    try:
+        return json.loads(text, parse_constant=None if constants else _refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 @contextlib.contextmanager

@@ -106,5 +106,5 @@ def read_template(given: str) -> str:
         return given
     try:
         return expand(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path can have this name
         raise UserError(f"{TEMPLATE_FLAG}={given}: neither a Jinja template nor a file with one ({error})") from error

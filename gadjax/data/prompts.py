@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from gadjax.data import hub_dataset, tfds
 from gadjax.data.schema import ROLES, Messages
 from gadjax.errors import UserError, first_line
-from gadjax.files import expand
+from gadjax.files import expand, parse_json
 
 _ONE_OF = ("prompt", "content")
 _COLUMNS = ("id", "category", "sample", *_ONE_OF)
@@ -121,9 +121,11 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with its place, `FILE:LINE`, for messages."""
     for place, line in _lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+        except ValueError as error:
+            raise UserError(f"{place}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f'{place}: expected an object such as {{"prompt": "..."}}')
         yield place, row
@@ -178,6 +180,8 @@ def read_columns(
             row = {name: table[name][number].as_py() for name in columns}
         except UnicodeDecodeError:
             raise UserError(f"{place}: text that is not valid UTF-8 (a lone surrogate?)") from None
+        except ValueError as error:  # a value that Python cannot hold: fields of one name, times beyond its calendar
+            raise UserError(f"{place}: cannot be read ({first_line(error)}); leave it out") from None
         yield place, row
 
 

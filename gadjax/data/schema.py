@@ -143,8 +143,10 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
             if not found:
                 raise UserError(f"{entry}: the directory holds no *.parquet file")
             files += found
-        elif os.path.exists(entry):
+        elif os.path.isfile(entry):
             files.append(entry)
+        elif os.path.exists(entry):  # a pipe would be waited for, and read once
+            raise UserError(f"{entry}: not a regular file; write the data to one")
         elif glob.has_magic(entry):
             found = sorted(path for path in glob.glob(entry, recursive=True) if os.path.isfile(path))
             if not found:

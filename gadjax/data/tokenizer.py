@@ -64,6 +64,8 @@ def load_tokenizer(
             f"{path}: the tokenizer has no chat template (a base model?); put one beside it as chat_template.jinja, or "
             f"train with {TEMPLATE_FLAG}"
         )
+    if not isinstance(tokenizer.chat_template, str):
+        raise UserError(f"{path}: the tokenizer's chat_template is {tokenizer.chat_template!r}; expected Jinja text")
     tokenizer.chat_template = pin(tokenizer.chat_template, template_args or {}, date)
     return ChatTokenizer(
         tokenizer,
@@ -299,9 +301,13 @@ def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
         return []
     try:
         ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
-    except (ValueError, TypeError, AttributeError) as error:
+        ids = [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: `eos_token_id` cannot be read ({error})") from error
+    for i in ids:
+        if not 0 <= i < 2**31:
+            raise UserError(f"{file}: `eos_token_id` holds {i}, which no token has; take it out")
+    return ids
 
 
 def _alternation(texts: Iterable[str]) -> re.Pattern[str]:

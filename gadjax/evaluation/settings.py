@@ -75,7 +75,7 @@ class Settings:
         """
         counts = ("max_response_length", "batch_size", "concurrency", "judge_max_tokens", "judge_attempts")
         least = dict.fromkeys((*counts, "two_sample_epochs", "kl_samples"), 1)
-        least |= {"max_prompts": 0, "max_retries": 0, "two_sample_folds": 2}
+        least |= {"max_prompts": 0, "max_retries": 0, "two_sample_folds": 2, "seed": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"--{name}={getattr(self, name)}: at least {lowest}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any, Literal, NoReturn
 
 from gadjax.errors import UserError
@@ -11,6 +12,8 @@ ROPE_KINDS = ("default", "linear", "llama3")
 CAUSAL_LM, TOKEN_CLASSIFICATION = "ForCausalLM", "ForTokenClassification"
 
 _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
+_MOST, _MOST_LAYERS = 2**31 - 1, 9999  # beyond these, shapes overflow and names of tensors fill the memory
+_MOST_NUMBER = sys.float_info.max
 _SUPPORTED = ", ".join(family + CAUSAL_LM for family in _FAMILIES)
 
 
@@ -198,12 +201,17 @@ class _Reader:
         value = self._get(name, default, fields)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self.fail(f"{name} is {value!r}; it must be an integer of at least {least}")
+        most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+        if value > most:
+            self.fail(f"{name} is {value}; it must be an integer of at most {most}")
         return value
 
     def positive(self, name: str, default: float | None = None, fields: dict[str, Any] | None = None) -> float:
         value = self._get(name, default, fields)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             self.fail(f"{name} is {value!r}; it must be a number above 0")
+        if value > _MOST_NUMBER:
+            self.fail(f"{name} is {value}; it must be a finite number")
         return float(value)
 
     def flag(self, name: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -24,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from gadjax import hub
 from gadjax.errors import UserError
+from gadjax.files import parse_json
 from gadjax.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -383,10 +383,12 @@ def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a model's directory holds config.json and its weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object; fetch it again")

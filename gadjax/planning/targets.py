@@ -69,6 +69,8 @@ CHIPS = {chip.name: chip for chip in _CHIPS}
 _TPU_KINDS = {"TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e"}
 _TPU_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
+_MOST_DEVICES = {"tpu": 16384, "cuda": 65536, "cpu": 1024}  # virtual ones are threads of this process
+
 # What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz, its full name.
 _CUDA_DETAILS = {
     "h100": (132, 52_428_800, 233_472, 232_448, 1.98, "NVIDIA H100 80GB HBM3"),
@@ -115,7 +117,7 @@ def parse_topology(name: str) -> Target:
       UserError: no such chip, or its shape is not one.
     """
     chip_name, _, shape = name.partition(":")
-    if chip_name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+    if chip_name not in CHIPS or not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
         raise UserError(
             f"--topology={name} is not known: write CHIP:SHAPE, such as v5p:2x4x4, v6e:8x8, v5e:16x16 (TPU slices), "
             f"h100:2x8 (hosts x GPUs) or cpu:8; chips are {', '.join(CHIPS)}"
@@ -125,6 +127,9 @@ def parse_topology(name: str) -> Target:
     if len(target.shape) not in dimensions:
         example = {"tpu": "v5p:2x4x4 or v6e:8x8", "cuda": "h100:2x8", "cpu": "cpu:8"}[target.chip.platform]
         raise UserError(f"--topology={name} has {len(target.shape)} dimensions: write it like {example}")
+    most = _MOST_DEVICES[target.chip.platform]
+    if target.count > most:
+        raise UserError(f"--topology={name}: at most {most} devices can be planned for; give fewer")
     return target
 
 
