@@ -65,6 +65,7 @@ def test_scores(evaluate, prompts, tmp_path):
         done = evaluate(server, prompts)
     assert done.status == 0, done.err
     out = tmp_path / "out"
+    assert done.out.splitlines() == [f"2 models on 12 prompts: {out}/report.html, {out}/table.md, {out}/results.json"]
     results = read_results(out)
     scores = results.scores["vicuna"]
     for model in ("good", "poor"):
@@ -113,6 +114,8 @@ def test_files(evaluate, prompts, tmp_path):
     orders = {(v["id"], v["model"]): v["order"] for v in verdicts}
     assert all(orders[f"id{i}", "good"] == orders[f"id{i}", "poor"] for i in range(PROMPTS))
     assert set(orders.values()) == {"reference first", "candidate first"}
+    report = (out / "report.html").read_text()
+    assert "good on prompt 3 quality=8" in report and "judge on prompt 3 quality=5" in report and "because" in report
     table = (out / "table.md").read_text()
     assert "| model | Vicuna |" in table
     score = read_results(out).scores["vicuna"]["good"].judge
@@ -125,14 +128,34 @@ def test_files(evaluate, prompts, tmp_path):
 
 def test_greedy_requests_and_the_estimate(evaluate, prompts):
     with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, "--max_response_length=100", "--prices=2,8", "--judge_max_tokens=50")
+        done = evaluate(
+            server, prompts, "--max_response_length=100", "--input_price=2", "--output_price=8", "--judge_max_tokens=50"
+        )
     assert all(request["temperature"] == 0 for request in server.requests)
     assert {r["max_tokens"] for r in server.requests} == {100, 50}
     said = " ".join(done.err.split())
-    # 12 prompts of 8 or 9 characters: 98 characters are about 25 tokens; at most 1,200 tokens of answers.
-    for who in ("good", "reference answers by judge"):
-        assert f"{who}: 12 requests: about 25 prompt tokens, at most 1,200 answer tokens, at most about $0.01" in said
-    assert re.search(r"verdicts by judge: 24 requests: about [\d,]+ prompt tokens, at most 1,200 answer tokens", said)
+    # A prompt of 8 or 9 characters: 2 or 3 tokens, and 4 of the template.
+    for who in ("good answers", "reference answers by judge"):
+        cost = f"at most about {(74 * 2 + 1200 * 8) / 1e6:.4g}"
+        assert f"{who}: 12 requests, about 74 tokens of prompts, at most 1,200 of answers, cost {cost}" in said
+    assert re.search(r"verdicts by judge: 24 requests, about [\d,]+ tokens of prompts, at most 1,200 of answers", said)
+
+
+def test_models_and_a_judge_that_take_other_fields(evaluate, prompts):
+    """The judge's flags are its own and the reference model's; what they leave out they take from the models'."""
+    flags = ["--limit_field=max_completion_tokens", '--request_fields={"top_k": 1}', "--max_response_length=7"]
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts, *flags, models="good=api:good").status == 0
+        flags += ["--judge_limit_field=max_tokens", '--judge_request_fields={"temperature": null, "effort": "low"}']
+        first = len(server.requests)
+        assert evaluate(server, prompts, *flags, "--judge_max_tokens=9", models="good=api:good").status == 0
+    shown = [{k: v for k, v in r.items() if k not in ("model", "messages", "top_p")} for r in server.requests]
+    sent = {"temperature": 0, "top_k": 1}
+    assert shown[: 2 * PROMPTS] == [sent | {"max_completion_tokens": 7}] * (2 * PROMPTS)
+    assert shown[2 * PROMPTS : first] == [sent | {"max_completion_tokens": 1024}] * PROMPTS
+    # The model's answers are known; the judge's reference answers are other ones.
+    assert shown[first : first + PROMPTS] == [{"effort": "low", "max_tokens": 7}] * PROMPTS
+    assert shown[first + PROMPTS :] == [{"effort": "low", "max_tokens": 9}] * PROMPTS
 
 
 def test_nothing_is_asked_twice_and_what_changed_is(evaluate, prompts, tmp_path):
@@ -339,14 +362,18 @@ MISTAKES = [
     (["--judge=", "--reference_model=x"], "--reference_model is of the judge"),
     (["--judge_base_url=x"], "--judge_base_url=x: expected a URL"),
     (["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: "),
-    (["--prices=1"], "--prices: expected two"),
-    (["--prices=a,b"], "--prices=a,b: expected two numbers"),
+    (["--input_price=1"], "--output_price is missing; give it with the other price"),
+    (["--input_price=1", "--output_price=-1"], r"--output_price=-1\.0: a number that is not below 0"),
+    (["--request_fields={"], "--request_fields: not JSON"),
+    (['--judge_request_fields={"max_tokens": 3}'], "--judge_request_fields: max_tokens has a flag of its own"),
+    (["--judge_limit_field=tokens"], "--judge_limit_field=tokens: one of max_tokens, max_completion_tokens"),
+    (["--judge=", '--judge_request_fields={"x": 1}'], "--judge_request_fields is of the judge"),
     (["--max_response_length=0"], "--max_response_length=0: at least 1"),
     (["--judge_attempts=0"], "--judge_attempts=0: at least 1"),
     (["--teacher_temperature=0"], r"--teacher_temperature=0\.0: a number above 0"),
     (["--judge_temperature=-1"], r"--judge_temperature=-1\.0: a number that is not below 0"),
-    (["--dtype=float16"], "--dtype=float16: auto, float32 or bfloat16"),
-    (["--kl_forward=other"], "--kl_forward=other: drawn or given"),
+    (["--dtype=float16"], "--dtype=float16: one of auto, float32, bfloat16"),
+    (["--kl_forward=other"], "--kl_forward=other: one of drawn, given"),
     (["--base={tmp}"], "--base is of the two-sample test, but no set of --sets has the teacher's answers"),
     (["--teacher={tmp}", "--kl_forward=given"], "--kl_forward=given: the set vicuna has no teacher's answers"),
     (["--two_sample_folds=1"], "--two_sample_folds=1: at least 2"),
@@ -362,7 +389,7 @@ def test_mistakes(evaluate, prompts, tmp_path, flags, message):
     (tmp_path / "refused.jsonl").write_text(json.dumps(refused))
     (tmp_path / "one.jsonl").write_text('{"id": "id0", "prompt": "a", "response": "b"}')
     with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, *(flag.format(tmp=tmp_path) for flag in flags))
+        done = evaluate(server, prompts, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
     errors = [line for line in done.err.splitlines() if line]
     assert done.status == 2 and len(errors) == 1, done.err
     assert errors[0].startswith("error: ") and re.search(message, errors[0]), errors[0]
@@ -374,7 +401,12 @@ def test_mistakes(evaluate, prompts, tmp_path, flags, message):
     [
         (error(401, f"bad key {KEY}"), r"refuses the key in OPENAI_API_KEY"),
         (error(404, "no such model", "model_not_found"), r"refuses --judge=judge"),
-        (Reply(status=500, body=b"{}"), r"1\d questions in a row failed at --base_url="),
+        (error(400, "Unsupported: use max_completion_tokens"), "give --judge_limit_field=max_completion_tokens"),
+        (
+            error(400, "temperature"),
+            "1[56] questions in a row to judge at --base_url=.* failed.* --judge_request_fields=",
+        ),
+        (Reply(status=500, body=b"{}"), r"1\d questions in a row to judge at --base_url=http.* failed"),
     ],
 )
 def test_a_judge_that_cannot_work(evaluate, prompts, tmp_path, reply, message):

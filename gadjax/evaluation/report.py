@@ -19,7 +19,7 @@ from typing import Any
 import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import report_answers, report_curves, report_scores
-from gadjax.files import whole_output
+from gadjax.files import whole_output, writing
 from gadjax.metrics import read_metrics, stage_title
 
 _FORMAT = 1  # of results.json
@@ -66,7 +66,7 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
         "answers": report_answers.as_script(answers),
     }
     out = directory / "report.html"
-    with whole_output(out) as partial:
+    with whole_output(out) as partial, writing(out):
         # A lone surrogate cannot be in UTF-8; its escape is also what JSON has for it.
         partial.write_text(_page(context), encoding="utf-8", errors="backslashreplace", newline="\n")
     return out

@@ -149,7 +149,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The run that the models are of; its metrics.jsonl has the curves."""
+    """The first run among the models; its metrics.jsonl has the curves."""
 
     workdir: str
 

@@ -48,8 +48,10 @@ class Source:
         """The run that it is a checkpoint or an export of."""
         if self.kind == CHECKPOINT:
             return pathlib.Path(self.where)
-        above = expand(self.where).absolute().parents
-        return above[1] if self.kind == EXPORT and len(above) > 1 and _is_workdir(above[1]) else None
+        folder = expand(self.where).absolute().parent
+        if self.kind == EXPORT and folder.name == "export" and _is_workdir(folder.parent):
+            return folder.parent
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
