@@ -131,7 +131,7 @@ async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str,
                 except RowFailed as error:
                     failures[key] = str(error)
                     in_a_row += 1
-                    if in_a_row >= max(_LEAST_BREAK, endpoint.concurrency):
+                    if in_a_row == max(_LEAST_BREAK, endpoint.concurrency):
                         raise UserError(
                             f"{in_a_row} questions in a row to {model} at --base_url={asked.base_url} failed, the last "
                             f"with: {error}; the same command goes on from here, and --request_fields=JSON adds fields "

@@ -188,11 +188,11 @@ class Session:
             figures = length_figures(lengths, of_set)
             teacher = [response.text for response in of_set.get(TEACHER, ())]
             scores[prompts.name] = {}
-            for done, (name, responses) in enumerate(of_set.items()):
-                self.watch(f"overlap, {prompts.name}", done, len(of_set))
+            for done, (name, responses) in enumerate(of_set.items(), start=1):
                 own = [response.text for response in select(prompts, responses)] if name != TEACHER else []
                 pairs = (own, teacher) if teacher and own else None
                 scores[prompts.name][name] = text_scores(responses, figures[name], pairs)
+                self.watch(f"overlap, {prompts.name}", done, len(of_set))
         return scores
 
     def _counts(self, name: str) -> bool:
