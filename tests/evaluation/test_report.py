@@ -266,7 +266,8 @@ def test_a_bad_row_of_answers_is_named(tmp_path):
 def test_drawing_needs_no_large_library(tmp_path, repo):
     written.write(tmp_path)
     script = (
-        "import pathlib, sys; from gadjax.evaluation.report import write_report; write_report(pathlib.Path(sys.argv[1])); "
+        "import pathlib, sys; from gadjax.evaluation.report import write_report; "
+        "write_report(pathlib.Path(sys.argv[1])); "
         "assert not {'tensorflow', 'torch', 'matplotlib', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=repo, check=True)
