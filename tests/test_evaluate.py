@@ -31,7 +31,7 @@ def quality(model: str, prompt: str) -> float:
 @pytest.fixture
 def prompts(tmp_path) -> pathlib.Path:
     path = tmp_path / "v.jsonl"
-    rows = [{"id": f"id{i}", "prompt": f"prompt {i}"} for i in range(PROMPTS)]
+    rows = [{"id": f"id{i}", "prompt": f"prompt {i}", "category": "odd" if i % 2 else "even"} for i in range(PROMPTS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -100,6 +100,7 @@ def test_files(evaluate, prompts, tmp_path):
     assert rows[1] == {
         "id": "id1",
         "content": [{"role": "user", "content": "prompt 1"}],
+        "category": "odd",
         "response": "good on prompt 1 quality=8",
         "finish_reason": "stop",
         "tokens": 3,
@@ -256,7 +257,7 @@ def test_another_reference_model(evaluate, prompts, tmp_path):
     assert judged.score == pytest.approx(100 * np.mean(shares))
 
 
-def test_the_teachers_answers(evaluate, tmp_path):
+def test_the_teachers_answers(evaluate, prompts, tmp_path):
     """Overlap, and the teacher judged like a model; a refused row is left out of what is compared with it."""
     path = tmp_path / "t.jsonl"
     rows = [
@@ -284,6 +285,13 @@ def test_the_teachers_answers(evaluate, tmp_path):
     assert results.sets[0].has_teacher
     assert any({c.a, c.b} == {"poor", "teacher"} for c in results.comparisons["vicuna"])
     assert "| teacher | 64.3 [64.3, 64.3] |" in (tmp_path / "out" / "table.md").read_text()
+    assert "teacher on prompt 5" in (tmp_path / "out" / "report.html").read_text()
+    # A set of the same name without a teacher and a judge: nothing of them stays.
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts, "--judge=", models="poor=api:poor").status == 0
+    assert [file.name for file in (tmp_path / "out/answers/vicuna").iterdir()] == ["poor.jsonl"]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "teacher on prompt 5" not in report and "judge on prompt 5" not in report
 
 
 def start(repo, server, prompts, out):

@@ -61,6 +61,7 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
         "comparisons": report_scores.comparisons(results),
         "lengths": report_scores.length_figures(results),
         "run": curves,
+        "run_name": pathlib.PurePath(workdir or "").name,
         "no_run": no_curves,
         "has_answers": bool(answers["rows"]),
         "answers": report_answers.as_script(answers),

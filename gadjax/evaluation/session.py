@@ -103,9 +103,12 @@ class Session:
             )
             answers = self._answers(asked, drawn)
             for prompts in self.sets:
+                folder = self.out / "answers" / prompts.name
+                for name in (TEACHER, REFERENCE):  # an earlier evaluation's, which this one may do without
+                    (folder / f"{name}.jsonl").unlink(missing_ok=True)
                 for name, responses in answers[prompts.name].items():
                     rows = select(prompts, prompts.prompts) if name == TEACHER else prompts.prompts
-                    write_answers(self.out / "answers" / prompts.name / f"{name}.jsonl", rows, responses)
+                    write_answers(folder / f"{name}.jsonl", rows, responses)
             scores = self._text_scores(answers)
             if self.local:
                 scores = self._local_scores(scores, answers, asked, drawn)
@@ -280,7 +283,8 @@ class Session:
     def _shown_settings(self, judgements: Judgements | None) -> dict[str, Any]:
         """Without what is of the API's line, which may hold a login."""
         hidden = ("base_url", "judge_base_url", "judge", "reference_model", "concurrency", "requests_timeout")
-        shown = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in (*hidden, "max_retries")}
+        known = {name: value for name, value in dataclasses.asdict(self.settings).items() if value not in (None, {})}
+        shown = {name: value for name, value in known.items() if name not in (*hidden, "max_retries")}
         unit = {"length_unit": TOKENS if self.local else WORDS}
         unit["length_tokenizer"] = self.local.counter.source.given if self.local else None
         return {"temperature": 0, **unit, **shown, "unanswered": len(judgements.unanswered) if judgements else 0}

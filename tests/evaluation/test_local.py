@@ -90,6 +90,7 @@ def test_a_checkpoint_answers_as_its_export(evaluated, finished_run):
     assert (models["warm"].kind, models["warm"].step, models["warm"].stage) == ("checkpoint", 2, "warmup")
     assert (models["export"].kind, models["export"].step, models["export"].stage) == ("export", None, None)
     assert results.run.workdir == str(finished_run.workdir)
+    assert f"{finished_run.workdir.name}. Stages: " in (out / "report.html").read_text()  # with its curves
     last, export = (results.scores["sums"][name] for name in ("last", "export"))
     assert (last.rouge_l, last.ngram_f1, last.distinct) == (export.rouge_l, export.ngram_f1, export.distinct)
     assert (last.lengths, last.two_sample) == (export.lengths, export.two_sample)
