@@ -263,6 +263,7 @@ MISTAKES = [
     (["--input_price=1"], "--output_price is missing; give it with the other price"),
     (["--input_price=1", "--output_price=-1"], r"--output_price=-1\.0: a number that is not below 0"),
     (["--request_fields={"], "--request_fields: not JSON"),
+    (['--request_fields={"x": NaN}'], "--request_fields: not JSON"),
     (['--judge_request_fields={"max_tokens": 3}'], "--judge_request_fields: max_tokens has a flag of its own"),
     (["--judge_limit_field=tokens"], "--judge_limit_field=tokens: one of max_tokens, max_completion_tokens"),
     (["--judge=", '--judge_request_fields={"x": 1}'], "--judge_request_fields is of the judge"),

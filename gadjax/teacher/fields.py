@@ -25,7 +25,8 @@ def request_fields(given: str | Mapping[str, Any] | None, flag: str) -> tuple[di
     """
     try:
         fields = json.loads(given or "{}") if isinstance(given, str | None) else dict(given)
-    except ValueError as error:
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # what Python reads and no request can hold
+    except (ValueError, TypeError) as error:
         raise UserError(f"{flag}: not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise UserError(f'{flag}: expected a JSON object, such as \'{{"reasoning_effort": "low"}}\'')
