@@ -43,19 +43,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import pathlib
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
-from gadjax.files import expand, parse_json
+from gadjax.files import expand
+from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
 
 if TYPE_CHECKING:
     from gadjax.data.prompts import Prompt
@@ -67,9 +67,6 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 _SHOWN_FAILURES = 5
-_LIMIT_FIELDS = ["max_tokens", "max_completion_tokens"]
-_OWN_FIELDS = ("model", "messages", "temperature", "top_p", "seed", "n", "stream", *_LIMIT_FIELDS)
-_LEFT_OUT = ("temperature", "top_p")  # own fields that a model may not take at all
 
 
 def define_flags() -> None:
@@ -85,7 +82,7 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.7, "Of the teacher's sampling.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Of the teacher's sampling.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("max_tokens", 1536, "Tokens of an answer at most.", lower_bound=1, upper_bound=2**31 - 1)
-    flags.DEFINE_enum("limit_field", _LIMIT_FIELDS[0], _LIMIT_FIELDS, "The field of requests that says --max_tokens.")
+    flags.DEFINE_enum("limit_field", LIMIT_FIELDS[0], LIMIT_FIELDS, "The field of requests that says --max_tokens.")
     flags.DEFINE_string("request_fields", None, "More fields of requests, a JSON object; null leaves one out.")
     flags.DEFINE_integer(
         "seed", None, "Sent with every request; not every server heeds it.", lower_bound=-(2**62), upper_bound=2**62
@@ -122,7 +119,7 @@ def main(argv: list[str]) -> int:
     ledger_path = out.with_name(out.name + ".ledger.jsonl")
     _check_out(out, ledger_path)
     prices = _prices()
-    _request_fields()
+    request_fields(FLAGS.request_fields, "--request_fields")  # checked before anything is read
     for name in ("model", "model_name", "system"):
         try:
             (FLAGS[name].value or "").encode()
@@ -174,23 +171,6 @@ def _prices() -> Prices | None:
     return Prices(FLAGS.input_price, FLAGS.output_price, FLAGS.batch_price)
 
 
-def _request_fields() -> tuple[dict[str, Any], set[str]]:
-    """More fields of requests, and those of our own to leave out."""
-    try:
-        fields = parse_json(FLAGS.request_fields or "{}")
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # what Python reads and no request can hold
-    except ValueError as error:
-        raise UserError(f"--request_fields: not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise UserError('--request_fields: expected a JSON object, such as \'{"reasoning_effort": "low"}\'')
-    left_out = {name for name in _LEFT_OUT if name in fields and fields[name] is None}
-    fields = {name: value for name, value in fields.items() if name not in left_out}
-    for name in _OWN_FIELDS:
-        if name in fields:
-            raise UserError(f"--request_fields: {name} has a flag of its own, or is gadjax's to choose; leave it out")
-    return {name: value for name, value in fields.items() if value is not None}, left_out
-
-
 async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, ledger_path: pathlib.Path) -> int:
     from gadjax.teacher import collector
     from gadjax.teacher.budget import Budget
@@ -230,7 +210,7 @@ def _teacher() -> Teacher:
     from gadjax.teacher.client import Sampling, Teacher
     from gadjax.teacher.limits import Limits
 
-    fields, left_out = _request_fields()
+    fields, left_out = request_fields(FLAGS.request_fields, "--request_fields")
     temperature, top_p = (None if name in left_out else FLAGS[name].value for name in ("temperature", "top_p"))
     return Teacher(
         FLAGS.base_url,

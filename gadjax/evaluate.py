@@ -12,15 +12,18 @@ Every model answers greedily, at most --max_response_length tokens. Then, as far
 
 - The judge (--judge): writes a reference answer to each prompt, or takes those of --references; rates each answer
   beside it from 1 to 10, in an order that a hash of --seed, set and prompt draws. Score: 100 mean(s / (s + s_ref)). A
-  verdict whose first line is not two scores is asked for again (--judge_attempts), then counted as malformed.
+  verdict whose first line is not two scores is asked for again (--judge_attempts), then counted as malformed. A judge
+  that takes neither max_tokens nor a temperature, such as GPT-5, needs --judge_limit_field=max_completion_tokens and
+  --judge_request_fields='{"temperature": null, "top_p": null}'.
 - The two-sample test (--base): can a fresh classifier grown from this checkpoint tell the answers, drawn at
   --two_sample_temperature, from the teacher's? 50 % is indistinguishable.
 - KLs (--teacher): reverse and forward, between each model at temperature 1 and an open teacher with the same tokenizer
   at --teacher_temperature, the temperature that its answers were collected with.
 
-OUT gets results.json, table.md, answers/SET/MODEL.jsonl and verdicts.jsonl. What was answered, judged or measured is
-kept in OUT/cache as it comes: the same command goes on where it was stopped, and another one with the same OUT does
-only what is new. A changed model or prompt is asked anew.
+OUT gets report.html (one file to look at: charts, the curves of the first run among the models, answers side by side),
+table.md, results.json, answers/SET/MODEL.jsonl and verdicts.jsonl. What was answered, judged or measured is kept in
+OUT/cache as it comes: the same command goes on where it was stopped, and another one with the same OUT does only what
+is new. A changed model or prompt is asked anew.
 
 Ends with status 0, with 1 when the judge's API left some pairs unanswered, with 2 when nothing could go on.
 """
@@ -36,7 +39,6 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gadjax import commands
-from gadjax.errors import UserError
 from gadjax.evaluation.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,15 +72,20 @@ def define_flags() -> None:
     integer("concurrency", "Requests under way at once.")
     number("requests_timeout", "Seconds for one attempt at a request.")
     integer("max_retries", "Attempts after a request's first.")
+    string("limit_field", "The field of requests that says how long an answer may be, or max_completion_tokens.")
+    string("request_fields", "More fields of requests, a JSON object; null leaves one out.")
+    number("input_price", "Of a million tokens of prompts, in any currency, for the estimates.")
+    number("output_price", "Of a million tokens of answers.")
     string("judge", "Name of the judge; none: no judge.")
-    string("judge_base_url", "API of the judge and the reference model, where it is another one.")
+    string("judge_base_url", "API of the judge and the reference model; default: --base_url.")
+    string("judge_limit_field", "Of requests to these; default: --limit_field.")
+    string("judge_request_fields", "Of requests to these; default: --request_fields.")
     string("reference_model", "Writes the reference answers; default: the judge.")
     flags.DEFINE_list("references", [], "SET=FILE with reference answers (`response` or `teacher_response`), ...")
     flags.DEFINE_boolean("judge_teacher", default.judge_teacher, "Judge the teacher's answers of the sets too.")
     number("judge_temperature", "Of a verdict's first attempt; later ones are drawn at 1 at least.")
     integer("judge_max_tokens", "Tokens of a verdict at most.")
     integer("judge_attempts", "At a verdict that can be read.")
-    flags.DEFINE_list("prices", None, "PROMPTS,ANSWERS: dollars for a million tokens, to estimate the cost with.")
     string("base", "Directory or hub id that the two-sample test's classifiers grow from; none: no test.")
     integer("two_sample_folds", "Of the two-sample test.")
     integer("two_sample_epochs", "Passes over a fold's training answers.")
@@ -136,14 +143,13 @@ def main(argv: list[str]) -> int:
 
     fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings)}
     fields["references"] = parse_pairs(FLAGS.references, "--references")
-    fields["prices"] = _prices(FLAGS.prices)
     models, sets = parse_pairs(FLAGS.models, "--models"), parse_pairs(FLAGS.sets, "--sets")
     if any(not source.startswith("api:") for source in models.values()) or FLAGS.base or FLAGS.teacher:
         commands.use_compilation_cache()
     found = _evaluate(models, sets, FLAGS.out, Settings(**fields))
     out = FLAGS.out
     prompts = sum(one.prompts for one in found.results.sets)
-    print(f"{len(models)} models on {prompts} prompts: {out}/results.json, {out}/table.md")
+    print(f"{len(models)} models on {prompts} prompts: {out}/report.html, {out}/table.md, {out}/results.json")
     return _report(found.unanswered)
 
 
@@ -156,15 +162,6 @@ def _report(unanswered: Mapping[str, str]) -> int:
     if len(unanswered) > _SHOWN_FAILURES:
         print(f"  and {len(unanswered) - _SHOWN_FAILURES} more", file=sys.stderr)
     return 1
-
-
-def _prices(given: list[str] | None) -> tuple[float, ...] | None:
-    if not given:
-        return None
-    try:
-        return tuple(map(float, given))
-    except ValueError:
-        raise UserError(f"--prices={','.join(given)}: expected two numbers, such as 2.5,10") from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -15,49 +14,18 @@ import numpy as np
 import pytest
 
 from gadjax.evaluation.results import read_results
+from tests.evaluation.api_evaluation import KEY, PROMPTS, evaluator, quality, read, write_prompts
 from tests.evaluation.fake_judge import FakeJudge
-from tests.teacher.fake_server import Reply, error
-
-KEY = "sk-very-secret-0123456789"
-PROMPTS = 12
-
-
-def quality(model: str, prompt: str) -> float:
-    """The judge's own reference is 5; "good" is better on most prompts, "poor" is worse on all."""
-    number = int(prompt.split()[-1])
-    return {"judge": 5, "good": 8 if number % 4 else 5, "poor": 1 + number % 3, "worse": 1}[model]
 
 
 @pytest.fixture
-def prompts(tmp_path) -> pathlib.Path:
-    path = tmp_path / "v.jsonl"
-    rows = [{"id": f"id{i}", "prompt": f"prompt {i}"} for i in range(PROMPTS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def prompts(tmp_path):
+    return write_prompts(tmp_path / "v.jsonl")
 
 
 @pytest.fixture
 def evaluate(command, tmp_path, monkeypatch):
-    """Runs the command on two API models and the judge, in this process."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-    def run(server: FakeJudge, prompts: pathlib.Path, *flags: str, models: str = "good=api:good,poor=api:poor"):
-        return command(
-            "gadjax.evaluate",
-            f"--models={models}",
-            f"--sets=vicuna={prompts}",
-            f"--out={tmp_path / 'out'}",
-            f"--base_url={server.base_url}",
-            "--judge=judge",
-            "--max_retries=1",
-            *flags,
-        )
-
-    return run
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return evaluator(command, tmp_path / "out", monkeypatch)
 
 
 def test_scores(evaluate, prompts, tmp_path):
@@ -65,6 +33,7 @@ def test_scores(evaluate, prompts, tmp_path):
         done = evaluate(server, prompts)
     assert done.status == 0, done.err
     out = tmp_path / "out"
+    assert done.out.splitlines() == [f"2 models on 12 prompts: {out}/report.html, {out}/table.md, {out}/results.json"]
     results = read_results(out)
     scores = results.scores["vicuna"]
     for model in ("good", "poor"):
@@ -99,6 +68,7 @@ def test_files(evaluate, prompts, tmp_path):
     assert rows[1] == {
         "id": "id1",
         "content": [{"role": "user", "content": "prompt 1"}],
+        "category": "odd",
         "response": "good on prompt 1 quality=8",
         "finish_reason": "stop",
         "tokens": 3,
@@ -113,6 +83,8 @@ def test_files(evaluate, prompts, tmp_path):
     orders = {(v["id"], v["model"]): v["order"] for v in verdicts}
     assert all(orders[f"id{i}", "good"] == orders[f"id{i}", "poor"] for i in range(PROMPTS))
     assert set(orders.values()) == {"reference first", "candidate first"}
+    report = (out / "report.html").read_text()
+    assert "good on prompt 3 quality=8" in report and "judge on prompt 3 quality=5" in report and "because" in report
     table = (out / "table.md").read_text()
     assert "| model | Vicuna |" in table
     score = read_results(out).scores["vicuna"]["good"].judge
@@ -125,14 +97,34 @@ def test_files(evaluate, prompts, tmp_path):
 
 def test_greedy_requests_and_the_estimate(evaluate, prompts):
     with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, "--max_response_length=100", "--prices=2,8", "--judge_max_tokens=50")
+        done = evaluate(
+            server, prompts, "--max_response_length=100", "--input_price=2", "--output_price=8", "--judge_max_tokens=50"
+        )
     assert all(request["temperature"] == 0 for request in server.requests)
     assert {r["max_tokens"] for r in server.requests} == {100, 50}
     said = " ".join(done.err.split())
-    # 12 prompts of 8 or 9 characters: 98 characters are about 25 tokens; at most 1,200 tokens of answers.
-    for who in ("good", "reference answers by judge"):
-        assert f"{who}: 12 requests: about 25 prompt tokens, at most 1,200 answer tokens, at most about $0.01" in said
-    assert re.search(r"verdicts by judge: 24 requests: about [\d,]+ prompt tokens, at most 1,200 answer tokens", said)
+    # A prompt of 8 or 9 characters: 2 or 3 tokens, and 4 of the template.
+    for who in ("good answers", "reference answers by judge"):
+        cost = f"at most about {(74 * 2 + 1200 * 8) / 1e6:.4g}"
+        assert f"{who}: 12 requests, about 74 tokens of prompts, at most 1,200 of answers, cost {cost}" in said
+    assert re.search(r"verdicts by judge: 24 requests, about [\d,]+ tokens of prompts, at most 1,200 of answers", said)
+
+
+def test_models_and_a_judge_that_take_other_fields(evaluate, prompts):
+    """The judge's flags are its own and the reference model's; what they leave out they take from the models'."""
+    flags = ["--limit_field=max_completion_tokens", '--request_fields={"top_k": 1}', "--max_response_length=7"]
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts, *flags, models="good=api:good").status == 0
+        flags += ["--judge_limit_field=max_tokens", '--judge_request_fields={"temperature": null, "effort": "low"}']
+        first = len(server.requests)
+        assert evaluate(server, prompts, *flags, "--judge_max_tokens=9", models="good=api:good").status == 0
+    shown = [{k: v for k, v in r.items() if k not in ("model", "messages", "top_p")} for r in server.requests]
+    sent = {"temperature": 0, "top_k": 1}
+    assert shown[: 2 * PROMPTS] == [sent | {"max_completion_tokens": 7}] * (2 * PROMPTS)
+    assert shown[2 * PROMPTS : first] == [sent | {"max_completion_tokens": 1024}] * PROMPTS
+    # The model's answers are known; the judge's reference answers are other ones.
+    assert shown[first : first + PROMPTS] == [{"effort": "low", "max_tokens": 7}] * PROMPTS
+    assert shown[first + PROMPTS :] == [{"effort": "low", "max_tokens": 9}] * PROMPTS
 
 
 def test_nothing_is_asked_twice_and_what_changed_is(evaluate, prompts, tmp_path):
@@ -155,85 +147,7 @@ def test_nothing_is_asked_twice_and_what_changed_is(evaluate, prompts, tmp_path)
         assert len(server.requests) == before + 3 + 2
 
 
-def test_answers_that_are_the_same_are_judged_once(evaluate, prompts, tmp_path):
-    with FakeJudge(quality) as server:
-        assert evaluate(server, prompts, models="a=api:good,b=api:good").status == 0
-    assert len(server.verdicts()) == PROMPTS
-    (compared,) = read_results(tmp_path / "out").comparisons["vicuna"]
-    assert (compared.tie, compared.p) == (PROMPTS, 1.0)
-
-
-def test_malformed_verdicts_are_asked_again_then_counted(evaluate, prompts, tmp_path):
-    def verdict(first, second, question, attempt):
-        if "prompt 1\n" in question:
-            return "I cannot decide."
-        if "prompt 2\n" in question:
-            return "8/10 9/10" if attempt < 3 else f"{first:g}, {second:g}"
-        return f"{first:g} {second:g}"
-
-    with FakeJudge(quality, verdict) as server:
-        done = evaluate(server, prompts, models="good=api:good")
-        assert done.status == 0, done.err
-        asked = server.verdicts()
-        assert len(asked) == PROMPTS - 2 + 3 + 3
-        # Fresh attempts: drawn, where the first was greedy.
-        assert sorted(r["temperature"] for r in asked) == [0] * PROMPTS + [1] * 4
-        assert evaluate(server, prompts, models="good=api:good").status == 0
-        assert len(server.verdicts()) == len(asked)  # malformed ones were paid for too
-    results = read_results(tmp_path / "out")
-    judged = results.scores["vicuna"]["good"].judge
-    assert (judged.judged, judged.malformed) == (PROMPTS - 1, 1)
-    assert (results.judge.malformed, results.judge.retried) == (1, 4)
-    shares = [quality("good", f"prompt {i}") / (quality("good", f"prompt {i}") + 5) for i in range(PROMPTS) if i != 1]
-    assert judged.score == pytest.approx(100 * np.mean(shares))
-    (lost,) = [v for v in read(tmp_path / "out" / "verdicts.jsonl") if v["score"] is None]
-    assert (lost["id"], lost["reference_score"], lost["text"]) == ("id1", None, "I cannot decide.")
-
-
-def test_what_the_judge_refuses_is_said_and_asked_again(evaluate, prompts, tmp_path):
-    def verdict(first, second, question, attempt):
-        return error(400, "content policy") if "prompt 7\n" in question and attempt == 1 else f"{first:g} {second:g}"
-
-    with FakeJudge(quality, verdict) as server:
-        done = evaluate(server, prompts, models="good=api:good")
-        assert done.status == 1
-        assert "1 questions to the judge failed; the same command asks them again:" in done.err
-        assert "verdict on good's answer to 'id7' of vicuna: HTTP 400: content policy" in done.err
-        results = read_results(tmp_path / "out")
-        assert results.scores["vicuna"]["good"].judge.judged == PROMPTS - 1 and results.settings["unanswered"] == 1
-        before = len(server.requests)
-        assert evaluate(server, prompts, models="good=api:good").status == 0
-        assert len(server.requests) == before + 1
-    assert read_results(tmp_path / "out").scores["vicuna"]["good"].judge.judged == PROMPTS
-
-
-def test_references_from_a_file(evaluate, prompts, tmp_path):
-    references = tmp_path / "r.jsonl"
-    rows = [
-        {"id": f"id{i}", "prompt": "x", "response": f"by hand quality={i % 9 + 1}"} for i in reversed(range(PROMPTS))
-    ]
-    references.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, f"--references=vicuna={references}", models="good=api:good")
-    assert done.status == 0, done.err
-    assert not server.answers("judge")
-    results = read_results(tmp_path / "out")
-    shares = [(q := quality("good", f"prompt {i}")) / (q + i % 9 + 1) for i in range(PROMPTS)]
-    assert results.scores["vicuna"]["good"].judge.score == pytest.approx(100 * np.mean(shares))
-    assert results.judge.reference_model == "given"
-
-
-def test_another_reference_model(evaluate, prompts, tmp_path):
-    with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, "--reference_model=worse", models="good=api:good")
-        assert done.status == 0, done.err
-        assert len(server.answers("worse")) == PROMPTS and not server.answers("judge")
-    shares = [(q := quality("good", f"prompt {i}")) / (q + 1) for i in range(PROMPTS)]
-    judged = read_results(tmp_path / "out").scores["vicuna"]["good"].judge
-    assert judged.score == pytest.approx(100 * np.mean(shares))
-
-
-def test_the_teachers_answers(evaluate, tmp_path):
+def test_the_teachers_answers(evaluate, prompts, tmp_path):
     """Overlap, and the teacher judged like a model; a refused row is left out of what is compared with it."""
     path = tmp_path / "t.jsonl"
     rows = [
@@ -261,6 +175,13 @@ def test_the_teachers_answers(evaluate, tmp_path):
     assert results.sets[0].has_teacher
     assert any({c.a, c.b} == {"poor", "teacher"} for c in results.comparisons["vicuna"])
     assert "| teacher | 64.3 [64.3, 64.3] |" in (tmp_path / "out" / "table.md").read_text()
+    assert "teacher on prompt 5" in (tmp_path / "out" / "report.html").read_text()
+    # A set of the same name without a teacher and a judge: nothing of them stays.
+    with FakeJudge(quality) as server:
+        assert evaluate(server, prompts, "--judge=", models="poor=api:poor").status == 0
+    assert [file.name for file in (tmp_path / "out/answers/vicuna").iterdir()] == ["poor.jsonl"]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "teacher on prompt 5" not in report and "judge on prompt 5" not in report
 
 
 def start(repo, server, prompts, out):
@@ -339,14 +260,19 @@ MISTAKES = [
     (["--judge=", "--reference_model=x"], "--reference_model is of the judge"),
     (["--judge_base_url=x"], "--judge_base_url=x: expected a URL"),
     (["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: "),
-    (["--prices=1"], "--prices: expected two"),
-    (["--prices=a,b"], "--prices=a,b: expected two numbers"),
+    (["--input_price=1"], "--output_price is missing; give it with the other price"),
+    (["--input_price=1", "--output_price=-1"], r"--output_price=-1\.0: a number that is not below 0"),
+    (["--request_fields={"], "--request_fields: not JSON"),
+    (['--request_fields={"x": NaN}'], "--request_fields: not JSON"),
+    (['--judge_request_fields={"max_tokens": 3}'], "--judge_request_fields: max_tokens has a flag of its own"),
+    (["--judge_limit_field=tokens"], "--judge_limit_field=tokens: one of max_tokens, max_completion_tokens"),
+    (["--judge=", '--judge_request_fields={"x": 1}'], "--judge_request_fields is of the judge"),
     (["--max_response_length=0"], "--max_response_length=0: at least 1"),
     (["--judge_attempts=0"], "--judge_attempts=0: at least 1"),
     (["--teacher_temperature=0"], r"--teacher_temperature=0\.0: a number above 0"),
     (["--judge_temperature=-1"], r"--judge_temperature=-1\.0: a number that is not below 0"),
-    (["--dtype=float16"], "--dtype=float16: auto, float32 or bfloat16"),
-    (["--kl_forward=other"], "--kl_forward=other: drawn or given"),
+    (["--dtype=float16"], "--dtype=float16: one of auto, float32, bfloat16"),
+    (["--kl_forward=other"], "--kl_forward=other: one of drawn, given"),
     (["--base={tmp}"], "--base is of the two-sample test, but no set of --sets has the teacher's answers"),
     (["--teacher={tmp}", "--kl_forward=given"], "--kl_forward=given: the set vicuna has no teacher's answers"),
     (["--two_sample_folds=1"], "--two_sample_folds=1: at least 2"),
@@ -362,32 +288,11 @@ def test_mistakes(evaluate, prompts, tmp_path, flags, message):
     (tmp_path / "refused.jsonl").write_text(json.dumps(refused))
     (tmp_path / "one.jsonl").write_text('{"id": "id0", "prompt": "a", "response": "b"}')
     with FakeJudge(quality) as server:
-        done = evaluate(server, prompts, *(flag.format(tmp=tmp_path) for flag in flags))
+        done = evaluate(server, prompts, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
     errors = [line for line in done.err.splitlines() if line]
     assert done.status == 2 and len(errors) == 1, done.err
     assert errors[0].startswith("error: ") and re.search(message, errors[0]), errors[0]
     assert not server.requests and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("reply", "message"),
-    [
-        (error(401, f"bad key {KEY}"), r"refuses the key in OPENAI_API_KEY"),
-        (error(404, "no such model", "model_not_found"), r"refuses --judge=judge"),
-        (Reply(status=500, body=b"{}"), r"1\d questions in a row failed at --base_url="),
-    ],
-)
-def test_a_judge_that_cannot_work(evaluate, prompts, tmp_path, reply, message):
-    with FakeJudge(quality, lambda *_: reply) as server:
-        done = evaluate(server, prompts, "--max_retries=0")
-        assert done.status == 2
-        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        assert re.search(message, line) and KEY not in done.err
-        # The models' answers were paid for: mended, only verdicts are asked for.
-        server.verdict = lambda a, b, *_: f"{a:g} {b:g}"
-        before = len(server.requests)
-        assert evaluate(server, prompts).status == 0
-        assert len(server.requests) - before == 2 * PROMPTS
 
 
 def test_without_a_key_for_openai(command, prompts, tmp_path, monkeypatch):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.journal import Journal, digest
 from gadjax.teacher.client import RowFailed, Sampling, Teacher
+from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
+from gadjax.teacher.tokens import expected_tokens
+
+Say = Callable[[str], None]
+Watch = Callable[[str, int, int], None]  # what is done, how many are done, of how many
 
 _LEAST_BREAK = 8  # failed questions in a row that end it; at least the concurrency
-_CHARACTERS = 4  # a token of English, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,37 +31,45 @@ class Endpoint:
       concurrency: requests under way at once.
       timeout: seconds for one attempt.
       max_retries: attempts after a request's first.
-      flags: the command's flags for the URL and for the model, for messages.
+      limit_field: of requests, that says how long an answer may be.
+      fields: more of requests, as `gadjax.teacher.fields.request_fields` takes them.
+      prices: of a million tokens, of prompts and of answers, for the estimate; None leaves the cost out.
+      flags: the command's flag for each of the API's, where it has another name; for messages.
     """
 
     base_url: str
     concurrency: int = 16
     timeout: float = 120.0
     max_retries: int = 8
-    flags: tuple[str, str] = ("--base_url", "--models")
+    limit_field: str = LIMIT_FIELDS[0]
+    fields: str | Mapping[str, Any] | None = None
+    prices: tuple[float, float] | None = None
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def client(self, model: str, sampling: Sampling) -> Teacher:
         """Asks the model; the key is that of OPENAI_API_KEY.
 
         Raises:
-          UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
+          UserError: the URL is no HTTP URL, the key is missing or cannot be sent, or `fields` cannot be used.
         """
         try:
+            more, left_out = request_fields(self.fields, "--request_fields")
             return Teacher(
                 self.base_url,
                 model,
-                sampling,
+                dataclasses.replace(sampling, **dict.fromkeys(left_out)),
                 api_key=os.environ.get("OPENAI_API_KEY"),
                 timeout=self.timeout,
                 max_retries=self.max_retries,
+                limit_field=self.limit_field,
+                fields=more,
             )
         except UserError as error:
             raise self.named(error) from None
 
     def named(self, error: UserError) -> UserError:
         """The client's error with this command's flags."""
-        url, model = self.flags
-        return type(error)(str(error).replace("--base_url", url).replace("--model=", f"{model}="))
+        return UserError(re.sub(r"--[a-z_]+", lambda found: self.flags.get(found[0], found[0]), str(error)))
 
 
 def key_of(client: Teacher, content: Messages, attempt: int = 1) -> str:
@@ -66,20 +79,26 @@ def key_of(client: Teacher, content: Messages, attempt: int = 1) -> str:
 
 def ask_all(
     endpoint: Endpoint,
-    client: Callable[[], Teacher],
+    model: str,
+    sampling: Sampling,
     questions: Mapping[str, Messages],
     journal: Journal,
     *,
-    done: Callable[[int], None] = lambda count: None,
+    what: str,
+    say: Say,
+    watch: Watch,
 ) -> dict[str, str]:
-    """Asks what the journal lacks; each answer is on the disk before it counts.
+    """Says what it will take, then asks what the journal lacks; each answer is on the disk before it counts.
 
     Args:
-      endpoint: of the client.
-      client: makes it anew, since it belongs to one event loop.
+      endpoint: where the model is asked.
+      model: the API's name of it.
+      sampling: drawn with.
       questions: by `key_of`.
       journal: gets rows of `gadjax.teacher.ledger.Answer`'s fields.
-      done: called with the number of answers so far.
+      what: is asked for, in words.
+      say: gets the estimate.
+      watch: is told of every answer.
 
     Returns:
       Why there is no answer, by key; empty where all went well.
@@ -90,14 +109,17 @@ def ask_all(
     missing = {key: content for key, content in questions.items() if key not in journal}
     if not missing:
         return {}
-    return asyncio.run(_ask(endpoint, client, missing, journal, done))
+    say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.prices)}")
+    return asyncio.run(
+        _ask(endpoint, model, sampling, missing, journal, lambda count: watch(what, count, len(missing)))
+    )
 
 
-async def _ask(endpoint, client, questions, journal, done) -> dict[str, str]:
+async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str, str]:
     waiting = iter(questions.items())
     failures: dict[str, str] = {}
     in_a_row = received = 0
-    async with client() as asked:
+    async with endpoint.client(model, sampling) as asked:
 
         async def work() -> None:
             nonlocal in_a_row, received
@@ -109,10 +131,11 @@ async def _ask(endpoint, client, questions, journal, done) -> dict[str, str]:
                 except RowFailed as error:
                     failures[key] = str(error)
                     in_a_row += 1
-                    if in_a_row >= max(_LEAST_BREAK, endpoint.concurrency):
-                        where = f"at --base_url={asked.base_url}"
+                    if in_a_row == max(_LEAST_BREAK, endpoint.concurrency):
                         raise UserError(
-                            f"{in_a_row} questions in a row failed {where}, the last with: {error}"
+                            f"{in_a_row} questions in a row to {model} at --base_url={asked.base_url} failed, the last "
+                            f"with: {error}; the same command goes on from here, and --request_fields=JSON adds fields "
+                            "to requests or, set to null, leaves temperature and top_p out"
                         ) from None
                     continue
                 in_a_row = 0
@@ -138,37 +161,18 @@ async def _ask(endpoint, client, questions, journal, done) -> dict[str, str]:
     return failures
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What questions will cost, before they are asked: tokens of English at four characters each.
+def estimate(missing: Iterable[Messages], max_tokens: int, prices: tuple[float, float] | None) -> str:
+    """What questions will take, in words, before they are asked.
 
-    Attributes:
-      requests: first attempts.
-      prompt_tokens: about.
-      answer_tokens: at most.
+    Args:
+      missing: the questions.
+      max_tokens: of an answer.
+      prices: of a million tokens, of prompts and of answers; None where they are not known.
     """
-
-    requests: int
-    prompt_tokens: int
-    answer_tokens: int
-
-    def text(self, prices: tuple[float, float] | None) -> str:
-        """On one line; `prices`: dollars for a million tokens, of prompts and of answers."""
-        said = f"{self.requests} requests: about {self.prompt_tokens:,} prompt tokens, "
-        said += f"at most {self.answer_tokens:,} answer tokens"
-        if prices is None:
-            return said
-        cost = (self.prompt_tokens * prices[0] + self.answer_tokens * prices[1]) / 1e6
-        return f"{said}, at most about ${cost:,.2f}"
-
-
-def estimate(questions: Mapping[str, Messages], journal: Journal, max_tokens: int) -> Estimate:
-    """Of the questions that the journal lacks, with answers of at most `max_tokens`."""
-    missing = [content for key, content in questions.items() if key not in journal]
-    characters = sum(len(turn["content"]) for content in missing for turn in content)
-    return Estimate(len(missing), -(-characters // _CHARACTERS), len(missing) * max_tokens)
-
-
-def response_of(row: dict[str, Any]) -> tuple[str, str | None]:
-    """Text and finish reason of a journal's row."""
-    return row["text"], row["finish_reason"]
+    inputs = [expected_tokens(content) for content in missing]
+    tokens = sum(inputs), len(inputs) * max_tokens
+    said = f"{len(inputs)} requests, about {tokens[0]:,} tokens of prompts, at most {tokens[1]:,} of answers"
+    if prices is None:
+        return said
+    cost = sum(count * price for count, price in zip(tokens, prices, strict=True)) / 1e6
+    return f"{said}, cost at most about {cost:.4g}"

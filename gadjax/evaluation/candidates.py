@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import CUT_REASONS
 from gadjax.errors import UserError
-from gadjax.evaluation.api import Endpoint, ask_all, estimate, key_of
+from gadjax.evaluation.api import Endpoint, Say, Watch, ask_all, key_of
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.sources import Prompts, TeacherAnswer
 from gadjax.files import whole_output, writing
@@ -20,9 +20,6 @@ from gadjax.teacher.client import Sampling
 if TYPE_CHECKING:
     from gadjax.evaluation.answers import Draw
     from gadjax.evaluation.networks import LocalModel
-
-Watch = Callable[[str, int, int], None]  # what is done, how many are done, of how many
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,6 @@ def ask_api(
     temperature: float,
     limit: int,
     seed: int | None,
-    prices: tuple[float, float] | None,
     say: Say,
     watch: Watch,
 ) -> dict[str, list[Response]]:
@@ -90,16 +86,8 @@ def ask_api(
     questions = {
         key: prompt.content for place, prompts in sets.items() for key, prompt in zip(keys[place], prompts, strict=True)
     }
-    missing = sum(key not in journal for key in questions)
-    if missing:
-        say(f"{name}: {estimate(questions, journal, limit).text(prices)}")
-    failures = ask_all(
-        endpoint,
-        lambda: endpoint.client(model, sampling),
-        questions,
-        journal,
-        done=lambda count: watch(f"{name} answers", count, missing),
-    )
+    what = f"{name} samples" if temperature else f"{name} answers"
+    failures = ask_all(endpoint, model, sampling, questions, journal, what=what, say=say, watch=watch)
     if failures:
         key, reason = next(iter(failures.items()))
         place = next(place for place in sets if key in keys[place])
@@ -112,12 +100,13 @@ def ask_api(
 
 
 def write_answers(path: pathlib.Path, prompts: Sequence[Prompt], responses: Sequence[Response]) -> None:
-    """JSONL as gadjax.generate writes it; whole or not at all."""
+    """JSONL as gadjax.generate writes it, with the prompts' categories; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (
         {
             "id": prompt.id,
             "content": prompt.content,
+            **({"category": prompt.category} if prompt.category else {}),
             "response": response.text,
             "finish_reason": response.finish_reason,
             "tokens": response.tokens,

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from gadjax.data.prompts import Prompt
-from gadjax.evaluation.api import Endpoint, ask_all, estimate, key_of
-from gadjax.evaluation.candidates import Response, Say, Watch, from_row
+from gadjax.evaluation.api import Endpoint, Say, Watch, ask_all, key_of
+from gadjax.evaluation.candidates import Response, from_row
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.judge import MalformedVerdict, Verdict, order_of, question, read_verdict
 from gadjax.files import whole_output, writing
@@ -24,24 +24,24 @@ class JudgeSettings:
 
     Attributes:
       model: the API's name of the judge.
-      endpoint: where it and the reference model are asked.
+      endpoint: where it is asked.
       reference_model: that writes the reference answers.
+      reference_endpoint: where that is asked.
       temperature: of the first attempt at a verdict; later ones are drawn at 1 at least.
       max_tokens: of a verdict.
       reference_max_tokens: of a reference answer.
       attempts: at a verdict that can be read.
-      prices: dollars for a million tokens, of prompts and of answers, for the estimate.
       seed: of the order.
     """
 
     model: str
     endpoint: Endpoint
     reference_model: str
+    reference_endpoint: Endpoint
     temperature: float = 0.0
     max_tokens: int = 1024
     reference_max_tokens: int = 1536
     attempts: int = 3
-    prices: tuple[float, float] | None = None
     seed: int = 0
 
     def sampling(self, attempt: int) -> Sampling:
@@ -86,21 +86,20 @@ def ask_references(
 ) -> tuple[dict[str, list[Response | None]], dict[str, str]]:
     """The reference model's greedy answers to each set's prompts, None where it gave none; and why it gave none."""
     sampling = Sampling(0.0, 1.0, settings.reference_max_tokens)
-    client = settings.endpoint.client(settings.reference_model, sampling)
+    client = settings.reference_endpoint.client(settings.reference_model, sampling)
     keys = {name: [key_of(client, prompt.content) for prompt in prompts] for name, prompts in sets.items()}
     questions = {
         key: prompt.content for name, prompts in sets.items() for key, prompt in zip(keys[name], prompts, strict=True)
     }
-    missing = sum(key not in journal for key in questions)
-    if missing:
-        cost = estimate(questions, journal, settings.reference_max_tokens).text(settings.prices)
-        say(f"reference answers by {settings.reference_model}: {cost}")
     failures = ask_all(
-        settings.endpoint,
-        lambda: settings.endpoint.client(settings.reference_model, sampling),
+        settings.reference_endpoint,
+        settings.reference_model,
+        sampling,
         questions,
         journal,
-        done=lambda count: watch("reference answers", count, missing),
+        what=f"reference answers by {settings.reference_model}",
+        say=say,
+        watch=watch,
     )
     found, why = {}, {}
     for name, prompts in sets.items():
@@ -148,17 +147,9 @@ def judge_all(
         keys = {i: key_of(client, pairs[i][1], attempt) for i in waiting}
         questions = {keys[i]: pairs[i][1] for i in waiting}
         retried += len(questions) if attempt > 1 else 0
-        missing = sum(key not in journal for key in questions)
-        if missing:
-            cost = estimate(questions, journal, settings.max_tokens).text(settings.prices)
-            again = f", attempt {attempt} at malformed ones" if attempt > 1 else ""
-            say(f"verdicts by {settings.model}{again}: {cost}")
+        what = f"verdicts by {settings.model}" + (f", attempt {attempt} at malformed ones" if attempt > 1 else "")
         failures = ask_all(
-            settings.endpoint,
-            lambda sampling=sampling: settings.endpoint.client(settings.model, sampling),
-            questions,
-            journal,
-            done=lambda count, missing=missing: watch("verdicts", count, missing),
+            settings.endpoint, settings.model, sampling, questions, journal, what=what, say=say, watch=watch
         )
         still = []
         for i in waiting:

@@ -19,7 +19,7 @@ from typing import Any
 import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import report_answers, report_curves, report_scores
-from gadjax.files import whole_output
+from gadjax.files import whole_output, writing
 from gadjax.metrics import read_metrics, stage_title
 
 _FORMAT = 1  # of results.json
@@ -61,12 +61,13 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
         "comparisons": report_scores.comparisons(results),
         "lengths": report_scores.length_figures(results),
         "run": curves,
+        "run_name": pathlib.PurePath(workdir or "").name,
         "no_run": no_curves,
         "has_answers": bool(answers["rows"]),
         "answers": report_answers.as_script(answers),
     }
     out = directory / "report.html"
-    with whole_output(out) as partial:
+    with whole_output(out) as partial, writing(out):
         # A lone surrogate cannot be in UTF-8; its escape is also what JSON has for it.
         partial.write_text(_page(context), encoding="utf-8", errors="backslashreplace", newline="\n")
     return out

@@ -97,7 +97,7 @@ class Kl:
     """Kullback-Leibler divergences in nats, with 95 % bootstrap intervals over prompts (`gadjax.evaluation.kl`).
 
     Attributes:
-      samples: responses to a prompt that each was measured on.
+      samples: responses to a prompt that were drawn from a model.
       forward_on: "drawn" from the teacher, or the "given" answers of the set.
       teacher_temperature: of p; the model's is 1.
     """
@@ -149,7 +149,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The run that the models are of; its metrics.jsonl has the curves."""
+    """The first run among the models; its metrics.jsonl has the curves."""
 
     workdir: str
 

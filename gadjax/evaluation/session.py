@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
-from gadjax.evaluation.api import Endpoint
-from gadjax.evaluation.candidates import Response, Say, Watch, ask_api, from_teacher, select, write_answers
+from gadjax.evaluation.api import Endpoint, Say, Watch
+from gadjax.evaluation.candidates import Response, ask_api, from_teacher, select, write_answers
 from gadjax.evaluation.compare import compare
 from gadjax.evaluation.figures import TOKENS, WORDS, count_lengths, length_figures, text_scores
 from gadjax.evaluation.journal import Journal
@@ -66,7 +66,14 @@ class Session:
         self.sets = [read_set(name, path, max_prompts=settings.max_prompts) for name, path in sets.items()]
         self.references = self._references()
         self.endpoint = Endpoint(
-            settings.base_url, settings.concurrency, settings.requests_timeout, settings.max_retries
+            settings.base_url,
+            settings.concurrency,
+            settings.requests_timeout,
+            settings.max_retries,
+            settings.limit_field,
+            settings.request_fields,
+            settings.prices,
+            {"--model": "--models"},
         )
         for source in self.sources:
             if source.kind == API:
@@ -96,16 +103,22 @@ class Session:
             )
             answers = self._answers(asked, drawn)
             for prompts in self.sets:
+                folder = self.out / "answers" / prompts.name
+                for name in (TEACHER, REFERENCE):  # an earlier evaluation's, which this one may do without
+                    (folder / f"{name}.jsonl").unlink(missing_ok=True)
                 for name, responses in answers[prompts.name].items():
                     rows = select(prompts, prompts.prompts) if name == TEACHER else prompts.prompts
-                    write_answers(self.out / "answers" / prompts.name / f"{name}.jsonl", rows, responses)
+                    write_answers(folder / f"{name}.jsonl", rows, responses)
             scores = self._text_scores(answers)
             if self.local:
                 scores = self._local_scores(scores, answers, asked, drawn)
             judgements = self._judge(answers, asked, judged) if self.judge else None
+        from gadjax.evaluation.report import write_report  # reads the files that are there by now
+
         results = self._results(scores, judgements)
         write_results(self.out, results)
         write_table(self.out, results)
+        write_report(self.out)
         return Evaluated(results, judgements.unanswered if judgements else {})
 
     def _references(self) -> dict[str, list[str]]:
@@ -119,18 +132,23 @@ class Session:
         s = self.settings
         if not s.judge:
             return None
-        flags = ("--judge_base_url" if s.judge_base_url else "--base_url", "--judge")
-        endpoint = dataclasses.replace(self.endpoint, base_url=s.judge_base_url or s.base_url, flags=flags)
+        own = {"base_url": s.judge_base_url, "limit_field": s.judge_limit_field, "fields": s.judge_request_fields}
+        own = {name: value for name, value in own.items() if value is not None}
+        flags = {f"--{name}": f"--judge_{name}" for name in ("limit_field", "request_fields")} | {"--model": "--judge"}
+        if s.judge_base_url:
+            flags["--base_url"] = "--judge_base_url"
+        endpoint = dataclasses.replace(self.endpoint, **own, flags=flags)
         endpoint.client(s.judge, Sampling(0.0, 1.0, 1))
+        of_reference = {"--model": "--reference_model"} if s.reference_model else {}
         return JudgeSettings(
             model=s.judge,
             endpoint=endpoint,
             reference_model=s.reference_model or s.judge,
+            reference_endpoint=dataclasses.replace(endpoint, flags=flags | of_reference),
             temperature=s.judge_temperature,
             max_tokens=s.judge_max_tokens,
             reference_max_tokens=s.max_response_length,
             attempts=s.judge_attempts,
-            prices=s.prices,
             seed=s.seed,
         )
 
@@ -158,7 +176,6 @@ class Session:
             temperature=temperature,
             limit=self.settings.max_response_length,
             seed=self.settings.seed if temperature else None,
-            prices=self.settings.prices,
             say=self.say,
             watch=self.watch,
         )
@@ -174,11 +191,11 @@ class Session:
             figures = length_figures(lengths, of_set)
             teacher = [response.text for response in of_set.get(TEACHER, ())]
             scores[prompts.name] = {}
-            for done, (name, responses) in enumerate(of_set.items()):
-                self.watch(f"overlap, {prompts.name}", done, len(of_set))
+            for done, (name, responses) in enumerate(of_set.items(), start=1):
                 own = [response.text for response in select(prompts, responses)] if name != TEACHER else []
                 pairs = (own, teacher) if teacher and own else None
                 scores[prompts.name][name] = text_scores(responses, figures[name], pairs)
+                self.watch(f"overlap, {prompts.name}", done, len(of_set))
         return scores
 
     def _counts(self, name: str) -> bool:
@@ -266,16 +283,17 @@ class Session:
     def _shown_settings(self, judgements: Judgements | None) -> dict[str, Any]:
         """Without what is of the API's line, which may hold a login."""
         hidden = ("base_url", "judge_base_url", "judge", "reference_model", "concurrency", "requests_timeout")
-        shown = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in (*hidden, "max_retries")}
-        shown["prices"] = list(self.settings.prices) if self.settings.prices else None
+        known = {name: value for name, value in dataclasses.asdict(self.settings).items() if value not in (None, {})}
+        shown = {name: value for name, value in known.items() if name not in (*hidden, "max_retries")}
         unit = {"length_unit": TOKENS if self.local else WORDS}
         unit["length_tokenizer"] = self.local.counter.source.given if self.local else None
         return {"temperature": 0, **unit, **shown, "unanswered": len(judgements.unanswered) if judgements else 0}
 
     def _run(self) -> schema.Run | None:
-        """The one run that models are checkpoints or exports of."""
-        found = {str(workdir) for source in self.sources if source.kind != API and (workdir := source.workdir)}
-        return schema.Run(found.pop()) if len(found) == 1 else None
+        """The first run that a model is a checkpoint or an export of."""
+        found = (source.workdir for source in self.sources)
+        workdir = next((workdir for workdir in found if workdir), None)
+        return schema.Run(str(workdir)) if workdir else None
 
 
 def _compared(a: str, b: str, of_a: Mapping[str, Any], of_b: Mapping[str, Any]) -> schema.Comparison:

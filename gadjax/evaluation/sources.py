@@ -48,8 +48,10 @@ class Source:
         """The run that it is a checkpoint or an export of."""
         if self.kind == CHECKPOINT:
             return pathlib.Path(self.where)
-        above = expand(self.where).absolute().parents
-        return above[1] if self.kind == EXPORT and len(above) > 1 and _is_workdir(above[1]) else None
+        folder = expand(self.where).absolute().parent
+        if self.kind == EXPORT and folder.name == "export" and _is_workdir(folder.parent):
+            return folder.parent
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +131,16 @@ def parse_source(name: str, given: str, flag: str = "--models") -> Source:
       UserError: the name cannot be used, or the API's model has no name.
     """
     check_name(name, flag)
+    shown = f"{flag}={name}={given}" if flag == "--models" else f"{flag}={given}"
     if given.startswith(_API_PREFIX):
         model = given.removeprefix(_API_PREFIX).strip()
         if not model:
-            raise UserError(f"{flag}={name}={given}: the model's name is missing; write api:MODEL")
+            raise UserError(f"{shown}: the model's name is missing; write api:MODEL")
         return Source(name, given, API, model)
     path, at, step = given.rpartition("@")
     if at and step.isascii() and step.isdigit() and not expand(given).exists():
         if not _is_workdir(expand(path)):
-            raise UserError(
-                f"{flag}={name}={given}: {path} is not the workdir of a run; @STEP names a checkpoint of one"
-            )
+            raise UserError(f"{shown}: {path} is not the workdir of a run; @STEP names a checkpoint of one")
         return Source(name, given, CHECKPOINT, str(expand(path).absolute()), int(step))
     if _is_workdir(expand(given)):
         return Source(name, given, CHECKPOINT, str(expand(given).absolute()))

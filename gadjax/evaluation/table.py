@@ -100,7 +100,7 @@ def _percent(test) -> str:
 
 def _interval(kl, name: str) -> str:
     value, low, high = (getattr(kl, f"{name}{end}") for end in ("", "_low", "_high"))
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{value:z.3f} [{low:z.3f}, {high:z.3f}]"
 
 
 def _decimal(value: float | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import pathlib
 import re
@@ -22,7 +22,7 @@ from tests.teacher.fake_server import FakeServer, Reply
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
-LIMIT = 8
+LIMIT, BATCH = 8, 4
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def base(student, add_weights, tmp_path_factory) -> pathlib.Path:
 
 def settings(**fields):
     two_sample = dict(two_sample_folds=2, two_sample_epochs=1, two_sample_learning_rate=1e-2)
-    return dict(max_response_length=LIMIT, batch_size=4, kl_samples=2, teacher_temperature=0.7) | two_sample | fields
+    return (
+        dict(max_response_length=LIMIT, batch_size=BATCH, kl_samples=2, teacher_temperature=0.7) | two_sample | fields
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def test_a_checkpoint_answers_as_its_export(evaluated, finished_run):
     assert (models["warm"].kind, models["warm"].step, models["warm"].stage) == ("checkpoint", 2, "warmup")
     assert (models["export"].kind, models["export"].step, models["export"].stage) == ("export", None, None)
     assert results.run.workdir == str(finished_run.workdir)
+    assert f"{finished_run.workdir.name}. Stages: " in (out / "report.html").read_text()  # with its curves
     last, export = (results.scores["sums"][name] for name in ("last", "export"))
     assert (last.rouge_l, last.ngram_f1, last.distinct) == (export.rouge_l, export.ngram_f1, export.distinct)
     assert (last.lengths, last.two_sample) == (export.lengths, export.two_sample)
@@ -122,7 +125,7 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     from gadjax.data.schema import read_rows
     from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
     from gadjax.models.model import Model
-    from gadjax.models.weights import load_params
+    from gadjax.trainer.blueprint import state_shardings
 
     out, models, results = evaluated
     local = networks.inspect(parse_source("m", models["before"]))
@@ -137,11 +140,14 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     from gadjax.evaluation.journal import Journal
 
     with Journal(out.parent / "copy.jsonl") as journal:
-        draws = Answerer(local, journal, batch_size=8).draw(prompts, LIMIT, 1.0)
+        draws = Answerer(local, journal, batch_size=BATCH).draw(prompts, LIMIT, 1.0)
     texts = [(local.tokenizer.decode(draw.tokens), draw.ended) for draw in draws]
     student = [local.tokenizer.response_ids(*text)[:LIMIT] for text in texts]
-    params = load_params(base, local.config, Model(local.config).abstract_params())
-    classifier = Classifier(Model(local.config, "score"), adamw_for(1e-2))
+    loaded = local.load(training=True)
+    config = dataclasses.replace(local.config, dtype="float32", remat="none")
+    model, optimizer = Model(config, "score", loaded.mesh), adamw_for(1e-2)
+    classifier = Classifier(model, optimizer, state_shardings(model, optimizer, loaded.mesh))
+    params = loaded.params
     expected = two_sample_test(classifier, params, prompts, teacher, student, folds=2, epochs=1)
     found = results.scores["sums"]["before"].two_sample
     assert found == TwoSampleScore(expected.accuracy, expected.low, expected.high, expected.prompts)
@@ -167,7 +173,7 @@ def test_kls(evaluated, base):
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().double()
     nats, tokens = [], []
     with Journal(out.parent / "kl.jsonl") as journal:
-        answerer = Answerer(local, journal, batch_size=8)
+        answerer = Answerer(local, journal, batch_size=BATCH)
         for sample in range(2):
             for prompt, draw in zip(prompts, answerer.draw(prompts, LIMIT, 1.0, sample=sample), strict=True):
                 ids = torch.tensor([[*prompt.tolist(), *draw.tokens]])
@@ -209,10 +215,6 @@ def test_checkpoints_are_told_apart(finished_run, tmp_path):
     assert before != last == default == moved
 
 
-def _logits(model, params, columns, tokens):
-    return model.logits(params, tokens, columns, np.ones_like(columns))
-
-
 def test_given_answers(exported, base, heldout_file, tmp_path):
     models = {"export": str(exported)}
     given = dict(teacher=str(base), kl_forward="given")
@@ -225,9 +227,10 @@ def test_given_answers(exported, base, heldout_file, tmp_path):
     sides, nats = [], []
     width = 64
     columns = np.arange(width)[None]
+    logits_of = jax.jit(local[0].load().model.logits)  # of both, which have one architecture
     for one in local:
-        model, params, _ = one.load()
-        sides.append(jax.jit(functools.partial(_logits, model, params, columns)))
+        params = one.load().params
+        sides.append(lambda tokens, params=params: logits_of(params, tokens, columns, np.ones_like(columns)))
     for i in range(len(rows)):
         prompt = local[0].tokenizer.prompt_ids(rows.messages(i))
         response = local[0].tokenizer.response_ids(rows.answer(i), True)[:LIMIT]

@@ -41,7 +41,7 @@ def test_what_is_no_pair(pair):
         parse_pairs([pair], "--models")
 
 
-def test_sources(workdir):
+def test_sources(workdir, monkeypatch):
     assert parse_source("m", "api:org/model@2") == Source("m", "api:org/model@2", "api", "org/model@2")
     assert parse_source("m", str(workdir)) == Source("m", str(workdir), "checkpoint", str(workdir), None)
     assert parse_source("m", f"{workdir}@40") == Source("m", f"{workdir}@40", "checkpoint", str(workdir), 40)
@@ -50,6 +50,9 @@ def test_sources(workdir):
     assert parse_source("m", f"{workdir}@40").workdir == workdir
     assert parse_source("m", "org/model") == Source("m", "org/model", "export", "org/model")
     assert parse_source("m", "org/model").workdir is None
+    monkeypatch.chdir(workdir)
+    assert parse_source("m", "org/model").workdir is None  # of the hub, whatever the current folder is
+    assert parse_source("m", "export/generator").workdir == workdir
 
 
 def test_a_folder_with_an_at_sign(tmp_path):

@@ -63,9 +63,9 @@ def test_the_tables(tmp_path):
 
 
 def test_kls():
-    kl = schema.Kl(*(0.5 * i for i in range(12)), 4, "drawn", "/t", 0.7)
+    kl = schema.Kl(-1e-9, *(0.5 * i for i in range(1, 12)), 4, "drawn", "/t", 0.7)
     scores = {name: {"before": dataclasses.replace(PLAIN, kl=kl), "gad": PLAIN} for name in ("lmsys", "mine")}
     text = markdown(results(scores=scores, judge=None, comparisons={}))
     assert "| reverse KL a token | reverse KL a response | forward KL a token | forward KL a response |" in text
-    assert "0.000 [0.500, 1.000] | 1.500 [2.000, 2.500] | 3.000 [3.500, 4.000] | 4.500 [5.000, 5.500] |" in text
+    assert "| 0.000 [0.500, 1.000] | 1.500 [2.000, 2.500] | 3.000 [3.500, 4.000] | 4.500 [5.000, 5.500] |" in text
     assert "Judge score" not in text and "Two-sample" not in text and "ROUGE" not in text
