@@ -186,7 +186,7 @@ def get_config() -> ConfigDict:
     # Steps between checkpoints (the ends of stages are saved too), and how many of the last ones to keep.
     config.checkpoint.every = 100
     config.checkpoint.keep = 2
-    # Those of steps that this divides stay on disk as well, beyond the last ones; 0 for none.
+    # Steps of the whole run that this divides are saved as well, and stay on disk; 0 for none.
     config.checkpoint.keep_every = 0
     # Dtype of the exported weights: "float32" or "bfloat16".
     config.export_dtype = "bfloat16"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gadjax.errors import UserError
-from gadjax.parallel import processes
 
 Progress = dict[str, Any]  # stage, stage_step, step, and what else must survive as JSON
 
@@ -81,20 +80,21 @@ class Checkpoints:
         return {name: np.asarray(value) for name, value in arrays.items()}
 
     def stage(self) -> str | None:
-        """Of the newest checkpoint that tells it; None where there is none."""
+        """Of the newest checkpoint that tells it; None where none does."""
         for step in reversed(self.steps()):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # it is damaged; `state` says so, later
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is damaged; `state` says so, later
                 return self.progress(step)["stage"]
         return None
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+        """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again.
+
+        Of a process that is alone.
+        """
         place = self.directory / str(step)
-        aside = place.with_name(f"{step}.damaged")
-        with processes.together():
-            if processes.is_first():
-                shutil.rmtree(aside, ignore_errors=True)  # an older one of the same step
-                place.rename(aside)
+        names = (f"{step}.damaged" + (f".{number}" if number else "") for number in itertools.count())
+        aside = next(path for name in names if not (path := place.with_name(name)).exists())
+        place.rename(aside)
         self._manager.reload()
         return aside
 

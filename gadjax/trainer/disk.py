@@ -27,14 +27,19 @@ def check_space(setup: Setup, workdir: pathlib.Path) -> None:
     Raises:
       UserError: how much is free, what is needed, and for what.
     """
-    config = setup.config.checkpoint
+    config, total = setup.config.checkpoint, sum(stage_lengths(setup).values())
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        saved = len(checkpoints.steps())
+        saved, place = checkpoints.steps(), checkpoints.directory
+    done = saved[-1] if saved else 0
+    # A new one is whole before an old one goes.
+    count = min(max(1, config.keep + 1 - len(saved)), total - done)
+    if config.keep_every:
+        count += total // config.keep_every - done // config.keep_every
     size = max(_checkpoint_bytes(setup, stage) for stage in setup.config.stages)
-    kept = config.keep + (sum(stage_lengths(setup).values()) // config.keep_every if config.keep_every else 0)
-    count = max(1, kept + 1 - saved)  # a new one is whole before an old one goes
-    exports = 2 * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
-    free, needed = shutil.disk_usage(workdir).free, count * size + exports
+    networks = 1 if set(setup.config.stages) == {"seqkd"} else 2
+    exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
+    free = shutil.disk_usage(place if place.exists() else workdir).free
+    needed = count * size + exports
     if needed > free:
         raise UserError(
             f"--workdir {workdir}: {free / _GB:.1f} GB are free there, and the run writes up to {needed / _GB:.1f}: "

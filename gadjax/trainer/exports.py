@@ -77,9 +77,14 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
         what it was.
     """
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        stage = checkpoints.stage()
-    if stage is None:
+        saved, stage = checkpoints.steps(), checkpoints.stage()
+    if not saved:
         return
+    if stage is None:
+        raise UserError(
+            f"--workdir {workdir}: no checkpoint says where its run stood; restore {workdir / 'checkpoints'} from a "
+            "copy, or use another --workdir"
+        )
     config, facts = read_workdir(workdir)
     # What else an earlier version of gadjax did not write down cannot have changed.
     fields = [field for field in _FIXED if _value(config, field) is not None]

@@ -59,7 +59,15 @@ class Position:
 class Run:
     """One run in its workdir."""
 
-    def __init__(self, setup: Setup, workdir: pathlib.Path, progress: RunProgress, profile: Profile | None = None):
+    def __init__(
+        self,
+        setup: Setup,
+        workdir: pathlib.Path,
+        progress: RunProgress,
+        profile: Profile | None = None,
+        stop: StopRequest | None = None,
+    ):
+        self.stop = stop or StopRequest()  # that nobody makes
         self.setup, self.config, self.progress = setup, setup.config, progress
         self.profile = profile or Profile(workdir, 0, 0)  # of no step
         self.lengths = stage_lengths(setup)
@@ -98,9 +106,10 @@ class Run:
           Stopped: the process was told to end (`StopRequest`); the step in progress is finished and saved.
         """
         with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
-            self.stop = closing.enter_context(StopRequest())
             for part in (self.samples, self.logger, self.checkpoints, self.profile):
                 closing.callback(part.close)
+            if self.stop.is_set():  # since the program began
+                raise self._stopped()
             self._run_stages()
         self.state = self.offload.arrange(self.state, "measure")  # both networks where they can be read
         return self.state
@@ -141,16 +150,26 @@ class Run:
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
                 self._measure(stage, two_sample=finished and trained)
-            alarm, stopped = self._alarm(), self.stop.is_set(self.position.step)  # processes ask together
-            if finished or alarm or stopped or self._due(self.config.checkpoint.every):
+            alarm, stopped = self._alarm(), self.stop.is_set()  # processes ask together
+            if finished or alarm or stopped or self._due(self.config.checkpoint.every) or self._stays():
                 self._save()
             if alarm:
                 raise alarm
             if stopped:
-                raise Stopped(f"stopped and saved at step {self.position.step}; the same command goes on from there")
+                raise self._stopped()
             if finished:
                 break
         self.progress.end_stage()
+
+    def _stopped(self) -> Stopped:
+        step = self.position.step
+        where = f"and saved at step {step}; the same command goes on from there" if step else "before the first step"
+        return Stopped(f"stopped {where}")
+
+    def _stays(self) -> bool:
+        """Whether a checkpoint of this step would be kept for its number."""
+        every = self.config.checkpoint.keep_every
+        return every > 0 and self.position.step % every == 0
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.position.stage_step % every == 0
@@ -203,9 +222,14 @@ class Run:
         for step in reversed(saved):
             try:
                 found = self._restore(step)
-            except (UserError, jax.errors.JaxRuntimeError):  # none of these is the checkpoint's fault
-                raise
             except Exception as error:  # Orbax has no narrower class for arrays that cannot be read
+                if not _is_damage(error):
+                    raise
+                if processes.count() > 1:  # of which others may find nothing wrong
+                    raise UserError(
+                        f"{self.checkpoints.directory / str(step)} is damaged ({first_line(error)}): rename this "
+                        "folder, and the same command goes on from the checkpoint before"
+                    ) from error
                 damaged[step] = error
                 continue
             for other, error in damaged.items():
@@ -224,9 +248,9 @@ class Run:
         like = self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
         state = GadState(**self.checkpoints.state(step, _saved(like)), base=self.base)
         if self.replay.groups and progress["replay_added"]:
-            self.replay.arrays, self.replay.added = self.checkpoints.replay(step), progress["replay_added"]
-            if not self.replay.arrays:
+            if not (arrays := self.checkpoints.replay(step)):
                 raise ValueError("its replayed groups are gone")
+            self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
         return position, state
 
     def _save(self) -> None:
@@ -298,6 +322,13 @@ class Run:
         if not self.config.log.wandb_project:
             return None
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error in reading a checkpoint is of its files, not of this machine or this run."""
+    if isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
+        return False
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError | NotADirectoryError)
 
 
 def _saved(state: GadState) -> dict[str, Any]:

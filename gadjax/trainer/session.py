@@ -7,12 +7,14 @@ import pathlib
 from ml_collections import ConfigDict
 
 from gadjax.data.pipeline import Counts, shared_prompts
+from gadjax.errors import Stopped
 from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.trainer.disk import check_space
 from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
 from gadjax.trainer.loop import Run
+from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
@@ -21,7 +23,7 @@ def train_and_export(
     config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None
 ) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
-    with RunProgress(enabled=processes.is_first()) as progress:
+    with StopRequest() as stop, RunProgress(enabled=processes.is_first()) as progress:
         progress.say("reading config, tokenizer and data")
         with processes.together():
             setup = prepare_run(config, progress.count)
@@ -33,7 +35,7 @@ def train_and_export(
             if processes.is_first():
                 check_space(setup, workdir)
         progress.say(describe(setup))
-        run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile))
+        run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
             progress.say(f"continuing {workdir} after step {run.position.step}")
         state = run.train()
@@ -44,6 +46,8 @@ def train_and_export(
         for network in NETWORKS:
             trained = getattr(state, network)
             if trained is not None:
+                if stop.is_set():
+                    raise Stopped("stopped before all is exported; the same command does the rest")
                 exported[network] = workdir / "export" / network
                 progress.say(f"writing {exported[network]}")
                 export_network(workdir, network, trained.params, run.position.step, exported[network])

@@ -13,6 +13,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.errors import Stopped, UserError
 from gadjax.metrics import read_metrics
 from gadjax.train import run
+from gadjax.trainer import session
 from gadjax.trainer.stage_steps import StageSteps
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -63,7 +64,7 @@ def test_sigterm(finished_run, tiny_config, rich_fields, told_to_stop, tmp_path,
         run(config, tmp_path)
     assert Checkpoints(tmp_path).steps()[-1] == step + 1
     assert signal.getsignal(signal.SIGTERM) is before
-    run(config, tmp_path)  # the patched step is past, or sends its signal again
+    run(config, tmp_path)
     assert_same_run(tmp_path, finished_run.workdir)
 
 
@@ -125,7 +126,45 @@ def test_no_checkpoint_is_whole(finished_run, copied):
     assert Checkpoints(copied).steps() == steps  # nothing is renamed
 
 
+def test_no_checkpoint_says_where_it_stood(finished_run, copied, tiny_config, rich_fields):
+    """Nothing of the workdir is replaced."""
+    for step in Checkpoints(copied).steps():
+        shutil.rmtree(copied / "checkpoints" / str(step) / "progress")
+    before = (copied / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"no checkpoint says where its run stood; restore .*checkpoints from a copy"):
+        run(tiny_config(rich_fields | {"seed": 5}), copied)
+    assert (copied / "config.json").read_bytes() == before
+
+
+def test_what_is_no_damage_is_raised(finished_run, copied, monkeypatch):
+    """A machine that cannot read now leaves whole checkpoints where they are."""
+    steps = Checkpoints(copied).steps()
+    monkeypatch.setattr(Checkpoints, "state", lambda self, step, like: (_ for _ in ()).throw(OSError(116, "stale")))
+    with pytest.raises(OSError, match="stale"):
+        run(finished_run.config, copied)
+    assert Checkpoints(copied).steps() == steps
+
+
 def test_checkpoints_that_stay(tiny_config, tmp_path):
+    """By the number of the run's step, whatever is due in a stage."""
     fields = {"stages": ("seqkd",), "seqkd.steps": 5, "data.heldout": ""}
-    run(tiny_config(fields | {"checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 2}), tmp_path)
+    run(tiny_config(fields | {"checkpoint.every": 3, "checkpoint.keep": 1, "checkpoint.keep_every": 2}), tmp_path)
     assert Checkpoints(tmp_path).steps() == [2, 4, 5]
+
+
+@pytest.mark.parametrize("moment", ["prepare_run", "export_network"])
+def test_sigterm_outside_of_training(tiny_config, tmp_path, monkeypatch, moment):
+    """Before the first step nothing is trained, and in the export the rest is left for later."""
+    original = getattr(session, moment)
+
+    def told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(session, moment, told)
+    fields = {"stages": ("warmup",), "warmup.steps": 1, "warmup.discriminator_only_steps": 0, "data.heldout": ""}
+    with pytest.raises(Stopped, match="stopped"):
+        run(tiny_config(fields), tmp_path)
+    assert Checkpoints(tmp_path).steps() == ([] if moment == "prepare_run" else [1])
+    assert (tmp_path / "export" / "generator").exists() == (moment == "export_network")
+    assert not (tmp_path / "export" / "discriminator").exists()
