@@ -32,8 +32,7 @@ def train_and_export(
             check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
         with processes.together():
-            if processes.is_first():
-                check_space(setup, workdir)
+            check_space(setup, workdir)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:

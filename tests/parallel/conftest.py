@@ -37,8 +37,8 @@ def free_port() -> Callable[[], int]:
 def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_port) -> Callable[..., list[Process]]:
     """Runs `python -m gadjax.train` in several processes at once, with a config as `tiny_config` makes it.
 
-    Arguments: its fields, the workdir, how many processes, virtual devices of each, and fields that the last process
-    alone has.
+    Arguments: its fields, the workdir, how many processes, virtual devices of each, fields that the last process alone
+    has, and what to do to the processes while they run.
     """
 
     def run(
@@ -48,6 +48,7 @@ def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_
         processes: int = 2,
         devices: int = 4,
         last: dict[str, Any] | None = None,
+        meanwhile: Callable[[list[subprocess.Popen]], None] = lambda started: None,
     ) -> list[Process]:
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -67,6 +68,7 @@ def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_
             pipe = subprocess.PIPE
             started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
         try:
+            meanwhile(started)
             outputs = [process.communicate(timeout=240) for process in started]
         finally:
             for process in started:

@@ -6,11 +6,14 @@ import json
 import math
 import pathlib
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from gadjax.checkpoint import Checkpoints
 from gadjax.metrics import read_metrics
 from gadjax.train import run
 
@@ -159,3 +162,33 @@ def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
     continued = interrupted(tmp_path / "together", tmp_path / "continued", step=4)
     run(tiny_config(fields), continued)
     assert_same_figures(continued, tmp_path / "together", tolerance=1e-5)
+
+
+def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
+    """After the same step, which is saved; those that go on from there stop too where one is told before it is ready."""
+    metrics = tmp_path / "metrics.jsonl"
+    few = fields | {"stages": ("seqkd",), "seqkd.steps": 1000, "data.heldout": "", "checkpoint.every": 1000}
+
+    def tell(started):
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text().count("train") >= 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started[1].send_signal(signal.SIGTERM)
+
+    processes = train_together(few, tmp_path, devices=1, meanwhile=tell)
+    assert [process.status for process in processes] == [75, 75], processes[0].err + processes[1].err
+    (step,) = Checkpoints(tmp_path).steps()
+    assert 2 <= step < 1000 and records(tmp_path)[-1]["step"] == step
+
+    told = tmp_path / "run.json"
+    before = told.stat().st_mtime_ns
+
+    def tell_early(started):
+        while told.stat().st_mtime_ns == before:  # it is written anew before weights are read
+            time.sleep(0.01)
+            assert started[0].poll() is None
+        started[0].send_signal(signal.SIGTERM)
+
+    processes = train_together(few, tmp_path, devices=1, meanwhile=tell_early)
+    assert [process.status for process in processes] == [75, 75], processes[0].err + processes[1].err
+    assert step <= Checkpoints(tmp_path).steps()[-1] <= step + 3
