@@ -165,7 +165,7 @@ def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
 
 
 def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
-    """After the same step, which is saved; those that go on from there stop too where one is told before it is ready."""
+    """After the same step, which is saved; those that go on from it stop too, where one is told before it is ready."""
     metrics = tmp_path / "metrics.jsonl"
     few = fields | {"stages": ("seqkd",), "seqkd.steps": 1000, "data.heldout": "", "checkpoint.every": 1000}
 
