@@ -120,11 +120,6 @@ def main(argv: list[str]) -> int:
     _check_out(out, ledger_path)
     prices = _prices()
     request_fields(FLAGS.request_fields, "--request_fields")  # checked before anything is read
-    for name in ("model", "model_name", "system"):
-        try:
-            (FLAGS[name].value or "").encode()
-        except UnicodeEncodeError:
-            raise UserError(f"--{name}: not UTF-8; mend its bytes") from None
     if FLAGS.n > 1 and FLAGS.temperature == 0:
         raise UserError(f"--n={FLAGS.n} with --temperature=0 pays {FLAGS.n} times for one answer; raise --temperature")
 

@@ -219,8 +219,8 @@ def _check_values(config: ConfigDict) -> None:
         if not field_value(config, field):
             raise UserError(f"config.{field} is empty: give it on the command line as --config.{field}=PATH")
     for field, kind in FIELDS.items():
-        bound = _BELOW.get(field, _MOST) if kind in (int, float) else None
-        if bound is not None and bound <= abs(value := field_value(config, field)) < math.inf:
+        bound, value = _BELOW.get(field, _MOST), field_value(config, field)
+        if kind in (int, float) and isinstance(value, int) and abs(value) >= bound:
             raise UserError(f"config.{field} is {value}: it must be below {bound} in size")
     for field, choices in _CHOICES.items():
         if (value := field_value(config, field)) not in choices:

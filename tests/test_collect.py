@@ -179,7 +179,7 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
             ),
             (tmp_path / "t.parquet", ['--request_fields={"x": "\\ud800"}'], "--request_fields: not JSON"),
             (tmp_path / "t.parquet", ['--request_fields={"x": NaN}'], "--request_fields: not JSON"),
-            (tmp_path / "t.parquet", [b"--system=\xff"], "--system: not UTF-8"),
+            (tmp_path / "t.parquet", [b"--system=\xff"], "is not valid UTF-8"),
             (tmp_path / "t.parquet", ["--seed=9999999999999999999"], "--seed=9999999999999999999"),
             (tmp_path / "t.parquet", ["--max_tokens=2147483648"], "--max_tokens=2147483648"),
             (tmp_path / "t.parquet", ["--budget=1"], "--budget needs --input_price and --output_price"),

@@ -98,6 +98,7 @@ def test_errors_are_one_line(arguments, message):
     assert message in told.stderr and "Traceback" not in told.stderr and told.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
     """From settings of fewer slots and smaller slices than need be."""
     finished, arguments = tiny_plan
@@ -108,6 +109,7 @@ def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
     assert found["step_seconds"]["gad"] < before["step_seconds"]["gad"]
 
 
+@pytest.mark.slow
 def test_three_billion_parameters_on_four_tpus():
     """At the paper's shapes and full depth; a warmup whose discriminator only scores has the fewest programs."""
     pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
