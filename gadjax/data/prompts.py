@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gadjax.data import hub_dataset, tfds
+from gadjax.data.parquet import open_parquet
 from gadjax.data.schema import ROLES, Messages
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand, parse_json
@@ -161,19 +159,16 @@ def read_columns(
     Raises:
       UserError: naming the file, and the column or the row (from 0).
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if one_of and not set(one_of) & set(names):
-                columns = " or ".join(f"`{name}`" for name in one_of)
-                raise UserError(f"{path}: no column {columns}; the file has {', '.join(names)}")
-            columns = [name for name in wanted if name in names]
-            for name in columns:
-                if names.count(name) > 1:
-                    raise UserError(f"{path}: column `{name}` is there {names.count(name)} times; keep one")
-            table = file.read(columns=columns)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if one_of and not set(one_of) & set(names):
+            columns = " or ".join(f"`{name}`" for name in one_of)
+            raise UserError(f"{path}: no column {columns}; the file has {', '.join(names)}")
+        columns = [name for name in wanted if name in names]
+        for name in columns:
+            if names.count(name) > 1:
+                raise UserError(f"{path}: column `{name}` is there {names.count(name)} times; keep one")
+        table = file.read(columns=columns)
     for number in range(table.num_rows):
         place = f"{path}: row {number}"
         try:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gadjax.data import tfds
-from gadjax.errors import UserError, first_line
+from gadjax.data.parquet import check_columns, open_parquet
+from gadjax.errors import UserError
 from gadjax.files import expand
 
 Messages = list[dict[str, str]]  # a chat: each {"role": ..., "content": ...}
@@ -191,21 +191,14 @@ def _read_table(file: str) -> pa.Table:
         table = tfds.read_table(file, _REQUIRED + _OPTIONAL)
         _check_schema(file, table.schema)
         return table
-    try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            schema = parquet.schema_arrow
-            _check_schema(file, schema)
-            return parquet.read(columns=[name for name in _REQUIRED + _OPTIONAL if name in schema.names])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from error
+    with open_parquet(file, memory_map=True) as parquet:
+        schema = parquet.schema_arrow
+        _check_schema(file, schema)
+        return parquet.read(columns=[name for name in _REQUIRED + _OPTIONAL if name in schema.names])
 
 
 def _check_schema(file: str, schema: pa.Schema) -> None:
-    for name in _REQUIRED:
-        if name not in schema.names:
-            raise UserError(
-                f"{file}: column `{name}` is missing; the file has {', '.join(schema.names) or 'no columns'}"
-            )
+    check_columns(file, schema.names, _REQUIRED)
     for name in _REQUIRED + _OPTIONAL:
         if schema.names.count(name) > 1:
             raise UserError(f"{file}: column `{name}` is there {schema.names.count(name)} times")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data.parquet import check_columns, open_parquet
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand, writing
 
@@ -157,24 +158,19 @@ def publish(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
         )
     if folder.exists():
         raise UserError(f"--out={folder}: the dataset is there already; give another version")
-    try:
-        with pq.ParquetFile(file) as parquet:
-            names = parquet.schema_arrow.names
-            for column in ("content", "teacher_response"):
-                if column not in names:
-                    raise UserError(f"{file}: column `{column}` is missing; the file has {', '.join(names)}")
-            kept = [column for column in ("content", *_TEXTS, *_NUMBERS) if column in names]
-            partial = folder.with_name(f"{version}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            with writing(folder):
-                partial.mkdir(parents=True)
-                try:
-                    _write(parquet, kept, name, version, partial)
-                    os.replace(partial, folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from None
+    with open_parquet(file) as parquet:
+        names = parquet.schema_arrow.names
+        check_columns(file, names, ("content", "teacher_response"))
+        kept = [column for column in ("content", *_TEXTS, *_NUMBERS) if column in names]
+        partial = folder.with_name(f"{version}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with writing(folder):
+            partial.mkdir(parents=True)
+            try:
+                _write(parquet, kept, name, version, partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

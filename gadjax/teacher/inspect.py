@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from gadjax.data.parquet import check_columns, open_parquet
 from gadjax.data.schema import Messages, status_of
-from gadjax.errors import UserError, first_line
+from gadjax.errors import UserError
 from gadjax.teacher.ledger import parse_line
 
 _COLUMNS = (
@@ -154,17 +153,13 @@ def _digest(value: str | Messages) -> bytes:
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = file.schema_arrow.names
-            for name in ("content", "teacher_response"):
-                if name not in names:
-                    raise UserError(f"{path}: column `{name}` is missing; the file has {', '.join(names)}")
+            check_columns(path, names, ("content", "teacher_response"))
             for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in names]):
                 yield from batch.to_pylist()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: text that is not valid UTF-8 ({error.reason})") from None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
 
 
 def _ledger_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
