@@ -15,11 +15,10 @@ from gadjax.evaluation.journal import Journal, digest
 from gadjax.teacher.client import RowFailed, Sampling, Teacher
 from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
 from gadjax.teacher.tokens import expected_tokens
+from gadjax.teacher.workers import patience, run_workers
 
 Say = Callable[[str], None]
 Watch = Callable[[str, int, int], None]  # what is done, how many are done, of how many
-
-_LEAST_BREAK = 8  # failed questions in a row that end it; at least the concurrency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +130,7 @@ async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str,
                 except RowFailed as error:
                     failures[key] = str(error)
                     in_a_row += 1
-                    if in_a_row == max(_LEAST_BREAK, endpoint.concurrency):
+                    if in_a_row == patience(endpoint.concurrency):
                         raise UserError(
                             f"{in_a_row} questions in a row to {model} at --base_url={asked.base_url} failed, the last "
                             f"with: {error}; the same command goes on from here, and --request_fields=JSON adds fields "
@@ -143,21 +142,10 @@ async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str,
                 received += 1
                 done(received)
 
-        async def guarded() -> None:
-            try:
-                await work()
-            except BaseException:
-                asked.stop.set()
-                raise
-
-        workers = (guarded() for _ in range(min(endpoint.concurrency, len(questions))))
-        ends = await asyncio.gather(*workers, return_exceptions=True)
-    # Workers that `stop` woke from a wait end as cancelled; the first of the others says why all stopped.
-    for error in ends:
-        if isinstance(error, UserError):
+        try:
+            await run_workers((work() for _ in range(min(endpoint.concurrency, len(questions)))), asked.stop)
+        except UserError as error:
             raise endpoint.named(error) from None
-        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
-            raise error
     return failures
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from gadjax.files import whole_output, writing
 from gadjax.teacher.budget import Budget, BudgetReached, most_usage
 from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.ledger import Answer, Key, Ledger
+from gadjax.teacher.workers import guarded, patience, run_workers
 
 # The published schema (algorithm.md, section 4), then provenance, which training ignores.
 SCHEMA = pa.schema(
@@ -45,7 +46,6 @@ SCHEMA = pa.schema(
 
 _SYNC_SECONDS = 0.5
 _ROW_GROUP = 1024
-_LEAST_BREAK = 8  # failed rows in a row that end a run; at least the concurrency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ async def collect(
             except RowFailed as error:
                 result.failures[one.name] = str(error)
                 failed_in_a_row.append(str(error))
-                if len(failed_in_a_row) >= max(_LEAST_BREAK, concurrency):
+                if len(failed_in_a_row) >= patience(concurrency):
                     raise UserError(
                         f"{len(failed_in_a_row)} prompts in a row failed at --base_url={teacher.base_url}, the "
                         f"last with: {error}"
@@ -155,25 +155,14 @@ async def collect(
             result.received += 1
             on_answer(answer)
 
-    async def guarded(task: Coroutine[Any, Any, None]) -> None:
-        try:
-            await task
-        except Exception:
-            teacher.stop.set()
-            raise
-
-    syncing = asyncio.create_task(guarded(_sync_often(ledger)))
+    syncing = asyncio.create_task(guarded(_sync_often(ledger), teacher.stop))
     try:
-        ends = await asyncio.gather(*(guarded(work()) for _ in range(concurrency)), return_exceptions=True)
-        if syncing.done():  # the disk's error
-            ends.append(syncing.exception())
+        await run_workers((work() for _ in range(concurrency)), teacher.stop)
+        if syncing.done():
+            syncing.result()  # the disk's error
     finally:
         syncing.cancel()
         ledger.sync()
-    # Workers that `stop` woke from a wait end as cancelled; the first of the others says why all stopped.
-    for error in ends:
-        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
-            raise error
     if spent:
         result.unasked = len(missing) - result.received - len(result.failures)
     return result
