@@ -98,7 +98,7 @@ def score_answers(
       done: called with the number of answers after each batch.
     """
     from gadjax.data.bins import multiple_of, round_up
-    from gadjax.data.packing import one_per_row
+    from gadjax.data.packing import one_per_row, padded
     from gadjax.distill.forward import sequence_scores
     from gadjax.parallel import mesh as layout
 
@@ -122,9 +122,7 @@ def score_answers(
         fields = []
         for sequences in (prompts, responses):
             sequences = [sequences[i] for i in filled]
-            width = round_up(max(map(len, sequences)), 8)
-            fields.append(np.stack([np.pad(ids, (0, width - len(ids))) for ids in sequences]))
-            fields.append(np.array([len(ids) for ids in sequences], np.int32))
+            fields += padded(sequences, round_up(max(map(len, sequences)), 8))
         fields = jax.device_put(tuple(fields), layout.rows(mesh))
         scores[chosen] = np.asarray(score(params, *fields))[: len(chosen)]
         done(start + len(chosen))

@@ -43,6 +43,14 @@ class Packed:
         return self.owner < self.last.shape[-1]
 
 
+def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of several lengths as rows [S, width], filled up with zeros, and their lengths [S]: int32."""
+    rows = np.zeros((len(sequences), width), np.int32)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return rows, np.array([len(sequence) for sequence in sequences], np.int32)
+
+
 def one_per_row(prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Packed:
     """Each sequence in a row of its own, in place: no token is moved, so it runs inside a jitted step.
 

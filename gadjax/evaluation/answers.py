@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.data.bins import multiple_of, round_up
-from gadjax.data.packing import one_per_row
+from gadjax.data.packing import one_per_row, padded
 from gadjax.data.schema import Messages
 from gadjax.distill.forward import response_logprobs
 from gadjax.evaluation.journal import Journal, digest
@@ -182,9 +182,5 @@ def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """[R, L], filled up with zeros to a width that recurs, and lengths [R]."""
-    lengths = np.array([len(ids) for ids in sequences], np.int32)
-    padded = np.zeros((len(sequences), round_up(int(lengths.max()), 8, steps=4)), np.int32)
-    for row, ids in zip(padded, sequences, strict=True):
-        row[: len(ids)] = ids
-    return padded, lengths
+    """To a width that recurs."""
+    return padded(sequences, round_up(max(map(len, sequences)), 8, steps=4))

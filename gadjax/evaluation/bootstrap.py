@@ -18,8 +18,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) -> Estimate:
+def ratio_of_means(
+    numerators: np.ndarray, denominators: np.ndarray, *, seed: int | np.random.Generator = 0
+) -> Estimate:
     """sum(numerators) / sum(denominators), both [prompts]; a prompt is drawn with both of its numbers.
+
+    `seed`: of the draws, or what draws.
 
     Raises:
       ValueError: no prompts, or arrays of different lengths.
@@ -38,8 +42,10 @@ def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray, *, seed: in
     return Estimate(float(numerators.sum() / denominators.sum()), float(low), float(high))
 
 
-def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:
+def mean(values: np.ndarray, *, seed: int | np.random.Generator = 0) -> Estimate:
     """The mean of values [prompts].
+
+    `seed`: of the draws, or what draws.
 
     Raises:
       ValueError: no values.

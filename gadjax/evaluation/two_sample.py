@@ -16,9 +16,10 @@ import numpy as np
 import optax
 
 from gadjax.data.bins import round_up
-from gadjax.data.packing import Packed, one_per_row
+from gadjax.data.packing import Packed, one_per_row, padded
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
+from gadjax.evaluation import bootstrap
 from gadjax.models import lora
 from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.parallel.mesh import constrain
@@ -111,9 +112,10 @@ def two_sample_test(
     if not 2 <= folds <= len(prompts):
         raise ValueError(f"{folds} folds of {len(prompts)} prompts: need at least 2 folds and a prompt in each")
     width, limit = widths(max(map(len, prompts)), max(map(len, [*teacher, *student])))
-    arrays = _pad(prompts, width), np.stack([_pad(teacher, limit), _pad(student, limit)], 1)
-    lengths = _lengths(prompts), np.stack([_lengths(teacher), _lengths(student)], 1)
-    rows = functools.partial(_rows, arrays, lengths)
+    prompt, prompt_length = padded(prompts, width)
+    sides = padded(teacher, limit), padded(student, limit)
+    answers, answer_length = (np.stack(of_both, 1) for of_both in zip(*sides, strict=True))
+    rows = functools.partial(_rows, (prompt, answers), (prompt_length, answer_length))
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(prompts))
     right = np.zeros((len(prompts), 2))
@@ -131,10 +133,7 @@ def two_sample_test(
             scores = np.asarray(classifier.score(params, classifier.frozen(base), filled))[: len(chosen)]
             right[chosen] = np.stack([scores[:, 0] > 0, scores[:, 1] <= 0], 1)
         del params  # before the next classifier comes
-    means = right.mean(axis=1)
-    resampled = means[rng.integers(len(means), size=(10_000, len(means)))].mean(axis=1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return TwoSample(float(means.mean()), float(low), float(high), len(prompts))
+    return TwoSample(*bootstrap.mean(right.mean(axis=1), seed=rng), len(prompts))
 
 
 def widths(prompt: int, answer: int) -> tuple[int, int]:
@@ -158,14 +157,3 @@ def _rows(arrays, lengths, chosen: np.ndarray) -> Packed:
         answers[chosen].reshape(-1, answers.shape[-1]),
         answer_length[chosen].reshape(-1),
     )
-
-
-def _pad(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
-    padded = np.zeros((len(arrays), width), np.int32)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return padded
-
-
-def _lengths(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([len(array) for array in arrays], np.int32)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.trainer.blueprint import abstract_state
 from gadjax.trainer.setup import Setup, stage_lengths
@@ -19,17 +18,20 @@ from gadjax.trainer.setup import Setup, stage_lengths
 _GB = 1e9
 
 
-def check_space(setup: Setup, workdir: pathlib.Path) -> None:
-    """Refuses a run whose workdir has no room for what it will write. Checkpoints that are there have theirs already.
+def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> None:
+    """Refuses a run whose workdir has no room for what it will write.
 
     Counted are whole arrays; on the disk they are compressed a little.
+
+    Args:
+      setup: the run.
+      workdir: is there.
+      saved: steps of the checkpoints that it holds, ascending, which have their room already.
 
     Raises:
       UserError: how much is free, what is needed, and for what.
     """
     config, total = setup.config.checkpoint, sum(stage_lengths(setup).values())
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        saved, place = checkpoints.steps(), checkpoints.directory
     done = saved[-1] if saved else 0
     # A new one is whole before an old one goes.
     count = min(max(1, config.keep + 1 - len(saved)), total - done)
@@ -38,6 +40,7 @@ def check_space(setup: Setup, workdir: pathlib.Path) -> None:
     size = max(_checkpoint_bytes(setup, stage) for stage in setup.config.stages)
     networks = 1 if set(setup.config.stages) == {"seqkd"} else 2
     exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
+    place = workdir / "checkpoints"  # maybe a link to another disk
     free = shutil.disk_usage(place if place.exists() else workdir).free
     needed = count * size + exports
     if needed > free:

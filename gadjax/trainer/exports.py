@@ -69,8 +69,11 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     processes.check_equal(digests)
 
 
-def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
+def check_workdir(setup: Setup, workdir: pathlib.Path) -> list[int]:
     """Refuses to continue the run that a workdir holds as another one; nothing is written.
+
+    Returns:
+      Steps of its checkpoints, ascending.
 
     Raises:
       UserError: a field of `_FIXED`, the stages up to the one in progress, a network, the tokenizer or the data is not
@@ -79,7 +82,7 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         saved, stage = checkpoints.steps(), checkpoints.stage()
     if not saved:
-        return
+        return []
     if stage is None:
         raise UserError(
             f"--workdir {workdir}: no checkpoint says where its run stood; restore {workdir / 'checkpoints'} from a "
@@ -94,10 +97,11 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     if config["stages"][:begun] != list(setup.config.stages[:begun]):
         changes["config.stages"] = ",".join(config["stages"]), ",".join(setup.config.stages)
     if config["random_init"] and changes.keys() == {"config.student"}:
-        return  # the same architecture and tokenizer in another folder, of which nothing else is read
+        return saved  # the same architecture and tokenizer in another folder, of which nothing else is read
     if changes:
         shown = "; ".join(f"{what}: {_shown(old)} → {_shown(new)}" for what, (old, new) in changes.items())
         raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir")
+    return saved
 
 
 def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:

@@ -29,10 +29,10 @@ def train_and_export(
             setup = prepare_run(config, progress.count)
         check_processes(setup, workdir)
         with processes.together():
-            check_workdir(setup, workdir)
+            saved = check_workdir(setup, workdir)
         prepare_workdir(setup, workdir)
         with processes.together():
-            check_space(setup, workdir)
+            check_space(setup, workdir, saved)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
