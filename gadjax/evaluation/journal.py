@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
+from gadjax.append_log import AppendLog
 from gadjax.errors import UserError
 
 
@@ -31,27 +31,25 @@ class Journal:
         Raises:
           UserError: it cannot be opened, another process holds it, or a line other than a torn last one is damaged.
         """
-        self.path = pathlib.Path(path)
+        path = pathlib.Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        self._log = AppendLog(path, "gadjax.evaluate")
+        self._rows: dict[str, dict[str, Any]] = {}
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._rows = self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise UserError(f"{self.path}: another gadjax.evaluate writes it; wait for it to end") from None
+            for _, (key, row) in self._log.read(_parse):
+                self._rows.setdefault(key, row)
         except BaseException:
-            self._file.close()
+            self._log.close()
             raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._log.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -66,27 +64,14 @@ class Journal:
         """Appends rows, by key; those of a key that is there already stay as they were first."""
         new = {key: row for key, row in rows.items() if key not in self._rows}
         for key, row in new.items():
-            self._file.write(json.dumps({"key": key} | row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            self._log.append(json.dumps({"key": key} | row, allow_nan=False))
+        self._log.sync()
         self._rows |= new
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """All rows, once the torn last line of a kill is cut off."""
-        rows: dict[str, dict[str, Any]] = {}
-        start = 0
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            whole = line.endswith(b"\n")
-            try:
-                row = json.loads(line)
-                rows.setdefault(str(row.pop("key")), row)
-            except (ValueError, KeyError, AttributeError, TypeError):
-                if whole:
-                    raise UserError(f"{self.path}:{number}: the line is damaged; remove it, then run again") from None
-                self._file.truncate(start)
-                break
-            if not whole:  # torn in its very last byte
-                self._file.write(b"\n")
-            start += len(line)
-        return rows
+
+def _parse(line: bytes) -> tuple[str, dict[str, Any]] | None:
+    try:
+        row = json.loads(line)
+        return str(row.pop("key")), row
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None

@@ -7,17 +7,14 @@ arrived, for a time-out or a kill, is counted as spent.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gadjax.errors import UserError
+from gadjax.append_log import AppendLog
 from gadjax.teacher.tokens import most_tokens
 
 BATCH = "batch"  # the field of an answer that came by the Batch API, at its price
@@ -78,35 +75,25 @@ class Ledger:
           UserError: the file cannot be opened, another process holds it, or a line other than a torn last
             one is damaged.
         """
-        self.path = pathlib.Path(path)
-        try:
-            self._file = self.path.open("a+b")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self._log = AppendLog(path, "gadjax.collect")
+        self.path = self._log.path
         self.used = {False: NOTHING, True: NOTHING}  # by all answers; True: by the Batch API
         self._open: defaultdict[Key, list[Usage]] = defaultdict(list)  # attempts without a known end
         self._begun: set[Key] = set()  # attempts of this process
         self._places: dict[Key, int] = {}
-        self._unsynced = False
+        self._at_risk = [0, 0]
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._end = self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise UserError(f"{self.path}: another gadjax.collect writes it; wait for it to end") from None
+            for place, row in self._log.read(parse_line):
+                self._count(place, row)
         except BaseException:
-            self._file.close()
+            self._log.close()
             raise
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._writing():
-            try:
-                self.sync()
-            finally:
-                self._file.close()
+        self._log.close()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places
@@ -119,8 +106,7 @@ class Ledger:
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The fields of the answer and of its question."""
-        self._file.seek(self._places[key])
-        return json.loads(self._file.readline())
+        return json.loads(self._log.line(self._places[key]))
 
     @property
     def at_risk(self) -> Usage:
@@ -142,9 +128,7 @@ class Ledger:
         if key in self._begun:
             self._begun.remove(key)
             row["ends_attempt"] = True
-        start = self._end
-        self._write(row)
-        self._count_answer(key, row, start)
+        self._count_answer(key, row, self._write(row))
 
     def begin(self, key: Key, most: Usage) -> None:
         """Writes that an attempt begins, and what it may take at most."""
@@ -164,52 +148,21 @@ class Ledger:
 
     def sync(self) -> None:
         """Puts what was appended on the disk; may take milliseconds."""
-        if self._unsynced:
-            with self._writing():
-                os.fsync(self._file.fileno())
-            self._unsynced = False
+        self._log.sync()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room there") from None
+    def _write(self, row: dict[str, Any]) -> int:
+        return self._log.append(json.dumps(row))
 
-    def _write(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row).encode() + b"\n"
-        with self._writing():
-            self._file.write(line)
-            self._file.flush()
-        self._end += len(line)
-        self._unsynced = True
-
-    def _read(self) -> int:
-        """Counts all lines; the file's end once the torn last line of a kill is cut off."""
-        self._at_risk = [0, 0]
-        start = 0
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            row = parse_line(line)
-            if not line.endswith(b"\n"):
-                if row is None:
-                    self._file.truncate(start)
-                    break
-                # Torn in its very last byte: whole, and paid for.
-                self._file.write(b"\n")
-                line += b"\n"
-            if row is None:
-                raise UserError(f"{self.path}:{number}: the line is damaged; mend or remove it, then run again")
-            key = key_of(row)
-            match row.get("attempt"):
-                case None:
-                    self._count_answer(key, row, start)
-                case "begun":
-                    self._count_attempt(key, Usage(*row["most"]))
-                case _:
-                    self._close(key)
-            start += len(line)
-        return start
+    def _count(self, place: int, row: dict[str, Any]) -> None:
+        """Takes a line of the file."""
+        key = key_of(row)
+        match row.get("attempt"):
+            case None:
+                self._count_answer(key, row, place)
+            case "begun":
+                self._count_attempt(key, Usage(*row["most"]))
+            case _:
+                self._close(key)
 
     def _count_answer(self, key: Key, row: dict[str, Any], start: int) -> None:
         self._places.setdefault(key, start)
