@@ -76,7 +76,7 @@ def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1)
 
 
 def slots_for(held: int, row_length: int, runs: Sequence[Sizes]) -> int:
-    """Response slots of a row, where none has more than `held` response tokens: of a small update, quarters of a row."""
+    """Response slots of a row, where none has more than `held` response tokens; in a small update quarters of a row."""
     small = _tokens(runs) <= _FEW_TOKENS
     slots = multiple_of(held, -(-row_length // 4)) if small else round_up(held, _LEAST_SLOTS, _SLOT_STEPS)
     return min(slots, row_length)
