@@ -71,11 +71,15 @@ class Limits:
         """Operations a second of a large matrix product."""
         return self._worker.call("peak")
 
-    def token(self, config: ModelConfig, rows: int) -> float:
-        """Seconds of all matrix products of one token of each of `rows` rows, in the fastest layouts."""
-        return self._worker.call("products", rows=rows, kinds=[dataclasses.astuple(m)[1:] for m in matrices(config)])
+    def bandwidth(self, gigabytes: float) -> float:
+        """Bytes a second of reading so large an array."""
+        return self._worker.call("bandwidth", gigabytes=gigabytes)
+
+    def products(self, kinds: Sequence[Matrices], rows: int) -> float:
+        """Seconds of the products of one token of each of `rows` rows with these weights, in the fastest layouts."""
+        return self._worker.call("products", rows=rows, kinds=[dataclasses.astuple(m)[1:] for m in kinds])
 
     def sampling(self, config: ModelConfig, rows: int, steps: float, prompts: Sequence[int]) -> float:
         """Seconds of reading prompts, and then of `steps` tokens in each of `rows` rows."""
         reading = forward_flops(config, prompts, len(prompts)) / self.peak()
-        return reading + steps * self.token(config, rows)
+        return reading + steps * self.products(matrices(config), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -10,12 +11,14 @@ import jax
 import numpy as np
 
 from benchmarks.harness.models import write_models
+from benchmarks.harness.parts import seconds_of
 from benchmarks.workers.protocol import serve
 from gadjax.models.config import ModelConfig
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.parallel import mesh as layout
-from gadjax.rollout.engine import Answer, Engine
+from gadjax.planning.hlo import Program
+from gadjax.rollout.engine import Answer, Engine, queue_width
 from gadjax.rollout.sampler import Sampling
 
 
@@ -60,7 +63,25 @@ class Side:
             "answers": [answer.tokens.tolist() for answer in answers],
         }
 
+    def parts(self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]):
+        """Seconds of one turn, and of each part of the program as the profiler saw its operations, summed over threads.
+
+        Operations that run beside each other count both: the parts say how much is done where, not when it ends.
+        """
+        self.run(prompts, limit, temperature, slots, eos)  # compiles
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                seconds = self.run(prompts, limit, temperature, slots, eos)["seconds"]
+            (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+            trace = jax.profiler.ProfileData.from_file(str(file))
+        engine, sampling = self.engines[slots], Sampling(limit, tuple(eos), temperature=temperature)
+        shapes = engine.abstract_queue(len(prompts), queue_width(max(map(len, prompts))))
+        compiled = engine.sample.lower(self.params, *shapes, sampling, slots).compile()
+        events = (event for plane in trace.planes for line in plane.lines for event in line.events)
+        spent = ((event.name, event.duration_ns * 1e-9) for event in events)
+        return {"seconds": seconds, "parts": seconds_of(Program(compiled.as_text()), spent)}
+
 
 if __name__ == "__main__":
     side = Side()
-    serve(write_models=side.write_models, load=side.load, run=side.run)
+    serve(write_models=side.write_models, load=side.load, run=side.run, parts=side.parts)

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.models import gpu_decode
+from gadjax.models import gpu_decode, spans
 from gadjax.models.block_attention import block_attention
 from gadjax.models.cache import Cache, Partial, attend, merge
 from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
+from gadjax.models.spans import Spans
 from gadjax.parallel.mesh import first_device, platform
 from gadjax.segments import visible
 
+CACHED = "cached_attention"  # the scope of what attends over caches, in traces
 Over = Callable[[jax.Array, Cache, jax.Array], Partial]
 
 
@@ -111,11 +113,12 @@ def decoding_attention(mesh: Mesh | None, dtype: Any, head_dim: int) -> Over:
     return gpu_decode.attend if gpu_decode.serves(first_device(mesh), dtype, head_dim) else attend
 
 
+@jax.named_scope(CACHED)
 def group_attention(
     query: jax.Array,
-    prompts: Cache,
+    prompts: Spans,
     prompt_length: jax.Array,
-    responses: Cache,
+    responses: Spans,
     response_length: jax.Array,
     lanes: Lanes,
     over: Over = attend,
@@ -138,12 +141,12 @@ def group_attention(
       [S, Nq, D] in the query's dtype.
     """
     slots, heads, head_dim = query.shape
-    kv_heads, count = responses.value.shape[2], prompts.value.shape[1]
+    kv_heads, count = responses[0].value.shape[2], prompts[0].value.shape[1]
     grouped = (query * head_dim**-0.5).reshape(slots, kv_heads, -1, head_dim)
-    own = over(grouped, responses, response_length)
+    own = spans.attend(grouped, responses, response_length, over)
     asked = grouped[lanes.slot].reshape(count, -1, *grouped.shape[1:])  # [G, N, Nkv, Q, D]
     asked = asked.swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
-    shared = over(asked, prompts, prompt_length)  # [G, Nkv, N * Q]
+    shared = spans.attend(asked, prompts, prompt_length, over)  # [G, Nkv, N * Q]
 
     def back(x):
         x = x.reshape(count, kv_heads, -1, heads // kv_heads, *x.shape[3:]).swapaxes(1, 2)

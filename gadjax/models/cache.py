@@ -32,6 +32,11 @@ class Cache(NamedTuple):
         """Positions of a block."""
         return self.value.shape[3]
 
+    @property
+    def limit(self) -> int:
+        """Positions of a row."""
+        return self.value.shape[0] * self.size
+
 
 class Partial(NamedTuple):
     """Attention over a part of what a query sees, before it is divided by the sum of the weights; float32."""
@@ -68,11 +73,11 @@ def put_token(cache: Cache, key: jax.Array, value: jax.Array, position: jax.Arra
 
     Args:
       key, value: [R, Nkv, D].
-      position: [R], where it goes.
+      position: [R], where it goes; one that the cache does not have is dropped.
     """
     rows = jnp.arange(key.shape[0])
     block, place = position // cache.size, position % cache.size
-    unique = {"unique_indices": True, "mode": "promise_in_bounds"}
+    unique = {"unique_indices": True, "mode": "drop"}
     return Cache(
         cache.key.at[block, rows, :, :, place].set(key, **unique),
         cache.value.at[block, rows, :, place].set(value, **unique),
@@ -117,7 +122,7 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
     nothing = Partial(zeros(query.shape), jnp.full(shape, LOWEST, jnp.float32), zeros(shape))
 
     def step(block, so_far):
-        return _add(so_far, _over_block(query, cache, block, length))
+        return add(so_far, _over_block(query, cache, block, length))
 
     return repeat(needed, cache.key.shape[0], step, nothing)
 
@@ -131,7 +136,7 @@ def fold(parts: Partial) -> Partial:
 
 def merge(*parts: Partial) -> jax.Array:
     """The attention [..., D] over all that the parts saw, float32."""
-    whole = functools.reduce(_add, parts)
+    whole = functools.reduce(add, parts)
     return whole.mixed / whole.total[..., None]
 
 
@@ -146,7 +151,8 @@ def _over_block(query: jax.Array, cache: Cache, block: jax.Array | int, length: 
     return Partial(mixed, top, jnp.sum(weights, axis=-1))
 
 
-def _add(one: Partial, other: Partial) -> Partial:
+def add(one: Partial, other: Partial) -> Partial:
+    """Attention over what both parts saw."""
     top = jnp.maximum(one.top, other.top)
     left, right = jnp.exp(one.top - top), jnp.exp(other.top - top)
     mixed = one.mixed * left[..., None] + other.mixed * right[..., None]

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gadjax.models import cache as caches
+from gadjax.models import spans
 from gadjax.models.attention import Lanes, decoding_attention, group_attention
-from gadjax.models.cache import Cache
 from gadjax.models.decoder import Attend, Decoder
 from gadjax.models.model import Model, Params
+from gadjax.models.spans import Spans
 from gadjax.parallel.mesh import BATCH, batch_shards
 from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
@@ -43,8 +44,8 @@ class State:
     """What the loop carries. Of what is split over the batch, each shard has its part: slots, places, samples."""
 
     queue: Queue
-    prompts: list[Cache]  # a layer each
-    responses: list[Cache]
+    prompts: list[Spans]  # a layer each
+    responses: list[Spans]
     samples: Samples  # of samples in a row, [B * N, ...]
     steps: jax.Array  # token steps so far
 
@@ -155,7 +156,8 @@ class _Loop:
         """Nothing is read, nothing is drawn."""
         config, sizes, limit = self.model.config, self.sizes, self.sampling.max_response_length
         layers, heads = range(config.num_layers), self.model.cached_heads
-        cache = lambda rows, limit: caches.empty(rows * self.shards, limit, heads, config.head_dim, config.dtype)  # noqa: E731
+        sizes_of_rows = heads, config.head_dim, config.dtype
+        cache = lambda rows, limit: spans.empty(self.model.mesh, rows * self.shards, limit, *sizes_of_rows)  # noqa: E731
         count = self.shards * sizes.prompts * sizes.samples
         samples = Samples(
             tokens=jnp.full((count, limit), self.sampling.pad_id, jnp.int32),
@@ -197,7 +199,7 @@ class _Loop:
         )
         fresh = self.decoder.prefill(tokens, lengths)
         of_tokens = P(BATCH, None, "tensor")
-        put = self._on_devices(caches.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
+        put = self._on_devices(spans.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
         widen = functools.partial(caches.widen, heads=self.model.cached_heads)
         prompts = [
             put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
@@ -211,7 +213,7 @@ class _Loop:
     def _step(self, state: State) -> State:
         """An inner turn: refills the slots, reads a token in each and draws the next."""
         queue, reading = self._on_devices(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
-        responses: list[Cache] = []
+        responses: list[Spans] = []
         attends = [
             self._attention(reading, prompts, own, responses)
             for prompts, own in zip(state.prompts, state.responses, strict=True)
@@ -232,14 +234,14 @@ class _Loop:
         lanes = schedule.lanes(queue, self.sizes)
         return queue, _Reading(queue.token, position, queue.length, seen, lanes, drawn_with)
 
-    def _attention(self, reading: _Reading, prompts: Cache, own: Cache, kept: list[Cache]) -> Attend:
-        """Of one layer; the cache with the token in it is appended to `kept`."""
+    def _attention(self, reading: _Reading, prompts: Spans, own: Spans, kept: list[Spans]) -> Attend:
+        """Of one layer; its spans with the token in them is appended to `kept`."""
 
         config = self.model.config
         over = decoding_attention(self.model.mesh, config.dtype, config.head_dim)
 
         def local(query, key, value, prompts, own, reading):
-            own = caches.put_token(own, key, value, reading.length)
+            own = spans.put_token(own, key, value, reading.length)
             seen = prompts, reading.seen, own, reading.length + 1
             return group_attention(query, *seen, reading.lanes, over), own
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.growth import growth
 from benchmarks.harness import models
+from benchmarks.harness.parts import PARTS
 from benchmarks.sampling_tunix import agreement
 from benchmarks.update import CHECKED, disagreement
 
@@ -32,6 +33,15 @@ def test_machine(benchmark):
     assert finished.status == 0 and "GFLOP/s" in finished.out
     assert results["peak"]["low"] > 0 and results["bandwidth"]["low"] > 0
     assert results["rates"].keys() == {"1", "16"}
+
+
+def test_sampling_parts(benchmark):
+    finished, results = benchmark("sampling_parts", "--rounds=1")
+    assert finished.status == 0, finished.err
+    (turn,) = results[0]["turns"]
+    assert turn["parts"].keys() == set(PARTS) and min(turn["parts"].values()) > 0  # each was found in the program
+    assert sum(turn["parts"].values()) == pytest.approx(turn["seconds"])
+    assert set(turn["least"]) < set(PARTS) and min(turn["least"].values()) > 0
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_group_attention(kv_heads, block):
         caches.put_rows(caches.empty(len(key), key.shape[1], kv_heads, 8, "float32", block), key, value, rows)
         for (key, value), rows in ((prompts, np.arange(places)), (responses, np.arange(slots)))
     ]
-    out = group_attention(jnp.asarray(query), stored[0], lengths, stored[1], own_lengths, Lanes(slot, lane))
+    out = group_attention(jnp.asarray(query), stored[:1], lengths, stored[1:], own_lengths, Lanes(slot, lane))
     for s, head in np.ndindex(slots, heads):
         place, of = lane[s] // samples, head * kv_heads // heads
         keys, values = (
