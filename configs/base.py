@@ -188,6 +188,13 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2
     # Steps of the whole run that this divides are saved as well, and stay on disk; 0 for none.
     config.checkpoint.keep_every = 0
+    # A held-out figure by which the best checkpoint stays as well, WORKDIR@best: "nll" (least), "rouge_l" (most) or
+    # "two_sample" (nearest to 0.5; measured at the ends of stages). A measurement that beats all before is saved at
+    # once. "" for none.
+    config.checkpoint.best = ""
+    # Where checkpoints go: a folder, in the workdir where it is relative; or gs://BUCKET/FOLDER or s3://BUCKET/FOLDER,
+    # of this run alone (pip install gcsfs or s3fs). "" is WORKDIR/checkpoints.
+    config.checkpoint.directory = ""
     # Dtype of the exported weights: "float32" or "bfloat16".
     config.export_dtype = "bfloat16"
 

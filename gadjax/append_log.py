@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import pathlib
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from gadjax.errors import UserError
+from gadjax.files import keeping
 
 Row = TypeVar("Row")
 
@@ -78,7 +78,7 @@ class AppendLog:
           UserError: the file cannot be written.
         """
         line = text.encode() + b"\n"
-        with self._writing():
+        with keeping(self.path):
             self._file.write(line)
             self._file.flush()
         start, self._end = self._end, self._end + len(line)
@@ -92,21 +92,14 @@ class AppendLog:
           UserError: the disk does not take it.
         """
         if self._unsynced:
-            with self._writing():
+            with keeping(self.path):
                 os.fsync(self._file.fileno())
             self._unsynced = False
 
     def close(self) -> None:
         """Lets go of the file, once what was appended is on the disk."""
-        with self._writing():
+        with keeping(self.path):
             try:
                 self.sync()
             finally:
                 self._file.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room there") from None

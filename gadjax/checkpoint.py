@@ -3,45 +3,91 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import math
+import os
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
+from gadjax.config import field_value
 from gadjax.errors import UserError
+from gadjax.files import expand
+from gadjax.models.weights import named_leaves
 
-Progress = dict[str, Any]  # stage, stage_step, step, and what else must survive as JSON
+Progress = dict[str, Any]  # stage, stage_step, step, perhaps held-out figures, and what else must survive as JSON
+
+_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class Checkpoints:
-    """Saves and restores `(state, replay, progress)` under `workdir/checkpoints/STEP`; STEP counts over all stages."""
+    """Saves and restores `(state, replay, progress)` in `directory/STEP`; STEP counts over all stages."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int | None = None, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        directory: str = "",
+        best: str = "",
+        keep: int | None = None,
+        keep_every: int = 0,
+    ):
         """
         Args:
           workdir: of the run.
+          directory: that checkpoints are in, as `config.checkpoint.directory` has it.
+          best: the held-out figure by which the best checkpoint stays too; "" for none.
           keep: how many of the last checkpoints stay on disk; None leaves the folder as it is, or absent.
           keep_every: those of steps that it divides stay too; 0 for none.
         """
-        self.directory = workdir.absolute() / "checkpoints"
+        self.directory = checkpoint_directory(workdir, directory)
+        self._best = _KeepBest(best)
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        if best:
+            kept.append(self._best)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, create=keep is not None
+            preservation_policy=policies.AnyPreservationPolicy(kept), create=keep is not None
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            with self._writing():
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except ImportError as error:  # of what reads gs:// or s3://
+            raise UserError(f"config.checkpoint.directory is {self.directory}: {error}") from None
+        self._read_figures()
+
+    @classmethod
+    def of(cls, workdir: pathlib.Path, config: Mapping[str, Any], *, write: bool = False) -> Checkpoints:
+        """Those of a run; `config`: a `ConfigDict`, or the contents of its config.json, perhaps of an older gadjax."""
+        names = ("keep", "keep_every") if write else ()
+        options = {name: field_value(config, f"checkpoint.{name}") for name in names}
+        options |= {name: field_value(config, f"checkpoint.{name}") or "" for name in ("directory", "best")}
+        return cls(workdir, **options)
 
     def steps(self) -> list[int]:
         """Steps that are on disk, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, replay: dict[str, np.ndarray], progress: Progress) -> None:
-        """Starts to save; returns once the arrays are copied off the devices."""
+        """Starts to save; returns once the arrays are copied off the devices.
+
+        Raises:
+          UserError: this, or the save before, could not be written; the steps saved earlier are whole.
+        """
         items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
         if replay:
             items["replay"] = ocp.args.StandardSave(replay)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._best.note(step, progress)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def progress(self, step: int) -> Progress:
         """Where the run stood at a saved step."""
@@ -63,11 +109,7 @@ class Checkpoints:
             partial_restore=True,
         )
         self._check_saved(step)
-        with ocp.CheckpointManager(
-            self.directory,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(read_only=True),
-        ) as manager:
+        with self._reader() as manager:
             if manager.item_metadata(step)["state"].tree[network] is None:
                 return None
             return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
@@ -86,7 +128,35 @@ class Checkpoints:
                 return self.progress(step)["stage"]
         return None
 
-    def set_aside(self, step: int) -> pathlib.Path:
+    def best(self) -> tuple[int, float] | None:
+        """The step whose figure is the best of those on disk, and that figure; None where none has it."""
+        return self._best.of(self.steps())
+
+    def best_step(self) -> int:
+        """The step of `best`.
+
+        Raises:
+          UserError: no checkpoint has the figure.
+        """
+        if (best := self.best()) is None:
+            raise UserError(
+                f"{self.directory}: no checkpoint is known as the best; the run needs config.checkpoint.best"
+            )
+        return best[0]
+
+    def improves(self, figures: Mapping[str, float]) -> bool:
+        """Whether held-out figures are better than those of every checkpoint."""
+        best, new = self.best(), quality(self._best.figure, figures)
+        return new > (-math.inf if best is None else quality(self._best.figure, {self._best.figure: best[1]}))
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that a checkpoint holds, by names such as generator/embed/embedding."""
+        with self._reader() as manager:
+            state = manager.item_metadata(step)["state"].tree
+        networks = {name: state[name]["params"] for name in ("generator", "discriminator") if state[name]}
+        return {name: tuple(leaf.shape) for name, leaf in named_leaves(networks).items()}
+
+    def set_aside(self, step: int) -> epath.Path:
         """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again.
 
         Of a process that is alone.
@@ -99,12 +169,40 @@ class Checkpoints:
         return aside
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk; raises as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Returns when everything is on disk; nothing more can be saved."""
-        self._manager.close()
+        """Returns when everything is on disk; nothing more can be saved. Raises as `save`."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of TensorStore, for one, which has no class of its own
+            if not (reason := _refusal(error)):
+                raise
+            raise UserError(
+                f"{self.directory}: a checkpoint cannot be written ({reason}); those of earlier steps are whole: make "
+                "room there, or mend what it is, and the same command goes on"
+            ) from error
+
+    def _read_figures(self) -> None:
+        if self._best.figure:
+            for step in self.steps():
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is damaged, as in `stage`
+                    self._best.note(step, self.progress(step))
+
+    def _reader(self) -> ocp.CheckpointManager:
+        """Another manager, that can read parts of a state."""
+        return ocp.CheckpointManager(
+            self.directory,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(read_only=True),
+        )
 
     def _restore(self, step: int, **items: Any) -> Any:
         self._check_saved(step)
@@ -114,3 +212,71 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {known}")
+
+
+class _KeepBest(policies.PreservationPolicy):
+    """Orbax keeps the checkpoint with the best held-out figure."""
+
+    def __init__(self, figure: str):
+        self.figure = figure
+        self._figures: dict[int, float] = {}
+
+    def note(self, step: int, progress: Progress) -> None:
+        """Remembers what a checkpoint's progress says of its step."""
+        figures = progress.get("figures", {})
+        if quality(self.figure, figures) > -math.inf:
+            self._figures[step] = figures[self.figure]
+
+    def of(self, steps: Sequence[int]) -> tuple[int, float] | None:
+        """The best of these steps, of equals the last, and its figure."""
+        measured = [step for step in steps if step in self._figures]
+        rank = lambda step: (quality(self.figure, {self.figure: self._figures[step]}), step)  # noqa: E731
+        best = max(measured, key=rank, default=None)
+        return None if best is None else (best, self._figures[best])
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: policies.PreservationContext) -> list[bool]:
+        """Orbax's question; `checkpoints`: objects with a `step`."""
+        best = self.of([info.step for info in checkpoints])
+        return [best is not None and info.step == best[0] for info in checkpoints]
+
+
+# How good a value of a figure is: more is better. The keys are `gadjax.config.BEST`.
+_QUALITY = {
+    "nll": lambda value: -value,
+    "rouge_l": lambda value: value,
+    "two_sample": lambda value: -abs(value - 0.5),  # at 0.5 nobody can tell student from teacher
+}
+
+
+def quality(figure: str, figures: Mapping[str, float]) -> float:
+    """How good figures are by one of them; -inf where it was not measured, or is not finite."""
+    value = figures.get(figure, math.nan)
+    return _QUALITY[figure](value) if math.isfinite(value) else -math.inf
+
+
+def clear_unfinished(directory: epath.Path) -> None:
+    """Removes what saves left that were killed or found no room; for one process, while none saves."""
+    for unfinished in ocp.utils.tmp_checkpoints(directory):
+        unfinished.get().rmtree()
+
+
+def checkpoint_directory(workdir: pathlib.Path, directory: str = "") -> epath.Path:
+    """Where a run's checkpoints are.
+
+    Args:
+      directory: absolute, or in the workdir; or a URL that etils and Orbax read, such as gs://BUCKET/RUN.
+    """
+    if "://" in directory:
+        return epath.Path(directory)
+    return epath.Path(workdir.absolute() / expand(directory or "checkpoints"))
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Why a file system would not take what was written, where that is what an error is about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+            return error.strerror
+        if reason := next((text for text in map(os.strerror, _SYSTEM_ERRORS) if text in str(error)), None):
+            return reason
+        error = error.__cause__ or error.__context__
+    return None

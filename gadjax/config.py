@@ -13,6 +13,7 @@ from gadjax.errors import UserError
 from gadjax.files import parse_json
 
 STAGES = ("seqkd", "warmup", "gad")
+BEST = ("nll", "rouge_l", "two_sample")  # held-out figures that a checkpoint can be the best by
 WATCHDOGS = ("discriminator", "length", "kl", "entropy", "throughput")  # of gadjax.trainer.watchdogs
 _FROM_GENERATOR = "generator"  # a value of discriminator.init
 
@@ -20,7 +21,8 @@ _FROM_GENERATOR = "generator"  # a value of discriminator.init
 _FIELDS = {
     str: """
         student dtype remat export_dtype data.train data.heldout data.cut_answers data.chat_template
-        data.template_args data.template_date discriminator.init discriminator.loss gad.aggregation log.wandb_project
+        data.template_args data.template_date discriminator.init discriminator.loss gad.aggregation checkpoint.best
+        checkpoint.directory log.wandb_project
     """,
     bool: """
         random_init warmup.train_generator warmup.train_discriminator gad.train_generator gad.train_discriminator
@@ -96,6 +98,7 @@ _AT_LEAST = {
     "checkpoint.keep_every": 0,
     "optimizer.max_skipped_steps": 1,
 }
+_STORES = ("gs://", "s3://")  # object stores that Orbax writes to
 _BELOW = {"seed": 2**32}  # JAX takes the lower 32 bits
 _MOST = 2**63
 _ABOVE = {
@@ -129,6 +132,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     template_args(config)
     _check_stages(config)
     _check_watchdogs(config)
+    _check_checkpoints(config)
     _check_batch(config)
     _check_adapters(config)
     return config
@@ -288,6 +292,27 @@ def _check_watchdogs(config: ConfigDict) -> None:
         raise UserError(
             f"config.stop_on names {', '.join(unknown)}: choose among {', '.join(WATCHDOGS)}, with commas between, or "
             "none"
+        )
+
+
+def _check_checkpoints(config: ConfigDict) -> None:
+    best, directory = config.checkpoint.best, config.checkpoint.directory
+    if best and best not in BEST:
+        raise UserError(f'config.checkpoint.best is {best!r}: choose one of {", ".join(BEST)}, or leave it at ""')
+    if best and not config.data.heldout:
+        raise UserError(
+            f"config.checkpoint.best {best} is measured on held-out prompts, and config.data.heldout is empty: give "
+            'some, or leave config.checkpoint.best at ""'
+        )
+    if best == "two_sample" and not config.evaluation.two_sample_folds:
+        raise UserError(
+            "config.checkpoint.best is two_sample, which config.evaluation.two_sample_folds=0 leaves out: set that to "
+            "2 or more, or choose another figure"
+        )
+    if "://" in directory and not directory.startswith(_STORES):
+        raise UserError(
+            f"config.checkpoint.directory is {directory}: give a folder, or an address that begins with "
+            f"{' or '.join(_STORES)}"
         )
 
 

@@ -3,10 +3,11 @@ r"""Compares models on named sets of prompts: a judge's scores, overlap with the
     python -m gadjax.evaluate --models=before=HuggingFaceTB/SmolLM2-135M-Instruct,gad=/tmp/demo,seqkd=/tmp/demo@200 \
         --sets=vicuna=vicuna.jsonl,lmsys=test.parquet --judge=gpt-4o --out=/tmp/evaluation
 
-Models, as NAME=SOURCE: a Hugging Face directory or hub id; the workdir of a run, for its last checkpoint, or
-WORKDIR@STEP; or api:MODEL, asked at --base_url. Sets, as NAME=FILE: prompts as gadjax.collect reads them; where the
-rows hold `teacher_response`, answers are compared with it too. A set named vicuna, self_instruct, dolly or lmsys is
-shown under the paper's name. The key of APIs comes from OPENAI_API_KEY and is written nowhere.
+Models, as NAME=SOURCE: a Hugging Face directory or hub id; the workdir of a run, for its last checkpoint,
+WORKDIR@STEP, or WORKDIR@best (config.checkpoint.best); or api:MODEL, asked at --base_url. Sets, as NAME=FILE: prompts
+as gadjax.collect reads them; where the rows hold `teacher_response`, answers are compared with it too. A set named
+vicuna, self_instruct, dolly or lmsys is shown under the paper's name. The key of APIs comes from OPENAI_API_KEY and is
+written nowhere.
 
 Every model answers greedily, at most --max_response_length tokens. Then, as far as it is asked for:
 

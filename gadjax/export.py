@@ -7,19 +7,25 @@ DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
 from gadjax.files import expand
 
+if TYPE_CHECKING:
+    from gadjax.checkpoint import Checkpoints
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Those of the command; not on import, so that commands can be imported together."""
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    flags.DEFINE_integer("step", -1, "Step of the checkpoint, counted over all stages; -1 is the last one.")
+    flags.DEFINE_string(
+        "step", "last", 'Step of the checkpoint, counted over all stages; "last", or "best" (config.checkpoint.best).'
+    )
     flags.DEFINE_string("out", None, "Folder to write to.", required=True)
 
 
@@ -32,11 +38,10 @@ def main(argv: list[str]) -> None:
 
     workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
     config, facts = read_workdir(workdir)
-    checkpoints = Checkpoints(workdir)
-    saved = checkpoints.steps()
-    if not saved:
+    checkpoints = Checkpoints.of(workdir, config)
+    if not checkpoints.steps():
         raise UserError(f"--workdir {workdir} has no checkpoint yet")
-    step = saved[-1] if FLAGS.step == -1 else FLAGS.step
+    step = _step(checkpoints, FLAGS.step)
     mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
         like = lora.trained(layout.abstract_params(network_model(config, facts, network), mesh))
@@ -44,6 +49,16 @@ def main(argv: list[str]) -> None:
         if params is not None:
             export_network(workdir, network, params, step, out / network)
             print(f"step {step}: {out / network}")
+
+
+def _step(checkpoints: Checkpoints, named: str) -> int:
+    if named == "last":
+        return checkpoints.steps()[-1]
+    if named == "best":
+        return checkpoints.best_step()
+    if not (named.isascii() and named.isdigit()):
+        raise UserError(f"--step={named}: expected a number of steps, last or best")
+    return int(named)
 
 
 if __name__ == "__main__":

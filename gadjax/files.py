@@ -66,6 +66,16 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"--out={path} cannot be written: {error.strerror or error}") from None
 
 
+@contextlib.contextmanager
+def keeping(path: pathlib.Path) -> Iterator[None]:
+    """What the block cannot write to a file of a run or a ledger, which a rerun goes on with, is a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); make room there, and run again") from None
+
+
 def replace(path: pathlib.Path, content: bytes) -> None:
     """Gives a file new content, whole or not at all."""
     new = path.with_name(path.name + ".new")

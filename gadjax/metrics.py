@@ -13,6 +13,7 @@ removes what lies past its checkpoint, so that each step stands once, in the eve
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from gadjax.errors import UserError
-from gadjax.files import replace
+from gadjax.files import keeping, replace
 
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
 _METRIC = ("kind", "stage", "step")  # what every line of metrics.jsonl has
@@ -55,7 +56,8 @@ class MetricsLogger:
           write: False on every process but the first, where nothing is written.
 
         Raises:
-          UserError: a line of metrics.jsonl is no record, or W&B is asked for and cannot start.
+          UserError: a line of metrics.jsonl is no record, a file cannot be written (from every method), or W&B is asked
+            for and cannot start.
         """
         self._sinks: list[_JsonLines | _TensorBoard | _WandB] = []
         self._last = {"train": -1, "heldout": -1}
@@ -109,8 +111,9 @@ class MetricsLogger:
 
     def close(self) -> None:
         """Closes the files and ends the W&B run."""
-        for sink in self._sinks:
-            sink.close()
+        with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
+            for sink in self._sinks:
+                closing.callback(sink.close)
         self._sinks = []
 
     def _log(self, kind: str, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
@@ -247,22 +250,26 @@ class _JsonLines:
         if resume_step is not None and path.exists():
             kept = [(line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step]
             lines, self.kept = [line for line, _ in kept], [record for _, record in kept]
-        replace(path, b"".join(line + b"\n" for line in lines))
-        self._file: BinaryIO = open(path, "ab")  # noqa: SIM115, open as long as the run
+        self._path = path
+        with keeping(path):
+            replace(path, b"".join(line + b"\n" for line in lines))
+            self._file: BinaryIO = open(path, "ab")  # noqa: SIM115, open as long as the run
 
     def write(self, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         nonfinite = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record = {**head, **values, **dict.fromkeys(nonfinite)}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with keeping(self._path):
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._file.flush()
 
     def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
         self.write(head, row)
 
     def close(self) -> None:
-        self._file.close()
+        with keeping(self._path):
+            self._file.close()
 
 
 class _TensorBoard:
@@ -280,11 +287,12 @@ class _TensorBoard:
         self._tensor, self._string = tensor_pb2.TensorProto, types_pb2.DT_STRING
         plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
         self._text = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
-        folder.mkdir(exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names.
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}"
-        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115, open as long as the run
+        self._path = folder / f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}"
+        with keeping(self._path):
+            folder.mkdir(exist_ok=True)
+            self._writer = RecordWriter(open(self._path, "wb"))  # noqa: SIM115, open as long as the run
         self._add(file_version="brain.Event:2")
         # A start drops what earlier files hold from its step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -300,11 +308,13 @@ class _TensorBoard:
         self._add(step=head["step"], summary=self._summary(value=[value]))
 
     def _add(self, **fields: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self._writer.flush()
+        with keeping(self._path):
+            self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with keeping(self._path):
+            self._writer.close()
 
 
 class _WandB:

@@ -10,6 +10,7 @@ entropy collapses or throughput drops; those in --config.stop_on=kl,length stop 
 
 SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
 again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
+A workdir keeps to its run: another student, seed or data is refused, with the difference; --force goes on all the same.
 
 On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
 they find each other; elsewhere --coordinator, --num_processes and --process_id tell.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from gadjax import commands
+from gadjax.errors import UserError
 from gadjax.files import expand
 
 if TYPE_CHECKING:
@@ -41,13 +43,23 @@ def define_flags() -> None:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which listens there; needless on Slurm and TPUs.")
     flags.DEFINE_integer("num_processes", None, "How many processes there are; given with --coordinator.")
     flags.DEFINE_integer("process_id", None, "Which one this is, from 0; given with --coordinator.")
+    flags.DEFINE_boolean(
+        "force",
+        False,
+        "Goes on in a workdir whose run had another seed, data, limits or the like: says what differs, and counts on "
+        "as if the run had been like this from its start. Other networks and tokenizers are refused all the same.",
+    )
     flags.DEFINE_string(
         "profile", None, "STEP or FIRST-LAST, as metrics.jsonl counts: traces these steps into WORKDIR/profile."
     )
 
 
 def run(
-    config: ConfigDict, workdir: str | os.PathLike[str] = "runs/default", profile: tuple[int, int] | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike[str] = "runs/default",
+    profile: tuple[int, int] | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
 
@@ -55,8 +67,9 @@ def run(
 
     Args:
       config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
-      workdir: made where it does not exist.
+      workdir: a local folder, made where it does not exist.
       profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into `profile` there.
+      force: goes on where the workdir's run had another seed, data or the like, as `--force` does.
 
     Returns:
       The held-out figures by stage, "before" first: the rows of the table that the command prints.
@@ -67,7 +80,12 @@ def run(
     """
     from gadjax.trainer.session import train_and_export
 
-    return train_and_export(config, expand(workdir), profile)
+    if "://" in os.fspath(workdir):
+        raise UserError(
+            f"--workdir={workdir}: logs are appended to, which takes a local folder; give one, and for the checkpoints "
+            f"--config.checkpoint.directory={workdir}"
+        )
+    return train_and_export(config, expand(workdir), profile, force=force)
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +99,7 @@ def main(argv: list[str]) -> None:
     profile = parse_steps(FLAGS.profile) if FLAGS.profile else None
 
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    run(config, FLAGS.workdir or f"runs/{commands.config_name()}", profile)
+    run(config, FLAGS.workdir or f"runs/{commands.config_name()}", profile, force=FLAGS.force)
 
 
 if __name__ == "__main__":

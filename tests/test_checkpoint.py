@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gadjax.checkpoint import Checkpoints
+from gadjax.checkpoint import Checkpoints, clear_unfinished
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState
 from gadjax.errors import UserError
@@ -101,6 +101,52 @@ def test_keep(tmp_path):
     checkpoints.wait()
     assert checkpoints.steps() == [2, 10]
     assert Checkpoints(tmp_path).steps() == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("figure", "values", "best"),
+    [
+        ("nll", [3.0, 1.0, 2.0, float("nan")], (2, 1.0)),
+        ("rouge_l", [0.1, 0.3, 0.3, 0.2], (3, 0.3)),  # of equals the last
+        ("two_sample", [0.8, 0.45, 0.4, None], (2, 0.45)),  # nearest to a half, from either side
+    ],
+)
+def test_the_best_is_kept(tmp_path, figure, values, best):
+    """Beside the last, which is not measured; and known again from the folder alone."""
+    checkpoints = Checkpoints(tmp_path, keep=1, best=figure)
+    assert checkpoints.best() is None
+    for step, value in enumerate(values, start=1):
+        figures = {} if value is None else {figure: value}
+        progress = PROGRESS | {"figures": figures}
+        better = checkpoints.improves(figures)
+        checkpoints.save(step, {"x": jnp.ones(2)}, {}, progress)
+        assert checkpoints.best() is None or (checkpoints.best()[0] == step) >= better
+    checkpoints.save(9, {"x": jnp.ones(2)}, {}, PROGRESS)
+    checkpoints.wait()
+    assert checkpoints.steps() == [best[0], 9]
+    again = Checkpoints(tmp_path, keep=1, best=figure)
+    assert checkpoints.best() == again.best() == best
+    assert not again.improves({figure: best[1]}) and not again.improves({})
+
+
+def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=9, best="nll")
+    for step, value in ((1, 2.0), (2, 1.0)):
+        checkpoints.save(step, {"x": jnp.ones(2)}, {}, PROGRESS | {"figures": {"nll": value}})
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / "2" / "progress" / "metadata").write_text("{")
+    assert Checkpoints(tmp_path, best="nll").best() == (1, 2.0)
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, {"x": jnp.ones(2)}, {}, PROGRESS)
+    checkpoints.close()
+    unfinished = checkpoints.directory / "4.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    (checkpoints.directory / "2.damaged").mkdir()
+    clear_unfinished(checkpoints.directory)
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["2.damaged", "3"]
 
 
 def test_unknown_step(saved):

@@ -111,7 +111,7 @@ def test_home_in_paths(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.py").write_text("from configs.base import get_config\n")
     seen = []
-    monkeypatch.setattr(session, "train_and_export", lambda config, workdir, profile: seen.append(workdir))
+    monkeypatch.setattr(session, "train_and_export", lambda config, workdir, *rest, **more: seen.append(workdir))
     assert command("gadjax.train", "--config=~/mine.py", "--workdir=~/run").status == 0
     assert seen == [tmp_path / "run"]
     done = command("gadjax.export", "--workdir=~/run", "--out=~/out")
@@ -150,9 +150,8 @@ def test_config_name(command, tmp_path, monkeypatch):
     from gadjax.trainer import session
 
     seen = []
-    monkeypatch.setattr(
-        session, "train_and_export", lambda config, workdir, profile: seen.append((config.batch_size, workdir))
-    )
+    train = lambda config, workdir, *rest, **more: seen.append((config.batch_size, workdir))  # noqa: E731
+    monkeypatch.setattr(session, "train_and_export", train)
     assert command("gadjax.train", "--config=configs/qwen7b.py", "--config.batch_size=3").status == 0
     assert seen == [(3, pathlib.Path("runs/qwen7b"))]
 

@@ -172,6 +172,16 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ({"batch_size": 0}, r"config\.batch_size is 0: it must be at least 1"),
         ({"data.max_response_length": 0}, r"config\.data\.max_response_length is 0"),
         ({"gad.kl_coefficient": -1.0}, r"config\.gad\.kl_coefficient is -1"),
+        (
+            {"checkpoint.best": "length_mean"},
+            r"checkpoint\.best is .*length_mean.*: choose one of nll, rouge_l, two_sample",
+        ),
+        ({"checkpoint.best": "nll", "data.heldout": ""}, r"checkpoint\.best nll is measured on held-out prompts, and"),
+        (
+            {"checkpoint.best": "two_sample", "data.heldout": "h", "evaluation.two_sample_folds": 0},
+            r"checkpoint\.best is two_sample, which config\.evaluation\.two_sample_folds=0 leaves out",
+        ),
+        ({"checkpoint.directory": "ftp://host/run"}, r"checkpoint\.directory is ftp://host/run: .* gs:// or s3://"),
         ({"gad.kl_coefficient": NAN}, r"config\.gad\.kl_coefficient is nan: it must be at least 0"),
         ({"gad.entropy_coefficient": NAN}, r"config\.gad\.entropy_coefficient is nan: it must be at least 0"),
         ({"gad.dual_clip": 1.0}, r"config\.gad\.dual_clip is 1\.0: it must be above 1"),

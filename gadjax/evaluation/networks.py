@@ -15,7 +15,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.evaluation.journal import digest
-from gadjax.evaluation.sources import CHECKPOINT, Source
+from gadjax.evaluation.sources import BEST_STEP, CHECKPOINT, Source
 from gadjax.models import lora
 from gadjax.models.config import CAUSAL_LM, ModelConfig
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
@@ -72,7 +72,7 @@ class LocalModel:
             return Loaded(model, load_params(resolve_model(self.source.where), self.config, abstract), mesh)
         workdir = pathlib.Path(self.source.where)
         like = lora.trained(layout.abstract_params(model, mesh, rules=rules))
-        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        with contextlib.closing(Checkpoints.of(workdir, read_workdir(workdir)[0])) as checkpoints:
             own = checkpoints.params(self.source.step, "generator", like)
         base = lora.frozen(abstract)
         if base is not None:
@@ -118,11 +118,12 @@ def _inspect_directory(source: Source):
 def _inspect_checkpoint(source: Source):
     workdir = pathlib.Path(source.where)
     config, facts = read_workdir(workdir)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints.of(workdir, config)) as checkpoints:
         saved = checkpoints.steps()
         if not saved:
             raise UserError(f"{source.given} has no checkpoint yet")
-        step = saved[-1] if source.step is None else source.step
+        step = checkpoints.best_step() if source.step == BEST_STEP else source.step
+        step = saved[-1] if step is None else step
         if step not in saved:
             known = ", ".join(map(str, saved))
             raise UserError(f"{source.given}: there is no checkpoint of step {step}; there are: {known}")
@@ -142,8 +143,8 @@ def _inspect_checkpoint(source: Source):
 
 def _contents(folder: pathlib.Path) -> Iterator[list[str]]:
     """What a checkpoint's files say of its contents: Orbax names those with arrays at random, anew at every save."""
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = file.stat().st_size
+    for file in sorted(root / name for root, _, names in folder.walk() for name in names):
+        size = file.stat().length
         yield [str(file.relative_to(folder)), str(size), _hash(file) if size <= _READ_WHOLE else ""]
 
 

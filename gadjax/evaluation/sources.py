@@ -19,6 +19,7 @@ from gadjax.files import expand
 DISPLAY_NAMES = {"lmsys": "LMSYS", "dolly": "Dolly", "self_instruct": "SelfInst", "vicuna": "Vicuna"}
 REFERENCE = "reference"
 CHECKPOINT, EXPORT, API = "checkpoint", "export", "api"
+BEST_STEP = "best"
 _API_PREFIX = "api:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _SAMPLING = ("temperature", "top_p")
@@ -34,14 +35,14 @@ class Source:
       given: as the user wrote it.
       kind: `CHECKPOINT` of a run, `EXPORT` (any Hugging Face directory or hub id) or `API`.
       where: the workdir, the directory or hub id, or the API's name of the model.
-      step: of the checkpoint; None for the last one.
+      step: of the checkpoint; None for the last one, `BEST_STEP` for the best by `config.checkpoint.best`.
     """
 
     name: str
     given: str
     kind: str
     where: str
-    step: int | None = None
+    step: int | str | None = None
 
     @property
     def workdir(self) -> pathlib.Path | None:
@@ -125,7 +126,7 @@ def check_name(name: str, flag: str) -> None:
 
 
 def parse_source(name: str, given: str, flag: str = "--models") -> Source:
-    """A model from its description: a directory or hub id, WORKDIR, WORKDIR@STEP, or api:MODEL.
+    """A model from its description: a directory or hub id, WORKDIR, WORKDIR@STEP, WORKDIR@best, or api:MODEL.
 
     Raises:
       UserError: the name cannot be used, or the API's model has no name.
@@ -138,10 +139,11 @@ def parse_source(name: str, given: str, flag: str = "--models") -> Source:
             raise UserError(f"{shown}: the model's name is missing; write api:MODEL")
         return Source(name, given, API, model)
     path, at, step = given.rpartition("@")
-    if at and step.isascii() and step.isdigit() and not expand(given).exists():
+    numbered = step.isascii() and step.isdigit()
+    if at and (numbered or step == BEST_STEP) and not expand(given).exists():
         if not _is_workdir(expand(path)):
             raise UserError(f"{shown}: {path} is not the workdir of a run; @STEP names a checkpoint of one")
-        return Source(name, given, CHECKPOINT, str(expand(path).absolute()), int(step))
+        return Source(name, given, CHECKPOINT, str(expand(path).absolute()), int(step) if numbered else step)
     if _is_workdir(expand(given)):
         return Source(name, given, CHECKPOINT, str(expand(given).absolute()))
     return Source(name, given, EXPORT, given)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gadjax.checkpoint import checkpoint_directory
 from gadjax.errors import UserError
 from gadjax.trainer.blueprint import abstract_state
 from gadjax.trainer.setup import Setup, stage_lengths
@@ -37,11 +38,16 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
     count = min(max(1, config.keep + 1 - len(saved)), total - done)
     if config.keep_every:
         count += total // config.keep_every - done // config.keep_every
+    count += bool(config.best)
     size = max(_checkpoint_bytes(setup, stage) for stage in setup.config.stages)
     networks = 1 if set(setup.config.stages) == {"seqkd"} else 2
     exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
-    place = workdir / "checkpoints"  # maybe a link to another disk
-    free = shutil.disk_usage(place if place.exists() else workdir).free
+    place = checkpoint_directory(workdir, config.directory)  # maybe another disk's
+    if "://" in str(place):  # has no size
+        place, count = workdir, 0
+    elif not place.exists():
+        place = next(parent for parent in place.parents if parent.exists())
+    free = shutil.disk_usage(place).free
     needed = count * size + exports
     if needed > free:
         raise UserError(

@@ -8,12 +8,16 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
-from gadjax.checkpoint import Checkpoints
+from etils import epath
+
+from gadjax.checkpoint import Checkpoints, checkpoint_directory, clear_unfinished
 from gadjax.config import discriminator_checkpoint, field_value
 from gadjax.data.pipeline import Dataset
-from gadjax.errors import UserError
+from gadjax.data.tokenizer import vocabulary_fingerprint
+from gadjax.errors import UserError, first_line
 from gadjax.files import replace
 from gadjax.metrics import read_heldout, read_stages
 from gadjax.model_card import model_card
@@ -22,9 +26,9 @@ from gadjax.models.adapters import Adapters, merged_params
 from gadjax.models.config import ModelConfig
 from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model, Params
-from gadjax.models.weights import resolve_model
+from gadjax.models.weights import named_leaves, resolve_model
 from gadjax.parallel import processes
-from gadjax.trainer.blueprint import adapters
+from gadjax.trainer.blueprint import abstract_state, adapters
 from gadjax.trainer.setup import Setup, stage_lengths
 
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
@@ -62,32 +66,38 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     """
     if processes.count() == 1:
         return
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         saved = checkpoints.steps()
     parts = {"config": setup.config.to_dict(), **_facts(setup), "checkpoints": saved, "workdir": str(workdir)}
     digests = {name: _digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()}
     processes.check_equal(digests)
 
 
-def check_workdir(setup: Setup, workdir: pathlib.Path) -> list[int]:
+def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], None] | None = None) -> list[int]:
     """Refuses to continue the run that a workdir holds as another one; nothing is written.
+
+    Args:
+      force: shows a line; where it is given, the run goes on as another one if its checkpoint can be.
 
     Returns:
       Steps of its checkpoints, ascending.
 
     Raises:
       UserError: a field of `_FIXED`, the stages up to the one in progress, a network, the tokenizer or the data is not
-        what it was.
+        what it was; or with `force`, networks, tokenizer or stages are others than those of the checkpoint.
     """
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        saved, stage = checkpoints.steps(), checkpoints.stage()
+    with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
+        saved, stage, where = checkpoints.steps(), checkpoints.stage(), checkpoints.directory
     if not saved:
+        _check_not_elsewhere(workdir, where)
         return []
     if stage is None:
         raise UserError(
-            f"--workdir {workdir}: no checkpoint says where its run stood; restore {workdir / 'checkpoints'} from a "
-            "copy, or use another --workdir"
+            f"--workdir {workdir}: no checkpoint says where its run stood; restore {where} from a copy, or use another "
+            "--workdir"
         )
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{where} has checkpoints, but --workdir {workdir} is not that of their run: give that one")
     config, facts = read_workdir(workdir)
     # What else an earlier version of gadjax did not write down cannot have changed.
     fields = [field for field in _FIXED if _value(config, field) is not None]
@@ -100,15 +110,63 @@ def check_workdir(setup: Setup, workdir: pathlib.Path) -> list[int]:
         return saved  # the same architecture and tokenizer in another folder, of which nothing else is read
     if changes:
         shown = "; ".join(f"{what}: {_shown(old)} → {_shown(new)}" for what, (old, new) in changes.items())
-        raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir")
+        if force is None:
+            raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir, or --force")
+        _check_can_go_on(setup, workdir, stage)
+        force(
+            f"warning: --force: the run in {workdir} goes on as another one ({shown}); steps count on, and the data "
+            "from where its order would stand, had the run been like this from its start"
+        )
     return saved
+
+
+def _check_not_elsewhere(workdir: pathlib.Path, where: epath.Path) -> None:
+    """A workdir without checkpoints is a new run's, unless its run kept them in another folder."""
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):  # of no run yet; it is written anew
+        return
+    with contextlib.closing(Checkpoints.of(workdir, config)) as before:
+        if before.directory != where and before.steps():
+            raise UserError(
+                f"config.checkpoint.directory: there is no checkpoint in {where}, but the run of --workdir {workdir} "
+                f"has some in {before.directory}: move them, or leave the field as it was"
+            )
+
+
+def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
+    """Refuses what no force can continue: a checkpoint whose stage, ids or arrays mean nothing to this run."""
+    if stage not in setup.config.stages:
+        raise UserError(f"--force: the run of --workdir {workdir} is in stage {stage}, which config.stages leaves out")
+    if vocabulary_fingerprint(workdir / "tokenizer") != setup.tokenizer.vocabulary_fingerprint():
+        raise UserError(
+            f"--force: the run of --workdir {workdir} has another tokenizer than {setup.student}, and token ids would "
+            "mean other text: use another --workdir"
+        )
+    state = abstract_state(setup, stage)
+    networks = {"generator": state.generator, "discriminator": state.discriminator}
+    given = named_leaves({name: part.params for name, part in networks.items() if part is not None})
+    with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
+        step = checkpoints.steps()[-1]
+        try:
+            found = checkpoints.shapes(step)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--force: the checkpoint of step {step} in --workdir {workdir} is damaged ({first_line(error)}): run "
+                "once without --force, which goes on from the one before"
+            ) from error
+    for name, (old, new) in _changes(found, {name: leaf.shape for name, leaf in given.items()}).items():
+        raise UserError(
+            f"--force: the checkpoint of --workdir {workdir} is of other networks, as {name} shows ({old} → {new}): "
+            "use another --workdir"
+        )
 
 
 def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
-    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`. Of several processes the first one writes,
-    and the others look.
+    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`. What a killed save left is removed. Of
+    several processes the first one writes, and the others look.
 
     Raises:
       UserError: it cannot be written, or another process does not see it.
@@ -118,6 +176,7 @@ def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
         if processes.is_first():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
+                clear_unfinished(checkpoint_directory(workdir, setup.config.checkpoint.directory))
                 _write_json(workdir / "config.json", config)
                 _write_json(workdir / "run.json", facts)
                 setup.tokenizer.save(workdir / "tokenizer")

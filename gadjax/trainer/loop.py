@@ -32,7 +32,7 @@ from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
-from gadjax.trainer.replay import Replay
+from gadjax.trainer.replay import Groups, Replay
 from gadjax.trainer.setup import (
     Setup,
     initial_base,
@@ -72,8 +72,7 @@ class Run:
         self.profile = profile or Profile(workdir, 0, 0)  # of no step
         self.lengths = stage_lengths(setup)
         self.offload = Offload.of(self.config)
-        kept = self.config.checkpoint
-        self.checkpoints = Checkpoints(workdir, keep=kept.keep, keep_every=kept.keep_every)
+        self.checkpoints = Checkpoints.of(workdir, self.config, write=True)
         self.heldout = HeldOut(setup) if setup.heldout else None
         saved = self.checkpoints.steps()
         self.replay = Replay(self.config.discriminator.replay_size // self.config.rollout.num_samples)
@@ -147,12 +146,14 @@ class Run:
             self.progress.advance(figures_that_matter(metrics))
             self._check_skipped(steps.method.updates)
             finished = self.position.stage_step == total
+            figures: dict[str, float] = {}
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
-                self._measure(stage, two_sample=finished and trained)
+                figures = self._measure(stage, two_sample=finished and trained)
             alarm, stopped = self._alarm(), self.stop.is_set()  # processes ask together
-            if finished or alarm or stopped or self._due(self.config.checkpoint.every) or self._stays():
-                self._save()
+            due = finished or self._due(self.config.checkpoint.every) or self._stays()
+            if due or alarm or stopped or self.checkpoints.improves(figures):
+                self._save(figures)
             if alarm:
                 raise alarm
             if stopped:
@@ -250,11 +251,25 @@ class Run:
         if self.replay.groups and progress["replay_added"]:
             if not (arrays := self.checkpoints.replay(step)):
                 raise ValueError("its replayed groups are gone")
-            self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
+            if self._replay_fits(arrays):
+                self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
+            else:  # --force, with other limits or data
+                self.progress.say("warning: the replayed groups have other sizes than this run's: replay starts empty")
         return position, state
 
-    def _save(self) -> None:
-        progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added}
+    def _replay_fits(self, groups: Groups) -> bool:
+        """Whether saved groups are of the sizes that this run's are."""
+        config, train = self.setup.config, self.setup.train
+        sizes = {
+            "tokens": (config.rollout.num_samples, config.data.max_response_length),
+            "prompt": (train.prompt_width,),
+            "teacher": (train.response_width,),
+        }
+        return all(groups[name].shape == (self.replay.groups, *size) for name, size in sizes.items())
+
+    def _save(self, figures: dict[str, float]) -> None:
+        """`figures`: measured on held-out prompts at this step, if any."""
+        progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added, "figures": figures}
         self.checkpoints.save(self.position.step, _saved(self.state), self.replay.arrays, progress)
 
     def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:
@@ -266,7 +281,7 @@ class Run:
             jobs[_ROLLOUT] = functools.partial(self._steps[stage].compile_first, state)
         return Ahead(jobs)
 
-    def _measure(self, stage: str, *, two_sample: bool) -> None:
+    def _measure(self, stage: str, *, two_sample: bool) -> dict[str, float]:
         self.ahead.wait(_MEASUREMENT)
         self.state = self.offload.arrange(self.state, "measure")
         generator, discriminator = self.state.generator, self.state.discriminator
@@ -281,6 +296,7 @@ class Run:
         shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
         for answer in itertools.islice(shown, self.config.evaluation.shown):
             self.samples.log(self.position.step, stage, *answer)
+        return {name: float(value) for name, value in figures.items()}
 
     def _watch(self, figures: dict[str, Any]) -> None:
         """Shows and records what the watchdogs say of the step just made."""

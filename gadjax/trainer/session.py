@@ -20,7 +20,7 @@ from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
 
 
 def train_and_export(
-    config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None
+    config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None, *, force: bool = False
 ) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
     with StopRequest() as stop, RunProgress(enabled=processes.is_first()) as progress:
@@ -29,7 +29,7 @@ def train_and_export(
             setup = prepare_run(config, progress.count)
         check_processes(setup, workdir)
         with processes.together():
-            saved = check_workdir(setup, workdir)
+            saved = check_workdir(setup, workdir, force=progress.say if force else None)
         prepare_workdir(setup, workdir)
         with processes.together():
             check_space(setup, workdir, saved)
@@ -51,6 +51,12 @@ def train_and_export(
                 progress.say(f"writing {exported[network]}")
                 export_network(workdir, network, trained.params, run.position.step, exported[network])
         progress.summary(figures, workdir, exported)
+        if best := run.checkpoints.best():
+            step, figure = best
+            progress.say(
+                f"Best checkpoint: step {step}, {config.checkpoint.best} {figure:.4g}; "
+                f"python -m gadjax.export --workdir={workdir} --step=best --out=DIR"
+            )
     return figures
 
 
@@ -72,6 +78,8 @@ def describe(setup: Setup) -> str:
         f"devices: {setup.mesh.devices.size} {setup.mesh.devices.flat[0].device_kind} ({mesh})",
         f"stages: {stages}; batch {setup.config.batch_size} x {setup.config.rollout.num_samples}",
     ]
+    if directory := setup.config.checkpoint.directory:
+        lines.append(f"checkpoints: {directory}")
     if setup.heldout and (shared := shared_prompts(setup.train, setup.heldout)):
         lines.append(f"warning: {shared} held-out prompts are trained on too; figures on them flatter")
     return "\n".join(lines)

@@ -96,6 +96,19 @@ def test_growth(benchmark):
     assert all(quantity["values"][0] > 0 for quantity in quantities.values())
 
 
+@pytest.mark.slow
+def test_checkpoints(benchmark, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    finished, results = benchmark("checkpoints", f"--folder={disk}")
+    assert finished.status == 0, finished.err
+    assert results["every"] == 2 and results["bytes"] > 100_000
+    assert all(0 < turn["waiting"] < turn["seconds"] for turn in results["turns"]["saving"])
+    assert all(turn["waiting"] == turn["bytes"] == 0 for turn in results["turns"]["not saving"])
+    assert "slower at 100" in finished.out
+    assert not list(disk.iterdir())
+
+
 @pytest.mark.parametrize("name", ["sampling", "update", "sampling_tunix", "step_tunix"])
 def test_without_the_peer(benchmark, tmp_path, name):
     finished, results = benchmark(name, f"--peers={tmp_path}")

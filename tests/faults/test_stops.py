@@ -11,10 +11,10 @@ import pytest
 
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import Stopped, UserError
-from gadjax.metrics import read_metrics
 from gadjax.train import run
 from gadjax.trainer import session
 from gadjax.trainer.stage_steps import StageSteps
+from tests.faults.same_run import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -40,18 +40,6 @@ def told_to_stop(monkeypatch):
 def copied(finished_run, tmp_path) -> pathlib.Path:
     """A copy of the finished run's workdir, without its exports."""
     return shutil.copytree(finished_run.workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("export"))
-
-
-def assert_same_run(workdir: pathlib.Path, other: pathlib.Path) -> None:
-    def lines(folder: pathlib.Path) -> list[dict]:
-        untimed = lambda name: not name.startswith(("seconds/", "speed/"))  # noqa: E731
-        records = read_metrics(folder / "metrics.jsonl")
-        return [{name: value for name, value in line.items() if untimed(name)} for line in records]
-
-    assert lines(workdir) == lines(other)
-    for network in ("generator", "discriminator"):
-        weights = f"export/{network}/model.safetensors"
-        assert (workdir / weights).read_bytes() == (other / weights).read_bytes()
 
 
 @pytest.mark.parametrize("step", [0, 3])

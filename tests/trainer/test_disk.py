@@ -40,7 +40,7 @@ def test_what_a_run_writes_is_what_it_asks_for(tiny_config, tmp_path, monkeypatc
     assert 0.9 * weights < exports < 1.1 * weights
 
 
-def test_checkpoints_that_are_there_have_their_room(tiny_config, tmp_path, monkeypatch):
+def test_checkpoints_that_are_there_have_their_room(tiny_config, heldout_file, tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "_GB", 1)
     run(tiny_config(FIELDS | {"checkpoint.every": 1, "seqkd.steps": 2}), tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0))
@@ -53,3 +53,6 @@ def test_checkpoints_that_are_there_have_their_room(tiny_config, tmp_path, monke
         run(tiny_config(more | {"checkpoint.keep_every": 2}), tmp_path)
     with pytest.raises(UserError, match="3 checkpoints of"):
         run(tiny_config(FIELDS | {"seqkd.steps": 12}), tmp_path / "new")
+    measured = FIELDS | {"seqkd.steps": 12, "data.heldout": str(heldout_file), "checkpoint.best": "nll"}
+    with pytest.raises(UserError, match="4 checkpoints of"):
+        run(tiny_config(measured), tmp_path / "best")

@@ -103,7 +103,9 @@ def contents(workdir: pathlib.Path) -> dict[str, bytes]:
 def refused(config, workdir: pathlib.Path, *changes: str) -> str:
     """Each change is shown, and nothing in the workdir is touched; returns the message."""
     before = contents(workdir)
-    with pytest.raises(UserError, match=r"--workdir .* holds another run \(.*\): use another --workdir$") as error:
+    with pytest.raises(
+        UserError, match=r"--workdir .* holds another run \(.*\): use another --workdir, or --force$"
+    ) as error:
         run(config, workdir)
     for change in changes:
         assert change in str(error.value)
@@ -259,8 +261,8 @@ def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, stop_before, 
     """Else a run needs the memory of both at once, on top of the reference."""
     save, create, moments, alive = Run._save, Run._create, [], []
 
-    def remember(self):
-        save(self)
+    def remember(self, figures):
+        save(self, figures)
         moments.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.generator.opt_state))
 
     def count(self, *args):

@@ -33,7 +33,7 @@ def test_the_terminal_sees_the_rows_being_tokenised(tiny_config, tmp_path, monke
     seen = []
     monkeypatch.setattr(RunProgress, "count", lambda self, *args: seen.append(args))
 
-    def stop(setup, workdir):
+    def stop(setup, workdir, force):
         raise Enough
 
     monkeypatch.setattr(session, "check_workdir", stop)
@@ -44,7 +44,9 @@ def test_the_terminal_sees_the_rows_being_tokenised(tiny_config, tmp_path, monke
 
 def test_a_config_is_all_that_python_must_give(tiny_config, monkeypatch):
     asked = []
-    monkeypatch.setattr(session, "train_and_export", lambda config, workdir, profile: asked.append((config, workdir)))
+    monkeypatch.setattr(
+        session, "train_and_export", lambda config, workdir, *rest, **more: asked.append((config, workdir))
+    )
     config = tiny_config()
     train.run(config)
     train.run(config, "elsewhere")
