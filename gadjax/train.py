@@ -12,7 +12,8 @@ SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, an
 again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
 
 On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
-they find each other; elsewhere --coordinator, --num_processes and --process_id tell.
+they find each other; elsewhere --coordinator, --num_processes and --process_id tell. Where one of them dies, the others
+end within a minute: with a line that names it and status 75, or by JAX's abort (134) where it was process 0.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ PHASES = ("rollout", "update", "save", "export")
 OTHERS = ("start", "measurement")
 NONE = "between"  # of the phases
 _PATIENCE = 240  # seconds without an end or a line in the log
+_REACH = 4  # steps from where a run goes on to where it is killed next, at most
 
 
 class Moment(NamedTuple):
@@ -68,6 +69,7 @@ class Server:
             "PYTHONPATH": str(repo),
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",  # it has advice where torch is absent
         }
         command = [sys.executable, "-m", "tests.faults.logged_run"]
         self._process = subprocess.Popen(
@@ -171,7 +173,7 @@ class Run:
 def choose(
     timed: dict[Moment, float], phases: Collection[str], saved: int, rng: random.Random
 ) -> tuple[Moment, float] | None:
-    """Where to kill a run next, at random: one of the phases, one of its moments and a part of the time it takes.
+    """Where to kill a run next, at random: one of the phases, one of its moments soon and a part of the time it takes.
 
     Args:
       timed: what the uninterrupted run did, and how long it took.
@@ -180,9 +182,14 @@ def choose(
     Returns:
       The moment and the seconds after its begin; None where none is left.
     """
-    left = [m for m in timed if m.phase in phases and (m.step > saved or m.phase in ("start", "export"))]
+    last, soon = max(moment.step for moment in timed), range(saved + 1, saved + 1 + _REACH)
+    left = [m for m in timed if m.phase in phases and (m.step in soon or m.step == saved == 0)]
+    if "start" in phases and saved < last:
+        left += [m for m in timed if m.phase == "start"]
+    if "export" in phases and (saved == last or not left):
+        left += [m for m in timed if m.phase == "export"]
     if not left:
         return None
     phase = rng.choice(sorted({moment.phase for moment in left}))
-    moment = rng.choice(sorted(moment for moment in left if moment.phase == phase))
+    moment = rng.choice(sorted({moment for moment in left if moment.phase == phase}))
     return moment, rng.uniform(0, timed[moment])
