@@ -13,7 +13,8 @@ again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was da
 A workdir keeps to its run: another student, seed or data is refused, with the difference; --force goes on all the same.
 
 On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
-they find each other; elsewhere --coordinator, --num_processes and --process_id tell.
+they find each other; elsewhere --coordinator, --num_processes and --process_id tell. Where one of them dies, the others
+end within a minute: with a line that names it and status 75, or by JAX's abort (134) where it was process 0.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ So a run does not depend on how many processes share it, a batch may have fewer 
 tensor axis may span them. The price is small: each holds the token ids of the data, and packs all rows of a step.
 
 Process 0 alone writes to the workdir, but for checkpoints, which Orbax writes from all of them.
+
+A process that is gone ends the others within a minute: while they train or export with a line that names it and status
+75 (`gadjax.parallel.watch`), before that, or where it was process 0, by JAX's abort (status 134 in a shell).
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gadjax.errors import SaidElsewhere, UserError, first_line
+from gadjax.errors import SaidElsewhere, Stopped, UserError, first_line
+from gadjax.parallel import watch
 
 _PATIENCE = 300  # seconds that a process waits for the others to start
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _MESSAGE = 4096  # bytes of what processes tell each other at once
+_watches: list[watch.Watch] = []  # one, once there is something to watch
 
 
 def start(
@@ -108,6 +113,29 @@ def together() -> Iterator[None]:
     raise kind(where + messages[failed[0]]) from failure
 
 
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """A block in which the processes work together, and this one ends where another is gone (`gadjax.parallel.watch`).
+
+    All enter it at about the same time. They are watched until the program ends; an error of this block that a lost
+    process may be the cause of is held back until all have been met.
+    """
+    if count() == 1:
+        yield
+        return
+    if not _watches:
+        from jax._src import distributed  # JAX has no public door to its barriers with a time limit
+
+        _watches.append(watch.Watch(distributed.global_state.client))
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except Exception:  # of whatever lost its other end
+        _watches[0].confirm()
+        raise
+
+
 def check_equal(values: Mapping[str, str]) -> None:
     """Raises a `UserError`, as `together` does, unless every process gives the same values.
 
@@ -160,7 +188,12 @@ def _join(others: str, patience: int, **arguments: Any) -> None:
 
     threading.Thread(target=give_up, daemon=True).start()
     try:
-        jax.distributed.initialize(initialization_timeout=patience + 60, **arguments)
+        jax.distributed.initialize(
+            initialization_timeout=patience + 60,
+            heartbeat_timeout_seconds=watch.HEARTBEAT,
+            shutdown_timeout_seconds=watch.SHUTDOWN,
+            **arguments,
+        )
     except RuntimeError as error:
         raise UserError(f"this process cannot join the others ({first_line(error)})") from error
     finally:

@@ -37,19 +37,20 @@ def train_and_export(
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
             progress.say(f"continuing {workdir} after step {run.position.step}")
-        state = run.train()
-        with processes.together():
-            pass  # the logs are whole
-        figures = read_heldout(workdir / "metrics.jsonl")
-        exported = {}
-        for network in NETWORKS:
-            trained = getattr(state, network)
-            if trained is not None:
-                if stop.is_set():
-                    raise Stopped("stopped before all is exported; the same command does the rest")
-                exported[network] = workdir / "export" / network
-                progress.say(f"writing {exported[network]}")
-                export_network(workdir, network, trained.params, run.position.step, exported[network])
+        with processes.watched():
+            state = run.train()
+            with processes.together():
+                pass  # the logs are whole
+            figures = read_heldout(workdir / "metrics.jsonl")
+            exported = {}
+            for network in NETWORKS:
+                trained = getattr(state, network)
+                if trained is not None:
+                    if stop.is_set():
+                        raise Stopped("stopped before all is exported; the same command does the rest")
+                    exported[network] = workdir / "export" / network
+                    progress.say(f"writing {exported[network]}")
+                    export_network(workdir, network, trained.params, run.position.step, exported[network])
         progress.summary(figures, workdir, exported)
         if best := run.checkpoints.best():
             step, figure = best

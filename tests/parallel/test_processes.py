@@ -11,7 +11,7 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from gadjax.errors import UserError
-from gadjax.parallel import processes
+from gadjax.parallel import processes, watch
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -26,9 +26,17 @@ SLURM = {
 
 @pytest.fixture
 def started(monkeypatch):
-    """The arguments of each call of `jax.distributed.initialize`, in a plain environment."""
+    """The arguments of each call of `jax.distributed.initialize`, in a plain environment, but for time limits."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+
+    def initialize(*, initialization_timeout, heartbeat_timeout_seconds, shutdown_timeout_seconds, **arguments):
+        assert initialization_timeout > 300
+        assert heartbeat_timeout_seconds == watch.HEARTBEAT and shutdown_timeout_seconds == watch.SHUTDOWN
+        calls.append(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(watch, "Watch", lambda client: None)
+    monkeypatch.setattr(processes, "_watches", [])
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
     others = "CUDA_VISIBLE_DEVICES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"
     for name in (*SLURM, *others, "TPU_SKIP_MDS_QUERY"):
@@ -61,7 +69,6 @@ def test_one_process_starts_nothing(started):
 def test_flags(started):
     processes.start("host:1234", 4, 3)
     (call,) = started
-    assert call.pop("initialization_timeout") > 300
     assert call == {
         "coordinator_address": "host:1234",
         "num_processes": 4,
@@ -104,7 +111,6 @@ def test_slurm(started, monkeypatch, environment, gpus):
         monkeypatch.setenv(name, value)
     processes.start()
     (call,) = started
-    assert call.pop("initialization_timeout") > 300
     assert call == {"local_device_ids": gpus}
 
 

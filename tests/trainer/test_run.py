@@ -69,6 +69,20 @@ def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, 
     assert (workdir / weights).read_bytes() == (finished_run.workdir / weights).read_bytes()
 
 
+def test_stopped_in_seqkd_and_at_its_end(tiny_config, stop_before, tmp_path):
+    """Within the stage, and where the next one begins: with other optimizer states, and a discriminator."""
+    fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 3, "warmup.discriminator_only_steps": 0, "data.heldout": ""}
+    config, whole, stopped = tiny_config(fields | {"checkpoint.every": 2}), tmp_path / "whole", tmp_path / "stopped"
+    run(config, whole)
+    assert stop_before(config, stopped, 2) == [2]
+    assert stop_before(config, stopped, 3) == [2, 3]
+    run(config, stopped)
+    assert lines(stopped) == lines(whole) and len(lines(whole)) == 5
+    for network in ("generator", "discriminator"):
+        weights = f"export/{network}/model.safetensors"
+        assert (stopped / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def test_stopped_before_the_first_checkpoint(tiny_config, stop_before, tmp_path):
     config = tiny_config({"stages": ("seqkd",)})
     assert stop_before(config, tmp_path, 1) == []
