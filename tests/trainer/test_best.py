@@ -105,7 +105,8 @@ def test_another_figure_may_be_asked_for_later(measured, tiny_config, tmp_path):
     assert Checkpoints(tmp_path, best="rouge_l").best() == (5, 0.5)  # step 1's is gone
     run(tiny_config(FIELDS | {"checkpoint.best": "rouge_l", "seqkd.steps": 7}), tmp_path)
     assert Checkpoints(tmp_path).steps() == [5, 7]
-    logged = {line["step"]: line["rouge_l"] for line in read_metrics(tmp_path / "metrics.jsonl") if "rouge_l" in line}
+    heldout = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "heldout"]
+    logged = {line["step"]: line["heldout/rouge_l"] for line in heldout}
     assert (logged[5], logged[7]) == (0.5, 0.4)
 
 
