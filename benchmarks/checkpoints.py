@@ -37,9 +37,11 @@ def main() -> None:
     made.add_argument("--folder", type=expand, help="to save into, on the disk to measure; default: a temporary one")
     made.add_argument("--smollm2", action="store_true", help="SmolLM2-135M's shape, not 8 layers of 512 channels")
     arguments = command.parse(made)
-    every = arguments.every or (2 if arguments.quick else 25)
+    every = (2 if arguments.quick else 25) if arguments.every is None else arguments.every
     if every < 1:
         raise UserError(f"--every={every}: at least 1")
+    if arguments.folder and not arguments.folder.is_dir():
+        raise UserError(f"--folder={arguments.folder}: no such folder; make it, or name another one")
     fields = models.SMOLLM2 if arguments.smollm2 else models.small(32_000)
     fields = models.TINY if arguments.quick else fields
     shape = Shape(2, 2, 8, 12, fields["vocab_size"]) if arguments.quick else Shape(4, 4, 64, 128, fields["vocab_size"])

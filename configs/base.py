@@ -192,8 +192,9 @@ def get_config() -> ConfigDict:
     # "two_sample" (nearest to 0.5; measured at the ends of stages). A measurement that beats all before is saved at
     # once. "" for none.
     config.checkpoint.best = ""
-    # Where checkpoints go: a folder, in the workdir where it is relative; or gs://BUCKET/FOLDER or s3://BUCKET/FOLDER,
-    # of this run alone (pip install gcsfs or s3fs). "" is WORKDIR/checkpoints.
+    # Where checkpoints go: a folder, in the workdir where it is relative; or gs://BUCKET/FOLDER (pip install gcsfs; no
+    # real bucket was tried). Of this run alone: what is not in the workdir gets a file, workdir.txt, that says whose it
+    # is; it is to be deleted where the workdir was moved. "" is WORKDIR/checkpoints.
     config.checkpoint.directory = ""
     # Dtype of the exported weights: "float32" or "bfloat16".
     config.export_dtype = "bfloat16"

@@ -18,7 +18,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gadjax.config import field_value
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
 from gadjax.files import expand
 from gadjax.models.weights import named_leaves
 
@@ -46,6 +46,9 @@ class Checkpoints:
           best: the held-out figure by which the best checkpoint stays too; "" for none.
           keep: how many of the last checkpoints stay on disk; None leaves the folder as it is, or absent.
           keep_every: those of steps that it divides stay too; 0 for none.
+
+        Raises:
+          UserError: the directory cannot be opened or read.
         """
         self.directory = checkpoint_directory(workdir, directory)
         self._best = _KeepBest(best)
@@ -57,12 +60,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), create=keep is not None
         )
-        try:
-            with self._writing():
-                self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except ImportError as error:  # of what reads gs:// or s3://
-            raise UserError(f"config.checkpoint.directory is {self.directory}: {error}") from None
-        self._read_figures()
+        with using(self.directory, "opened"):
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with using(self.directory, "read"):
+            self._read_figures()
 
     @classmethod
     def of(cls, workdir: pathlib.Path, config: Mapping[str, Any], *, write: bool = False) -> Checkpoints:
@@ -110,7 +111,7 @@ class Checkpoints:
         )
         self._check_saved(step)
         with self._reader() as manager:
-            if manager.item_metadata(step)["state"].tree[network] is None:
+            if _saved_tree(manager, step)[network] is None:
                 return None
             return manager.restore(step, args=ocp.args.Composite(state=restore))["state"][network]["params"]
 
@@ -123,9 +124,10 @@ class Checkpoints:
 
     def stage(self) -> str | None:
         """Of the newest checkpoint that tells it; None where none does."""
-        for step in reversed(self.steps()):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is damaged; `state` says so, later
-                return self.progress(step)["stage"]
+        with using(self.directory, "read"):
+            for step in reversed(self.steps()):
+                with _damage_aside():
+                    return self.progress(step)["stage"]
         return None
 
     def best(self) -> tuple[int, float] | None:
@@ -136,11 +138,14 @@ class Checkpoints:
         """The step of `best`.
 
         Raises:
-          UserError: no checkpoint has the figure.
+          UserError: the run asks for no best one, or no checkpoint has the figure.
         """
+        if not self._best.figure:
+            raise UserError(f"{self.directory}: no checkpoint is the best, as the run has no config.checkpoint.best")
         if (best := self.best()) is None:
             raise UserError(
-                f"{self.directory}: no checkpoint is known as the best; the run needs config.checkpoint.best"
+                f"{self.directory}: no checkpoint has the figure {self._best.figure} (config.checkpoint.best) yet: "
+                "measurements on held-out prompts give it"
             )
         return best[0]
 
@@ -150,9 +155,13 @@ class Checkpoints:
         return new > (-math.inf if best is None else quality(self._best.figure, {self._best.figure: best[1]}))
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters that a checkpoint holds, by names such as generator/embed/embedding."""
+        """The shapes of the parameters that a checkpoint holds, by names such as generator/embed/embedding.
+
+        Raises:
+          ValueError: it is damaged; or what `is_damage` knows.
+        """
         with self._reader() as manager:
-            state = manager.item_metadata(step)["state"].tree
+            state = _saved_tree(manager, step)
         networks = {name: state[name]["params"] for name in ("generator", "discriminator") if state[name]}
         return {name: tuple(leaf.shape) for name, leaf in named_leaves(networks).items()}
 
@@ -193,7 +202,7 @@ class Checkpoints:
     def _read_figures(self) -> None:
         if self._best.figure:
             for step in self.steps():
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is damaged, as in `stage`
+                with _damage_aside():
                     self._best.note(step, self.progress(step))
 
     def _reader(self) -> ocp.CheckpointManager:
@@ -223,6 +232,7 @@ class _KeepBest(policies.PreservationPolicy):
 
     def note(self, step: int, progress: Progress) -> None:
         """Remembers what a checkpoint's progress says of its step."""
+        self._figures.pop(step, None)  # of a checkpoint that was set aside
         figures = progress.get("figures", {})
         if quality(self.figure, figures) > -math.inf:
             self._figures[step] = figures[self.figure]
@@ -255,20 +265,72 @@ def quality(figure: str, figures: Mapping[str, float]) -> float:
 
 
 def clear_unfinished(directory: epath.Path) -> None:
-    """Removes what saves left that were killed or found no room; for one process, while none saves."""
-    for unfinished in ocp.utils.tmp_checkpoints(directory):
-        unfinished.get().rmtree()
+    """Removes what saves left that were killed or found no room; for one process, while none saves.
+
+    Raises:
+      UserError: naming the directory, where that fails.
+    """
+    with using(directory, "cleared of unfinished checkpoints"):
+        for unfinished in ocp.utils.tmp_checkpoints(directory):
+            # In an object store Orbax takes every folder for one, but those with a file that says that they are whole.
+            if unfinished.get().name.split(".")[0].isdigit():
+                unfinished.get().rmtree()
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error in reading a checkpoint is of its files, not of this machine or this run."""
+    if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
+        return False
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError | NotADirectoryError)
+
+
+@contextlib.contextmanager
+def using(directory: epath.Path, what: str) -> Iterator[None]:
+    """What a folder of checkpoints does not let the block do is a `UserError` that names it.
+
+    Args:
+      what: the block does, as in "cannot be opened".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # libraries that read object stores have errors of their own
+        reason = _refusal(error) or (error.strerror if isinstance(error, OSError) else None)
+        if not (reason or isinstance(error, OSError) or "://" in str(directory)):
+            raise
+        raise UserError(
+            f"{directory} cannot be {what} ({reason or first_line(error)}): mend that, or choose another place in "
+            "config.checkpoint.directory"
+        ) from error
 
 
 def checkpoint_directory(workdir: pathlib.Path, directory: str = "") -> epath.Path:
     """Where a run's checkpoints are.
 
     Args:
-      directory: absolute, or in the workdir; or a URL that etils and Orbax read, such as gs://BUCKET/RUN.
+      directory: absolute, or in the workdir; or gs://BUCKET/RUN, as etils and Orbax read it (tried on no real bucket).
     """
     if "://" in directory:
         return epath.Path(directory)
     return epath.Path(workdir.absolute() / expand(directory or "checkpoints"))
+
+
+def _saved_tree(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What Orbax wrote down of a state; `manager`: `_reader`'s."""
+    if (state := manager.item_metadata(step)["state"]) is None:
+        raise ValueError("the metadata of its state is gone")
+    return state.tree
+
+
+@contextlib.contextmanager
+def _damage_aside() -> Iterator[None]:
+    """Passes over a checkpoint that is damaged; `state` says so, later."""
+    try:
+        yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
 
 
 def _refusal(error: BaseException | None) -> str | None:

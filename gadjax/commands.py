@@ -32,9 +32,9 @@ _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of control group
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses the command line and runs `main(argv)`; bad flags and `UserError`s are one line and exit status 2."""
     logging.use_absl_handler()
-    # Orbax logs the errors that it raises, with tracebacks, and leaves tasks that failed too to asyncio, which tells.
-    logging.set_verbosity(logging.FATAL)
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    logging.set_verbosity(logging.ERROR)
+    # Orbax logs the errors that it raises, with tracebacks; this logger is its own, beside all others.
+    python_logging.getLogger("absl").setLevel(python_logging.CRITICAL)
     # These libraries log at warning level what is no news to a user; openai and the hub's client use httpx or httpx2.
     for name in ("orbax", "jax", "transformers", "httpx", "httpx2"):
         python_logging.getLogger(name).setLevel(python_logging.ERROR)

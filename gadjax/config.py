@@ -98,7 +98,7 @@ _AT_LEAST = {
     "checkpoint.keep_every": 0,
     "optimizer.max_skipped_steps": 1,
 }
-_STORES = ("gs://", "s3://")  # object stores that Orbax writes to
+_STORE = "gs://"  # the object store that Orbax writes to
 _BELOW = {"seed": 2**32}  # JAX takes the lower 32 bits
 _MOST = 2**63
 _ABOVE = {
@@ -309,10 +309,9 @@ def _check_checkpoints(config: ConfigDict) -> None:
             "config.checkpoint.best is two_sample, which config.evaluation.two_sample_folds=0 leaves out: set that to "
             "2 or more, or choose another figure"
         )
-    if "://" in directory and not directory.startswith(_STORES):
+    if "://" in directory and not directory.startswith(_STORE):
         raise UserError(
-            f"config.checkpoint.directory is {directory}: give a folder, or an address that begins with "
-            f"{' or '.join(_STORES)}"
+            f"config.checkpoint.directory is {directory}: give a folder, or an address that begins with {_STORE}"
         )
 
 

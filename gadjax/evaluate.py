@@ -51,7 +51,9 @@ _SHOWN_FAILURES = 5
 def define_flags() -> None:
     """Those of the command; not on import, so that commands can be imported together."""
     default = Settings()
-    flags.DEFINE_list("models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, HUB_ID or api:MODEL, ...", required=True)
+    flags.DEFINE_list(
+        "models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ...", required=True
+    )
     flags.DEFINE_list("sets", None, "NAME=FILE of prompts: .jsonl, .parquet or .txt, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
 

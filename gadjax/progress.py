@@ -102,11 +102,12 @@ class RunProgress:
         self,
         figures: StageFigures,
         workdir: str | os.PathLike[str],
+        checkpoints: str | os.PathLike[str],
         exported: Mapping[str, str | os.PathLike[str]],
     ) -> None:
         """See `print_summary`."""
         self.end_stage()
-        print_summary(self.console, figures, workdir, exported)
+        print_summary(self.console, figures, workdir, checkpoints, exported)
 
 
 def stage_table(figures: StageFigures) -> Table:
@@ -126,6 +127,7 @@ def print_summary(
     console: Console,
     figures: StageFigures,
     workdir: str | os.PathLike[str],
+    checkpoints: str | os.PathLike[str],
     exported: Mapping[str, str | os.PathLike[str]],
 ) -> None:
     """Prints the stages' table, where everything lies, and what to try next.
@@ -133,6 +135,7 @@ def print_summary(
     Args:
       figures: by stage, "before" first; no table is printed where there are none.
       workdir: of the run.
+      checkpoints: their folder, or a URL.
       exported: the folders of the exports by "generator" and "discriminator".
     """
     workdir = pathlib.Path(workdir)
@@ -144,14 +147,18 @@ def print_summary(
         "metrics": workdir / "metrics.jsonl",
         "samples": workdir / "samples.jsonl",
         "TensorBoard": workdir / "tensorboard",
-        "checkpoints": workdir / "checkpoints",
+        "checkpoints": os.fspath(checkpoints),
         **exported,
     }
-    lines = [f"{name:<15}{place}" for name, place in places.items() if pathlib.Path(place).exists()]
+    lines = [f"{name:<15}{place}" for name, place in places.items() if _is_there(place)]
     if "generator" in exported:
         lines += ["", f"Talk to it:    python -m gadjax.chat --model={exported['generator']}"]
     # Paths stay whole, so that they can be copied.
     console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_there(place: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(place) or pathlib.Path(place).exists()
 
 
 class _Pace:

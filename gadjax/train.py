@@ -10,7 +10,8 @@ entropy collapses or throughput drops; those in --config.stop_on=kl,length stop 
 
 SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
 again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
-A workdir keeps to its run: another student, seed or data is refused, with the difference; --force goes on all the same.
+A workdir keeps to its run: another student, seed or data is refused, with the difference; --force goes on all the same
+where the checkpoint can be the new run's: with the same tokenizer and networks, and with LoRA the same student.
 
 On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
 they find each other; elsewhere --coordinator, --num_processes and --process_id tell. Where one of them dies, the others
@@ -19,6 +20,7 @@ end within a minute: with a line that names it and status 75, or by JAX's abort 
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,8 @@ def define_flags() -> None:
         "force",
         False,
         "Goes on in a workdir whose run had another seed, data, limits or the like: says what differs, and counts on "
-        "as if the run had been like this from its start. Other networks and tokenizers are refused all the same.",
+        "as if the run had been like this from its start. Refused all the same: another tokenizer; networks that "
+        "differ in anything (sizes, positions, adapters); with LoRA, another student; stages without the last one.",
     )
     flags.DEFINE_string(
         "profile", None, "STEP or FIRST-LAST, as metrics.jsonl counts: traces these steps into WORKDIR/profile."
@@ -91,6 +94,8 @@ def run(
 
 def main(argv: list[str]) -> None:
     config = commands.read_config()
+    # A save that fails is one error of the run's; the others of Orbax's tasks that failed with it, asyncio would print.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     commands.use_whole_memory()
     commands.use_compilation_cache()
 

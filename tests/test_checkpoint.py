@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
+from orbax.checkpoint._src.path import atomicity_defaults
+from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 
 from gadjax.checkpoint import Checkpoints, clear_unfinished
 from gadjax.distill import state as states
@@ -138,6 +141,60 @@ def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
     assert Checkpoints(tmp_path, best="nll").best() == (1, 2.0)
 
 
+def test_a_machine_that_cannot_read_is_no_damage(tmp_path, monkeypatch):
+    """Else the best one would be lost, or an older stage taken for the run's."""
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    checkpoints.save(1, {"x": jnp.ones(2)}, {}, PROGRESS | {"figures": {"nll": 1.0}})
+    checkpoints.wait()
+    monkeypatch.setattr(Checkpoints, "progress", lambda self, step: (_ for _ in ()).throw(OSError(116, "stale handle")))
+    for ask in (lambda: Checkpoints(tmp_path, best="nll"), checkpoints.stage):
+        with pytest.raises(UserError, match=r"checkpoints cannot be read \(stale handle\)"):
+            ask()
+
+
+def test_a_step_saved_again_without_figures_is_not_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=9, best="nll")
+    for step, value in ((1, 2.0), (2, 1.0)):
+        checkpoints.save(step, {"x": jnp.ones(2)}, {}, PROGRESS | {"figures": {"nll": value}})
+    checkpoints.wait()
+    checkpoints.set_aside(2)
+    checkpoints.save(2, {"x": jnp.ones(2)}, {}, PROGRESS)
+    checkpoints.wait()
+    assert checkpoints.best() == (1, 2.0)
+
+
+def test_no_best_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, best="nll")
+    with pytest.raises(UserError, match=r"no checkpoint has the figure nll \(config\.checkpoint\.best\) yet"):
+        checkpoints.best_step()
+    with pytest.raises(UserError, match=r"no checkpoint is the best, as the run has no config\.checkpoint\.best"):
+        Checkpoints(tmp_path).best_step()
+
+
+def test_a_state_without_metadata(saved):
+    (saved / "checkpoints" / "3" / "state" / "_METADATA").unlink()
+    with pytest.raises(ValueError, match="the metadata of its state is gone"):
+        Checkpoints(saved).shapes(3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("Please install gcsfs to access Google Storage"),
+        PermissionError(13, "Permission denied"),
+        RuntimeError("Anonymous caller does not have\nstorage.objects.list access"),
+    ],
+)
+def test_an_object_store_that_cannot_be_opened(tmp_path, monkeypatch, error):
+    """No library of one is asked, nor a network."""
+    monkeypatch.setattr(ocp, "CheckpointManager", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(
+        UserError, match=r"^gs://bucket/run cannot be opened \(.+\): .* config\.checkpoint\.dir"
+    ) as raised:
+        Checkpoints(tmp_path, directory="gs://bucket/run", keep=1)
+    assert "\n" not in str(raised.value)
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(3, {"x": jnp.ones(2)}, {}, PROGRESS)
@@ -145,8 +202,31 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     unfinished = checkpoints.directory / "4.orbax-checkpoint-tmp"
     (unfinished / "state").mkdir(parents=True)
     (checkpoints.directory / "2.damaged").mkdir()
+    (checkpoints.directory / "notes.orbax-checkpoint-tmp").mkdir()  # not a step: nothing of Orbax's
     clear_unfinished(checkpoints.directory)
-    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["2.damaged", "3"]
+    left = sorted(path.name for path in checkpoints.directory.iterdir())
+    assert left == ["2.damaged", "3", "notes.orbax-checkpoint-tmp"]
+
+
+def test_in_a_store_other_folders_stay(tmp_path, monkeypatch):
+    """Of which Orbax takes each for unfinished: without renaming, a save is whole by a file that it ends with."""
+    monkeypatch.setattr(
+        atomicity_defaults, "get_default_temporary_path_class", lambda *_, **__: CommitFileTemporaryPath
+    )
+    for name in ("3", "4", "5.damaged", "export"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "3" / "commit_success.txt").touch()
+    (tmp_path / "workdir.txt").touch()
+    clear_unfinished(epath.Path(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "export", "workdir.txt"]
+
+
+def test_what_cannot_be_cleared_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        ocp.utils, "tmp_checkpoints", lambda directory: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UserError, match=r"/away cannot be cleared of unfinished checkpoints \(Permission denied\): "):
+        clear_unfinished(epath.Path(tmp_path / "away"))
 
 
 def test_unknown_step(saved):

@@ -105,6 +105,17 @@ def test_loggers_are_quiet(command):
     assert {logging.getLogger(name).level for name in ("httpx", "httpx2")} == {logging.ERROR}
 
 
+def test_only_orbax_is_muted():
+    """Others' errors are shown, and those of asyncio's tasks in all commands but the one that saves."""
+    code = (
+        "import logging, sys\nfrom gadjax import commands\nsys.argv = ['x', '--nosuch']\n"
+        "try:\n    commands.run(None)\nexcept SystemExit:\n    pass\n"
+        "print(*(logging.getLogger(name).isEnabledFor(logging.ERROR) for name in ('other', 'asyncio', 'absl')))\n"
+    )
+    finished = python("-c", code)
+    assert finished.stdout == "True True False\n", finished.stderr
+
+
 def test_home_in_paths(command, tmp_path, monkeypatch):
     from gadjax.trainer import session
 

@@ -172,7 +172,7 @@ def test_other_processes_show_nothing(console, capsys):
         progress.say("text")
         progress.start_stage("gad", 1)
         progress.advance({})
-        progress.summary(FIGURES, ".", {})
+        progress.summary(FIGURES, ".", "checkpoints", {})
     assert shown(console) == capsys.readouterr().out == ""
 
 
@@ -196,17 +196,18 @@ def test_the_summary_says_where_everything_lies(tmp_path):
     exported["generator"].mkdir(parents=True)
     (tmp_path / "metrics.jsonl").touch()
     console = plain_console()
-    print_summary(console, FIGURES, tmp_path, exported)
+    print_summary(console, FIGURES, tmp_path, "gs://bucket/run", exported)
     text = shown(console)
     assert f"metrics        {tmp_path / 'metrics.jsonl'}\n" in text
     assert f"generator      {exported['generator']}\n" in text, "long paths stay whole"
     assert f"python -m gadjax.chat --model={exported['generator']}\n" in text
     assert "samples.jsonl" not in text, "only what is there"
+    assert "checkpoints    gs://bucket/run\n" in text
     assert text.index("1.000 ± 0.000") < text.index("metrics.jsonl")
 
 
 def test_a_run_without_held_out_prompts_has_no_table(tmp_path):
     console = plain_console()
-    print_summary(console, {}, tmp_path, {"discriminator": tmp_path})
+    print_summary(console, {}, tmp_path, tmp_path / "absent", {"discriminator": tmp_path})
     assert "Held-out" not in shown(console)
-    assert "gadjax.chat" not in shown(console)
+    assert "gadjax.chat" not in shown(console) and "checkpoints" not in shown(console)

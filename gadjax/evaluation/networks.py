@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from etils import epath
 from jax.sharding import Mesh
 
 from gadjax.checkpoint import Checkpoints
@@ -141,11 +142,20 @@ def _inspect_checkpoint(source: Source):
     return dataclasses.replace(source, step=step), stage, model.config, tokenizer, eos_ids, weights
 
 
-def _contents(folder: pathlib.Path) -> Iterator[list[str]]:
+def _contents(folder: epath.Path) -> Iterator[list[str]]:
     """What a checkpoint's files say of its contents: Orbax names those with arrays at random, anew at every save."""
-    for file in sorted(root / name for root, _, names in folder.walk() for name in names):
+    for file in sorted(_files(folder)):
         size = file.stat().length
         yield [str(file.relative_to(folder)), str(size), _hash(file) if size <= _READ_WHOLE else ""]
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files below; etils walks no object store: the folders that it finds there have lost their gs://."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif path != folder:  # a store may list a folder in itself
+            yield from _files(path)
 
 
 def _hash(file: pathlib.Path) -> str:

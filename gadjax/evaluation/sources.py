@@ -142,7 +142,7 @@ def parse_source(name: str, given: str, flag: str = "--models") -> Source:
     numbered = step.isascii() and step.isdigit()
     if at and (numbered or step == BEST_STEP) and not expand(given).exists():
         if not _is_workdir(expand(path)):
-            raise UserError(f"{shown}: {path} is not the workdir of a run; @STEP names a checkpoint of one")
+            raise UserError(f"{shown}: {path} is not the workdir of a run; @STEP or @best names a checkpoint of one")
         return Source(name, given, CHECKPOINT, str(expand(path).absolute()), int(step) if numbered else step)
     if _is_workdir(expand(given)):
         return Source(name, given, CHECKPOINT, str(expand(given).absolute()))

@@ -152,6 +152,11 @@ def check_equal(values: Mapping[str, str]) -> None:
             )
 
 
+def as_first_says(value: bool) -> bool:
+    """The first process's value, in all of them; a barrier."""
+    return bool(_tell("yes" if value else "")[0])
+
+
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     port = re.fullmatch(r".+:(\d+)", coordinator)
     if not port or not 0 < int(port[1]) < 65536:

@@ -8,12 +8,10 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from etils import epath
-
-from gadjax.checkpoint import Checkpoints, checkpoint_directory, clear_unfinished
+from gadjax.checkpoint import Checkpoints, is_damage
 from gadjax.config import discriminator_checkpoint, field_value
 from gadjax.data.pipeline import Dataset
 from gadjax.data.tokenizer import vocabulary_fingerprint
@@ -29,6 +27,7 @@ from gadjax.models.model import Model, Params
 from gadjax.models.weights import named_leaves, resolve_model
 from gadjax.parallel import processes
 from gadjax.trainer.blueprint import abstract_state, adapters
+from gadjax.trainer.places import check_place, sign_of, take_place
 from gadjax.trainer.setup import Setup, stage_lengths
 
 NETWORKS = {"generator": "lm", "discriminator": "score"}  # and the head of each
@@ -84,12 +83,13 @@ def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], No
 
     Raises:
       UserError: a field of `_FIXED`, the stages up to the one in progress, a network, the tokenizer or the data is not
-        what it was; or with `force`, networks, tokenizer or stages are others than those of the checkpoint.
+        what it was; or with `force`, networks, tokenizer or stages are others than those of the checkpoint. Or its
+        checkpoints are not where they should be, or another run's.
     """
     with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         saved, stage, where = checkpoints.steps(), checkpoints.stage(), checkpoints.directory
+    check_place(workdir, setup.config.checkpoint.directory, saved)
     if not saved:
-        _check_not_elsewhere(workdir, where)
         return []
     if stage is None:
         raise UserError(
@@ -120,20 +120,6 @@ def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], No
     return saved
 
 
-def _check_not_elsewhere(workdir: pathlib.Path, where: epath.Path) -> None:
-    """A workdir without checkpoints is a new run's, unless its run kept them in another folder."""
-    try:
-        config = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):  # of no run yet; it is written anew
-        return
-    with contextlib.closing(Checkpoints.of(workdir, config)) as before:
-        if before.directory != where and before.steps():
-            raise UserError(
-                f"config.checkpoint.directory: there is no checkpoint in {where}, but the run of --workdir {workdir} "
-                f"has some in {before.directory}: move them, or leave the field as it was"
-            )
-
-
 def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
     """Refuses what no force can continue: a checkpoint whose stage, ids or arrays mean nothing to this run."""
     if stage not in setup.config.stages:
@@ -143,14 +129,29 @@ def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
             f"--force: the run of --workdir {workdir} has another tokenizer than {setup.student}, and token ids would "
             "mean other text: use another --workdir"
         )
+    config, facts = read_workdir(workdir)
+    if setup.generator.config.lora and config["student"] != setup.config.student:
+        raise UserError(
+            f"--force: config.student is {setup.config.student}, but the adapters of --workdir {workdir} stand on "
+            f"{config['student']}, whose weights its checkpoints do not hold: use another --workdir"
+        )
     state = abstract_state(setup, stage)
     networks = {"generator": state.generator, "discriminator": state.discriminator}
+    for network in (name for name, part in networks.items() if part is not None):
+        before, now = (_computed(model) for model in (network_model(config, facts, network), getattr(setup, network)))
+        for name, (old, new) in _changes(before, now).items():
+            raise UserError(
+                f"--force: the checkpoint of --workdir {workdir} is of other networks: the {network}'s {name} was "
+                f"{_shown(old)}, and is {_shown(new)}: use another --workdir"
+            )
     given = named_leaves({name: part.params for name, part in networks.items() if part is not None})
     with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         step = checkpoints.steps()[-1]
         try:
             found = checkpoints.shapes(step)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
+            if not is_damage(error):
+                raise
             raise UserError(
                 f"--force: the checkpoint of step {step} in --workdir {workdir} is damaged ({first_line(error)}): run "
                 "once without --force, which goes on from the one before"
@@ -162,36 +163,52 @@ def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
         )
 
 
+def _computed(model: Model) -> dict[str, Any]:
+    """All that a network's values depend on, but for its parameters; another precision or remat may go on with them."""
+    fields = dataclasses.asdict(model.config)
+    return {name: value for name, value in fields.items() if name not in ("dtype", "remat")}
+
+
 def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
-    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`. What a killed save left is removed. Of
+    `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`; and the directory of its checkpoints. Of
     several processes the first one writes, and the others look.
 
     Raises:
       UserError: it cannot be written, or another process does not see it.
     """
-    config, facts = setup.config.to_dict(), _facts(setup)
+    config, facts, directory = setup.config.to_dict(), _facts(setup), setup.config.checkpoint.directory
     with processes.together():
         if processes.is_first():
-            try:
+            with _writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                clear_unfinished(checkpoint_directory(workdir, setup.config.checkpoint.directory))
+            take_place(workdir, directory)  # first: config.json says that it was there
+            with _writing(workdir):
                 _write_json(workdir / "config.json", config)
                 _write_json(workdir / "run.json", facts)
                 setup.tokenizer.save(workdir / "tokenizer")
-            except OSError as error:
-                raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
     with processes.together():
-        _wait_for(workdir / "run.json")
+        _wait_for(workdir / "run.json", f"--workdir {workdir}")
+        sign = sign_of(workdir, directory)
+        if "://" not in str(sign):  # a store is one for all
+            _wait_for(pathlib.Path(sign), f"config.checkpoint.directory {directory}")
 
 
-def _wait_for(path: pathlib.Path) -> None:
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+def _wait_for(path: pathlib.Path, what: str) -> None:
     """A network's file system may show a file to other machines a while after it was written."""
     end = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > end:
-            raise UserError(f"--workdir {path.parent} is not a folder that all processes share: choose one that is")
+            raise UserError(f"{what} is not a folder that all processes share: choose one that is")
         time.sleep(1)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gadjax.checkpoint import Checkpoints
+from gadjax.checkpoint import Checkpoints, is_damage
 from gadjax.config import grows_from_generator
 from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
@@ -152,7 +152,7 @@ class Run:
                 figures = self._measure(stage, two_sample=finished and trained)
             alarm, stopped = self._alarm(), self.stop.is_set()  # processes ask together
             due = finished or self._due(self.config.checkpoint.every) or self._stays()
-            if due or alarm or stopped or self.checkpoints.improves(figures):
+            if due or alarm or stopped or self._improves(figures):
                 self._save(figures)
             if alarm:
                 raise alarm
@@ -171,6 +171,12 @@ class Run:
         """Whether a checkpoint of this step would be kept for its number."""
         every = self.config.checkpoint.keep_every
         return every > 0 and self.position.step % every == 0
+
+    def _improves(self, figures: dict[str, float]) -> bool:
+        """Whether to save for these figures: the first process says, as a save that one alone begins would hang."""
+        if not (self.config.checkpoint.best and figures):
+            return False
+        return processes.as_first_says(self.checkpoints.improves(figures))
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.position.stage_step % every == 0
@@ -224,7 +230,7 @@ class Run:
             try:
                 found = self._restore(step)
             except Exception as error:  # Orbax has no narrower class for arrays that cannot be read
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
                 if processes.count() > 1:  # of which others may find nothing wrong
                     raise UserError(
@@ -338,13 +344,6 @@ class Run:
         if not self.config.log.wandb_project:
             return None
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether an error in reading a checkpoint is of its files, not of this machine or this run."""
-    if isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
-        return False
-    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError | NotADirectoryError)
 
 
 def _saved(state: GadState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from gadjax.checkpoint import checkpoint_directory, clear_unfinished
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.errors import Stopped
 from gadjax.metrics import read_heldout
@@ -30,9 +31,12 @@ def train_and_export(
         check_processes(setup, workdir)
         with processes.together():
             saved = check_workdir(setup, workdir, force=progress.say if force else None)
-        prepare_workdir(setup, workdir)
+        with processes.together():
+            if processes.is_first():
+                clear_unfinished(checkpoint_directory(workdir, config.checkpoint.directory))
         with processes.together():
             check_space(setup, workdir, saved)
+        prepare_workdir(setup, workdir)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
@@ -51,7 +55,7 @@ def train_and_export(
                     exported[network] = workdir / "export" / network
                     progress.say(f"writing {exported[network]}")
                     export_network(workdir, network, trained.params, run.position.step, exported[network])
-        progress.summary(figures, workdir, exported)
+        progress.summary(figures, workdir, run.checkpoints.directory, exported)
         if best := run.checkpoints.best():
             step, figure = best
             progress.say(

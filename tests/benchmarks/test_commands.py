@@ -129,6 +129,15 @@ def test_bad_arguments(benchmark, arguments, message):
     assert finished.status == 2 and finished.err == f"error: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("--every=0", "at least 1"), ("--folder=/no/such", "no such folder; make it, or name another one")],
+)
+def test_bad_arguments_of_checkpoints(benchmark, argument, message):
+    finished, _ = benchmark("checkpoints", argument)
+    assert finished.status == 2 and finished.err == f"error: {argument}: {message}\n"
+
+
 def test_other_computations_are_no_comparison():
     ours = dict.fromkeys(CHECKED, 1.0)
     assert max(disagreement(ours, dict(ours)).values()) == 0

@@ -8,6 +8,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.evaluation.networks import inspect
 from gadjax.evaluation.sources import parse_source
 from gadjax.metrics import read_metrics
+from gadjax.parallel import processes
 from gadjax.train import run
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.stage_steps import StageSteps
@@ -15,7 +16,8 @@ from gadjax.trainer.stage_steps import StageSteps
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 # Of the measurement before training, and of those after steps 1 to 6.
-NLL = (9.0, 3.0, 2.0, float("nan"), 1.0, 1.5, 1.25)
+NLL = (9.0, 3.0, 2.0, float("nan"), 1.0, 1.5, 1.25, 1.75)
+ROUGE_L = (0.0, 0.9, 0.1, 0.1, 0.2, 0.5, 0.3, 0.4)
 FIELDS = {
     "stages": ("seqkd",),
     "seqkd.steps": 6,
@@ -28,13 +30,13 @@ FIELDS = {
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Measurements that give the figures of `NLL` in turn."""
+    """Measurements that give the figures of `NLL` and `ROUGE_L` in turn."""
     original, turn = HeldOut.figures, [0]
 
     def figures(self, *networks):
         found, answers = original(self, *networks)
         turn[0] += 1
-        return found | {"nll": NLL[turn[0] - 1]}, answers
+        return found | {"nll": NLL[turn[0] - 1], "rouge_l": ROUGE_L[turn[0] - 1]}, answers
 
     monkeypatch.setattr(HeldOut, "figures", figures)
     return turn
@@ -100,8 +102,21 @@ def test_another_figure_may_be_asked_for_later(measured, tiny_config, tmp_path):
     """Of the checkpoints that are there, the best by the new figure stays."""
     run(tiny_config(FIELDS | {"checkpoint.keep": 3}), tmp_path)
     assert Checkpoints(tmp_path).steps() == [4, 5, 6]
-    step, _ = Checkpoints(tmp_path, best="rouge_l").best()
-    assert step in (4, 5, 6)
+    assert Checkpoints(tmp_path, best="rouge_l").best() == (5, 0.5)  # step 1's is gone
+    run(tiny_config(FIELDS | {"checkpoint.best": "rouge_l", "seqkd.steps": 7}), tmp_path)
+    assert Checkpoints(tmp_path).steps() == [5, 7]
+    heldout = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "heldout"]
+    logged = {line["step"]: line["heldout/rouge_l"] for line in heldout}
+    assert (logged[5], logged[7]) == (0.5, 0.4)
+
+
+def test_the_first_process_says_whether_it_is_better(measured, saved, tiny_config, tmp_path, monkeypatch):
+    """Another one whose figures differed in their last bit would wait in a save for ever."""
+    asked = []
+    monkeypatch.setattr(processes, "as_first_says", lambda value: (asked.append(value), False)[1])
+    run(tiny_config(FIELDS), tmp_path)
+    assert asked == [True, True, False, True]  # steps 5 and 6 are saved anyway
+    assert saved == [5, 6]
 
 
 def test_steps_that_are_none(command, tiny_config, tmp_path):
@@ -111,7 +126,7 @@ def test_steps_that_are_none(command, tiny_config, tmp_path):
         "gadjax.export", f"--workdir={tmp_path / 'run'}", f"--step={step}", f"--out={tmp_path / 'out'}"
     )
     folder = tmp_path / "run" / "checkpoints"
-    message = f"error: {folder}: no checkpoint is known as the best; the run needs config.checkpoint.best\n"
+    message = f"error: {folder}: no checkpoint is the best, as the run has no config.checkpoint.best\n"
     done = export("best")
     assert (done.status, done.err) == (2, message)
     done = export("newest")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 
+import fsspec
 import pytest
+from etils import epath
+from etils.epath import backend, gpath
 
 from gadjax.checkpoint import Checkpoints, checkpoint_directory
 from gadjax.errors import UserError
-from gadjax.evaluation.networks import inspect
+from gadjax.evaluation.networks import _contents, inspect
 from gadjax.evaluation.sources import parse_source
 from gadjax.train import run
+from gadjax.trainer import exports
+from gadjax.trainer.exports import check_workdir, prepare_workdir
+from gadjax.trainer.places import OWNER, check_place, take_place
+from gadjax.trainer.setup import prepare_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -22,9 +29,12 @@ def test_another_folder(tiny_config, tmp_path, command, capfd):
     away, workdir = tmp_path / "away", tmp_path / "run"
     fields = FIELDS | {"checkpoint.directory": str(away)}
     run(tiny_config(fields), workdir)
-    assert f"checkpoints: {away}" in capfd.readouterr().out.splitlines()
+    out = capfd.readouterr().out.splitlines()
+    assert f"checkpoints: {away}" in out and f"checkpoints    {away}" in out
     assert not (workdir / "checkpoints").exists() and (away / "1").is_dir()
-    with pytest.raises(UserError, match=r"no checkpoint in .*run/checkpoints, but the run of .* has some in .*away"):
+    with pytest.raises(
+        UserError, match=r"run/checkpoints has no checkpoint, but the run of .* has one of step 1 in .*away"
+    ):
         run(tiny_config(FIELDS | {"seqkd.steps": 2}), workdir)
     run(tiny_config(fields | {"seqkd.steps": 2}), workdir)
     assert Checkpoints(workdir, directory=str(away)).steps() == [1, 2]
@@ -33,8 +43,81 @@ def test_another_folder(tiny_config, tmp_path, command, capfd):
     found = inspect(parse_source("run", str(workdir)))
     assert found.source.step == 2
     assert found.load().params
-    with pytest.raises(UserError, match=r"away has checkpoints, but --workdir .*/other is not that of their run"):
-        run(tiny_config(fields), tmp_path / "other")
+    refuse_others(prepare_run(tiny_config(fields | {"seqkd.steps": 3})), away, workdir)
+
+
+def refuse_others(setup, away, workdir):
+    """Neither another run nor a copy of this one mixes its checkpoints with these, and none is lost from sight."""
+    other = workdir.with_name("other")
+    owned = rf"away holds the checkpoints of --workdir {workdir}, not of .*/other: .* delete {away / OWNER}$"
+    with pytest.raises(UserError, match=owned):  # another seed from one config, say
+        check_workdir(setup, other)
+    shutil.copytree(workdir, other)
+    with pytest.raises(UserError, match=owned):
+        check_workdir(setup, other)
+    shutil.move(away, away.with_name("unmounted"))
+    gone = r"the run of --workdir .*/run keeps its checkpoints in .*/away, which is gone: mount its disk"
+    with pytest.raises(UserError, match=gone):
+        check_workdir(setup, workdir)
+    for directory in ("", str(workdir.with_name("new"))):
+        with pytest.raises(UserError, match=gone):
+            check_place(workdir, directory, [])
+    away.mkdir()  # where the disk is mounted, at other times
+    with pytest.raises(UserError, match=gone):
+        check_workdir(setup, workdir)
+    away.rmdir()
+    shutil.move(away.with_name("unmounted"), away)
+    assert check_workdir(setup, workdir) == [1, 2]
+    (away / OWNER).unlink()
+    with pytest.raises(UserError, match=r"away has checkpoints, but --workdir .*/empty is not that of their run"):
+        check_workdir(setup, workdir.with_name("empty"))
+    assert check_workdir(setup, other) == [1, 2]  # as if it was moved
+    prepare_workdir(setup, other)
+    assert (away / OWNER).read_text() == f"{other}\n"
+
+
+def test_newer_checkpoints_elsewhere(tmp_path):
+    """Those of the new place are looked at, not only whether there are some."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text('{"checkpoint": {"directory": "old"}}')
+    for place, steps in (("old", (2, 4)), ("new", (1, 2))):
+        checkpoints = Checkpoints(workdir, directory=place, keep=9)
+        for step in steps:
+            checkpoints.save(step, {"x": 1.0}, {}, {})
+        checkpoints.close()
+    message = (
+        r"newest checkpoint in .*run/new is of step 2, but the run of .* has one of step 4 in .*run/old: move them"
+    )
+    with pytest.raises(UserError, match=message):
+        check_place(workdir, "new", [1, 2])
+    check_place(workdir, "new", [1, 4])
+    check_place(workdir, "old", [2, 4])
+
+
+def test_a_workdir_that_moves_with_its_checkpoints(tmp_path):
+    """They lie in it, so that nobody else's can be there."""
+    take_place(tmp_path / "run", "kept")
+    assert list((tmp_path / "run" / "kept").iterdir()) == []
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    check_place(tmp_path / "moved", "kept", [])
+
+
+def test_a_directory_that_cannot_be_made(tiny_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"file/away cannot be .* \(Not a directory\): .* config\.checkpoint\.directory"
+    ):
+        run(tiny_config(FIELDS | {"checkpoint.directory": str(tmp_path / "file" / "away")}), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_directory_that_one_machine_alone_sees(monkeypatch, tmp_path):
+    monkeypatch.setattr(exports, "_PATIENCE", 0)
+    with pytest.raises(
+        UserError, match=r"^config\.checkpoint\.directory /away is not a folder that all processes share"
+    ):
+        exports._wait_for(tmp_path / OWNER, "config.checkpoint.directory /away")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +127,6 @@ def test_another_folder(tiny_config, tmp_path, command, capfd):
         ("kept", "/runs/a/kept"),
         ("/disk/a", "/disk/a"),
         ("gs://bucket/a", "gs://bucket/a"),
-        ("s3://bucket/a/b", "s3://bucket/a/b"),
     ],
 )
 def test_where_they_are(tmp_path, given, place):
@@ -53,10 +135,37 @@ def test_where_they_are(tmp_path, given, place):
     assert str(checkpoint_directory(workdir, given) / "100").startswith(place + "/")
 
 
-def test_what_reads_an_object_store_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"config\.checkpoint\.directory is gs://bucket/run: .*gcsfs"):
-        Checkpoints(tmp_path, directory="gs://bucket/run", keep=1)
+@pytest.fixture
+def store(monkeypatch):
+    """gs:// is in this process's memory, and what it lists lacks its gs://, as of a real bucket."""
+
+    class Memory(fsspec.get_filesystem_class("memory")):
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return "/" + path.removeprefix("gs://").strip("/")
+
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: Memory(skip_instance_cache=True))
+
+
+def test_what_a_checkpoint_in_a_store_contains(store, tmp_path):
+    """Found as in a folder: evaluations know by it whether a checkpoint is the one that they have answers of."""
+    for folder in (epath.Path(tmp_path / "5"), epath.Path("gs://bucket/run/5")):
+        for name, text in (("top", "a"), ("state/d/array", "bc"), ("state/_METADATA", "{}")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    found = list(_contents(epath.Path("gs://bucket/run/5")))
+    assert found == list(_contents(epath.Path(tmp_path / "5")))
+    assert [name for name, _, _ in found] == ["state/_METADATA", "state/d/array", "top"]
+
+
+def test_a_store_is_of_one_run(store, tmp_path):
+    take_place(tmp_path / "run", "gs://bucket/run")
+    check_place(tmp_path / "run", "gs://bucket/run", [])
+    with pytest.raises(UserError, match=rf"gs://bucket/run holds .* delete gs://bucket/run/{OWNER}$"):
+        check_place(tmp_path / "other", "gs://bucket/run", [])
 
 
 def test_a_workdir_in_an_object_store(tiny_config):

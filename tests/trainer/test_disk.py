@@ -11,6 +11,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.train import run
 from gadjax.trainer import disk
+from gadjax.trainer.setup import prepare_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -53,6 +54,44 @@ def test_checkpoints_that_are_there_have_their_room(tiny_config, heldout_file, t
         run(tiny_config(more | {"checkpoint.keep_every": 2}), tmp_path)
     with pytest.raises(UserError, match="3 checkpoints of"):
         run(tiny_config(FIELDS | {"seqkd.steps": 12}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()  # nothing is written before
     measured = FIELDS | {"seqkd.steps": 12, "data.heldout": str(heldout_file), "checkpoint.best": "nll"}
     with pytest.raises(UserError, match="4 checkpoints of"):
         run(tiny_config(measured), tmp_path / "best")
+
+
+def test_a_finished_run_needs_no_more_checkpoints(tiny_config, tmp_path, monkeypatch):
+    """Though its one checkpoint leaves room for two more that it may keep."""
+    run(tiny_config(FIELDS), tmp_path)
+    setup = prepare_run(tiny_config(FIELDS | {"checkpoint.keep": 3, "checkpoint.keep_every": 1}))
+    monkeypatch.setattr(disk, "_GB", 1)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0))
+    with pytest.raises(UserError, match=r": 0 checkpoints of \S+ GB, and exports of"):
+        disk.check_space(setup, tmp_path, [1])
+
+
+def test_each_disk_is_checked_for_what_goes_there(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_GB", 1)
+    away, workdir = tmp_path / "away", tmp_path / "run"
+    away.mkdir()
+    free = {away: 0, tmp_path: 10**12}
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(free[path]))
+    setup = prepare_run(tiny_config(FIELDS | {"checkpoint.directory": str(away)}))
+    with pytest.raises(UserError, match=r"^--workdir .*run.*: 1 checkpoints of .*, and exports of"):  # one disk
+        free[tmp_path] = 0
+        disk.check_space(setup, workdir, [])
+    monkeypatch.setattr(disk, "_device", {away: 1, workdir: 2}.__getitem__)
+    with pytest.raises(UserError, match=rf"^config\.checkpoint\.directory {away}: .*: 1 checkpoints of (?!.*exports)"):
+        disk.check_space(setup, workdir, [])
+    free[away] = 10**12
+    with pytest.raises(UserError, match=rf"^--workdir {workdir}: .*: exports of (?!.*checkpoints of)"):
+        disk.check_space(setup, workdir, [])
+    free[tmp_path] = 10**12
+    disk.check_space(setup, workdir, [])
+
+
+def test_the_room_of_an_object_store_is_not_known(tiny_config, tmp_path, monkeypatch):
+    setup = prepare_run(tiny_config(FIELDS | {"checkpoint.directory": "gs://bucket/run"}))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0))
+    with pytest.raises(UserError, match=r"--workdir .*: exports of .* \(the room in gs://bucket/run is not known\)$"):
+        disk.check_space(setup, tmp_path, [])

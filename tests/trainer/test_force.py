@@ -12,6 +12,7 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.metrics import read_metrics
 from gadjax.train import run
+from gadjax.trainer import disk
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -74,15 +75,28 @@ def refused(config, workdir: pathlib.Path, message: str) -> None:
     assert contents(workdir) == before
 
 
-def test_other_networks(continued, tiny_config, rich_fields, student, hf_config, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "difference"),
+    [
+        ("intermediate_size", 64, "generator's intermediate_size was 48, and is 64"),
+        ("rope_theta", 20000.0, "generator's rope was .*10000.*, and is .*20000"),  # arrays of the same shapes
+        ("rms_norm_eps", 1e-6, "generator's rms_norm_eps was 1e-05, and is 1e-06"),
+    ],
+)
+def test_other_networks(continued, tiny_config, rich_fields, student, hf_config, tmp_path, field, value, difference):
     other = shutil.copytree(student, tmp_path / "other")
-    (other / "config.json").write_text(json.dumps(hf_config(intermediate_size=64)))
+    (other / "config.json").write_text(json.dumps(hf_config(**{field: value})))
     config = tiny_config(rich_fields | {"student": str(other)})
-    refused(
-        config,
-        continued,
-        r"is of other networks, as (generator|discriminator)/layers/mlp/.* shows \(\[.*48.*\] → \[.*64.*\]\)",
-    )
+    refused(config, continued, rf"is of other networks: the {difference}")
+
+
+def test_without_room(continued, tiny_config, rich_fields, monkeypatch):
+    """What is refused after --force was granted leaves the workdir as it was, too."""
+    before = contents(continued)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    with pytest.raises(UserError, match="GB are free there"):
+        run(tiny_config(rich_fields | {"seed": 7}), continued, force=True)
+    assert contents(continued) == before
 
 
 def test_another_tokenizer(continued, tiny_config, rich_fields, student, write_tokenizer, tmp_path):
@@ -96,6 +110,8 @@ def test_without_the_stage_in_progress(continued, tiny_config, rich_fields):
     refused(config, continued, "is in stage gad, which config.stages leaves out")
 
 
-def test_a_damaged_checkpoint(continued, tiny_config, rich_fields):
-    shutil.rmtree(continued / "checkpoints" / "6" / "state")
+@pytest.mark.parametrize("gone", ["state", "state/_METADATA"])
+def test_a_damaged_checkpoint(continued, tiny_config, rich_fields, gone):
+    place = continued / "checkpoints" / "6" / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
     refused(tiny_config(rich_fields | {"seed": 7}), continued, "of step 6 .* is damaged .* run once without --force")

@@ -241,6 +241,23 @@ def test_other_adapters_are_another_run(finished, adapted, fields, change):
     assert change in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora.rank": 2}, r"the generator's lora was .*4.*, and is .*2"),
+        ({"lora.alpha": 16.0}, r"the generator's lora was .*8\.0.*, and is .*16\.0"),  # arrays of the same shapes
+        ({"student": "moved"}, r"config\.student is .*moved, but the adapters of .* stand on .*student, whose weights"),
+    ],
+)
+def test_what_no_force_continues(finished, adapted, weighty, tmp_path, monkeypatch, fields, message):
+    """Adapters mean nothing on other weights, which no checkpoint holds."""
+    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    if "student" in fields:
+        fields = {"student": str(shutil.copytree(weighty, tmp_path / "moved"))}
+    with pytest.raises(UserError, match=rf"^--force: .*{message}"):
+        run(adapted(fields), shutil.copytree(finished[0], tmp_path / "run"), force=True)
+
+
 def test_a_workdir_from_before_adapters_is_another_run(finished, adapted, tmp_path, monkeypatch):
     """Whose config.json has no word of them; no weights are read to find out."""
     workdir = shutil.copytree(finished[0], tmp_path / "run")
