@@ -244,7 +244,7 @@ MISTAKES = [
     (["--models=teacher=api:x"], "--models: the name 'teacher' stands for the teacher's own answers"),
     (["--models=a/b=api:x"], "the name 'a/b' must begin with a letter"),
     (["--models=a=api:"], "the model's name is missing"),
-    (["--models=a={tmp}@7"], "is not the workdir of a run; @STEP names a checkpoint"),
+    (["--models=a={tmp}@7"], "is not the workdir of a run; @STEP or @best names a checkpoint"),
     (["--models=a={tmp}/absent"], "absent: no such directory"),
     (["--sets=v={tmp}/absent.jsonl"], r"absent\.jsonl: no such file"),
     (["--sets=reference={tmp}/v.jsonl"], "--sets: the name 'reference' stands for"),

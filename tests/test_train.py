@@ -300,6 +300,7 @@ def test_first_step_of_gad(tiny_config, one_device, tmp_path):
     assert first["generator/clipped"] == last["generator/clipped"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16(tiny_config, one_device, tmp_path):
     """Sampling, all updates and the reference compute in bfloat16; weights, moments and scores stay float32.
 
