@@ -69,6 +69,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, 
     assert (workdir / weights).read_bytes() == (finished_run.workdir / weights).read_bytes()
 
 
+@pytest.mark.slow  # half a minute: programs of two stages that no other test here has
 def test_stopped_in_seqkd_and_at_its_end(tiny_config, stop_before, tmp_path):
     """Within the stage, and where the next one begins: with other optimizer states, and a discriminator."""
     fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 3, "warmup.discriminator_only_steps": 0, "data.heldout": ""}
