@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from gadjax.config import field_value
 from gadjax.errors import UserError, first_line
-from gadjax.files import expand
+from gadjax.files import expand, is_url
 from gadjax.models.weights import named_leaves
 
 Progress = dict[str, Any]  # stage, stage_step, step, perhaps held-out figures, and what else must survive as JSON
@@ -151,8 +151,9 @@ class Checkpoints:
 
     def improves(self, figures: Mapping[str, float]) -> bool:
         """Whether held-out figures are better than those of every checkpoint."""
-        best, new = self.best(), quality(self._best.figure, figures)
-        return new > (-math.inf if best is None else quality(self._best.figure, {self._best.figure: best[1]}))
+        figure, best = self._best.figure, self.best()
+        new = quality(figure, figures.get(figure))
+        return new > (-math.inf if best is None else quality(figure, best[1]))
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters that a checkpoint holds, by names such as generator/embed/embedding.
@@ -233,14 +234,14 @@ class _KeepBest(policies.PreservationPolicy):
     def note(self, step: int, progress: Progress) -> None:
         """Remembers what a checkpoint's progress says of its step."""
         self._figures.pop(step, None)  # of a checkpoint that was set aside
-        figures = progress.get("figures", {})
-        if quality(self.figure, figures) > -math.inf:
-            self._figures[step] = figures[self.figure]
+        value = progress.get("figures", {}).get(self.figure)
+        if quality(self.figure, value) > -math.inf:
+            self._figures[step] = value
 
     def of(self, steps: Sequence[int]) -> tuple[int, float] | None:
         """The best of these steps, of equals the last, and its figure."""
         measured = [step for step in steps if step in self._figures]
-        rank = lambda step: (quality(self.figure, {self.figure: self._figures[step]}), step)  # noqa: E731
+        rank = lambda step: (quality(self.figure, self._figures[step]), step)  # noqa: E731
         best = max(measured, key=rank, default=None)
         return None if best is None else (best, self._figures[best])
 
@@ -258,10 +259,9 @@ _QUALITY = {
 }
 
 
-def quality(figure: str, figures: Mapping[str, float]) -> float:
-    """How good figures are by one of them; -inf where it was not measured, or is not finite."""
-    value = figures.get(figure, math.nan)
-    return _QUALITY[figure](value) if math.isfinite(value) else -math.inf
+def quality(figure: str, value: float | None) -> float:
+    """How good a value of a figure is; -inf where it was not measured, or is not finite."""
+    return -math.inf if value is None or not math.isfinite(value) else _QUALITY[figure](value)
 
 
 def clear_unfinished(directory: epath.Path) -> None:
@@ -297,7 +297,7 @@ def using(directory: epath.Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # libraries that read object stores have errors of their own
         reason = _refusal(error) or (error.strerror if isinstance(error, OSError) else None)
-        if not (reason or isinstance(error, OSError) or "://" in str(directory)):
+        if not (reason or isinstance(error, OSError) or is_url(directory)):
             raise
         raise UserError(
             f"{directory} cannot be {what} ({reason or first_line(error)}): mend that, or choose another place in "
@@ -311,7 +311,7 @@ def checkpoint_directory(workdir: pathlib.Path, directory: str = "") -> epath.Pa
     Args:
       directory: absolute, or in the workdir; or gs://BUCKET/RUN, as etils and Orbax read it (tried on no real bucket).
     """
-    if "://" in directory:
+    if is_url(directory):
         return epath.Path(directory)
     return epath.Path(workdir.absolute() / expand(directory or "checkpoints"))
 

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gadjax.errors import UserError
-from gadjax.files import parse_json
+from gadjax.files import is_url, parse_json
 
 STAGES = ("seqkd", "warmup", "gad")
 BEST = ("nll", "rouge_l", "two_sample")  # held-out figures that a checkpoint can be the best by
@@ -309,7 +309,7 @@ def _check_checkpoints(config: ConfigDict) -> None:
             "config.checkpoint.best is two_sample, which config.evaluation.two_sample_folds=0 leaves out: set that to "
             "2 or more, or choose another figure"
         )
-    if "://" in directory and not directory.startswith(_STORE):
+    if is_url(directory) and not directory.startswith(_STORE):
         raise UserError(
             f"config.checkpoint.directory is {directory}: give a folder, or an address that begins with {_STORE}"
         )

@@ -18,6 +18,11 @@ def expand(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a place is an address such as gs://BUCKET/FOLDER, not a path of this machine."""
+    return "://" in os.fspath(path)
+
+
 def parse_json(text: str, *, constants: bool = True) -> Any:
     """What JSON text holds; NaN and Infinity, which Python writes, only where `constants` are allowed.
 
@@ -58,12 +63,12 @@ def whole_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """What the block cannot write is a `UserError` that names --out=PATH."""
+def writing(path: pathlib.Path, flag: str = "--out=") -> Iterator[None]:
+    """What the block cannot write is a `UserError` that names the flag and its path."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"--out={path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{flag}{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gadjax.files import is_url
 from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
 
 StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number: gadjax.metrics.read_heldout
@@ -158,7 +159,7 @@ def print_summary(
 
 
 def _is_there(place: str | os.PathLike[str]) -> bool:
-    return "://" in os.fspath(place) or pathlib.Path(place).exists()
+    return is_url(place) or pathlib.Path(place).exists()
 
 
 class _Pace:

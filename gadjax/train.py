@@ -28,7 +28,7 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
-from gadjax.files import expand
+from gadjax.files import expand, is_url
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -84,7 +84,7 @@ def run(
     """
     from gadjax.trainer.session import train_and_export
 
-    if "://" in os.fspath(workdir):
+    if is_url(workdir):
         raise UserError(
             f"--workdir={workdir}: logs are appended to, which takes a local folder; give one, and for the checkpoints "
             f"--config.checkpoint.directory={workdir}"

@@ -20,6 +20,7 @@ from gadjax.models.model import Model, cast_params
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.parallel import mesh as layout
 from gadjax.train import run
+from tests.runs import untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -171,7 +172,7 @@ class TestFinishedRun:
     def test_same_seed_same_figures(self, finished_run, tiny_config, rich_fields, one_device, tmp_path):
         again = tmp_path / "again"
         run(tiny_config(rich_fields), again)
-        assert without_seconds(again) == without_seconds(finished_run.workdir)
+        assert untimed(again) == untimed(finished_run.workdir)
         name = "samples.jsonl"
         assert (again / name).read_bytes() == (finished_run.workdir / name).read_bytes()
         assert exports(again) == exports(finished_run.workdir)
@@ -203,13 +204,6 @@ def final_params(finished_run) -> dict:
         like = layout.abstract_params(model, mesh)
         params[network] = Checkpoints(finished_run.workdir).params(6, network, like)
     return params
-
-
-def without_seconds(workdir: pathlib.Path) -> list[dict]:
-    lines = read_metrics(workdir / "metrics.jsonl")
-    return [
-        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in lines
-    ]
 
 
 def exports(workdir: pathlib.Path) -> dict[str, bytes]:

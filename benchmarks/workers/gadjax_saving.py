@@ -11,6 +11,7 @@ from benchmarks.harness.models import write_models
 from benchmarks.workers.gadjax_step import Run
 from benchmarks.workers.protocol import serve
 from gadjax.checkpoint import Checkpoints
+from gadjax.trainer.loop import saved_networks
 
 
 class Side:
@@ -39,8 +40,7 @@ class Side:
         return {"seconds": seconds, "waiting": waiting, "bytes": sum(path.stat().st_size for path in files)}
 
     def _save(self) -> None:
-        state = self.run.state
-        networks = {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
+        networks = saved_networks(self.run.state)
         self.checkpoints.save(self.run.count, networks, {}, {"stage": "gad", "stage_step": self.run.count})
 
     def close(self) -> None:

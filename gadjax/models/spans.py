@@ -18,7 +18,7 @@ from gadjax.models.cache import Cache, Partial
 from gadjax.parallel.mesh import platform
 
 WRITES = "cache_writes"  # the scope of tokens that are stored, in traces
-FIRST = 32  # positions of the first span of several
+FIRST = caches.BLOCK  # positions of the first span of several: smaller ones were not faster
 Spans = tuple[Cache, ...]
 
 
@@ -26,7 +26,8 @@ def empty(mesh: Mesh | None, rows: int, limit: int, num_kv_heads: int, head_dim:
     """Spans of zeros for `rows` rows of up to `limit` positions, as this mesh's devices read them."""
     if platform(mesh) != "cpu":
         return (caches.empty(rows, limit, num_kv_heads, head_dim, dtype),)
-    return tuple(caches.empty(rows, size, num_kv_heads, head_dim, dtype, block=size) for size in doubling(limit))
+    of = lambda size: caches.empty(rows, size, num_kv_heads, head_dim, dtype, block=max(size, caches.BLOCK))  # noqa: E731
+    return tuple(of(size) for size in doubling(limit))  # of one block each
 
 
 def doubling(limit: int) -> list[int]:
@@ -40,12 +41,11 @@ def doubling(limit: int) -> list[int]:
 @jax.named_scope(WRITES)
 def put_token(spans: Spans, key: jax.Array, value: jax.Array, position: jax.Array) -> Spans:
     """The spans with one more token a row; the arguments are those of `cache.put_token`."""
-    here = lambda start, cache: jnp.where(position < start, cache.limit, position - start)  # noqa: E731
-    first, *others = _placed(spans)
-    return (
-        caches.put_token(first[1], key, value, position),
-        *(caches.put_token(cache, key, value, here(start, cache)) for start, cache in others),
-    )
+
+    def place(start: int, cache: Cache) -> jax.Array:  # beyond the cache, where it belongs to one before
+        return jnp.where(position < start, cache.limit, position - start) if start else position
+
+    return tuple(caches.put_token(cache, key, value, place(start, cache)) for start, cache in _placed(spans))
 
 
 def put_rows(spans: Spans, key: jax.Array, value: jax.Array, rows: jax.Array) -> Spans:

@@ -235,7 +235,7 @@ class _Loop:
         return queue, _Reading(queue.token, position, queue.length, seen, lanes, drawn_with)
 
     def _attention(self, reading: _Reading, prompts: Spans, own: Spans, kept: list[Spans]) -> Attend:
-        """Of one layer; its spans with the token in them is appended to `kept`."""
+        """Of one layer; its spans with the token in them are appended to `kept`."""
 
         config = self.model.config
         over = decoding_attention(self.model.mesh, config.dtype, config.head_dim)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gadjax.checkpoint import checkpoint_directory
 from gadjax.errors import UserError
+from gadjax.files import is_url
 from gadjax.trainer.blueprint import abstract_state
 from gadjax.trainer.setup import Setup, stage_lengths
 
@@ -40,7 +41,7 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
     exported = f"exports of {exports / _GB:.1f}"
     remedy = "lower config.checkpoint.keep, or use another disk"
     where, name = checkpoint_directory(workdir, setup.config.checkpoint.directory), f"--workdir {workdir}"
-    if "://" in str(where):
+    if is_url(where):
         _check(workdir, name, exports, f"{exported}; use another disk (the room in {where} is not known)")
     elif _device(pathlib.Path(where)) == _device(workdir):
         _check(workdir, name, count * size + exports, f"{checkpoints}, and {exported}; {remedy}")

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from gadjax.checkpoint import Checkpoints, is_damage
@@ -16,7 +16,7 @@ from gadjax.config import discriminator_checkpoint, field_value
 from gadjax.data.pipeline import Dataset
 from gadjax.data.tokenizer import vocabulary_fingerprint
 from gadjax.errors import UserError, first_line
-from gadjax.files import replace
+from gadjax.files import is_url, replace, writing
 from gadjax.metrics import read_heldout, read_stages
 from gadjax.model_card import model_card
 from gadjax.models import lora
@@ -181,26 +181,18 @@ def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
     config, facts, directory = setup.config.to_dict(), _facts(setup), setup.config.checkpoint.directory
     with processes.together():
         if processes.is_first():
-            with _writing(workdir):
+            with writing(workdir, "--workdir "):
                 workdir.mkdir(parents=True, exist_ok=True)
             take_place(workdir, directory)  # first: config.json says that it was there
-            with _writing(workdir):
+            with writing(workdir, "--workdir "):
                 _write_json(workdir / "config.json", config)
                 _write_json(workdir / "run.json", facts)
                 setup.tokenizer.save(workdir / "tokenizer")
     with processes.together():
         _wait_for(workdir / "run.json", f"--workdir {workdir}")
         sign = sign_of(workdir, directory)
-        if "://" not in str(sign):  # a store is one for all
+        if not is_url(sign):  # a store is one for all
             _wait_for(pathlib.Path(sign), f"config.checkpoint.directory {directory}")
-
-
-@contextlib.contextmanager
-def _writing(workdir: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from None
 
 
 def _wait_for(path: pathlib.Path, what: str) -> None:

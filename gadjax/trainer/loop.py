@@ -253,7 +253,7 @@ class Run:
         progress = self.checkpoints.progress(step)
         position = Position(progress["stage"], progress["stage_step"], step)
         like = self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
-        state = GadState(**self.checkpoints.state(step, _saved(like)), base=self.base)
+        state = GadState(**self.checkpoints.state(step, saved_networks(like)), base=self.base)
         if self.replay.groups and progress["replay_added"]:
             if not (arrays := self.checkpoints.replay(step)):
                 raise ValueError("its replayed groups are gone")
@@ -276,7 +276,7 @@ class Run:
     def _save(self, figures: dict[str, float]) -> None:
         """`figures`: measured on held-out prompts at this step, if any."""
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added, "figures": figures}
-        self.checkpoints.save(self.position.step, _saved(self.state), self.replay.arrays, progress)
+        self.checkpoints.save(self.position.step, saved_networks(self.state), self.replay.arrays, progress)
 
     def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:
         """Of the run's first measurement, where it has one, and of the first steps."""
@@ -346,7 +346,7 @@ class Run:
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
 
 
-def _saved(state: GadState) -> dict[str, Any]:
+def saved_networks(state: GadState) -> dict[str, Any]:
     """What a checkpoint holds of a state: not the base, which the student's files hold."""
     return {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
 

@@ -12,6 +12,7 @@ from etils import epath
 from gadjax.checkpoint import Checkpoints, checkpoint_directory, using
 from gadjax.config import field_value
 from gadjax.errors import UserError
+from gadjax.files import is_url
 
 OWNER = "workdir.txt"  # in a folder that is not in the workdir: the workdir whose checkpoints it holds
 
@@ -71,7 +72,7 @@ def sign_of(workdir: pathlib.Path, directory: str) -> epath.Path:
 
 def is_outside(workdir: pathlib.Path, where: epath.Path) -> bool:
     """Whether checkpoints lie in another place than the workdir, which is not moved or copied with it."""
-    return "://" in str(where) or not pathlib.Path(where).resolve().is_relative_to(workdir.resolve())
+    return is_url(where) or not pathlib.Path(where).resolve().is_relative_to(workdir.resolve())
 
 
 def _check_owner(workdir: pathlib.Path, where: epath.Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from gadjax.metrics import read_metrics
 from tests.faults.kills import NONE, OTHERS, PHASES, Moment, Run, Server, choose, read_log
+from tests.runs import untimed
 
 KILLS = 50  # of the long version, at least
 OF_EACH_PHASE = 5
@@ -26,11 +26,6 @@ OF_EACH_PHASE = 5
 
 def assert_same_run(run: Run, workdir: pathlib.Path, rows: int, batch: int) -> None:
     """Metrics, samples, exports and what else there is; and each epoch of each stage sees each row once."""
-
-    def lines(folder: pathlib.Path) -> list[dict]:
-        timed = ("seconds/", "speed/")
-        records = read_metrics(folder / "metrics.jsonl")
-        return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in records]
 
     def names(folder: pathlib.Path) -> set[str]:
         places = folder.iterdir(), (folder / "checkpoints").iterdir(), (folder / "export").iterdir()
@@ -40,9 +35,9 @@ def assert_same_run(run: Run, workdir: pathlib.Path, rows: int, batch: int) -> N
         files = (path for path in (folder / "export").rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
-    made = [(line["step"], line["stage"]) for line in lines(run.workdir) if line["kind"] == "train"]
+    made = [(line["step"], line["stage"]) for line in untimed(run.workdir) if line["kind"] == "train"]
     assert [step for step, _ in made] == list(range(1, len(made) + 1)), "each step once"
-    assert lines(run.workdir) == lines(workdir)
+    assert untimed(run.workdir) == untimed(workdir)
     assert (run.workdir / "samples.jsonl").read_bytes() == (workdir / "samples.jsonl").read_bytes()
     assert exports(run.workdir) == exports(workdir)
     assert names(run.workdir) == names(workdir), "nothing that a kill left half done"

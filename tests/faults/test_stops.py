@@ -14,7 +14,7 @@ from gadjax.errors import Stopped, UserError
 from gadjax.train import run
 from gadjax.trainer import session
 from gadjax.trainer.stage_steps import StageSteps
-from tests.faults.same_run import assert_same_run
+from tests.runs import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 

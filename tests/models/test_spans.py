@@ -14,6 +14,12 @@ RNG = np.random.default_rng(0)
 ROWS, HEADS, DIM, LIMIT = 3, 2, 8, 150
 
 
+@pytest.fixture(autouse=True)
+def small_spans(monkeypatch):
+    """So that few positions have several."""
+    monkeypatch.setattr(spans, "FIRST", 32)
+
+
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -24,6 +30,13 @@ def normal(*shape):
 )
 def test_sizes_double_up_to_the_limit(limit, expected):
     assert spans.doubling(limit) == expected and sum(expected) == limit
+
+
+def test_a_block_is_not_divided(monkeypatch):
+    monkeypatch.undo()
+    assert spans.doubling(128) == [128] and spans.doubling(700) == [128, 128, 256, 188]
+    sizes = [cache.value.shape[::3] for cache in spans.empty(None, ROWS, 700, HEADS, DIM, "float32")]
+    assert sizes == [(1, 128), (1, 128), (1, 256), (1, 188)]
 
 
 def filled():

@@ -16,6 +16,7 @@ import safetensors.numpy
 from gadjax.checkpoint import Checkpoints
 from gadjax.metrics import read_metrics
 from gadjax.train import run
+from tests.runs import TIMED
 
 STAGES = ("seqkd", "warmup", "gad")
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -59,7 +60,7 @@ def assert_same_figures(one: pathlib.Path, other: pathlib.Path, tolerance: float
     for left, right in zip(records(one), records(other), strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
-            if not name.startswith(("seconds/", "speed/", "padding")):
+            if not name.startswith((*TIMED, "padding")):
                 same = value == right[name] or math.isclose(value, right[name], rel_tol=tolerance, abs_tol=tolerance)
                 assert same, (left["stage"], left["step"], name, value, right[name])
 

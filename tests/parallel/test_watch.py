@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ import time
 
 import pytest
 
-from gadjax.metrics import read_metrics
 from gadjax.parallel.watch import BEAT, HEARTBEAT, PATIENCE, SHUTDOWN, describe
+from tests.runs import untimed
 
 MINUTE = 60
 GONE = (
@@ -119,12 +118,6 @@ def test_who_is_named():
 
 
 FIELDS = {"stages": ("seqkd",), "seqkd.steps": 6, "data.heldout": "", "checkpoint.every": 1}
-
-
-def untimed(workdir: pathlib.Path) -> list[dict]:
-    timed = ("seconds/", "speed/")
-    records = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in records]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from gadjax.metrics import read_metrics
 from gadjax.parallel import processes
 from gadjax.train import run
 from gadjax.trainer.heldout import HeldOut
-from gadjax.trainer.stage_steps import StageSteps
+from tests.runs import stop_before
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -66,36 +66,14 @@ def test_the_best_stays(measured, saved, tiny_config, tmp_path, capfd, command):
     assert last == 6
 
 
-class Gone(Exception):
-    """The machine was taken away."""
-
-
 @pytest.mark.parametrize("moment", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_it_survives_interruption(measured, saved, tiny_config, tmp_path, monkeypatch, moment):
-    original = StageSteps.run
-
-    def limited(self, state, batch, stage_step, done):
-        if done == moment:
-            raise Gone
-        return original(self, state, batch, stage_step, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageSteps, "run", limited)
-        with pytest.raises(Gone):
-            run(tiny_config(FIELDS), tmp_path)
-    measured[0] = Checkpoints(tmp_path).steps()[-1] + 1
+def test_it_survives_interruption(measured, saved, tiny_config, tmp_path, moment):
+    measured[0] = stop_before(tiny_config(FIELDS), tmp_path, moment)[-1] + 1
     run(tiny_config(FIELDS), tmp_path)
     checkpoints = Checkpoints(tmp_path, best="nll")
     assert (checkpoints.steps(), checkpoints.best()) == ([4, 6], (4, 1.0))
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "heldout"] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]
+    heldout = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "heldout"]
+    assert [line["step"] for line in heldout] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_another_figure_may_be_asked_for_later(measured, tiny_config, tmp_path):

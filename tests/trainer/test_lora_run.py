@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
-from gadjax.metrics import read_metrics
 from gadjax.models import lora
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
@@ -27,6 +26,7 @@ from gadjax.trainer.loop import Run
 from gadjax.trainer.session import describe
 from gadjax.trainer.setup import initial_base, initial_discriminator, initial_generator, prepare_run
 from gadjax.trainer.stage_steps import StageSteps
+from tests.runs import stop_before, untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -80,20 +80,13 @@ def finished(adapted, tmp_path_factory, one_device, quick_compile):
     return workdir, figures, states
 
 
-def lines(workdir: pathlib.Path) -> list[dict]:
-    records = read_metrics(workdir / "metrics.jsonl")
-    return [
-        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in records
-    ]
-
-
 def bytes_of(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def test_all_stages_learn(finished):
     workdir, figures, _ = finished
-    train = [line for line in lines(workdir) if line["kind"] == "train"]
+    train = [line for line in untimed(workdir) if line["kind"] == "train"]
     assert [line["stage"] for line in train] == ["seqkd", "seqkd", "warmup", "warmup", "gad", "gad"]
     assert train[4]["generator/kl"] == 0.0 < train[5]["generator/kl"], "gad begins at its reference, exactly"
     assert all(line["generator/sampler_gap"] < 1e-4 for line in train if "generator/sampler_gap" in line)
@@ -149,22 +142,12 @@ def test_measuring_holds_the_base_once(adapted):
     assert all(theirs[name] is leaf for name, leaf in ours.items())
 
 
-def test_an_interrupted_run_is_the_uninterrupted_one(finished, adapted, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_the_uninterrupted_one(finished, adapted, tmp_path):
     """Stopped in the middle of gad, where there are all three networks."""
     workdir, _, _ = finished
-    original = StageSteps.run
-
-    def limited(self, state, batch, stage_step, done):
-        if done == 5:
-            raise KeyboardInterrupt
-        return original(self, state, batch, stage_step, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageSteps, "run", limited)
-        with pytest.raises(KeyboardInterrupt):
-            run(adapted(), tmp_path / "run")
+    stop_before(adapted(), tmp_path / "run", 5, KeyboardInterrupt)
     run(adapted(), tmp_path / "run")
-    assert lines(tmp_path / "run") == lines(workdir)
+    assert untimed(tmp_path / "run") == untimed(workdir)
     for file in ("generator/model.safetensors", "discriminator/adapter/adapter_model.safetensors"):
         assert (tmp_path / "run" / "export" / file).read_bytes() == (workdir / "export" / file).read_bytes()
 
@@ -278,5 +261,5 @@ def test_on_eight_devices(adapted, tmp_path, all_devices):
     kernel = initial_base(setup)["layers"]["mlp"]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     run(adapted(fields), tmp_path / "run")
-    assert lines(tmp_path / "run")[0]["generator/kl"] == 0.0
+    assert untimed(tmp_path / "run")[0]["generator/kl"] == 0.0
     assert (tmp_path / "run" / "export" / "discriminator" / "adapter" / "adapter_model.safetensors").exists()

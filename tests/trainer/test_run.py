@@ -13,56 +13,25 @@ import pytest
 
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
-from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
+from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.train import run
 from gadjax.trainer import loop
 from gadjax.trainer.loop import Run, figures_that_matter
 from gadjax.trainer.stage_steps import StageSteps
+from tests.runs import Gone, stop_before, untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 
-class Stopped(Exception):
-    """The machine was taken away."""
-
-
-@pytest.fixture
-def stop_before(monkeypatch):
-    """Runs a config until a step, which raises; returns what the workdir's checkpoints are then."""
-
-    def stop(config, workdir: pathlib.Path, step: int) -> list[int]:
-        original = StageSteps.run
-
-        def limited(self, state, batch, stage_step, done):
-            if done == step:
-                raise Stopped
-            return original(self, state, batch, stage_step, done)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(StageSteps, "run", limited)
-            with pytest.raises(Stopped):
-                run(config, workdir)
-        return Checkpoints(workdir).steps()
-
-    return stop
-
-
-def lines(workdir: pathlib.Path) -> list[dict]:
-    records = read_metrics(workdir / "metrics.jsonl")
-    return [
-        {name: value for name, value in line.items() if not name.startswith(("seconds/", "speed/"))} for line in records
-    ]
-
-
-def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, rich_fields, stop_before, tmp_path):
+def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, rich_fields, tmp_path):
     """With replay, and stops at a stage's first step and within it; steps past a checkpoint are made again."""
     workdir = tmp_path / "run"
     config = tiny_config(rich_fields | {"checkpoint.every": 2})
     assert stop_before(config, workdir, 4) == [2, 3]
-    assert lines(workdir)[-1]["step"] == 4  # logged, but not saved
+    assert untimed(workdir)[-1]["step"] == 4  # logged, but not saved
     assert stop_before(config, workdir, 5) == [2, 3, 5]
     run(config, workdir)
-    assert lines(workdir) == lines(finished_run.workdir)
+    assert untimed(workdir) == untimed(finished_run.workdir)
     samples = "samples.jsonl"
     assert (workdir / samples).read_bytes() == (finished_run.workdir / samples).read_bytes()
     weights = "export/discriminator/model.safetensors"
@@ -70,7 +39,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, 
 
 
 @pytest.mark.slow  # half a minute: programs of two stages that no other test here has
-def test_stopped_in_seqkd_and_at_its_end(tiny_config, stop_before, tmp_path):
+def test_stopped_in_seqkd_and_at_its_end(tiny_config, tmp_path):
     """Within the stage, and where the next one begins: with other optimizer states, and a discriminator."""
     fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 3, "warmup.discriminator_only_steps": 0, "data.heldout": ""}
     config, whole, stopped = tiny_config(fields | {"checkpoint.every": 2}), tmp_path / "whole", tmp_path / "stopped"
@@ -78,18 +47,18 @@ def test_stopped_in_seqkd_and_at_its_end(tiny_config, stop_before, tmp_path):
     assert stop_before(config, stopped, 2) == [2]
     assert stop_before(config, stopped, 3) == [2, 3]
     run(config, stopped)
-    assert lines(stopped) == lines(whole) and len(lines(whole)) == 5
+    assert untimed(stopped) == untimed(whole) and len(untimed(whole)) == 5
     for network in ("generator", "discriminator"):
         weights = f"export/{network}/model.safetensors"
         assert (stopped / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-def test_stopped_before_the_first_checkpoint(tiny_config, stop_before, tmp_path):
+def test_stopped_before_the_first_checkpoint(tiny_config, tmp_path):
     config = tiny_config({"stages": ("seqkd",)})
     assert stop_before(config, tmp_path, 1) == []
-    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
+    assert [line["step"] for line in untimed(tmp_path)] == [0, 1]
     run(config, tmp_path)
-    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
+    assert [(line["kind"], line["step"]) for line in untimed(tmp_path)] == [
         ("heldout", 0),
         ("train", 1),
         ("train", 2),
@@ -99,10 +68,10 @@ def test_stopped_before_the_first_checkpoint(tiny_config, stop_before, tmp_path)
 
 def test_more_steps_continue_a_finished_run(tiny_config, tmp_path):
     run(tiny_config({"stages": ("seqkd",), "data.heldout": ""}), tmp_path)
-    first = lines(tmp_path)
+    first = untimed(tmp_path)
     run(tiny_config({"stages": ("seqkd",), "data.heldout": "", "seqkd.steps": 3}), tmp_path)
-    assert lines(tmp_path)[:2] == first
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert untimed(tmp_path)[:2] == first
+    assert [line["step"] for line in untimed(tmp_path)] == [1, 2, 3]
 
 
 @pytest.fixture
@@ -215,9 +184,9 @@ def test_what_may_change_does(continued, tiny_config, rich_fields, train_file, s
         "log.tensorboard": False,
         "export_dtype": "bfloat16",
     }
-    before = lines(continued)
+    before = untimed(continued)
     run(tiny_config(rich_fields | fields), continued)
-    after = lines(continued)
+    after = untimed(continued)
     assert after[: len(before)] == before
     assert [(line["kind"], line["stage"], line["step"]) for line in after[len(before) :]] == [
         ("train", "gad", 7),
@@ -236,7 +205,7 @@ def test_a_workdir_of_an_earlier_version(continued, finished_run, tiny_config, r
     assert run(tiny_config(rich_fields), continued) == finished_run.figures
 
 
-def test_later_stages_continue_a_finished_run(tiny_config, stop_before, tmp_path):
+def test_later_stages_continue_a_finished_run(tiny_config, tmp_path):
     fields = {"seqkd.steps": 1, "data.heldout": ""}
     run(tiny_config(fields | {"stages": ("seqkd",)}), tmp_path)
     assert stop_before(tiny_config(fields | {"stages": ("seqkd", "warmup")}), tmp_path, 1) == [1]
@@ -272,7 +241,7 @@ def test_whatever_ends_a_run_closes_it(tiny_config, tmp_path, monkeypatch, error
     assert Checkpoints(tmp_path).steps() == [1]
 
 
-def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, stop_before, tmp_path, monkeypatch):
+def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, monkeypatch):
     """Else a run needs the memory of both at once, on top of the reference."""
     save, create, moments, alive = Run._save, Run._create, [], []
 
@@ -304,12 +273,12 @@ def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_
 
     def remember(setup, base):
         seen[setup.config.discriminator.init] = np.asarray(base["embed"]["embedding"])
-        raise Stopped
+        raise Gone
 
     monkeypatch.setattr(loop, "initial_discriminator", remember)
     for init in ("", "generator"):
         fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}
-        with pytest.raises(Stopped):
+        with pytest.raises(Gone):
             run(tiny_config(fields), tmp_path / (init or "student"))
     from gadjax.trainer.setup import initial_generator, prepare_run
 
@@ -320,7 +289,7 @@ def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_
 
 @pytest.mark.parametrize(("init", "loads"), [("", 2), ("generator", 1), ("a checkpoint", 1)])
 def test_the_student_is_loaded_again_only_to_grow_from_it(
-    tiny_config, student, add_weights, stop_before, tmp_path, monkeypatch, init, loads
+    tiny_config, student, add_weights, tmp_path, monkeypatch, init, loads
 ):
     """After seqkd, whose generator is no longer the student."""
     loaded, original = [], loop.initial_generator

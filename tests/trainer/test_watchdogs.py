@@ -15,6 +15,7 @@ from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, read_metrics
 from gadjax.train import run
 from gadjax.trainer.watchdogs import BEGINS, COMPILING, ENDS, WATCHDOGS, Teacher, Watchdogs
+from tests.runs import untimed
 
 TRAINS = {"generator/loss": 1.0}
 CASES = [  # watchdog, stage, figure, as it should be, as it should not
@@ -216,9 +217,4 @@ def test_stop_on(tiny_config, tmp_path, capsys):
     run(tiny_config(fields | {"stop_on": ("length",)}), stopped)
     assert capsys.readouterr().out.count("warning: GAD step 2, kl: the KL to the reference") == 1
     run(tiny_config(fields), whole)
-
-    def shown(workdir):
-        rows = read_metrics(workdir / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if not k.startswith(("seconds/", "speed/"))} for row in rows]
-
-    assert shown(stopped) == shown(whole)
+    assert untimed(stopped) == untimed(whole)
