@@ -122,27 +122,20 @@ def run(
 
 def _evaluate(models, sets, out, settings: Settings):
     from rich.console import Console
-    from rich.progress import Progress
 
     from gadjax.evaluation.session import evaluate
+    from gadjax.progress import RunProgress
 
-    tasks: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
-
-        def say(line: str) -> None:
-            progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-        return evaluate(models, sets, out, settings, say=say, watch=watch)
+    with RunProgress(console=Console(stderr=True)) as progress:
+        return evaluate(models, sets, out, settings, say=progress.say, watch=progress.watch)
 
 
 def main(argv: list[str]) -> int:
     del argv
+    from rich.console import Console
+
     from gadjax.evaluation.sources import parse_pairs
+    from gadjax.evaluation.table import print_scores
 
     fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings)}
     fields["references"] = parse_pairs(FLAGS.references, "--references")
@@ -150,9 +143,8 @@ def main(argv: list[str]) -> int:
     if any(not source.startswith("api:") for source in models.values()) or FLAGS.base or FLAGS.teacher:
         commands.use_compilation_cache()
     found = _evaluate(models, sets, FLAGS.out, Settings(**fields))
-    out = FLAGS.out
-    prompts = sum(one.prompts for one in found.results.sets)
-    print(f"{len(models)} models on {prompts} prompts: {out}/report.html, {out}/table.md, {out}/results.json")
+    print_scores(Console(), found.results)
+    print(f"all of it: {FLAGS.out}/report.html, {FLAGS.out}/table.md, {FLAGS.out}/results.json")
     return _report(found.unanswered)
 
 

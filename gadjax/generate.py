@@ -39,9 +39,9 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     from rich.console import Console
-    from rich.progress import Progress
 
     from gadjax.data.prompts import read_prompts
+    from gadjax.progress import RunProgress
     from gadjax.rollout.chat_model import load_chat_model
 
     prompts = read_prompts(FLAGS.prompts)
@@ -54,14 +54,13 @@ def main(argv: list[str]) -> None:
             top_p=FLAGS.top_p,
             top_k=FLAGS.top_k,
         )
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("generating", total=len(prompts))
+        with RunProgress(console=Console(stderr=True)) as progress:
             replies = model.answer(
                 [prompt.content for prompt in prompts],
                 sampling,
                 seed=FLAGS.seed,
                 fit=FLAGS.max_response_length is None,
-                done=lambda count: progress.update(task, completed=count),
+                done=lambda count: progress.watch("generating", count, len(prompts)),
             )
         for prompt, reply in zip(prompts, replies, strict=True):
             write(

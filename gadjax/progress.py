@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar for each stage, then the stages' table and where all of it lies."""
+"""What commands show on the terminal: a bar for each stage or task; of a run, the stages' table and where all lies."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _FIRST_STEP = "compiling with the first step"
 
 
 class RunProgress:
-    """Shows a run's stages, one after the other; a context manager that leaves the terminal as it was.
+    """Shows a run's stages, or another command's tasks, one after the other; a context manager.
 
-    A terminal gets a bar that moves. Elsewhere (a file, a pipe, a notebook) a plain line appears at every
-    tenth of a stage, and when `plain_seconds` have passed since the last.
+    A terminal gets a bar that moves, and is left as it was. Elsewhere (a file, a pipe, a notebook) a plain line appears
+    at every tenth of a stage, and when `plain_seconds` have passed since the last.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class RunProgress:
         self._plain_seconds = plain_seconds
         self._clock = clock
         self._bar: _LiveBar | _PlainBar | None = None
+        self._task: str | None = None  # that `watch` has begun
 
     def __enter__(self) -> RunProgress:
         return self
@@ -67,10 +68,18 @@ class RunProgress:
 
         Called again and again, from some `done` until it is `total`.
         """
-        if total < _MANY:
-            return
-        if self._bar is None:
+        if total >= _MANY:
+            self.watch(what, done, total)
+
+    def watch(self, what: str, done: int, total: int) -> None:
+        """Shows how far a task is.
+
+        Called again and again, from some `done` until it is `total`; another `what` ends the task before.
+        """
+        if self._task != what:
+            self.end_stage()
             self._start(what, total, 0, "", parts=1)
+            self._task = what
         self._bar.advance("", done)
         if done >= total:
             self.end_stage()
@@ -90,7 +99,7 @@ class RunProgress:
         """Leaves the stage's bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+            self._bar = self._task = None
 
     def _start(self, title: str, total: int, done: int, figures: str, *, parts: int) -> None:
         pace = _Pace(total, done, self._clock)
@@ -222,8 +231,9 @@ class _LiveBar:
 class _TwoLines(Progress):
     def get_renderables(self):
         for task in self.tasks:
-            figures = Text(f"  {task.fields['figures']}", style="dim", no_wrap=True, overflow="ellipsis")
-            yield Group(self.make_tasks_table([task]), figures)
+            bar, figures = self.make_tasks_table([task]), task.fields["figures"]
+            below = Text(f"  {figures}", style="dim", no_wrap=True, overflow="ellipsis")
+            yield Group(bar, below) if figures else bar
 
 
 class _PlainBar:

@@ -157,22 +157,21 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Answer | None]:
 def main(argv: list[str]) -> None:
     del argv
     from rich.console import Console
-    from rich.progress import Progress
 
+    from gadjax.progress import RunProgress
     from gadjax.rollout.chat_model import load_network
 
     answers, left_out = read_answers(FLAGS.data)
     with commands.jsonl_output(FLAGS.out) as write:
         commands.use_compilation_cache()
         network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("scoring", total=len(answers))
+        with RunProgress(console=Console(stderr=True)) as progress:
             scores = score_answers(
                 network,
                 answers,
                 max_response_length=FLAGS.max_response_length,
                 batch_size=FLAGS.batch_size,
-                done=lambda count: progress.update(task, completed=count),
+                done=lambda count: progress.watch("scoring", count, len(answers)),
             )
         for answer, score in zip(answers, scores, strict=True):
             row = {"content": answer.content, "response": answer.response, "score": float(score)}

@@ -33,12 +33,13 @@ def test_scores(evaluate, prompts, tmp_path):
         done = evaluate(server, prompts)
     assert done.status == 0, done.err
     out = tmp_path / "out"
-    assert done.out.splitlines() == [f"2 models on 12 prompts: {out}/report.html, {out}/table.md, {out}/results.json"]
+    assert done.out.splitlines()[-1] == f"all of it: {out}/report.html, {out}/table.md, {out}/results.json"
     results = read_results(out)
     scores = results.scores["vicuna"]
     for model in ("good", "poor"):
         shares = [(q := quality(model, f"prompt {i}")) / (q + 5) for i in range(PROMPTS)]
         judged = scores[model].judge
+        assert re.search(rf"^{model} +{judged.score:.1f} ± \d+\.\d +5\.0$", done.out, re.MULTILINE)
         assert judged.score == pytest.approx(100 * np.mean(shares))
         assert judged.low <= judged.score <= judged.high
         assert (judged.judged, judged.malformed) == (PROMPTS, 0)

@@ -211,3 +211,32 @@ def test_a_run_without_held_out_prompts_has_no_table(tmp_path):
     print_summary(console, {}, tmp_path, tmp_path / "absent", {"discriminator": tmp_path})
     assert "Held-out" not in shown(console)
     assert "gadjax.chat" not in shown(console) and "checkpoints" not in shown(console)
+
+
+def test_tasks_one_after_the_other():
+    console, clock = plain_console(), Clock()
+    with RunProgress(console=console, clock=clock) as progress:
+        for done in range(0, 101, 10):
+            clock.now += 20
+            progress.watch("answers", done, 100)
+        progress.watch("KL", 1, 4)
+        progress.watch("overlap", 7, 7)
+    assert shown(console).splitlines() == [
+        "answers 0/100, ? left",
+        *(
+            f"answers {done}/100, {left} left"
+            for done, left in ((20, "2:40"), (40, "2:00"), (60, "1:20"), (80, "0:40"))
+        ),
+        "answers 100/100, 0:00 left",
+        "KL 0/4, ? left",
+        "overlap 0/7, ? left",
+        "overlap 7/7, ? left",
+    ]
+
+
+def test_tasks_on_a_terminal():
+    console = terminal()
+    with RunProgress(console=console) as progress:
+        progress.watch("answers", 3, 5)
+        progress.watch("KL", 4, 4)
+    assert re.search(r"answers .* 3/5", shown(console)) and re.search(r"KL .* 4/4", shown(console))

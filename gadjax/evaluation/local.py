@@ -156,6 +156,7 @@ class LocalPart:
         backbone = self._backbone(journal)
         found = {}
         total = sum(len(sampled[prompts.name].keys() - {TEACHER}) for prompts in self._with_teacher)
+        self.watch("two-sample tests", 0, total)
         for prompts in self._with_teacher:
             chats = [prompt.content for prompt in select(prompts, prompts.prompts)]
             teacher = select(prompts, prompts.teacher)
@@ -178,6 +179,7 @@ class LocalPart:
             name: self._student_side(self._answerer(local, journal), theirs_by_set)
             for name, local in self.models.items()
         }
+        self.watch("KL", 0, total)
         for prompts in self.sets:
             asked = teacher.prompts([prompt.content for prompt in prompts.prompts])
             for name, local in self.models.items():

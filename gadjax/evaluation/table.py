@@ -1,11 +1,15 @@
-"""`table.md`: the figures of `results.json` as Markdown tables, the judge's first, like the paper's Table 2."""
+"""The figures of `results.json` as tables: `table.md`, the judge's first (the paper's Table 2), and on the terminal."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from gadjax.evaluation.results import TEACHER, Results, Scores
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gadjax.evaluation.results import TEACHER, Kl, Results, Scores, TwoSampleScore
 from gadjax.evaluation.sources import DISPLAY_NAMES
 from gadjax.files import whole_output, writing
 
@@ -50,6 +54,41 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def print_scores(console: Console, results: Results) -> None:
+    """Prints the main figures of each set, a row for each model, in 80 columns; the rest is in `table.md`."""
+    columns: dict[str, Callable[[Scores], str | None]] = {
+        "judge": lambda s: s.judge and _plus_minus(s.judge.score, s.judge.low, s.judge.high, 1),
+        "two-sample": lambda s: s.two_sample and _plus_minus(*(100 * x for x in _accuracy(s.two_sample)), 1),
+        "ROUGE-L": lambda s: _decimal(s.rouge_l),
+        "length": lambda s: f"{s.lengths.mean:.1f}",
+        "reverse KL": lambda s: s.kl and _plus_minus(*_kl(s.kl, "reverse_per_token"), 3),
+        "forward KL": lambda s: s.kl and _plus_minus(*_kl(s.kl, "forward_per_token"), 3),
+    }
+    meanings = {
+        "judge": "100 · mean(s / (s + s_ref)), 50 is parity with the reference",
+        "two-sample": "accuracy in % of fresh classifiers, 50 is indistinguishable",
+        "length": f"mean, in {results.settings.get('length_unit', 'tokens')}",
+        "reverse KL": "to the teacher, nats a token, like the forward KL",
+    }
+    shown: list[str] = []
+    for prompts in results.sets:
+        titles, rows = _cells(results, prompts.name, columns)
+        shown += titles
+        table = Table(box=None, padding=(0, 1), pad_edge=False)
+        table.add_column("model", overflow="fold")
+        for name in titles:
+            table.add_column(name, justify="right", no_wrap=True)
+        for model, *cells in rows:
+            table.add_row(escape(model), *cells)
+        title = f"{_display(prompts.name)}, {prompts.prompts} prompts"
+        console.print(f"\n{title}", markup=False, highlight=False, soft_wrap=True)
+        console.print(table, highlight=False)
+    legend = [f"{name}: {meaning}" for name, meaning in meanings.items() if name in shown]
+    if legend:
+        console.print("\n".join([*legend, "±: half of the 95 % interval"]), markup=False, highlight=False)
+    console.print()
+
+
 def _by_set(results: Results, cell: Callable[[Scores], str | None]) -> str:
     """A row for each model, a column for each set."""
     names = _models(results)
@@ -75,11 +114,18 @@ def _of_set(results: Results, name: str) -> str:
         "forward KL a token": lambda s: s.kl and _interval(s.kl, "forward_per_token"),
         "forward KL a response": lambda s: s.kl and _interval(s.kl, "forward_per_response"),
     }
+    titles, rows = _cells(results, name, columns)
+    return _table(["model", *titles], rows)
+
+
+def _cells(
+    results: Results, name: str, columns: Mapping[str, Callable[[Scores], str | None]]
+) -> tuple[list[str], list[list[str]]]:
+    """The titles that any model of a set has a figure for, and a row for each model."""
     models = [model for model in _models(results) if model in results.scores[name]]
     cells = {title: [cell(results.scores[name][model]) for model in models] for title, cell in columns.items()}
     titles = [title for title, found in cells.items() if any(found)]
-    rows = [[model, *(cells[title][i] or _NONE for title in titles)] for i, model in enumerate(models)]
-    return _table(["model", *titles], rows)
+    return titles, [[model, *(cells[title][i] or _NONE for title in titles)] for i, model in enumerate(models)]
 
 
 def _models(results: Results) -> list[str]:
@@ -94,13 +140,28 @@ def _display(name: str) -> str:
     return DISPLAY_NAMES.get(name, name)
 
 
-def _percent(test) -> str:
-    return f"{100 * test.accuracy:.1f} [{100 * test.low:.1f}, {100 * test.high:.1f}]"
+def _percent(test: TwoSampleScore) -> str:
+    value, low, high = (100 * x for x in _accuracy(test))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _interval(kl, name: str) -> str:
-    value, low, high = (getattr(kl, f"{name}{end}") for end in ("", "_low", "_high"))
+def _accuracy(test: TwoSampleScore) -> tuple[float, float, float]:
+    """An accuracy, and its interval."""
+    return test.accuracy, test.low, test.high
+
+
+def _interval(kl: Kl, name: str) -> str:
+    value, low, high = _kl(kl, name)
     return f"{value:z.3f} [{low:z.3f}, {high:z.3f}]"
+
+
+def _kl(kl: Kl, name: str) -> tuple[float, float, float]:
+    """A KL, and its interval."""
+    return getattr(kl, name), getattr(kl, f"{name}_low"), getattr(kl, f"{name}_high")
+
+
+def _plus_minus(value: float, low: float, high: float, digits: int) -> str:
+    return f"{value:z.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
 def _decimal(value: float | None) -> str | None:

@@ -1,11 +1,14 @@
-"""table.md against the tables that are wanted, to the letter."""
+"""The tables, of table.md and of the terminal, against those that are wanted, to the letter."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+
+from rich.console import Console
 
 from gadjax.evaluation import results as schema
-from gadjax.evaluation.table import markdown, write_table
+from gadjax.evaluation.table import markdown, print_scores, write_table
 
 LENGTHS = schema.Lengths(3.5, 3.0, 7.0, 0.25, schema.Histogram([0.0, 8.0], [4]))
 PLAIN = schema.Scores(4, LENGTHS, {"1": 0.5, "2": 0.75, "3": 1.0})
@@ -69,3 +72,36 @@ def test_kls():
     assert "| reverse KL a token | reverse KL a response | forward KL a token | forward KL a response |" in text
     assert "| 0.000 [0.500, 1.000] | 1.500 [2.000, 2.500] | 3.000 [3.500, 4.000] | 4.500 [5.000, 5.500] |" in text
     assert "Judge score" not in text and "Two-sample" not in text and "ROUGE" not in text
+
+
+def printed(of: schema.Results) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    print_scores(console, of)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_the_terminal():
+    kl = schema.Kl(1.5, 1.4, 1.7, 50, 45, 55, 0.25, 0.2, 0.3, 9, 8, 10, 1, "drawn", "t", 0.7)
+    gad = dataclasses.replace(full(48.9), kl=kl)
+    of_set = {"before": full(45.8), "gad": gad, "teacher": PLAIN}
+    found = results(scores={"lmsys": of_set, "mine": {"before": PLAIN, "[b]": PLAIN}})
+    found.models.append(schema.Model("[b]", "c", "export"))
+    assert printed(found) == [
+        "",
+        "LMSYS, 4 prompts",
+        "model         judge  two-sample  ROUGE-L  length     reverse KL     forward KL",
+        "before   45.8 ± 2.0  60.0 ± 7.5    0.250     3.5              –              –",
+        "gad      48.9 ± 2.0  60.0 ± 7.5    0.250     3.5  1.500 ± 0.150  0.250 ± 0.050",
+        "teacher           –           –        –     3.5              –              –",
+        "",
+        "mine, 4 prompts",
+        "model   length",
+        "before     3.5",
+        "[b]        3.5",
+        "judge: 100 · mean(s / (s + s_ref)), 50 is parity with the reference",
+        "two-sample: accuracy in % of fresh classifiers, 50 is indistinguishable",
+        "length: mean, in tokens",
+        "reverse KL: to the teacher, nats a token, like the forward KL",
+        "±: half of the 95 % interval",
+        "",
+    ]
