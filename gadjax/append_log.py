@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from gadjax.errors import UserError
-from gadjax.files import keeping
+from gadjax.files import keeping, lock
 
 Row = TypeVar("Row")
 
@@ -35,10 +34,10 @@ class AppendLog:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock(self._file, f"{self.path}: another {writer} writes it; wait for it to end")
+        except BaseException:
             self._file.close()
-            raise UserError(f"{self.path}: another {writer} writes it; wait for it to end") from None
+            raise
         self._end = 0
         self._unsynced = False
 

@@ -24,7 +24,15 @@ from gadjax.models.weights import named_leaves
 
 Progress = dict[str, Any]  # stage, stage_step, step, perhaps held-out figures, and what else must survive as JSON
 
-_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_SAVE_SECONDS = 3600  # at most, of a save: 360 GB (14B, both networks) at 100 MB/s; Orbax's own limit is a third
+# Of the machine, its disks and its network; not of what the files hold.
+_SYSTEM_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
+)
+_SYSTEM_STATUSES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+# What reading files raises that are cut, gone or overwritten. Object stores' clients have other errors.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, FileNotFoundError, NotADirectoryError)
 
 
 class Checkpoints:
@@ -58,10 +66,12 @@ class Checkpoints:
         if best:
             kept.append(self._best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), create=keep is not None
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            create=keep is not None,
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS),
         )
         with using(self.directory, "opened"):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = _Manager(self.directory, options=options)
         with using(self.directory, "read"):
             self._read_figures()
 
@@ -224,6 +234,16 @@ class Checkpoints:
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {known}")
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, that does not ask JAX at each save whether a preemption was noticed.
+
+    JAX counts those questions, of all processes, to tell at which one all stop: they are `StopRequest`'s alone.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class _KeepBest(policies.PreservationPolicy):
     """Orbax keeps the checkpoint with the best held-out figure."""
 
@@ -279,9 +299,9 @@ def clear_unfinished(directory: epath.Path) -> None:
 
 def is_damage(error: BaseException) -> bool:
     """Whether an error in reading a checkpoint is of its files, not of this machine or this run."""
-    if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError | jax.errors.JaxRuntimeError):
+    if not isinstance(error, _DAMAGE) or isinstance(error, jax.errors.JaxRuntimeError):
         return False
-    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError | NotADirectoryError)
+    return not str(error).startswith(_SYSTEM_STATUSES) and _refusal(error) is None
 
 
 @contextlib.contextmanager
@@ -338,6 +358,8 @@ def _refusal(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             return error.strerror
+        if isinstance(error, TimeoutError):
+            return "it timed out"
         if reason := next((text for text in map(os.strerror, _SYSTEM_ERRORS) if text in str(error)), None):
             return reason
         error = error.__cause__ or error.__context__

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from gadjax.errors import UserError
 
@@ -79,6 +80,23 @@ def keeping(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); make room there, and run again") from None
+
+
+def lock(file: IO[bytes], refusal: str) -> None:
+    """Locks an open file for this process, until it is closed or the process is gone.
+
+    A file system that has no locks gives none.
+
+    Raises:
+      UserError: `refusal`, where another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(refusal) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:

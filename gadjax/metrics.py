@@ -109,6 +109,12 @@ class MetricsLogger:
         for sink in self._sinks:
             sink.warn(head, row, line)
 
+    def sync(self) -> None:
+        """Returns when `metrics.jsonl` survives the machine's death, and not this process's alone."""
+        for sink in self._sinks:
+            if isinstance(sink, _JsonLines):  # the others are for looking at
+                sink.sync()
+
     def close(self) -> None:
         """Closes the files and ends the W&B run."""
         with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
@@ -145,6 +151,11 @@ class SampleLog:
         if self._lines is not None:
             answer = {"row": row, "prompt": prompt, "teacher": teacher, "student": student}
             self._lines.write({"step": step, "stage": stage}, answer)
+
+    def sync(self) -> None:
+        """See `MetricsLogger.sync`."""
+        if self._lines is not None:
+            self._lines.sync()
 
     def close(self) -> None:
         """Closes the file."""
@@ -266,6 +277,10 @@ class _JsonLines:
 
     def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
         self.write(head, row)
+
+    def sync(self) -> None:
+        with keeping(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with keeping(self._path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from etils import epath
 from orbax.checkpoint._src.path import atomicity_defaults
 from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 
-from gadjax.checkpoint import Checkpoints, clear_unfinished
+from gadjax.checkpoint import Checkpoints, clear_unfinished, is_damage
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState
 from gadjax.errors import UserError
@@ -130,6 +132,41 @@ def test_the_best_is_kept(tmp_path, figure, values, best):
     again = Checkpoints(tmp_path, keep=1, best=figure)
     assert checkpoints.best() == again.best() == best
     assert not again.improves({figure: best[1]}) and not again.improves({})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # TensorStore's own words, of a file without permission and of a process with too many files.
+        ValueError('PERMISSION_DENIED: Error opening "zarr" driver: Failed to open file: [OS error: EACCES]'),
+        ValueError("RESOURCE_EXHAUSTED: Error reading local file: [OS error: EMFILE Too many open files]"),
+        ValueError("UNAVAILABLE: Error reading gs://bucket/run/4/state: HTTP status code: 503"),
+        ValueError("INTERNAL: Error reading local file: Stale file handle"),
+        OSError(errno.EIO, "Input/output error"),
+        type("HttpError", (Exception,), {})("503, of some client"),
+    ],
+)
+def test_what_is_of_the_machine_is_no_damage(error):
+    assert not is_damage(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("DATA_LOSS: Error decoding chunk"), KeyError("stage"), FileNotFoundError(errno.ENOENT, "No such file")],
+)
+def test_what_is_of_the_files_is_damage(error):
+    assert is_damage(error)
+
+
+def test_preemptions_are_not_asked_for(tmp_path, monkeypatch):
+    """JAX counts the questions of all that ask, to stop all processes at the same one."""
+    asked = []
+    monkeypatch.setattr("orbax.checkpoint._src.multihost.multihost.reached_preemption", asked.append)
+    monkeypatch.setattr("orbax.checkpoint.utils.reached_preemption", asked.append)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"x": 1.0}, {}, {})
+    checkpoints.close()
+    assert asked == []
 
 
 def test_a_damaged_checkpoint_is_not_the_best(tmp_path):

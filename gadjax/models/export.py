@@ -18,7 +18,8 @@ import gadjax
 from gadjax.errors import UserError
 from gadjax.models.adapters import Adapters, write_peft
 from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
-from gadjax.models.weights import HF_TENSORS, INDEX_FILE, SINGLE_FILE, Params, fetch, is_stacked, named_leaves
+from gadjax.models.hf_files import INDEX_FILE, SINGLE_FILE
+from gadjax.models.weights import HF_TENSORS, Params, fetch, is_stacked, named_leaves
 from gadjax.parallel import processes
 
 # A file that tells an export, which may be replaced, from any other directory.

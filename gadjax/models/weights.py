@@ -23,13 +23,10 @@ from jax.experimental import multihost_utils
 
 from gadjax import hub
 from gadjax.errors import UserError
-from gadjax.files import parse_json
 from gadjax.models.config import ModelConfig
+from gadjax.models.hf_files import read_json, some, weight_files
 
 Params = dict[str, Any]
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-
-_PICKLES = ("*.bin*", "*.pt", "*.pth")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
 
@@ -119,7 +116,7 @@ def read_hf_config(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
       UserError: the file is missing or broken, or describes a model that is not supported.
     """
     file = pathlib.Path(path) / "config.json"
-    config = _read_json(file)
+    config = read_json(file)
     return ModelConfig.from_hf(config, str(file)), config
 
 
@@ -277,7 +274,7 @@ class _Checkpoint:
         self.files: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        for file in _weight_files(path):
+        for file in weight_files(path):
             try:
                 with safetensors.safe_open(file, framework="numpy") as handle:
                     for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
@@ -315,7 +312,7 @@ class _Checkpoint:
                 shapes[spec.name] = spec.shape(leaf.shape)
         if absent := [name for name in shapes if name not in self.shapes]:
             raise UserError(
-                f"{self.path}: {len(absent)} of {len(shapes)} tensors are missing: {_some(absent)}; the "
+                f"{self.path}: {len(absent)} of {len(shapes)} tensors are missing: {some(absent)}; the "
                 "weights are incomplete or do not belong to config.json"
             )
         for name, shape in shapes.items():
@@ -337,7 +334,7 @@ class _Checkpoint:
         if left:
             raise UserError(
                 f"{self.path}: {len(left)} tensors have no place in the model that config.json describes: "
-                f"{_some(left)}; the weights do not belong to it"
+                f"{some(left)}; the weights do not belong to it"
             )
 
     def check_tied(self) -> None:
@@ -355,46 +352,3 @@ class _Checkpoint:
                 f"{self.path}: {head_name} differs from {name}, but config.json ties them; set "
                 "tie_word_embeddings to false there to keep the head"
             )
-
-
-def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-    single, index = path / SINGLE_FILE, path / INDEX_FILE
-    if single.exists():
-        return [single]
-    if not index.exists():
-        pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"{path}: the weights are pickled only ({pickles[0]}), and unpickling may run code; convert "
-                "them to safetensors with transformers' save_pretrained"
-            )
-        raise UserError(f"{path}: no weights; a checkpoint holds {SINGLE_FILE}, or {INDEX_FILE} and its files")
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: weight_map is missing or empty; fetch the file again")
-    for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise UserError(f"{index}: weight_map has {file!r} for {name}, not a file's name; fetch the file again")
-    files = [path / name for name in sorted(set(weight_map.values()))]
-    if absent := [file.name for file in files if not file.exists()]:
-        raise UserError(f"{index}: names {_some(absent)}, which is not there; fetch the checkpoint again")
-    return files
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; a model's directory holds config.json and its weights") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a JSON object; fetch it again")
-    return content
-
-
-def _some(names: Iterable[str], count: int = 4) -> str:
-    names = sorted(names)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

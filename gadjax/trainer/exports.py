@@ -7,9 +7,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
+
+from etils import epath
 
 from gadjax.checkpoint import Checkpoints, is_damage
 from gadjax.config import discriminator_checkpoint, field_value
@@ -17,16 +20,18 @@ from gadjax.data.pipeline import Dataset
 from gadjax.data.tokenizer import vocabulary_fingerprint
 from gadjax.errors import UserError, first_line
 from gadjax.files import is_url, replace, writing
-from gadjax.metrics import read_heldout, read_stages
+from gadjax.metrics import read_heldout, read_metrics, read_stages
 from gadjax.model_card import model_card
 from gadjax.models import lora
 from gadjax.models.adapters import Adapters, merged_params
 from gadjax.models.config import ModelConfig
 from gadjax.models.export import save_pretrained
+from gadjax.models.hf_files import weights_fingerprint
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import named_leaves, resolve_model
 from gadjax.parallel import processes
 from gadjax.trainer.blueprint import abstract_state, adapters
+from gadjax.trainer.lock import lock_workdir
 from gadjax.trainer.places import check_place, sign_of, take_place
 from gadjax.trainer.setup import Setup, stage_lengths
 
@@ -65,7 +70,7 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     """
     if processes.count() == 1:
         return
-    with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
+    with processes.together(), contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         saved = checkpoints.steps()
     parts = {"config": setup.config.to_dict(), **_facts(setup), "checkpoints": saved, "workdir": str(workdir)}
     digests = {name: _digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()}
@@ -90,6 +95,7 @@ def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], No
         saved, stage, where = checkpoints.steps(), checkpoints.stage(), checkpoints.directory
     check_place(workdir, setup.config.checkpoint.directory, saved)
     if not saved:
+        _check_never_saved(workdir, where)
         return []
     if stage is None:
         raise UserError(
@@ -120,6 +126,20 @@ def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], No
     return saved
 
 
+def _check_never_saved(workdir: pathlib.Path, where: epath.Path) -> None:
+    """Refuses to begin anew, which empties the logs, where checkpoints are gone that there must have been."""
+    if not (workdir / "config.json").exists() or not (workdir / "metrics.jsonl").exists():
+        return
+    config, _ = read_workdir(workdir)
+    steps = [record["step"] for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "train"]
+    # A second save begins once the first is on disk; a run may be killed before.
+    if steps and steps[-1] > 2 * config["checkpoint"]["every"]:
+        raise UserError(
+            f"--workdir {workdir}: its metrics.jsonl tells of {steps[-1]} steps, but {where} has no checkpoint: mount "
+            "its disk, or restore the folder; to begin anew use another --workdir, or delete metrics.jsonl"
+        )
+
+
 def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
     """Refuses what no force can continue: a checkpoint whose stage, ids or arrays mean nothing to this run."""
     if stage not in setup.config.stages:
@@ -130,10 +150,13 @@ def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
             "mean other text: use another --workdir"
         )
     config, facts = read_workdir(workdir)
-    if setup.generator.config.lora and config["student"] != setup.config.student:
+    if setup.generator.config.lora and (
+        config["student"] != setup.config.student or facts.get("weights", _weights(setup)) != _weights(setup)
+    ):
         raise UserError(
-            f"--force: config.student is {setup.config.student}, but the adapters of --workdir {workdir} stand on "
-            f"{config['student']}, whose weights its checkpoints do not hold: use another --workdir"
+            f"--force: the adapters of --workdir {workdir} stand on the weights of {config['student']} as they were "
+            f"then, which its checkpoints do not hold, and config.student is {setup.config.student}: use another "
+            "--workdir"
         )
     state = abstract_state(setup, stage)
     networks = {"generator": state.generator, "discriminator": state.discriminator}
@@ -169,30 +192,46 @@ def _computed(model: Model) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("dtype", "remat")}
 
 
-def prepare_workdir(setup: Setup, workdir: pathlib.Path) -> None:
+def prepare_workdir(setup: Setup, workdir: pathlib.Path, alone: contextlib.ExitStack) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
     `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`; and the directory of its checkpoints. Of
     several processes the first one writes, and the others look.
 
+    Args:
+      alone: holds the lock of a workdir that was there; takes that of a new one.
+
     Raises:
-      UserError: it cannot be written, or another process does not see it.
+      UserError: it cannot be written, or another process does not see it, or trains there.
     """
     config, facts, directory = setup.config.to_dict(), _facts(setup), setup.config.checkpoint.directory
     with processes.together():
         if processes.is_first():
             with writing(workdir, "--workdir "):
+                new = not workdir.exists()
                 workdir.mkdir(parents=True, exist_ok=True)
+            if new:
+                alone.enter_context(lock_workdir(workdir))
             take_place(workdir, directory)  # first: config.json says that it was there
             with writing(workdir, "--workdir "):
                 _write_json(workdir / "config.json", config)
                 _write_json(workdir / "run.json", facts)
-                setup.tokenizer.save(workdir / "tokenizer")
+                _save_tokenizer(setup, workdir)
     with processes.together():
         _wait_for(workdir / "run.json", f"--workdir {workdir}")
         sign = sign_of(workdir, directory)
         if not is_url(sign):  # a store is one for all
             _wait_for(pathlib.Path(sign), f"config.checkpoint.directory {directory}")
+
+
+def _save_tokenizer(setup: Setup, workdir: pathlib.Path) -> None:
+    """File by file, each whole or as it was: exports copy them, whenever that is."""
+    folder = workdir / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workdir, prefix="tokenizer.") as name:
+        setup.tokenizer.save(name)
+        for file in sorted(pathlib.Path(name).iterdir()):
+            file.replace(folder / file.name)
 
 
 def _wait_for(path: pathlib.Path, what: str) -> None:
@@ -274,9 +313,18 @@ def _facts(setup: Setup) -> dict[str, Any]:
         "generation_config": _generation_config(setup),
         "stages": stage_lengths(setup),
         "tokenizer": setup.tokenizer.fingerprint(),
+        "weights": _weights(setup),
         "data": _data_counts(setup),
         "contents": {split: _fingerprint(data) for split, data in splits.items() if data is not None},
     }
+
+
+def _weights(setup: Setup) -> dict[str, str]:
+    """Fingerprints of those that the run reads, at its start and later: a name may come to mean others."""
+    read = {} if setup.config.random_init else {"student": setup.student}
+    if setup.discriminator_init is not None:
+        read["discriminator"] = setup.discriminator_init
+    return {network: weights_fingerprint(path) for network, path in read.items()}
 
 
 def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str, Any]:
@@ -284,6 +332,7 @@ def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str
     flat = {f"config.{field}": _value(config, field) for field in fields}
     for network, hf_config in facts["hf_configs"].items():
         flat |= {f"{network}'s {name}": value for name, value in hf_config.items()}
+    flat |= {f"{network}'s weights": value for network, value in facts.get("weights", {}).items()}
     flat |= {"tokenizer and chat template": facts.get("tokenizer")} | facts["data"]
     return flat | {f"text of the {split} data": value for split, value in facts.get("contents", {}).items()}
 

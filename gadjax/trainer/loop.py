@@ -276,6 +276,8 @@ class Run:
     def _save(self, figures: dict[str, float]) -> None:
         """`figures`: measured on held-out prompts at this step, if any."""
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added, "figures": figures}
+        for log in (self.samples, self.logger):
+            log.sync()  # of what a checkpoint stands for, nothing is written again
         self.checkpoints.save(self.position.step, saved_networks(self.state), self.replay.arrays, progress)
 
     def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:

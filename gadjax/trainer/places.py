@@ -12,7 +12,7 @@ from etils import epath
 from gadjax.checkpoint import Checkpoints, checkpoint_directory, using
 from gadjax.config import field_value
 from gadjax.errors import UserError
-from gadjax.files import is_url
+from gadjax.files import is_url, replace
 
 OWNER = "workdir.txt"  # in a folder that is not in the workdir: the workdir whose checkpoints it holds
 
@@ -61,7 +61,13 @@ def take_place(workdir: pathlib.Path, directory: str) -> None:
         where.mkdir(parents=True, exist_ok=True)
         if is_outside(workdir, where):
             _check_owner(workdir, where)
-            (where / OWNER).write_text(f"{workdir.resolve()}\n")
+            if not _owner(where):
+                owner = f"{workdir.resolve()}\n"
+                # Whole or absent: config.json, written later, says that it is there. A store's files always are.
+                if is_url(where):
+                    (where / OWNER).write_text(owner)
+                else:
+                    replace(pathlib.Path(where / OWNER), owner.encode())
 
 
 def sign_of(workdir: pathlib.Path, directory: str) -> epath.Path:

@@ -166,9 +166,10 @@ def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
 
 
 def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
-    """After the same step, which is saved; those that go on from it stop too, where one is told before it is ready."""
+    """After the same step, which is saved, though others were right before; those that go on from it stop too, where
+    one is told before it is ready."""
     metrics = tmp_path / "metrics.jsonl"
-    few = fields | {"stages": ("seqkd",), "seqkd.steps": 1000, "data.heldout": "", "checkpoint.every": 1000}
+    few = fields | {"stages": ("seqkd",), "seqkd.steps": 1000, "data.heldout": "", "checkpoint.every": 1}
 
     def tell(started):
         deadline = time.monotonic() + 200
@@ -178,7 +179,7 @@ def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
 
     processes = train_together(few, tmp_path, devices=1, meanwhile=tell)
     assert [process.status for process in processes] == [75, 75], processes[0].err + processes[1].err
-    (step,) = Checkpoints(tmp_path).steps()
+    step = Checkpoints(tmp_path).steps()[-1]
     assert 2 <= step < 1000 and records(tmp_path)[-1]["step"] == step
 
     told = tmp_path / "run.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import fsspec
@@ -72,7 +73,8 @@ def refuse_others(setup, away, workdir):
     with pytest.raises(UserError, match=r"away has checkpoints, but --workdir .*/empty is not that of their run"):
         check_workdir(setup, workdir.with_name("empty"))
     assert check_workdir(setup, other) == [1, 2]  # as if it was moved
-    prepare_workdir(setup, other)
+    with contextlib.ExitStack() as alone:
+        prepare_workdir(setup, other, alone)
     assert (away / OWNER).read_text() == f"{other}\n"
 
 

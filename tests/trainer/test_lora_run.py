@@ -229,7 +229,7 @@ def test_other_adapters_are_another_run(finished, adapted, fields, change):
     [
         ({"lora.rank": 2}, r"the generator's lora was .*4.*, and is .*2"),
         ({"lora.alpha": 16.0}, r"the generator's lora was .*8\.0.*, and is .*16\.0"),  # arrays of the same shapes
-        ({"student": "moved"}, r"config\.student is .*moved, but the adapters of .* stand on .*student, whose weights"),
+        ({"student": "moved"}, r"the adapters of .* stand on the weights of .* config\.student is .*moved"),
     ],
 )
 def test_what_no_force_continues(finished, adapted, weighty, tmp_path, monkeypatch, fields, message):
@@ -239,6 +239,25 @@ def test_what_no_force_continues(finished, adapted, weighty, tmp_path, monkeypat
         fields = {"student": str(shutil.copytree(weighty, tmp_path / "moved"))}
     with pytest.raises(UserError, match=rf"^--force: .*{message}"):
         run(adapted(fields), shutil.copytree(finished[0], tmp_path / "run"), force=True)
+
+
+def test_other_weights_under_the_same_name(finished, adapted, tmp_path, monkeypatch):
+    """A hub's name, say, that means a newer revision on the next machine; adapters cannot go on from it by force."""
+    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    facts = json.loads((workdir / "run.json").read_text())
+    assert facts["weights"].keys() == {"student"}
+    facts["weights"]["student"] = "0123456789abcdef"
+    (workdir / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(
+        UserError, match=r"holds another run \(student's weights: '0123456789abcdef' → '[0-9a-f]{16}'\)"
+    ):
+        run(adapted(), workdir)
+    with pytest.raises(UserError, match=r"^--force: the adapters of .* stand on the weights of .* as they were then"):
+        run(adapted(), workdir, force=True)
+    del facts["weights"]  # of an earlier gadjax
+    (workdir / "run.json").write_text(json.dumps(facts))
+    check_workdir(prepare_run(adapted()), workdir)
 
 
 def test_a_workdir_from_before_adapters_is_another_run(finished, adapted, tmp_path, monkeypatch):

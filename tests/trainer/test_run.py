@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import weakref
@@ -16,7 +17,9 @@ from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.train import run
 from gadjax.trainer import loop
+from gadjax.trainer.exports import check_workdir
 from gadjax.trainer.loop import Run, figures_that_matter
+from gadjax.trainer.setup import prepare_run
 from gadjax.trainer.stage_steps import StageSteps
 from tests.runs import Gone, stop_before, untimed
 
@@ -51,6 +54,44 @@ def test_stopped_in_seqkd_and_at_its_end(tiny_config, tmp_path):
     for network in ("generator", "discriminator"):
         weights = f"export/{network}/model.safetensors"
         assert (stopped / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_checkpoints_that_are_gone(tiny_config, tmp_path):
+    """A folder that was not mounted, say: the logs are not emptied. Before the second save none may have been whole."""
+    config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 4, "data.heldout": "", "checkpoint.every": 1})
+    run(config, tmp_path)
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    refusal = (
+        r"metrics\.jsonl tells of 4 steps, but .*checkpoints has no checkpoint: mount its disk, .* or delete metrics"
+    )
+    before = untimed(tmp_path)
+    with pytest.raises(UserError, match=refusal):
+        run(config, tmp_path)
+    assert untimed(tmp_path) == before and not (tmp_path / "checkpoints").exists()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
+    assert check_workdir(prepare_run(config), tmp_path) == []
+
+
+def test_logs_are_on_disk_before_their_checkpoint(tiny_config, tmp_path, monkeypatch):
+    """So that the death of the machine, which spares neither, leaves no checkpoint whose lines are gone."""
+    happened = []
+    sync, save = os.fsync, Checkpoints.save
+
+    def note_sync(file):
+        happened.append(os.readlink(f"/proc/self/fd/{file}").rpartition("/")[2])
+        sync(file)
+
+    def note_save(self, step, *rest):
+        happened.append((step, len((tmp_path / "metrics.jsonl").read_text().splitlines())))
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Checkpoints, "save", note_save)
+    run(tiny_config({"stages": ("seqkd",), "seqkd.steps": 2, "data.heldout": "", "checkpoint.every": 1}), tmp_path)
+    for step in (1, 2):
+        at = happened.index((step, step))
+        assert happened[at - 2 : at] == ["samples.jsonl", "metrics.jsonl"]
 
 
 def test_stopped_before_the_first_checkpoint(tiny_config, tmp_path):
