@@ -84,8 +84,8 @@ METRICS = (
         3,
     ),
     Metric("n-gram F1", "n = 1 to 5", "", ("ngram_f1_mean",), 3, drawn=False),
-    Metric("Length", "tokens, mean", "", ("lengths", "mean"), 1, drawn=False),
-    Metric("Length", "tokens, 95th %", "", ("lengths", "p95"), 0, drawn=False),
+    Metric("Length", "{length_unit}, mean", "", ("lengths", "mean"), 1, drawn=False),
+    Metric("Length", "{length_unit}, 95th %", "", ("lengths", "p95"), 0, drawn=False),
     Metric("Cut", "share", "", ("lengths", "truncated"), 3, drawn=False),
     Metric("Distinct", "1-grams", "", ("distinct", "1"), 3, drawn=False),
     Metric("Distinct", "2-grams", "", ("distinct", "2"), 3, drawn=False),
@@ -142,7 +142,7 @@ def score_table(results: Mapping[str, Any]) -> dict[str, Any]:
         groups.append((name, models, bars))
     kept = [m for m in METRICS if any(bar.value is not None for _, _, bars in groups for bar in bars[m].values())]
     return {
-        "columns": [(metric.title, metric.unit) for metric in kept],
+        "columns": [(metric.title, metric.unit.format(length_unit=_length_unit(results))) for metric in kept],
         "groups": [
             {
                 "name": name,
@@ -182,7 +182,7 @@ def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Histograms by set: `name`, whether there is a `teacher`, and `panels` of a model's `name`, `svg`, `caption`."""
-    paint = colours(results["models"])
+    paint, unit = colours(results["models"]), _length_unit(results)
     figures = []
     for name, scores in _by_set(results):
         found = {model: _histogram(scores[model]) for model in paint if model in scores}
@@ -198,17 +198,18 @@ def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": model,
                 "colour": paint[model],
                 "svg": svg.histogram(
-                    f"Lengths of {model} on {name}: {_lengths(scores[model])}",
+                    f"Lengths of {model} on {name}: {_lengths(scores[model], unit)}",
                     found[model],
                     teacher if model != TEACHER else None,
                     colour=paint[model],
                     top_share=top,
+                    unit=unit,
                 ),
-                "caption": _lengths(scores[model]),
+                "caption": _lengths(scores[model], unit),
             }
             for model in models
         ]
-        caption = _lengths(scores[TEACHER]) if teacher else None
+        caption = _lengths(scores[TEACHER], unit) if teacher else None
         figures.append({"name": name, "teacher": caption, "panels": panels})
     return figures
 
@@ -260,12 +261,16 @@ def _histogram(scores: Mapping[str, Any]) -> svg.Histogram | None:
     return svg.Histogram(edges, counts) if rising and len(edges) == len(counts) + 1 >= 2 and sum(counts) else None
 
 
-def _lengths(scores: Mapping[str, Any]) -> str:
+def _length_unit(results: Mapping[str, Any]) -> str:
+    return (results.get("settings") or {}).get("length_unit") or "tokens"
+
+
+def _lengths(scores: Mapping[str, Any], unit: str) -> str:
     lengths = scores.get("lengths") or {}
     mean, middle, cut = (finite(lengths.get(key)) for key in ("mean", "p50", "truncated"))
     parts = [
         mean is not None and f"mean {svg.number(mean, 0)}",
-        middle is not None and f"median {svg.number(middle, 0)} tokens",
+        middle is not None and f"median {svg.number(middle, 0)} {unit}",
         cut is not None and f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
     ]
     return ", ".join(part for part in parts if part)

@@ -250,6 +250,18 @@ def test_an_evaluation_of_nothing_but_models_is_a_page(tmp_path):
     assert "holds no scores" in page.text and "holds no answers" in page.text and "data" not in page.ids()
 
 
+@pytest.mark.parametrize("unit", ["words", "tokens"])
+def test_lengths_are_in_their_unit(tmp_path, unit):
+    results = written.write(tmp_path)
+    written.save(tmp_path, results | {"settings": results["settings"] | {"length_unit": unit}})
+    text = write_report(tmp_path).read_text()
+    other = {"words": "tokens", "tokens": "words"}[unit]
+    assert f">{unit} in an answer<" in text and f">{other} in an answer<" not in text
+    assert f"median 11 {unit}, " in text and f"median 11 {other}, " not in text
+    assert f">{unit}, mean<" in text and f">{other}, mean<" not in text
+    assert f" {unit}: 3 answers<" in text and f" {other}: 3 answers<" not in text
+
+
 def test_a_run_that_has_gone_is_said(tmp_path):
     written.write(tmp_path / "e", run=tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
