@@ -1,6 +1,6 @@
 """The report's figures and tables of `results.json`: scores, comparisons, lengths.
 
-All of it is read by name and left out where it is not there: each of judge, two-sample test, KL and teacher is
+Of a tree as `read_results` checks it. What is null is left out: each of judge, two-sample test, KL and teacher is
 optional in an evaluation.
 """
 
@@ -159,10 +159,9 @@ def score_table(results: Mapping[str, Any]) -> dict[str, Any]:
 def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Pairs of models by the judge: the set, both names, counts, the p-value as text, its test, a bar of shares."""
     rows = []
-    for name, pairs in (results.get("comparisons") or {}).items():
-        for pair in pairs or ():
-            win, tie, lose = (int(pair.get(key) or 0) for key in ("win", "tie", "lose"))
-            p = finite(pair.get("p"))
+    for name, pairs in results["comparisons"].items():
+        for pair in pairs:
+            win, tie, lose, p = (pair[key] for key in ("win", "tie", "lose", "p"))
             label = f"{pair['a']} wins {win}, ties {tie}, loses {lose} against {pair['b']}"
             rows.append(
                 {
@@ -171,9 +170,9 @@ def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "win": win,
                     "tie": tie,
                     "lose": lose,
-                    "p": "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-                    "significant": p is not None and p < 0.05,
-                    "test": pair.get("test") or "",
+                    "p": "< 0.001" if p < 0.001 else f"{p:.3f}",
+                    "significant": p < 0.05,
+                    "test": pair["test"],
                     "svg": svg.shares(label, [("win", win), ("tie", tie), ("lose", lose)]),
                 }
             )
@@ -216,27 +215,25 @@ def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def missing(results: Mapping[str, Any]) -> list[str]:
     """What this evaluation did not measure, a sentence each."""
-    scores = [model for by_model in (results.get("scores") or {}).values() for model in by_model.values()]
+    scores = [model for by_model in results["scores"].values() for model in by_model.values()]
     measured = lambda key: any(model.get(key) for model in scores)  # noqa: E731
     parts = [
         (measured("judge"), "No judge: scores and comparisons by a judge are left out."),
         (measured("two_sample"), "No two-sample test."),
         (measured("kl"), "No KL to the teacher."),
-        (any(s.get("has_teacher") for s in results["sets"]), "No answers of a teacher: nothing is compared with them."),
+        (any(s["has_teacher"] for s in results["sets"]), "No answers of a teacher: nothing is compared with them."),
     ]
     return [text for there, text in parts if not there]
 
 
 def _by_set(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
     for part in results["sets"]:
-        scores = (results.get("scores") or {}).get(part["name"])
-        if scores:
-            yield part["name"], {model: _with_mean(figures) for model, figures in scores.items()}
+        yield part["name"], {model: _with_mean(figures) for model, figures in results["scores"][part["name"]].items()}
 
 
 def _with_mean(scores: Mapping[str, Any]) -> Mapping[str, Any]:
-    parts = [finite(value) for value in (scores.get("ngram_f1") or {}).values()]
-    return {**scores, "ngram_f1_mean": None if None in parts or not parts else sum(parts) / len(parts)}
+    parts = (scores["ngram_f1"] or {}).values()
+    return {**scores, "ngram_f1_mean": sum(parts) / len(parts) if parts else None}
 
 
 def _bars(metric: Metric, scores: Mapping[str, Any], paint: Mapping[str, str]) -> list[svg.Bar]:
@@ -255,22 +252,20 @@ def _words(bar: svg.Bar, digits: int) -> str:
 
 
 def _histogram(scores: Mapping[str, Any]) -> svg.Histogram | None:
-    part = (scores.get("lengths") or {}).get("histogram") or {}
-    edges, counts = part.get("edges") or [], part.get("counts") or []
+    edges, counts = (scores["lengths"]["histogram"][key] for key in ("edges", "counts"))
     rising = all(left < right for left, right in itertools.pairwise(edges))
-    return svg.Histogram(edges, counts) if rising and len(edges) == len(counts) + 1 >= 2 and sum(counts) else None
+    return svg.Histogram(edges, counts) if rising and sum(counts) else None
 
 
 def _length_unit(results: Mapping[str, Any]) -> str:
-    return (results.get("settings") or {}).get("length_unit") or "tokens"
+    return results["settings"].get("length_unit", "tokens")
 
 
 def _lengths(scores: Mapping[str, Any], unit: str) -> str:
-    lengths = scores.get("lengths") or {}
-    mean, middle, cut = (finite(lengths.get(key)) for key in ("mean", "p50", "truncated"))
+    mean, middle, cut = (scores["lengths"][key] for key in ("mean", "p50", "truncated"))
     parts = [
-        mean is not None and f"mean {svg.number(mean, 0)}",
-        middle is not None and f"median {svg.number(middle, 0)} {unit}",
-        cut is not None and f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
+        f"mean {svg.number(mean, 0)}",
+        f"median {svg.number(middle, 0)} {unit}",
+        f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
     ]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(parts)
