@@ -33,7 +33,7 @@ def test_scores(evaluate, prompts, tmp_path):
         done = evaluate(server, prompts)
     assert done.status == 0, done.err
     out = tmp_path / "out"
-    assert " words in an answer" in (tmp_path / "out/report.html").read_text()
+    assert ">words in an answer<" in (tmp_path / "out/report.html").read_text()
     assert done.out.splitlines()[-1] == f"all of it: {out}/report.html, {out}/table.md, {out}/results.json"
     results = read_results(out)
     scores = results.scores["vicuna"]

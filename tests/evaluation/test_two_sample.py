@@ -42,7 +42,8 @@ def answers(rng: np.random.Generator, low: int = 0, high: int = 32) -> list[np.n
 def measure(base, teacher, student, learning_rate=3e-3, watch=lambda classifier: None, **settings):
     """`watch`: may replace the classifier's programs."""
     rng = np.random.default_rng(9)
-    prompts = [rng.integers(0, 32, rng.integers(1, 6)).astype(np.int32) for _ in range(PROMPTS)]
+    prompts = [rng.integers(0, 32, rng.integers(1, 6)) for _ in range(PROMPTS)]
+    prompts = [np.array([*divmod(i, 32), *ids], np.int32) for i, ids in enumerate(prompts)]  # all differ
     settings = {"folds": 3, "epochs": 4, "batch_size": 8} | settings
     classifier = Classifier(Model(CONFIG, "score"), adamw_for(learning_rate))
     watch(classifier)
