@@ -67,7 +67,7 @@ def write(directory: pathlib.Path, *, run: pathlib.Path | None = None) -> dict[s
             "malformed": 1,
             "retried": 2,
         },
-        "scores": {name: {"before": scores(0.3), "GAD": scores(0.8), "teacher": _plain()} for name in SETS},
+        "scores": {name: {"before": scores(0.3), "GAD": scores(0.8), "teacher": plain()} for name in SETS},
         "comparisons": {
             name: [{"a": "GAD", "b": "before", "win": 2, "tie": 0, "lose": 1, "p": 0.0421, "test": "sign test"}]
             for name in SETS
@@ -100,7 +100,7 @@ def scores(level: float) -> dict[str, Any]:
     kl |= {f"{name}_low": value - 0.1 for name, value in kl.items()} | {
         f"{name}_high": value + 0.1 for name, value in kl.items()
     }
-    return _plain() | {
+    return plain() | {
         "rouge_l": level / 2,
         "ngram_f1": {str(n): level / (2 * n) for n in range(1, 6)},
         "judge": {"score": 60 * level, "low": 60 * level - 4, "high": 60 * level + 4, "judged": 3, "malformed": 0},
@@ -109,7 +109,7 @@ def scores(level: float) -> dict[str, Any]:
     }
 
 
-def _plain() -> dict[str, Any]:
+def plain() -> dict[str, Any]:
     """What every model has, and the teacher."""
     return {
         "prompts": PROMPTS,
