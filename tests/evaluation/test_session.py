@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import pathlib
+import signal
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation import local
+from gadjax.evaluation import api, local
 from gadjax.evaluation.session import Session
 from gadjax.evaluation.settings import Settings
 from tests.evaluation.api_evaluation import quality, write_prompts
@@ -113,3 +117,21 @@ def test_in_a_notebook(tmp_path):
         assert results.scores["v"]["good"].judge.judged == 12
         server.verdict = lambda *_: pytest.fail("asked again")
         assert asyncio.run(cell(server)).scores == results.scores
+
+
+def test_an_interrupt_in_a_notebook_ends_what_is_under_way():
+    ended = []
+
+    async def asking() -> dict[str, str]:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    async def cell() -> None:
+        api._finish(asking())
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop, pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    assert ended == [True]
