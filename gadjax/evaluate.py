@@ -13,20 +13,24 @@ Every model answers greedily, at most --max_response_length tokens. Then, as far
 
 - The judge (--judge): writes a reference answer to each prompt, or takes those of --references; rates each answer
   beside it from 1 to 10, in an order that a hash of --seed, set and prompt draws. Score: 100 mean(s / (s + s_ref)). A
-  verdict whose first line is not two scores is asked for again (--judge_attempts), then counted as malformed. A judge
-  that takes neither max_tokens nor a temperature, such as GPT-5, needs --judge_limit_field=max_completion_tokens and
+  verdict whose first line is not two scores is asked for again (--judge_attempts), then counted as malformed. So is
+  an empty reference answer, whose prompt then has no verdict. A judge that takes neither max_tokens nor a temperature,
+  such as GPT-5, needs --judge_limit_field=max_completion_tokens and
   --judge_request_fields='{"temperature": null, "top_p": null}'.
 - The two-sample test (--base): can a fresh classifier grown from this checkpoint tell the answers, drawn at
   --two_sample_temperature, from the teacher's? 50 % is indistinguishable.
 - KLs (--teacher): reverse and forward, between each model at temperature 1 and an open teacher with the same tokenizer
   at --teacher_temperature, the temperature that its answers were collected with.
 
+Both temperatures are by default the one of the sets' `temperature` columns, as gadjax.collect writes them, and 1 where
+there is none.
+
 OUT gets report.html (one file to look at: charts, the curves of the first run among the models, answers side by side),
 table.md, results.json, answers/SET/MODEL.jsonl and verdicts.jsonl. What was answered, judged or measured is kept in
 OUT/cache as it comes: the same command goes on where it was stopped, and another one with the same OUT does only what
 is new. A changed model or prompt is asked anew.
 
-Ends with status 0, with 1 when the judge's API left some pairs unanswered, with 2 when nothing could go on.
+Ends with status 0, with 1 when pairs lack a verdict for want of the API's answers, with 2 when nothing could go on.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -88,14 +92,14 @@ def define_flags() -> None:
     flags.DEFINE_boolean("judge_teacher", default.judge_teacher, "Judge the teacher's answers of the sets too.")
     number("judge_temperature", "Of a verdict's first attempt; later ones are drawn at 1 at least.")
     integer("judge_max_tokens", "Tokens of a verdict at most.")
-    integer("judge_attempts", "At a verdict that can be read.")
+    integer("judge_attempts", "At a verdict that can be read, and at a reference answer that is not empty.")
     string("base", "Directory or hub id that the two-sample test's classifiers grow from; none: no test.")
     integer("two_sample_folds", "Of the two-sample test.")
     integer("two_sample_epochs", "Passes over a fold's training answers.")
     number("two_sample_learning_rate", "Of the classifiers.")
-    number("two_sample_temperature", "That tested answers are drawn at; 0 tests the greedy ones.")
+    number("two_sample_temperature", "That tested answers are drawn at, 0: greedily; default: the sets' own, or 1.")
     string("teacher", "Directory or hub id of an open teacher with the models' tokenizer; none: no KL.")
-    number("teacher_temperature", "That the teacher's answers were collected with.")
+    number("teacher_temperature", "That the teacher's answers were collected with; default: the sets' own, or 1.")
     integer("kl_samples", "Responses to a prompt that a KL is measured on.")
     string("kl_forward", "Responses of the forward KL: drawn from --teacher, or the given answers of the sets.")
 
@@ -145,18 +149,29 @@ def main(argv: list[str]) -> int:
     found = _evaluate(models, sets, FLAGS.out, Settings(**fields))
     print_scores(Console(), found.results)
     print(f"all of it: {FLAGS.out}/report.html, {FLAGS.out}/table.md, {FLAGS.out}/results.json")
-    return _report(found.unanswered)
+    return _report(found.unanswered, found.blank)
 
 
-def _report(unanswered: Mapping[str, str]) -> int:
-    if not unanswered:
-        return 0
-    print(f"{len(unanswered)} questions to the judge failed; the same command asks them again:", file=sys.stderr)
-    for what, reason in list(unanswered.items())[:_SHOWN_FAILURES]:
-        print(f"  {what}: {reason}", file=sys.stderr)
-    if len(unanswered) > _SHOWN_FAILURES:
-        print(f"  and {len(unanswered) - _SHOWN_FAILURES} more", file=sys.stderr)
-    return 1
+def _report(unanswered: Mapping[str, str], blank: Sequence[str]) -> int:
+    """Says what is lacking and the remedy; the command's status."""
+    if unanswered:
+        print(f"{len(unanswered)} questions to the judge failed; the same command asks them again:", file=sys.stderr)
+        _list([f"{what}: {reason}" for what, reason in unanswered.items()])
+    if blank:
+        print(
+            f"{len(blank)} reference answers were empty at every attempt, so their prompts have no verdict; raise "
+            "--max_response_length, which a model that thinks first may use up, or give --references=SET=FILE:",
+            file=sys.stderr,
+        )
+        _list(blank)
+    return 1 if unanswered or blank else 0
+
+
+def _list(lines: Sequence[str]) -> None:
+    for line in lines[:_SHOWN_FAILURES]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > _SHOWN_FAILURES:
+        print(f"  and {len(lines) - _SHOWN_FAILURES} more", file=sys.stderr)
 
 
 if __name__ == "__main__":

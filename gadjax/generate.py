@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
             top_k=FLAGS.top_k,
         )
         with RunProgress(console=Console(stderr=True)) as progress:
+            progress.watch("generating", 0, len(prompts))
             replies = model.answer(
                 [prompt.content for prompt in prompts],
                 sampling,

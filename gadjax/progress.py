@@ -74,13 +74,15 @@ class RunProgress:
     def watch(self, what: str, done: int, total: int) -> None:
         """Shows how far a task is.
 
-        Called again and again, from some `done` until it is `total`; another `what` ends the task before.
+        Called again and again, from some `done` until it is `total`; another `what` ends the task before. A call with 0
+        shows it while nothing is done yet, and leaves what comes before the first out of the pace.
         """
         if self._task != what:
             self.end_stage()
             self._start(what, total, 0, "", parts=1)
             self._task = what
-        self._bar.advance("", done)
+        if done > self._bar.pace.done:
+            self._bar.advance("", done)
         if done >= total:
             self.end_stage()
 

@@ -132,16 +132,14 @@ def score_answers(
 def _read_jsonl(path: pathlib.Path) -> Iterator[Answer | None]:
     """A row at a time; None for those to leave out."""
     from gadjax.data.prompts import chat_of, read_jsonl, text_of
-    from gadjax.data.schema import CUT_REASONS, MARKED_REASONS
+    from gadjax.data.schema import status_of
 
     for place, row in read_jsonl(path):
         content, response = chat_of(row, place), text_of(row, "response", place)
         if response is None:
             raise UserError(f"{place}: `response` is missing; expected text")
-        reason = row.get("finish_reason")
-        cut = reason in CUT_REASONS
-        marked = reason in MARKED_REASONS or (cut and not response.strip())
-        yield None if marked else Answer(content, response, not cut, text_of(row, "id", place))
+        status = status_of(response, row.get("finish_reason"))
+        yield None if status == "marked" else Answer(content, response, status != "cut", text_of(row, "id", place))
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Answer | None]:
@@ -166,6 +164,7 @@ def main(argv: list[str]) -> None:
         commands.use_compilation_cache()
         network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
         with RunProgress(console=Console(stderr=True)) as progress:
+            progress.watch("scoring", 0, len(answers))
             scores = score_answers(
                 network,
                 answers,

@@ -33,6 +33,7 @@ def test_scores(evaluate, prompts, tmp_path):
         done = evaluate(server, prompts)
     assert done.status == 0, done.err
     out = tmp_path / "out"
+    assert ">words in an answer<" in (tmp_path / "out/report.html").read_text()
     assert done.out.splitlines()[-1] == f"all of it: {out}/report.html, {out}/table.md, {out}/results.json"
     results = read_results(out)
     scores = results.scores["vicuna"]
@@ -181,6 +182,7 @@ def test_the_teachers_answers(evaluate, prompts, tmp_path):
     with FakeJudge(quality) as server:
         assert evaluate(server, prompts, "--judge=", models="poor=api:poor").status == 0
     assert [file.name for file in (tmp_path / "out/answers/vicuna").iterdir()] == ["poor.jsonl"]
+    assert not (tmp_path / "out/verdicts.jsonl").exists()
     report = (tmp_path / "out" / "report.html").read_text()
     assert "teacher on prompt 5" not in report and "judge on prompt 5" not in report
 

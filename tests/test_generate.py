@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import sys
+import types
 
 import pytest
 
@@ -49,6 +51,23 @@ def test_greedy_is_transformers_greedy(command, transformers_greedy, generator, 
         assert set(line) == {"id", "content", "response", "finish_reason", "tokens"}
         assert (line["response"], line["tokens"]) == (answer.text, answer.tokens)
         assert line["finish_reason"] == ("stop" if answer.ended else "length")
+
+
+def test_progress_shows_before_the_first_answer(command, prompts, tmp_path, monkeypatch):
+    class Slow:
+        """A model that has told nothing yet."""
+
+        def sampling(self, **_):
+            return None
+
+        def answer(self, chats, *_, **__):
+            print("answering", file=sys.stderr)
+            return [types.SimpleNamespace(text="x", ended=True, tokens=1)] * len(chats)
+
+    monkeypatch.setattr("gadjax.rollout.chat_model.load_chat_model", lambda *_, **__: Slow())
+    done = command("gadjax.generate", "--model=m", f"--prompts={prompts}", f"--out={tmp_path / 'o.jsonl'}")
+    assert done.status == 0, done.err
+    assert f"generating 0/{len(QUESTIONS)}, ? left\nanswering\n" in done.err
 
 
 def test_seeds_and_batches(command, generator, prompts, tmp_path):

@@ -234,6 +234,18 @@ def test_tasks_one_after_the_other():
     ]
 
 
+def test_a_task_shows_before_the_first_is_done():
+    console, clock = plain_console(), Clock()
+    with RunProgress(console=console, clock=clock) as progress:
+        progress.watch("scoring", 0, 3)
+        assert shown(console) == "scoring 0/3, ? left\n"
+        for done in (0, 1, 1, 2, 3):  # what loads and compiles comes before the first: it tells nothing of the pace
+            clock.now += 40
+            progress.watch("scoring", done, 3)
+    assert shown(console).splitlines()[-1] == "scoring 3/3, 0:00 left"
+    assert "scoring 2/3, 1:20 left" in shown(console)
+
+
 def test_tasks_on_a_terminal():
     console = terminal()
     with RunProgress(console=console) as progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,18 @@ def test_scores(command, discriminator, data, tmp_path):
     whole = tmp_path / "whole.jsonl"
     assert command("gadjax.score", f"--model={discriminator}", f"--data={data}", f"--out={whole}").status == 0
     np.testing.assert_allclose(scores(whole), scores(out), atol=1e-5)
+
+
+def test_progress_shows_before_the_first_score(command, data, tmp_path, monkeypatch):
+    class Tokenizer:
+        def prompt_ids_batch(self, chats):
+            print("encoding", file=sys.stderr)
+            raise UserError("that is all")
+
+    network = None, None, Tokenizer(), None
+    monkeypatch.setattr("gadjax.rollout.chat_model.load_network", lambda *_, **__: network)
+    done = command("gadjax.score", "--model=m", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}")
+    assert done.err == f"scoring 0/{len(ROWS)}, ? left\nencoding\nerror: that is all\n"
 
 
 def test_transformers_agrees(command, discriminator, data, tmp_path):

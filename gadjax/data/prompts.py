@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gadjax.data import hub_dataset, tfds
 from gadjax.data.parquet import open_parquet
@@ -30,7 +31,15 @@ class Prompt:
     category: str | None = None
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
+class PromptRow(NamedTuple):
+    """A prompt with the row that it is read from, and that row's place for messages, `FILE:LINE` or `FILE: row N`."""
+
+    prompt: Prompt
+    place: str
+    row: dict[str, Any]
+
+
+def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> list[Prompt]:
     """Reads prompts in the order of the file.
 
     JSONL and Parquet rows hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold
@@ -42,14 +51,27 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
       path: of the file; or a dataset's name, `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD`
         (`tfds`). FIELD holds text, or chats, of which what follows the last user turn is left out; without FIELD the
         rows are as those of a file.
+      flag: that names it, for messages.
 
     Raises:
       UserError: naming the file and the line (counted from 1) or row (from 0).
     """
-    prompts: list[Prompt] = []
+    return [found.prompt for found in read_prompt_rows(path, flag=flag)]
+
+
+def read_prompt_rows(
+    path: str | os.PathLike[str], columns: Sequence[str] = (), *, flag: str = "--prompts"
+) -> list[PromptRow]:
+    """As `read_prompts`, each prompt with its row: the first, of a teacher's rows with several answers to it.
+
+    Args:
+      columns: more that a row holds, as they stand in the file; in TFDS, which has no missing values, what is not
+        there is empty text or a number below 0.
+    """
+    found: list[PromptRow] = []
     known: dict[str, tuple[str, Messages]] = {}
     unnamed: Counter[str] = Counter()
-    for place, row in _rows(path):
+    for place, row in _rows(path, columns, flag):
         content = chat_of(row, place)
         name = text_of(row, "id", place)
         if name is None:
@@ -62,38 +84,40 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
                 continue
             raise UserError(f"{place}: id {name!r} is that of {place_before} too; ids must differ")
         known[name] = place, content
-        prompts.append(Prompt(name, content, text_of(row, "category", place)))
-    if not prompts:
+        found.append(PromptRow(Prompt(name, content, text_of(row, "category", place)), place, row))
+    if not found:
         raise UserError(f"{os.fspath(path)}: the file holds no prompts")
-    return prompts
+    return found
 
 
-def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file or a dataset, each with its place."""
     name = os.fspath(path)
-    if name.startswith(hub_dataset.PREFIX):
-        field = hub_dataset.parse(name).field
-        one_of = (field,) if field else _ONE_OF
-        for file in hub_dataset.files(name):
-            for place, row in read_columns(file, (field, "category") if field else _COLUMNS, one_of):
-                yield place, _of_field(row, field, place)
-        return
-    if name.startswith(tfds.PREFIX):
-        field = tfds.parse(name).field
-        wanted = (field, "category") if field else _COLUMNS
-        for place, row in tfds.examples(name, wanted, (field,) if field else _ONE_OF):
-            yield place, _of_field(row, field, place)
+    if name.startswith((hub_dataset.PREFIX, tfds.PREFIX)):
+        field = (hub_dataset if name.startswith(hub_dataset.PREFIX) else tfds).parse(name).field
+        own, one_of = ((field, "category"), (field,)) if field else (_COLUMNS, _ONE_OF)
+        for place, row in _dataset(name, tuple(dict.fromkeys((*own, *columns))), one_of):
+            more = {column: row[column] for column in columns if column in row and column != field}
+            yield place, _of_field(row, field, place) | more
         return
     path = expand(path)
-    readers = {".jsonl": read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}
+    readers = {".jsonl": read_jsonl, ".parquet": functools.partial(_read_parquet, columns=columns), ".txt": _read_text}
     if path.suffix not in readers:
         raise UserError(
-            f"--prompts={path}: expected a file that ends in {', '.join(readers)}, or a dataset as hf:OWNER/NAME/SPLIT "
+            f"{flag}={path}: expected a file that ends in {', '.join(readers)}, or a dataset as hf:OWNER/NAME/SPLIT "
             "or tfds:NAME/SPLIT"
         )
     if not path.is_file():
-        raise UserError(f"--prompts={path}: no such file")
+        raise UserError(f"{flag}={path}: no such file")
     yield from readers[path.suffix](path)
+
+
+def _dataset(name: str, wanted: Sequence[str], one_of: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if name.startswith(tfds.PREFIX):
+        yield from tfds.examples(name, wanted, one_of)
+        return
+    for file in hub_dataset.files(name):
+        yield from read_columns(file, wanted, one_of)
 
 
 def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, Any]:
@@ -147,8 +171,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
                 yield place, text
 
 
-def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from read_columns(path, _COLUMNS, _ONE_OF)
+def _read_parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from read_columns(path, tuple(dict.fromkeys((*_COLUMNS, *columns))), _ONE_OF)
 
 
 def read_columns(

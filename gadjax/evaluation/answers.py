@@ -107,6 +107,8 @@ class Answerer:
         sampling = Sampling(limit, tuple(eos_ids), self.local.tokenizer.pad_id, temperature)
         found = len(keys) - len(rest)
         size = _CALLS * self.batch_size
+        if rest:
+            done(found)  # what follows loads weights, compiles and draws before it can tell more
         for start in range(0, len(rest), size):
             chosen = rest[start : start + size]
             answers = self._programs[0].generate(

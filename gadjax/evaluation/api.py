@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from gadjax.data.schema import Messages
@@ -109,9 +110,30 @@ def ask_all(
     if not missing:
         return {}
     say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.prices)}")
-    return asyncio.run(
-        _ask(endpoint, model, sampling, missing, journal, lambda count: watch(what, count, len(missing)))
-    )
+    asking = _ask(endpoint, model, sampling, missing, journal, lambda count: watch(what, count, len(missing)))
+    return _finish(asking)
+
+
+def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
+    """Runs to the end; in a thread of its own where a loop runs already, as in a notebook, which cannot run another."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
+
+    async def noted() -> dict[str, str]:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await asking
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        ends = thread.submit(asyncio.run, noted())
+        try:
+            return ends.result()
+        except KeyboardInterrupt:  # came to this thread: the other one would go on asking
+            for loop, task in running:
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str, str]:

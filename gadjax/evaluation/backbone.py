@@ -14,7 +14,7 @@ from gadjax.evaluation.journal import Journal, digest
 from gadjax.evaluation.networks import LocalModel
 from gadjax.evaluation.results import TwoSampleScore
 from gadjax.evaluation.sources import TeacherAnswer
-from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
+from gadjax.evaluation.two_sample import Classifier, adamw_for, same_prompt, two_sample_test
 from gadjax.models.model import Model, Params
 from gadjax.trainer.blueprint import state_shardings
 
@@ -54,12 +54,13 @@ class Backbone:
         Raises:
           UserError: there are fewer than folds, or the base has no room for one and its answer.
         """
-        if len(chats) < self.settings.folds:
+        prompts = self.base.tokenizer.prompt_ids_batch(chats)
+        if (different := len(same_prompt(prompts))) < self.settings.folds:
             raise UserError(
-                f"--two_sample_folds={self.settings.folds} is more than the {len(chats)} prompts of the set {name} "
-                "that have a teacher's answer: lower it, or leave --base out"
+                f"--two_sample_folds={self.settings.folds} is more than the {different} prompts of the set {name} "
+                "that differ and have a teacher's answer: lower it, or leave --base out"
             )
-        longest = max(map(len, self.base.tokenizer.prompt_ids_batch(chats))) + self.limit
+        longest = max(map(len, prompts)) + self.limit
         remedy = "lower --max_response_length, or leave long prompts out"
         self.base.config.check_length(longest, f"--base={self.base.source.given}, set {name}", remedy)
 

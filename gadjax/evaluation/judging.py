@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from gadjax.evaluation.judge import MalformedVerdict, Verdict, order_of, questio
 from gadjax.files import whole_output, writing
 from gadjax.teacher.client import Sampling
 
-_RETRY_TEMPERATURE = 1.0  # a judge that is drawn greedily would say the same again
+_RETRY_TEMPERATURE = 1.0  # a model that is drawn greedily would say the same again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class JudgeSettings:
       temperature: of the first attempt at a verdict; later ones are drawn at 1 at least.
       max_tokens: of a verdict.
       reference_max_tokens: of a reference answer.
-      attempts: at a verdict that can be read.
+      attempts: at a verdict that can be read, and at a reference answer that is not empty.
       seed: of the order.
     """
 
@@ -49,6 +50,25 @@ class JudgeSettings:
         temperature = self.temperature if attempt == 1 else max(self.temperature, _RETRY_TEMPERATURE)
         return Sampling(temperature, 1.0, self.max_tokens)
 
+    def reference_sampling(self, attempt: int) -> Sampling:
+        """Of an attempt at a reference answer, counted from 1: greedy at first."""
+        return Sampling(0.0 if attempt == 1 else _RETRY_TEMPERATURE, 1.0, self.reference_max_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """Reference answers.
+
+    Attributes:
+      found: by set, to each prompt; None where there is none.
+      unanswered: why the API gave none, by what was asked; the next evaluation asks again.
+      blank: those that were empty at every attempt, which were paid for; no other attempt is made.
+    """
+
+    found: dict[str, list[Response | None]]
+    unanswered: dict[str, str]
+    blank: list[str]
+
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
@@ -64,7 +84,10 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Judgements:
-    """All verdicts. `retried`: those asked for once more; `unanswered`: why the API gave none, by what was asked."""
+    """All verdicts. `retried`: those asked for once more; `unanswered`: why the API gave none, by what was asked.
+
+    A pair is either among `judged`, with the last thing that was said of it, or unanswered.
+    """
 
     judged: list[Judged]
     retried: int
@@ -83,34 +106,43 @@ class Judgements:
 
 def ask_references(
     settings: JudgeSettings, sets: Mapping[str, Sequence[Prompt]], journal: Journal, *, say: Say, watch: Watch
-) -> tuple[dict[str, list[Response | None]], dict[str, str]]:
-    """The reference model's greedy answers to each set's prompts, None where it gave none; and why it gave none."""
-    sampling = Sampling(0.0, 1.0, settings.reference_max_tokens)
-    client = settings.reference_endpoint.client(settings.reference_model, sampling)
-    keys = {name: [key_of(client, prompt.content) for prompt in prompts] for name, prompts in sets.items()}
-    questions = {
-        key: prompt.content for name, prompts in sets.items() for key, prompt in zip(keys[name], prompts, strict=True)
-    }
-    failures = ask_all(
-        settings.reference_endpoint,
-        settings.reference_model,
-        sampling,
-        questions,
-        journal,
-        what=f"reference answers by {settings.reference_model}",
-        say=say,
-        watch=watch,
+) -> References:
+    """The reference model's answers to each set's prompts: greedy ones, empty ones asked again, drawn then."""
+    chats = [prompt.content for prompts in sets.values() for prompt in prompts]
+    found: list[Response | None] = [None] * len(chats)
+    why: dict[int, str] = {}
+    waiting = list(range(len(chats)))
+    for attempt in range(1, settings.attempts + 1):
+        sampling = settings.reference_sampling(attempt)
+        client = settings.reference_endpoint.client(settings.reference_model, sampling)
+        keys = {i: key_of(client, chats[i], attempt) for i in waiting}
+        what = f"reference answers by {settings.reference_model}"
+        what += f", attempt {attempt} at empty ones" if attempt > 1 else ""
+        failures = ask_all(
+            settings.reference_endpoint,
+            settings.reference_model,
+            sampling,
+            {keys[i]: chats[i] for i in waiting},
+            journal,
+            what=what,
+            say=say,
+            watch=watch,
+        )
+        why |= {i: failures[keys[i]] for i in waiting if keys[i] not in journal}
+        given = {i: from_row(journal[keys[i]]) for i in waiting if i not in why}
+        for i, response in given.items():
+            if response.text.strip():
+                found[i] = response
+        waiting = [i for i in given if found[i] is None]
+        if not waiting:
+            break
+    names = [f"reference answer to {prompt.id!r} of {name}" for name, prompts in sets.items() for prompt in prompts]
+    rest = iter(found)
+    return References(
+        {name: list(itertools.islice(rest, len(prompts))) for name, prompts in sets.items()},
+        {names[i]: reason for i, reason in sorted(why.items())},
+        [names[i] for i in waiting],
     )
-    found, why = {}, {}
-    for name, prompts in sets.items():
-        found[name] = []
-        for key, prompt in zip(keys[name], prompts, strict=True):
-            response = from_row(journal[key]) if key in journal else None
-            if response is None or not response.text.strip():
-                why[f"reference answer to {prompt.id!r} of {name}"] = failures.get(key, "the reference answer is empty")
-                response = None
-            found[name].append(response)
-    return found, why
 
 
 def judge_all(
@@ -157,6 +189,7 @@ def judge_all(
             if keys[i] not in journal:
                 what = f"verdict on {judged.model}'s answer to {judged.id!r} of {judged.prompt_set}"
                 unanswered[what] = failures[keys[i]]
+                done.pop(i, None)  # what an earlier attempt said is not the last word: this one is asked again
                 continue
             text = journal[keys[i]]["text"]
             try:

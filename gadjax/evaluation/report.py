@@ -8,6 +8,7 @@ shown as text; nothing that a model wrote is read as HTML.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -16,14 +17,11 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import gadjax
-from gadjax.errors import UserError
 from gadjax.evaluation import report_answers, report_curves, report_scores
+from gadjax.evaluation.results import read_results
 from gadjax.files import whole_output, writing
 from gadjax.metrics import read_metrics, stage_title
 
-_FORMAT = 1  # of results.json
-_AGAIN = "run gadjax.evaluate again"
 _NO_RUN = "The evaluation names no run, so there are no curves."
 
 
@@ -40,11 +38,11 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
       The file's path.
 
     Raises:
-      UserError: results.json is not there or not of this format, or a file that it names cannot be read.
+      UserError: `read_results` refuses results.json, or a file that it names cannot be read.
     """
     directory = pathlib.Path(directory)
-    results = _read_results(directory / "results.json")
-    workdir = (results.get("run") or {}).get("workdir")
+    results = dataclasses.asdict(read_results(directory))
+    workdir = results["run"] and results["run"]["workdir"]
     curves, no_curves = _curves(directory, workdir)
     answers = report_answers.read_answers(directory, results)
     if workdir and (samples := directory / workdir / "samples.jsonl").is_file():
@@ -98,29 +96,6 @@ def _hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def _read_results(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the folder that gadjax.evaluate --out=DIR wrote")
-    try:
-        results = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {_AGAIN}") from None
-    if not isinstance(results, dict) or results.get("format") != _FORMAT:
-        found = results.get("format") if isinstance(results, dict) else None
-        raise UserError(f"{path}: format is {found!r}, this gadjax reads {_FORMAT}: {_AGAIN}")
-    for field in ("models", "sets"):
-        parts = results.get(field)
-        if not isinstance(parts, list) or not all(
-            isinstance(p, dict) and isinstance(p.get("name"), str) for p in parts
-        ):
-            raise UserError(f"{path}: `{field}` is not a list of objects with a name: {_AGAIN}")
-    for field in ("scores", "comparisons"):
-        parts = results.get(field)
-        if parts is not None and not isinstance(parts, dict):
-            raise UserError(f"{path}: `{field}` is not an object by set: {_AGAIN}")
-    return results
-
-
 def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any] | None, str]:
     """The run's curves, or None and why there are none."""
     if not workdir:
@@ -137,11 +112,10 @@ def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any
 
 def _summary(results: Mapping[str, Any]) -> str:
     models, sets = len(results["models"]), len(results["sets"])
-    day = str(results.get("created") or "")[:10]
     parts = [
         f"{models} {'model' if models == 1 else 'models'} on {sets} {'set' if sets == 1 else 'sets'} of prompts",
-        day,
-        f"gadjax {results.get('gadjax') or gadjax.__version__}",
+        results["created"][:10],
+        f"gadjax {results['gadjax']}",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -152,10 +126,10 @@ def _models(results: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "name": model["name"],
             "colour": paint[model["name"]],
-            "kind": model.get("kind") or "–",
-            "stage": stage_title(model["stage"]) if model.get("stage") else "–",
-            "step": f"{model['step']:,}" if isinstance(model.get("step"), int) else "–",
-            "source": str(model.get("source") or "–"),
+            "kind": model["kind"],
+            "stage": stage_title(model["stage"]) if model["stage"] else "–",
+            "step": "–" if model["step"] is None else f"{model['step']:,}",
+            "source": model["source"],
         }
         for model in results["models"]
     ]
@@ -165,25 +139,24 @@ def _sets(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "name": part["name"],
-            "prompts": f"{part['prompts']:,}" if isinstance(part.get("prompts"), int) else "–",
-            "teacher": "yes" if part.get("has_teacher") else "no",
-            "file": pathlib.PurePath(str(part.get("path") or "–")).name,
-            "digest": str(part.get("sha256") or "–")[:12],
+            "prompts": f"{part['prompts']:,}",
+            "teacher": "yes" if part["has_teacher"] else "no",
+            "file": pathlib.PurePath(part["path"]).name,
+            "digest": part["sha256"][:12],
         }
         for part in results["sets"]
     ]
 
 
 def _settings(results: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    rows = [(name.replace("_", " "), _setting(value)) for name, value in (results.get("settings") or {}).items()]
-    judge = results.get("judge")
+    rows = [(name.replace("_", " "), _setting(value)) for name, value in results["settings"].items()]
+    judge = results["judge"]
     if judge:
         # The host alone: an address may hold a name and a password.
-        host = urllib.parse.urlsplit(str(judge.get("base_url") or "")).hostname
-        rows.append(("judge", f"{judge.get('model')}" + (f" at {host}" if host else "")))
-        rows.append(("reference answers", str(judge.get("reference_model") or "–")))
-        counts = [f"{judge[key]:,} {key}" for key in ("retried", "malformed") if isinstance(judge.get(key), int)]
-        rows.append(("verdicts", ", ".join(counts) or "–"))
+        host = urllib.parse.urlsplit(judge["base_url"]).hostname
+        rows.append(("judge", judge["model"] + (f" at {host}" if host else "")))
+        rows.append(("reference answers", judge["reference_model"]))
+        rows.append(("verdicts", ", ".join(f"{judge[key]:,} {key}" for key in ("retried", "malformed"))))
     return rows
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gadjax.data.prompts import read_columns, read_jsonl
+from gadjax.data.prompts import read_jsonl
 from gadjax.errors import UserError
 from gadjax.evaluation.report_scores import TEACHER, colours, finite
 from gadjax.metrics import stage_title
@@ -36,7 +36,6 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
     judged = _verdicts(directory, results)
     rows = []
     for number, part in enumerate(results["sets"]):
-        categories = _categories(part)
         by_id: dict[str, dict[str, Any]] = {}
         for column, who in enumerate(columns):
             path = directory / "answers" / part["name"] / f"{who['name']}.jsonl"
@@ -46,7 +45,7 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
                 key = str(_field(row, "id", place))
                 if key not in by_id:
                     prompt = [(turn["role"], _text(turn["content"])) for turn in _field(row, "content", place)]
-                    category = row.get("category") or categories.get(key)
+                    category = row.get("category")
                     by_id[key] = {"set": number, "id": key, "category": category, "prompt": prompt, "answers": {}}
                 answer = {"text": _text(_field(row, "response", place) or ""), "tokens": row.get("tokens")}
                 answer["cut"] = row.get("finish_reason") == "length"
@@ -105,7 +104,7 @@ def as_script(value: Any) -> str:
 
 def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Marks by set, id and model: means where an answer was judged several times."""
-    name = results.get("verdicts")
+    name = results["verdicts"]
     path = directory / name if name else None
     if path is None or not path.is_file():
         return {}
@@ -127,16 +126,6 @@ def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple
     return judged
 
 
-def _categories(part: Mapping[str, Any]) -> dict[str, str]:
-    """Categories of a set's prompts by id, where its file is still at hand and has them."""
-    path = pathlib.Path(str(part.get("path") or ""))
-    if path.suffix not in (".jsonl", ".parquet") or not path.is_file():
-        return {}
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_columns(path, ("id", "category"))
-    pairs = [(row.get("id"), row.get("category")) for _, row in rows]
-    return {str(key): str(category) for key, category in pairs if key is not None and category}
-
-
 def _text(text: str) -> str | tuple[str, int]:
     return text if len(text) <= _TEXT_LIMIT else (text[:_TEXT_LIMIT], len(text))
 
@@ -149,7 +138,7 @@ def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
 
 def _note(model: Mapping[str, Any]) -> str:
     parts: Sequence[str | None] = (
-        stage_title(model["stage"]) if model.get("stage") else None,
-        f"step {model['step']:,}" if isinstance(model.get("step"), int) else None,
+        stage_title(model["stage"]) if model["stage"] else None,
+        None if model["step"] is None else f"step {model['step']:,}",
     )
     return ", ".join(part for part in parts if part)

@@ -1,6 +1,6 @@
 """The report's figures and tables of `results.json`: scores, comparisons, lengths.
 
-All of it is read by name and left out where it is not there: each of judge, two-sample test, KL and teacher is
+Of a tree as `read_results` checks it. What is null is left out: each of judge, two-sample test, KL and teacher is
 optional in an evaluation.
 """
 
@@ -84,8 +84,8 @@ METRICS = (
         3,
     ),
     Metric("n-gram F1", "n = 1 to 5", "", ("ngram_f1_mean",), 3, drawn=False),
-    Metric("Length", "tokens, mean", "", ("lengths", "mean"), 1, drawn=False),
-    Metric("Length", "tokens, 95th %", "", ("lengths", "p95"), 0, drawn=False),
+    Metric("Length", "{length_unit}, mean", "", ("lengths", "mean"), 1, drawn=False),
+    Metric("Length", "{length_unit}, 95th %", "", ("lengths", "p95"), 0, drawn=False),
     Metric("Cut", "share", "", ("lengths", "truncated"), 3, drawn=False),
     Metric("Distinct", "1-grams", "", ("distinct", "1"), 3, drawn=False),
     Metric("Distinct", "2-grams", "", ("distinct", "2"), 3, drawn=False),
@@ -142,7 +142,7 @@ def score_table(results: Mapping[str, Any]) -> dict[str, Any]:
         groups.append((name, models, bars))
     kept = [m for m in METRICS if any(bar.value is not None for _, _, bars in groups for bar in bars[m].values())]
     return {
-        "columns": [(metric.title, metric.unit) for metric in kept],
+        "columns": [(metric.title, metric.unit.format(length_unit=_length_unit(results))) for metric in kept],
         "groups": [
             {
                 "name": name,
@@ -159,10 +159,9 @@ def score_table(results: Mapping[str, Any]) -> dict[str, Any]:
 def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Pairs of models by the judge: the set, both names, counts, the p-value as text, its test, a bar of shares."""
     rows = []
-    for name, pairs in (results.get("comparisons") or {}).items():
-        for pair in pairs or ():
-            win, tie, lose = (int(pair.get(key) or 0) for key in ("win", "tie", "lose"))
-            p = finite(pair.get("p"))
+    for name, pairs in results["comparisons"].items():
+        for pair in pairs:
+            win, tie, lose, p = (pair[key] for key in ("win", "tie", "lose", "p"))
             label = f"{pair['a']} wins {win}, ties {tie}, loses {lose} against {pair['b']}"
             rows.append(
                 {
@@ -171,9 +170,9 @@ def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "win": win,
                     "tie": tie,
                     "lose": lose,
-                    "p": "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-                    "significant": p is not None and p < 0.05,
-                    "test": pair.get("test") or "",
+                    "p": "< 0.001" if p < 0.001 else f"{p:.3f}",
+                    "significant": p < 0.05,
+                    "test": pair["test"],
                     "svg": svg.shares(label, [("win", win), ("tie", tie), ("lose", lose)]),
                 }
             )
@@ -182,7 +181,7 @@ def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Histograms by set: `name`, whether there is a `teacher`, and `panels` of a model's `name`, `svg`, `caption`."""
-    paint = colours(results["models"])
+    paint, unit = colours(results["models"]), _length_unit(results)
     figures = []
     for name, scores in _by_set(results):
         found = {model: _histogram(scores[model]) for model in paint if model in scores}
@@ -198,44 +197,43 @@ def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": model,
                 "colour": paint[model],
                 "svg": svg.histogram(
-                    f"Lengths of {model} on {name}: {_lengths(scores[model])}",
+                    f"Lengths of {model} on {name}: {_lengths(scores[model], unit)}",
                     found[model],
                     teacher if model != TEACHER else None,
                     colour=paint[model],
                     top_share=top,
+                    unit=unit,
                 ),
-                "caption": _lengths(scores[model]),
+                "caption": _lengths(scores[model], unit),
             }
             for model in models
         ]
-        caption = _lengths(scores[TEACHER]) if teacher else None
+        caption = _lengths(scores[TEACHER], unit) if teacher else None
         figures.append({"name": name, "teacher": caption, "panels": panels})
     return figures
 
 
 def missing(results: Mapping[str, Any]) -> list[str]:
     """What this evaluation did not measure, a sentence each."""
-    scores = [model for by_model in (results.get("scores") or {}).values() for model in by_model.values()]
+    scores = [model for by_model in results["scores"].values() for model in by_model.values()]
     measured = lambda key: any(model.get(key) for model in scores)  # noqa: E731
     parts = [
         (measured("judge"), "No judge: scores and comparisons by a judge are left out."),
         (measured("two_sample"), "No two-sample test."),
         (measured("kl"), "No KL to the teacher."),
-        (any(s.get("has_teacher") for s in results["sets"]), "No answers of a teacher: nothing is compared with them."),
+        (any(s["has_teacher"] for s in results["sets"]), "No answers of a teacher: nothing is compared with them."),
     ]
     return [text for there, text in parts if not there]
 
 
 def _by_set(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
     for part in results["sets"]:
-        scores = (results.get("scores") or {}).get(part["name"])
-        if scores:
-            yield part["name"], {model: _with_mean(figures) for model, figures in scores.items()}
+        yield part["name"], {model: _with_mean(figures) for model, figures in results["scores"][part["name"]].items()}
 
 
 def _with_mean(scores: Mapping[str, Any]) -> Mapping[str, Any]:
-    parts = [finite(value) for value in (scores.get("ngram_f1") or {}).values()]
-    return {**scores, "ngram_f1_mean": None if None in parts or not parts else sum(parts) / len(parts)}
+    parts = (scores["ngram_f1"] or {}).values()
+    return {**scores, "ngram_f1_mean": sum(parts) / len(parts) if parts else None}
 
 
 def _bars(metric: Metric, scores: Mapping[str, Any], paint: Mapping[str, str]) -> list[svg.Bar]:
@@ -254,18 +252,20 @@ def _words(bar: svg.Bar, digits: int) -> str:
 
 
 def _histogram(scores: Mapping[str, Any]) -> svg.Histogram | None:
-    part = (scores.get("lengths") or {}).get("histogram") or {}
-    edges, counts = part.get("edges") or [], part.get("counts") or []
+    edges, counts = (scores["lengths"]["histogram"][key] for key in ("edges", "counts"))
     rising = all(left < right for left, right in itertools.pairwise(edges))
-    return svg.Histogram(edges, counts) if rising and len(edges) == len(counts) + 1 >= 2 and sum(counts) else None
+    return svg.Histogram(edges, counts) if rising and sum(counts) else None
 
 
-def _lengths(scores: Mapping[str, Any]) -> str:
-    lengths = scores.get("lengths") or {}
-    mean, middle, cut = (finite(lengths.get(key)) for key in ("mean", "p50", "truncated"))
+def _length_unit(results: Mapping[str, Any]) -> str:
+    return results["settings"].get("length_unit", "tokens")
+
+
+def _lengths(scores: Mapping[str, Any], unit: str) -> str:
+    mean, middle, cut = (scores["lengths"][key] for key in ("mean", "p50", "truncated"))
     parts = [
-        mean is not None and f"mean {svg.number(mean, 0)}",
-        middle is not None and f"median {svg.number(middle, 0)} tokens",
-        cut is not None and f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
+        f"mean {svg.number(mean, 0)}",
+        f"median {svg.number(middle, 0)} {unit}",
+        f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
     ]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(parts)

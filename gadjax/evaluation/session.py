@@ -15,11 +15,12 @@ from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
 from gadjax.evaluation.api import Endpoint, Say, Watch
 from gadjax.evaluation.candidates import Response, ask_api, from_teacher, select, write_answers
+from gadjax.evaluation.collected import common_temperature, other_temperatures
 from gadjax.evaluation.compare import compare
 from gadjax.evaluation.figures import TOKENS, WORDS, count_lengths, length_figures, text_scores
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.judge import judge_score
-from gadjax.evaluation.judging import Judgements, JudgeSettings, ask_references, judge_all, write_verdicts
+from gadjax.evaluation.judging import Judgements, JudgeSettings, References, ask_references, judge_all, write_verdicts
 from gadjax.evaluation.results import TEACHER, Results, write_results
 from gadjax.evaluation.settings import Settings
 from gadjax.evaluation.sources import API, REFERENCE, Prompts, Source, parse_source, read_references, read_set
@@ -34,10 +35,17 @@ Answers = dict[str, dict[str, list[Response]]]  # by set and model
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation found, and what the judge's API left unanswered: why, by what was asked."""
+    """What an evaluation found, and what it lacks.
+
+    Attributes:
+      results: as in `results.json`.
+      unanswered: why the judge's API gave no answer, by what was asked; the next evaluation asks again.
+      blank: reference answers that were empty at every attempt.
+    """
 
     results: Results
     unanswered: dict[str, str]
+    blank: list[str]
 
 
 class Session:
@@ -85,6 +93,7 @@ class Session:
         if settings.kl_forward == "given" and settings.teacher:
             for prompts in self.sets:
                 prompts.check_sampling(settings.teacher_temperature)
+        settings = self.settings = self._at_temperatures()
         self.local = None
         if settings.base or settings.teacher or any(source.kind != API for source in self.sources):
             from gadjax.evaluation.local import LocalPart  # JAX, which an evaluation of API models does without
@@ -102,9 +111,10 @@ class Session:
                 for name in ("api", "local", "verdicts")
             )
             answers = self._answers(asked, drawn)
+            (self.out / VERDICTS).unlink(missing_ok=True)  # an earlier evaluation's, which this one may do without
             for prompts in self.sets:
                 folder = self.out / "answers" / prompts.name
-                for name in (TEACHER, REFERENCE):  # an earlier evaluation's, which this one may do without
+                for name in (TEACHER, REFERENCE):  # the same
                     (folder / f"{name}.jsonl").unlink(missing_ok=True)
                 for name, responses in answers[prompts.name].items():
                     rows = select(prompts, prompts.prompts) if name == TEACHER else prompts.prompts
@@ -112,14 +122,17 @@ class Session:
             scores = self._text_scores(answers)
             if self.local:
                 scores = self._local_scores(scores, answers, asked, drawn)
-            judgements = self._judge(answers, asked, judged) if self.judge else None
+            references = self._reference_answers(asked) if self.judge else None
+            judgements = self._judge(answers, references, judged) if references else None
         from gadjax.evaluation.report import write_report  # reads the files that are there by now
 
-        results = self._results(scores, judgements)
+        unanswered = (references.unanswered | judgements.unanswered) if references else {}
+        blank = references.blank if references else []
+        results = self._results(scores, judgements, len(unanswered) + len(blank))
         write_results(self.out, results)
         write_table(self.out, results)
         write_report(self.out)
-        return Evaluated(results, judgements.unanswered if judgements else {})
+        return Evaluated(results, unanswered, blank)
 
     def _references(self) -> dict[str, list[str]]:
         """Reference answers from files, by set."""
@@ -127,6 +140,23 @@ class Session:
         if strange := self.settings.references.keys() - sets.keys():
             raise UserError(f"--references names the set {min(strange)!r}, which is not among --sets")
         return {name: read_references(path, sets[name]) for name, path in self.settings.references.items()}
+
+    def _at_temperatures(self) -> Settings:
+        """The settings, with the temperatures that are used: the flags', else those of the sets' files."""
+        used = {"two_sample_temperature": self.settings.base, "teacher_temperature": self.settings.teacher}
+        of_sets = {prompts.name: prompts.collected for prompts in self.sets}
+        found: dict[str, float] = {}
+        for name in (name for name, needed in used.items() if needed):
+            flag, given = f"--{name}", getattr(self.settings, name)
+            found[name] = common_temperature(of_sets, flag) if given is None else given
+            for warning in other_temperatures(of_sets, found[name], flag):
+                self.say(warning)
+        if found.get("teacher_temperature") == 0:
+            raise UserError(
+                "--teacher_temperature is missing: the teacher's answers were collected greedily, at temperature 0, "
+                "whose KL is infinite; give a temperature above 0, or leave --teacher out"
+            )
+        return dataclasses.replace(self.settings, **found)
 
     def _judge_settings(self) -> JudgeSettings | None:
         s = self.settings
@@ -191,6 +221,7 @@ class Session:
             figures = length_figures(lengths, of_set)
             teacher = [response.text for response in of_set.get(TEACHER, ())]
             scores[prompts.name] = {}
+            self.watch(f"overlap, {prompts.name}", 0, len(of_set))
             for done, (name, responses) in enumerate(of_set.items(), start=1):
                 own = [response.text for response in select(prompts, responses)] if name != TEACHER else []
                 pairs = (own, teacher) if teacher and own else None
@@ -217,19 +248,24 @@ class Session:
                     sampled[name][source.name] = responses
         return self.local.add_scores(scores, sampled, drawn)
 
-    def _judge(self, answers: Answers, asked: Journal, journal: Journal) -> Judgements:
+    def _reference_answers(self, journal: Journal) -> References:
+        """Those of files, and the reference model's to the other sets."""
         prompts = {one.name: one.prompts for one in self.sets}
         wanted = {name: rows for name, rows in prompts.items() if name not in self.references}
-        references, why = ask_references(self.judge, wanted, asked, say=self.say, watch=self.watch)
+        references = ask_references(self.judge, wanted, journal, say=self.say, watch=self.watch)
         for name, texts in self.references.items():
-            references[name] = [Response(text, "stop", None) for text in texts]
-        for name, found in references.items():
+            references.found[name] = [Response(text, "stop", None) for text in texts]
+        for name, found in references.found.items():
             rows = [prompt for prompt, one in zip(prompts[name], found, strict=True) if one]
             write_answers(self.out / "answers" / name / f"{REFERENCE}.jsonl", rows, [one for one in found if one])
+        return references
+
+    def _judge(self, answers: Answers, references: References, journal: Journal) -> Judgements:
+        prompts = {one.name: one.prompts for one in self.sets}
         judged = {one.name: self._judged(one, answers[one.name]) for one in self.sets}
-        found = judge_all(self.judge, prompts, references, judged, journal, say=self.say, watch=self.watch)
+        found = judge_all(self.judge, prompts, references.found, judged, journal, say=self.say, watch=self.watch)
         write_verdicts(self.out / VERDICTS, found.judged)
-        return dataclasses.replace(found, unanswered=why | found.unanswered)
+        return found
 
     def _judged(self, prompts: Prompts, answers: Mapping[str, list[Response]]) -> dict[str, list[Response | None]]:
         """What is judged of a set: an answer to each prompt, None where the teacher has none."""
@@ -241,7 +277,9 @@ class Session:
             found[TEACHER] = row
         return found
 
-    def _results(self, scores: dict[str, dict[str, schema.Scores]], judgements: Judgements | None) -> Results:
+    def _results(
+        self, scores: dict[str, dict[str, schema.Scores]], judgements: Judgements | None, unanswered: int
+    ) -> Results:
         comparisons: dict[str, list[schema.Comparison]] = {}
         if judgements:
             for prompts in self.sets:
@@ -263,7 +301,7 @@ class Session:
                 schema.PromptSet(one.name, one.path, len(one.prompts), one.sha256, bool(one.teacher))
                 for one in self.sets
             ],
-            settings=self._shown_settings(judgements),
+            settings=self._shown_settings() | {"unanswered": unanswered},
             judge=self._judge_facts(judgements) if judgements else None,
             scores=scores,
             comparisons=comparisons,
@@ -280,14 +318,14 @@ class Session:
         reference = self.judge.reference_model if len(self.references) < len(self.sets) else "given"
         return schema.Judge(self.judge.model, client.base_url, reference, judgements.malformed, judgements.retried)
 
-    def _shown_settings(self, judgements: Judgements | None) -> dict[str, Any]:
+    def _shown_settings(self) -> dict[str, Any]:
         """Without what is of the API's line, which may hold a login."""
         hidden = ("base_url", "judge_base_url", "judge", "reference_model", "concurrency", "requests_timeout")
         known = {name: value for name, value in dataclasses.asdict(self.settings).items() if value not in (None, {})}
         shown = {name: value for name, value in known.items() if name not in (*hidden, "max_retries")}
         unit = {"length_unit": TOKENS if self.local else WORDS}
         unit["length_tokenizer"] = self.local.counter.source.given if self.local else None
-        return {"temperature": 0, **unit, **shown, "unanswered": len(judgements.unanswered) if judgements else 0}
+        return {"temperature": 0, **unit, **shown}
 
     def _run(self) -> schema.Run | None:
         """The first run that a model is a checkpoint or an export of."""

@@ -45,9 +45,10 @@ class Settings:
         attempts until one can be read.
       base: the checkpoint that classifiers of the two-sample test grow from; None for no test.
       two_sample_folds, two_sample_epochs, two_sample_learning_rate, two_sample_temperature: of the test; at temperature
-        0 it is of the greedy answers.
+        0 it is of the greedy answers; None for that of the sets' files, 1 where they do not say.
       teacher: an open teacher with the models' tokenizer; None for no KL.
-      teacher_temperature: that its answers were collected with.
+      teacher_temperature: that its answers were collected with; None for that of the sets' files, 1 where they do not
+        say.
       kl_samples: responses to a prompt that a KL is measured on.
       kl_forward: the forward KL's responses: "drawn" from the teacher, or the "given" answers of the set.
     """
@@ -79,9 +80,9 @@ class Settings:
     two_sample_folds: int = 5
     two_sample_epochs: int = 3
     two_sample_learning_rate: float = 1e-5
-    two_sample_temperature: float = 1.0
+    two_sample_temperature: float | None = None
     teacher: str | None = None
-    teacher_temperature: float = 1.0
+    teacher_temperature: float | None = None
     kl_samples: int = 4
     kl_forward: Literal["drawn", "given"] = "drawn"
 
@@ -103,11 +104,13 @@ class Settings:
             if getattr(self, name) < lowest:
                 raise UserError(f"--{name}={getattr(self, name)}: at least {lowest}")
         for name in ("requests_timeout", "two_sample_learning_rate", "teacher_temperature"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"--{name}={getattr(self, name)}: a number above 0")
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"--{name}={value}: a number above 0")
         for name in ("judge_temperature", "two_sample_temperature"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"--{name}={getattr(self, name)}: a number that is not below 0")
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"--{name}={value}: a number that is not below 0")
         choices = {"dtype": ("auto", "float32", "bfloat16"), "kl_forward": ("drawn", "given")}
         choices |= {"limit_field": LIMIT_FIELDS, "judge_limit_field": (None, *LIMIT_FIELDS)}
         for name, known in choices.items():

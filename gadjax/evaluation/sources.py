@@ -8,11 +8,12 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
 
-from gadjax.data.prompts import Prompt, read_columns, read_jsonl, read_prompts, text_of
-from gadjax.data.schema import CUT_REASONS, MARKED_REASONS
+from gadjax.data.prompts import Prompt, PromptRow, read_prompt_rows, text_of
+from gadjax.data.schema import status_of
 from gadjax.errors import UserError
+from gadjax.evaluation import collected
+from gadjax.evaluation.collected import Collected
 from gadjax.evaluation.results import TEACHER
 from gadjax.files import expand
 
@@ -22,8 +23,8 @@ CHECKPOINT, EXPORT, API = "checkpoint", "export", "api"
 BEST_STEP = "best"
 _API_PREFIX = "api:"
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_SAMPLING = ("temperature", "top_p")
-_ANSWER_COLUMNS = ("teacher_response", "finish_reason", *_SAMPLING)
+_ANSWER_COLUMNS = ("teacher_response", "finish_reason", *collected.COLUMNS)
+_REFERENCE_COLUMNS = ("response", "teacher_response")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Prompts:
     """A named set of prompts.
 
     Attributes:
-      sha256: of the file, or of the prompts where they are from elsewhere.
+      sha256: of the file, or of prompts and answers where they are from elsewhere.
       teacher: an answer to each, None where there is none to compare with; None for a set without answers.
-      sampling: temperatures and values of top_p that the answers were collected with, as far as the file says.
+      collected: how the answers were collected, as far as the file says.
     """
 
     name: str
@@ -78,15 +79,15 @@ class Prompts:
     sha256: str
     prompts: list[Prompt]
     teacher: list[TeacherAnswer | None] | None
-    sampling: dict[str, set[float]] = dataclasses.field(default_factory=dict)
+    collected: Collected = dataclasses.field(default_factory=Collected)
 
     @property
     def answered(self) -> list[int]:
         """Places of the prompts that the teacher has answered."""
         return [i for i, answer in enumerate(self.teacher or ()) if answer is not None]
 
-    def check_sampling(self, temperature: float) -> None:
-        """Refuses answers that a teacher at this temperature, untruncated, would not have given.
+    def check_sampling(self, temperature: float | None) -> None:
+        """Refuses answers that a teacher at this temperature (None: at any one), untruncated, would not have given.
 
         Raises:
           UserError: there are no answers, or they were collected in another way.
@@ -94,10 +95,7 @@ class Prompts:
         flag = f"--kl_forward=given: the set {self.name}"
         if self.teacher is None:
             raise UserError(f"{flag} has no teacher's answers; use drawn, or leave the set out")
-        if any(value < 1 for value in self.sampling.get("top_p", ())):
-            raise UserError(f"{flag} was collected with top_p < 1, whose KL is infinite; use drawn")
-        if others := self.sampling.get("temperature", set()) - {temperature}:
-            raise UserError(f"{flag} was collected at temperature {min(others)}; give it as --teacher_temperature")
+        self.collected.check(flag, temperature)
 
 
 def parse_pairs(pairs: list[str], flag: str) -> dict[str, str]:
@@ -150,10 +148,10 @@ def parse_source(name: str, given: str, flag: str = "--models") -> Source:
 
 
 def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -> Prompts:
-    """Reads a set of prompts, with the teacher's answers where the file has `teacher_response`.
+    """Reads a set of prompts, with the teacher's answers where its rows have `teacher_response`.
 
     An answer that the teacher's API marked as none (a refusal, a filter), or cut before it began, is left out: its
-    prompt stays.
+    prompt stays. Of several answers to a prompt (`sample`) the first is taken.
 
     Args:
       name: of the set.
@@ -164,48 +162,58 @@ def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -
       UserError: naming the set's flag, or the file and its row.
     """
     check_name(name, "--sets")
-    prompts = read_prompts(path)
-    file = expand(path)
-    rows = _teacher_rows(file)
-    teacher = None if rows is None else [_teacher_answer(row, place) for place, row in rows]
+    found = read_prompt_rows(path, _ANSWER_COLUMNS, flag=f"--sets={name}")
+    answered = any("teacher_response" in one.row for one in found)
+    teacher = [_teacher_answer(one) for one in found] if answered else None
     if max_prompts:
-        prompts, teacher = prompts[:max_prompts], teacher and teacher[:max_prompts]
+        found, teacher = found[:max_prompts], teacher and teacher[:max_prompts]
     if teacher is not None and not any(teacher):
         raise UserError(f"--sets={name}={path}: all of the teacher's answers are marked as no answer (`finish_reason`)")
+    rows = [(one.place, one.row) for one, answer in zip(found, teacher or (), strict=False) if answer]
+    prompts = [one.prompt for one in found]
+    return Prompts(name, os.fspath(path), _sha256(path, prompts, teacher), prompts, teacher, collected.collected(rows))
+
+
+def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[TeacherAnswer | None] | None) -> str:
+    file = expand(path)
     if file.is_file():
         with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    else:
-        sha256 = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in prompts]).encode()).hexdigest()
-    drawn = {
-        field: {float(row[field]) for _, row in rows or () if isinstance(row.get(field), int | float)}
-        for field in _SAMPLING
-    }
-    return Prompts(name, os.fspath(path), sha256, prompts, teacher, drawn)
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    whole = [dataclasses.asdict(prompt) for prompt in prompts]
+    whole += [answer and dataclasses.asdict(answer) for answer in teacher or ()]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def read_references(path: str | os.PathLike[str], prompts: Prompts) -> list[str]:
-    """Answers to a set's prompts from a file with `response` or `teacher_response`, found by id, else by chat.
+    """Answers to a set's prompts from a file with `response` or `teacher_response`, found by chat, else by id.
+
+    An id says little where files are numbered on their own; of several rows with the prompt's chat, that with its id is
+    taken.
 
     Raises:
       UserError: naming the file, and the row or the prompt that has no answer there.
     """
-    file = expand(path)
-    flag = f"--references={prompts.name}={path}"
-    answers: dict[str, str] = {}
-    given = read_prompts(file)
-    rows = _rows(file, ("response", "teacher_response"))
-    if rows is None:
-        raise UserError(f"{flag}: expected a .jsonl or .parquet file with `response`")
-    for prompt, (place, row) in zip(given, rows, strict=True):
-        text = text_of(row, "response", place) or text_of(row, "teacher_response", place)
-        if not text or not text.strip():
+    flag = f"--references={prompts.name}"
+    given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
+    if not any(one.row.get(column) is not None for one in given for column in _REFERENCE_COLUMNS):
+        raise UserError(f"{flag}={path}: expected a .jsonl or .parquet file, or a dataset, with `response`")
+    by_both: dict[tuple[str, str], str] = {}
+    by_chat: dict[str, str] = {}
+    by_id: dict[str, str] = {}
+    for prompt, place, row in given:
+        text = next(filter(None, (text_of(row, column, place) for column in _REFERENCE_COLUMNS)), "")
+        if not text.strip():
             raise UserError(f"{place}: `response` is missing or empty; a reference has text")
-        answers[prompt.id] = answers[_chat_name(prompt)] = text
-    found = [answers.get(prompt.id) or answers.get(_chat_name(prompt)) for prompt in prompts.prompts]
-    for prompt, text in zip(prompts.prompts, found, strict=True):
+        chat = _chat_name(prompt)
+        by_both[prompt.id, chat] = by_id[prompt.id] = text
+        by_chat.setdefault(chat, text)
+    found = []
+    for prompt in prompts.prompts:
+        chat = _chat_name(prompt)
+        text = by_both.get((prompt.id, chat)) or by_chat.get(chat) or by_id.get(prompt.id)
         if text is None:
-            raise UserError(f"{flag}: the file has no answer to prompt {prompt.id!r} of the set")
+            raise UserError(f"{flag}={path}: the file has no answer to prompt {prompt.id!r} of the set")
+        found.append(text)
     return found
 
 
@@ -213,27 +221,15 @@ def _chat_name(prompt: Prompt) -> str:
     return json.dumps(prompt.content)
 
 
-def _teacher_rows(file: pathlib.Path) -> list[tuple[str, dict[str, Any]]] | None:
-    """The rows of a file that has teacher's answers, each with its place; None where it has none."""
-    rows = _rows(file, _ANSWER_COLUMNS)
-    return rows if rows and any("teacher_response" in row for _, row in rows) else None
-
-
-def _rows(file: pathlib.Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]] | None:
-    if not file.is_file() or file.suffix not in (".jsonl", ".parquet"):
+def _teacher_answer(found: PromptRow) -> TeacherAnswer | None:
+    _, place, row = found
+    text = text_of(row, "teacher_response", place)
+    status = status_of(text, row.get("finish_reason"))
+    if status == "marked":
         return None
-    return list(read_jsonl(file) if file.suffix == ".jsonl" else read_columns(file, columns))
-
-
-def _teacher_answer(row: dict[str, Any], place: str) -> TeacherAnswer | None:
-    text, reason = text_of(row, "teacher_response", place), row.get("finish_reason")
-    cut = reason in CUT_REASONS
-    blank = not (text or "").strip()
-    if reason in MARKED_REASONS or (cut and blank):
-        return None
-    if blank:
+    if not (text or "").strip():
         raise UserError(f"{place}: `teacher_response` is missing or empty; give every row of the file one, or none")
-    return TeacherAnswer(text, not cut)
+    return TeacherAnswer(text, status != "cut")
 
 
 def _is_workdir(path: pathlib.Path) -> bool:

@@ -234,19 +234,21 @@ def bars(
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Lengths of a model's answers: counts between edges, in tokens."""
+    """Lengths of a model's answers, in tokens or words: counts between edges."""
 
     edges: Sequence[float]  # one more than counts, rising
     counts: Sequence[float]
 
     def shares(self, width: float) -> list[float]:
-        """Percent of the answers in each bin, per `width` tokens."""
+        """Percent of the answers in each bin, per `width` of length."""
         total = sum(self.counts) or 1
         spans = zip(self.edges, self.edges[1:], self.counts, strict=False)
         return [100 * count / total * width / (right - left) for left, right, count in spans]
 
 
-def histogram(label: str, own: Histogram, teacher: Histogram | None, *, colour: str, top_share: float) -> str:
+def histogram(
+    label: str, own: Histogram, teacher: Histogram | None, *, colour: str, top_share: float, unit: str
+) -> str:
     """A model's lengths, filled, with the teacher's as an outline.
 
     Args:
@@ -255,6 +257,7 @@ def histogram(label: str, own: Histogram, teacher: Histogram | None, *, colour: 
       teacher: its, or None.
       colour: class of the model.
       top_share: percent that the y axis reaches, so that panels side by side compare.
+      unit: of lengths, "tokens" or "words".
     """
     height, top, bottom = 156.0, 10.0, 122.0
     svg = _chart(height, label)
@@ -272,13 +275,13 @@ def histogram(label: str, own: Histogram, teacher: Histogram | None, *, colour: 
         _text(svg, _LEFT - 6, at(0, tick)[1] + 3.5, f"{y.label(tick)} %", "tick", "end")
     for tick in x.ticks:
         _text(svg, at(tick, 0)[0], bottom + 15, x.label(tick), "tick", "middle")
-    _text(svg, (WIDTH + _LEFT - _RIGHT) / 2, bottom + 30, "tokens in an answer", "tick", "middle")
+    _text(svg, (WIDTH + _LEFT - _RIGHT) / 2, bottom + 30, f"{unit} in an answer", "tick", "middle")
     for left, right, share, count in zip(own.edges, own.edges[1:], own.shares(width), own.counts, strict=False):
         (x0, y0), (x1, _) = at(left, share), at(right, share)
         bar = _add(
             svg, "rect", cls=f"bar {colour}", x=x0 + 0.4, y=y0, width=max(x1 - x0 - 0.8, 0.4), height=bottom - y0
         )
-        _title(bar, f"{number(left, 0)} to {number(right, 0)} tokens: {count:,.0f} answers")
+        _title(bar, f"{number(left, 0)} to {number(right, 0)} {unit}: {count:,.0f} answers")
     if teacher:
         outline = [at(teacher.edges[0], 0)]
         for left, right, share in zip(teacher.edges, teacher.edges[1:], teacher.shares(width), strict=False):

@@ -37,12 +37,15 @@ def markdown(results: Results) -> str:
         ]
     if any(scores.two_sample for _, scores in _entries(results)):
         parts += [
-            "Two-sample test: accuracy in % of fresh classifiers, cross-validated; 50 is indistinguishable from the "
-            "teacher.",
+            "Two-sample test: accuracy in % of fresh classifiers, cross-validated, on answers drawn at temperature "
+            f"{_tested_at(results)}; 50 is indistinguishable from the teacher.",
             _by_set(results, lambda s: s.two_sample and _percent(s.two_sample)),
         ]
     for prompts in results.sets:
-        parts += [f"{_display(prompts.name)}, {prompts.prompts} prompts:", _of_set(results, prompts.name)]
+        title = f"{_display(prompts.name)}, {prompts.prompts} prompts"
+        if at := _teacher_temperature(results):
+            title += f", KLs between the models at temperature 1 and the teacher at {at}"
+        parts += [f"{title}:", _of_set(results, prompts.name)]
     comparisons = [(name, one) for name, found in results.comparisons.items() for one in found]
     if comparisons:
         rows = [
@@ -66,9 +69,9 @@ def print_scores(console: Console, results: Results) -> None:
     }
     meanings = {
         "judge": "100 · mean(s / (s + s_ref)), 50 is parity with the reference",
-        "two-sample": "accuracy in % of fresh classifiers, 50 is indistinguishable",
+        "two-sample": f"accuracy in % at temperature {_tested_at(results)}, 50 is indistinguishable",
         "length": f"mean, in {results.settings.get('length_unit', 'tokens')}",
-        "reverse KL": "to the teacher, nats a token, like the forward KL",
+        "reverse KL": f"nats a token, the teacher at temperature {_teacher_temperature(results)}; forward KL alike",
     }
     shown: list[str] = []
     for prompts in results.sets:
@@ -87,6 +90,17 @@ def print_scores(console: Console, results: Results) -> None:
     if legend:
         console.print("\n".join([*legend, "±: half of the 95 % interval"]), markup=False, highlight=False)
     console.print()
+
+
+def _tested_at(results: Results) -> str:
+    """The temperature of the answers that the two-sample test was of."""
+    temperature = results.settings.get("two_sample_temperature")
+    return _NONE if temperature is None else f"{temperature:g}"
+
+
+def _teacher_temperature(results: Results) -> str | None:
+    """The teacher's in all KLs; None where there are none."""
+    return next((f"{scores.kl.teacher_temperature:g}" for _, scores in _entries(results) if scores.kl), None)
 
 
 def _by_set(results: Results, cell: Callable[[Scores], str | None]) -> str:

@@ -34,7 +34,7 @@ class TwoSample:
     Attributes:
       accuracy: share of answers, half of them the teacher's, that were told right.
       low, high: 95 % bootstrap interval over prompts.
-      prompts: how many prompts it was measured on.
+      prompts: how many different prompts it was measured on.
     """
 
     accuracy: float
@@ -103,25 +103,27 @@ def two_sample_test(
       classifier: of the base checkpoint's architecture.
       base: parameters of the base checkpoint, an "lm" model; each fold's classifier starts from its backbone, or with
         adapters stands on it.
-      prompts, teacher, student: one token array a prompt; cut both sides at the same limit.
-      folds: at least 2.
+      prompts, teacher, student: one token array each a row; cut both sides at the same limit. Rows of equal prompts
+        share a fold, and are drawn together in the bootstrap: a classifier that saw one has seen the other.
+      folds: at least 2, and at most as many as there are different prompts.
       epochs: passes over a fold's training answers.
       batch_size: prompts in an update; each brings its teacher's and its student's answer.
       seed: of folds, order, head and bootstrap.
     """
-    if not 2 <= folds <= len(prompts):
-        raise ValueError(f"{folds} folds of {len(prompts)} prompts: need at least 2 folds and a prompt in each")
+    groups = same_prompt(prompts)
+    if not 2 <= folds <= len(groups):
+        raise ValueError(f"{folds} folds of {len(groups)} prompts: need at least 2 folds and a prompt in each")
     width, limit = widths(max(map(len, prompts)), max(map(len, [*teacher, *student])))
     prompt, prompt_length = padded(prompts, width)
     sides = padded(teacher, limit), padded(student, limit)
     answers, answer_length = (np.stack(of_both, 1) for of_both in zip(*sides, strict=True))
     rows = functools.partial(_rows, (prompt, answers), (prompt_length, answer_length))
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(prompts))
+    order = [groups[i] for i in rng.permutation(len(groups))]
     right = np.zeros((len(prompts), 2))
     for fold in range(folds):
-        held = order[fold::folds]
-        rest = np.setdiff1d(order, held)
+        held = np.concatenate(order[fold::folds])
+        rest = np.setdiff1d(np.arange(len(prompts)), held)
         batches = max(1, len(rest) // batch_size)
         visits = [rng.permutation(rest)[: batches * batch_size] for _ in range(epochs)]
         visits = np.concatenate(visits).reshape(epochs * batches, -1)
@@ -133,7 +135,17 @@ def two_sample_test(
             scores = np.asarray(classifier.score(params, classifier.frozen(base), filled))[: len(chosen)]
             right[chosen] = np.stack([scores[:, 0] > 0, scores[:, 1] <= 0], 1)
         del params  # before the next classifier comes
-    return TwoSample(*bootstrap.mean(right.mean(axis=1), seed=rng), len(prompts))
+    shares = right.mean(axis=1)
+    sums, counts = [shares[rows].sum() for rows in groups], [len(rows) for rows in groups]
+    return TwoSample(*bootstrap.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
+
+
+def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The rows of each different prompt, rising, in the order in which the prompts first come."""
+    groups: dict[bytes, list[int]] = {}
+    for row, ids in enumerate(prompts):
+        groups.setdefault(np.asarray(ids, np.int64).tobytes(), []).append(row)
+    return [np.array(rows) for rows in groups.values()]
 
 
 def widths(prompt: int, answer: int) -> tuple[int, int]:

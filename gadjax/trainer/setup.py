@@ -22,6 +22,7 @@ from gadjax.data.pipeline import Dataset, prepare
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.errors import UserError
+from gadjax.evaluation.two_sample import same_prompt
 from gadjax.models import lora
 from gadjax.models.config import CAUSAL_LM
 from gadjax.models.model import Params, grow_discriminator
@@ -154,11 +155,13 @@ def _check_sizes(setup: Setup) -> None:
             f"{config.data.train} has {len(setup.train)} usable rows, fewer than config.batch_size {config.batch_size}"
         )
     folds = config.evaluation.two_sample_folds
-    if setup.heldout and setup.heldout_prompts < folds:
-        raise UserError(
-            f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on: lower it, "
-            "or give more data and a higher config.evaluation.prompts"
-        )
+    if folds and setup.heldout:
+        different = len(same_prompt([setup.heldout.prompts[i] for i in range(setup.heldout_prompts)]))
+        if different < folds:
+            raise UserError(
+                f"config.evaluation.two_sample_folds is {folds}, more than the held-out prompts to measure on, "
+                f"{different} of which differ: lower it, or give more data and a higher config.evaluation.prompts"
+            )
     places = (setup.generator, setup.student), (setup.discriminator, setup.discriminator_init or setup.student)
     for model, where in places:
         model.config.check_length(setup.sequence_length, str(where))

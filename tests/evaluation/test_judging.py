@@ -76,6 +76,62 @@ def test_what_the_judge_refuses_is_said_and_asked_again(evaluate, prompts, tmp_p
     assert read_results(tmp_path / "out").scores["vicuna"]["good"].judge.judged == PROMPTS
 
 
+def test_a_malformed_verdict_whose_second_attempt_fails_is_unanswered(evaluate, prompts, tmp_path):
+    """And only that: the next evaluation asks for it, so it is not counted as malformed."""
+
+    def verdict(first, second, question, attempt):
+        if "prompt 1\n" not in question:
+            return f"{first:g} {second:g}"
+        return "I cannot decide." if attempt == 1 else error(400, "no more")
+
+    with FakeJudge(quality, verdict) as server:
+        done = evaluate(server, prompts, models="good=api:good")
+        assert done.status == 1 and "verdict on good's answer to 'id1' of vicuna: HTTP 400: no more" in done.err
+        results = read_results(tmp_path / "out")
+        judged = results.scores["vicuna"]["good"].judge
+        assert (judged.judged, judged.malformed, results.judge.malformed) == (PROMPTS - 1, 0, 0)
+        assert results.settings["unanswered"] == 1
+        assert "id1" not in [row["id"] for row in read(tmp_path / "out" / "verdicts.jsonl")]
+        server.verdict = lambda first, second, *_: f"{first:g} {second:g}"
+        before = len(server.requests)
+        assert evaluate(server, prompts, models="good=api:good").status == 0
+        assert len(server.requests) == before + 1
+    assert read_results(tmp_path / "out").scores["vicuna"]["good"].judge.judged == PROMPTS
+
+
+class Forgetful(FakeJudge):
+    """Gives empty reference answers: `blank` has, by prompt, how many requests of it, of any model, must come first."""
+
+    def __init__(self, blank: dict[str, int]):
+        super().__init__(quality)
+        self.blank = blank
+
+    def _behave(self, prompt, attempt):
+        empty = self._model.name == "judge" and attempt <= self.blank.get(prompt, 0)
+        return Reply(text="  ") if empty else super()._behave(prompt, attempt)
+
+
+def test_empty_reference_answers_are_asked_again_then_reported(evaluate, prompts, tmp_path):
+    with Forgetful({"prompt 1": 2, "prompt 2": 5}) as server:
+        done = evaluate(server, prompts, models="good=api:good")
+        assert done.status == 1
+        assert "1 reference answers were empty at every attempt" in done.err and "asks them again" not in done.err
+        assert "raise --max_response_length" in done.err and "give --references=SET=FILE" in done.err
+        assert "  reference answer to 'id2' of vicuna\n" in done.err
+        asked = server.answers("judge")
+        assert (len(asked), asked.count("prompt 1"), asked.count("prompt 2")) == (PROMPTS + 3, 2, 3)
+        drawn = [r["temperature"] for r in server.requests if r["messages"][-1]["content"] == "prompt 2"]
+        assert sorted(drawn) == [0, 0, 1, 1]  # the model's answer and the first attempt; then others than that
+        results = read_results(tmp_path / "out")
+        assert results.scores["vicuna"]["good"].judge.judged == PROMPTS - 1 and results.settings["unanswered"] == 1
+        before = len(server.requests)
+        assert evaluate(server, prompts, models="good=api:good").status == 1
+        assert len(server.requests) == before  # all attempts were paid for
+        more = evaluate(server, prompts, "--judge_attempts=20", models="good=api:good")
+        assert more.status == 0, more.err
+    assert read_results(tmp_path / "out").scores["vicuna"]["good"].judge.judged == PROMPTS
+
+
 def test_references_from_a_file(evaluate, prompts, tmp_path):
     references = tmp_path / "r.jsonl"
     rows = [

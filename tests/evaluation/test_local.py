@@ -282,7 +282,9 @@ def test_an_api_model_on_the_same_backbone(base, heldout_file, tmp_path):
     models = {"remote": "api:remote"}
     with FakeServer(lambda prompt, attempt: Reply(text="four four four")) as server:
         fields = settings(base=str(base), base_url=server.base_url, seed=3)
-        scores = run(models, {"sums": heldout_file}, tmp_path, **fields).scores["sums"]
+        results = run(models, {"sums": heldout_file}, tmp_path, **fields)
+        scores = results.scores["sums"]
+        assert results.settings["two_sample_temperature"] == 1.0  # the file says nothing
         asked = [(request["temperature"], request.get("seed")) for request in server.requests]
         assert sorted(asked, key=str) == sorted([(0.0, None)] * 8 + [(1.0, 3)] * 8, key=str)
         greedy = run(models, {"sums": heldout_file}, tmp_path / "0", **fields, two_sample_temperature=0.0)

@@ -168,18 +168,6 @@ def test_a_run_without_warnings_shows_none(page):
     assert "warnings-title" not in page.ids()
 
 
-def test_categories_come_from_the_sets_file_where_answers_have_none(tmp_path):
-    results = written.write(tmp_path / "e")
-    for name in written.SETS:
-        for path in (tmp_path / "e" / "answers" / name).iterdir():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            written.write_rows(path, [{k: v for k, v in row.items() if k != "category"} for row in rows])
-    results["sets"][0]["path"] = str(tmp_path / "set.jsonl")
-    written.write_rows(tmp_path / "set.jsonl", [{"id": "tea-1", "prompt": "p", "category": "green"}])
-    rows = report_answers.read_answers(tmp_path / "e", results)["rows"]
-    assert [row["category"] for row in rows] == [None, "green", None, None, None, None]
-
-
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_no_text_of_a_model_becomes_markup(tmp_path, text):
     results = written.write(tmp_path)
@@ -244,10 +232,24 @@ def test_what_was_not_measured_is_left_out_and_said(tmp_path):
     assert labels and all(label.startswith("Lengths of") for label in labels)
 
 
-def test_an_evaluation_of_nothing_but_models_is_a_page(tmp_path):
-    written.save(tmp_path, {"format": 1, "models": [{"name": "m"}], "sets": [{"name": "s"}], "scores": {}})
+def test_an_evaluation_of_nothing_is_a_page(tmp_path):
+    empty = {"models": [], "sets": [], "scores": {}, "comparisons": {}, "judge": None, "verdicts": None}
+    written.save(tmp_path / "e", written.write(tmp_path / "other") | empty)
+    tmp_path /= "e"
     page = _Page(write_report(tmp_path).read_text("utf-8"))
     assert "holds no scores" in page.text and "holds no answers" in page.text and "data" not in page.ids()
+
+
+@pytest.mark.parametrize("unit", ["words", "tokens"])
+def test_lengths_are_in_their_unit(tmp_path, unit):
+    results = written.write(tmp_path)
+    written.save(tmp_path, results | {"settings": results["settings"] | {"length_unit": unit}})
+    text = write_report(tmp_path).read_text()
+    other = {"words": "tokens", "tokens": "words"}[unit]
+    assert f">{unit} in an answer<" in text and f">{other} in an answer<" not in text
+    assert f"median 11 {unit}, " in text and f"median 11 {other}, " not in text
+    assert f">{unit}, mean<" in text and f">{other}, mean<" not in text
+    assert f" {unit}: 3 answers<" in text and f" {other}: 3 answers<" not in text
 
 
 def test_a_run_that_has_gone_is_said(tmp_path):
@@ -260,21 +262,19 @@ def test_a_run_that_has_gone_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist"),
-        ("{", "is not JSON"),
-        ("[]", "format is None"),
-        ('{"format": 2}', "format is 2, this gadjax reads 1"),
-        ('{"format": 1, "models": {}, "sets": []}', "`models` is not a list"),
-        ('{"format": 1, "models": [], "sets": [{"name": 3}]}', "`sets` is not a list"),
-        ('{"format": 1, "models": [], "sets": [], "scores": []}', "`scores` is not an object"),
+        (None, "cannot be read (No such file or directory); run gadjax.evaluate --out="),
+        ("{", "not JSON"),
+        ('{"format": 2}', "its format is 2, but this gadjax reads 1; evaluate again"),
+        ('{"format": 1, "models": []}', "`gadjax` is missing; evaluate again"),
     ],
 )
 def test_bad_results_are_named(tmp_path, content, message):
+    """As by whatever else reads them."""
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)) as error:
         write_report(tmp_path)
-    assert "results.json" in str(error.value) and "gadjax.evaluate" in str(error.value)
+    assert "results.json" in str(error.value)
     assert not (tmp_path / "report.html").exists()
 
 

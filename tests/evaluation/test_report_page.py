@@ -185,7 +185,9 @@ def test_five_hundred_prompts_by_six_models_stay_quick(tab, tmp_path):
             for n in range(500)
         ]
         written.write_rows(tmp_path / "answers" / "s" / f"{model}.jsonl", rows)
-    results = {"format": 1, "models": [{"name": model} for model in models], "sets": [{"name": "s"}], "scores": {}}
+    results = written.write(tmp_path / "other")
+    results |= {"models": [results["models"][0] | {"name": model} for model in models], "comparisons": {}}
+    results |= {"sets": [results["sets"][0] | {"name": "s"}], "scores": {"s": dict.fromkeys(models, written.plain())}}
     written.save(tmp_path, results)
     tab.open(write_report(tmp_path))
     assert tab.evaluate("document.querySelectorAll('*').length") < 1000

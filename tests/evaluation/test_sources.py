@@ -83,7 +83,8 @@ def test_teachers_answers(tmp_path, kind):
     assert found.teacher == EXPECTED and found.answered == [0, 1, 4]
     assert len(found.prompts) == 5 and len({prompt.id for prompt in found.prompts}) == 5
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert found.sampling == {"temperature": {0.7}, "top_p": {1.0}}
+    first = f"{path}: row 0" if kind == "parquet" else f"{path}:1"
+    assert found.collected.values == {"temperature": {0.7: first}, "top_p": {1.0: first}}
     found.check_sampling(0.7)
     with pytest.raises(UserError, match=r"the set s was collected at temperature 0\.7; give it as --teacher_temp"):
         found.check_sampling(1.0)
@@ -91,11 +92,76 @@ def test_teachers_answers(tmp_path, kind):
     assert (len(few.prompts), few.teacher) == (2, EXPECTED[:2])
 
 
-def test_truncated_answers_have_no_kl(tmp_path):
+def test_answers_that_the_teacher_alone_would_not_give_have_no_kl(tmp_path):
+    path = tmp_path / "t.parquet"
+    rows = [{"id": str(i), "prompt": "a", "teacher_response": "b", "request_fields": None} for i in range(3)]
+    rows[2] |= {"request_fields": '{"top_k": 20}'}
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(UserError, match=r"the set s was collected with top_k=20 \(.*t\.parquet: row 2\)"):
+        read_set("s", path).check_sampling(1.0)
+    read_set("s", path, max_prompts=2).check_sampling(1.0)
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"prompt": "a", "teacher_response": "b", "top_p": 0.9}))
     with pytest.raises(UserError, match="collected with top_p < 1, whose KL is infinite"):
         read_set("s", path).check_sampling(1.0)
+
+
+SAMPLES = [
+    {"id": i, "prompt": f"prompt {i}", "teacher_response": f"answer {i}, {sample}", "sample": sample, "temperature": t}
+    for sample, t in ((0, 0.7), (1, 1.0))
+    for i in "ab"
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_several_answers_to_a_prompt(tmp_path, kind):
+    """As gadjax.collect --n=2 writes them: prompts stay with their first answers, in sets and as references."""
+    path = tmp_path / f"t.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, SAMPLES)))
+    else:
+        pq.write_table(pa.Table.from_pylist(SAMPLES), path)
+    found = read_set("s", path)
+    assert [prompt.id for prompt in found.prompts] == ["a", "b"]
+    assert found.teacher == [TeacherAnswer("answer a, 0", True), TeacherAnswer("answer b, 0", True)]
+    assert list(found.collected.temperatures) == [0.7]
+    assert read_references(path, found) == ["answer a, 0", "answer b, 0"]
+    # A prompt's answers side by side.
+    path = tmp_path / "side.jsonl"
+    path.write_text("\n".join(json.dumps(SAMPLES[i]) for i in (0, 2, 1, 3)))
+    assert [answer.text for answer in read_set("s", path).teacher] == ["answer a, 0", "answer b, 0"]
+
+
+def test_answers_of_datasets(tmp_path):
+    """The teacher comes along from a hub's dataset, with a field named or without, and from TFDS."""
+    chats = [[{"role": "user", "content": f"prompt {i}"}, {"role": "assistant", "content": "x"}] for i in range(3)]
+    rows = [{"messages": chats[i], "teacher_response": f"answer {i}", "finish_reason": "stop"} for i in range(3)]
+    rows[1]["finish_reason"] = "refusal"
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
+    found = read_set("s", f"hf:{tmp_path}/hub/train:messages")
+    expected = [TeacherAnswer("answer 0", True), None, TeacherAnswer("answer 2", True)]
+    assert found.teacher == expected and found.prompts[0].content == [{"role": "user", "content": "prompt 0"}]
+    rows = [{"content": chats[i][:1], "temperature": 0.7} | row for i, row in enumerate(rows)]
+    for row in rows:
+        del row["messages"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
+    assert read_set("s", f"hf:{tmp_path}/hub/train").teacher == expected
+    from gadjax.data import tfds
+
+    folder = tfds.publish(tmp_path / "hub" / "train.parquet", tmp_path / "data" / "my_teacher")
+    published = read_set("s", f"tfds:{folder}/train")
+    assert published.teacher == expected and list(published.collected.temperatures) == [0.7]
+    assert read_references(f"tfds:{folder}/train", published) == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_messages_name_the_flag(tmp_path):
+    (tmp_path / "p.txt").write_text("a")
+    for name in ("absent.jsonl", "p.csv"):
+        with pytest.raises(UserError, match=rf"^--sets=s={tmp_path}/{name}: "):
+            read_set("s", tmp_path / name)
+        with pytest.raises(UserError, match=rf"^--references=s={tmp_path}/{name}: "):
+            read_references(tmp_path / name, read_set("s", tmp_path / "p.txt"))
 
 
 def test_a_set_without_answers(tmp_path):
@@ -108,7 +174,7 @@ def test_a_set_without_answers(tmp_path):
 
 
 def test_references(tmp_path):
-    """By id; a row whose id differs, by its chat; Parquet of the teacher's schema too."""
+    """By chat, whatever the id; a row whose chat differs, by its id; Parquet of the teacher's schema too."""
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
     references = tmp_path / "r.jsonl"
@@ -116,6 +182,19 @@ def test_references(tmp_path):
         '{"id": 9, "prompt": "b", "response": "to b"}\n{"id": 1, "prompt": "c", "response": "to a"}\n'
     )
     assert read_references(references, read_set("s", prompts)) == ["to a", "to b"]
+    shifted = tmp_path / "shifted.jsonl"  # numbered from 0
+    shifted.write_text(
+        "".join(json.dumps({"id": i, "prompt": c, "response": f"to {c}"}) + "\n" for i, c in enumerate("ab"))
+    )
+    assert read_references(shifted, read_set("s", prompts)) == ["to a", "to b"]
+    twice = tmp_path / "twice.jsonl"  # of rows with one chat, that with the prompt's id
+    twice.write_text(
+        "".join(
+            json.dumps({"id": i, "prompt": c, "response": f"{i} to {c}"}) + "\n"
+            for i, c in ((7, "a"), (1, "a"), (8, "b"))
+        )
+    )
+    assert read_references(twice, read_set("s", prompts)) == ["1 to a", "8 to b"]
     table = [{"content": [{"role": "user", "content": c}], "teacher_response": f"to {c}"} for c in "ba"]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "r.parquet")
     assert read_references(tmp_path / "r.parquet", read_set("s", prompts)) == ["to a", "to b"]

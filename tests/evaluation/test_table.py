@@ -31,7 +31,7 @@ def results(**fields) -> schema.Results:
         created="",
         models=[schema.Model("before", "a", "export"), schema.Model("gad", "b", "export")],
         sets=[schema.PromptSet(name, "", 4, "", True) for name in ("lmsys", "mine")],
-        settings={"length_unit": "tokens"},
+        settings={"length_unit": "tokens", "two_sample_temperature": 0.7},
         judge=schema.Judge("gpt-4o", "http://x", "gpt-4o", 0, 0),
         scores={
             "lmsys": {"before": full(45.8), "gad": full(48.9), "teacher": PLAIN},
@@ -54,6 +54,7 @@ def test_the_tables(tmp_path):
 """
     assert table2 in text
     assert "| before | 60.0 [55.0, 70.0] | 60.0 [55.0, 70.0] |" in text
+    assert "classifiers, cross-validated, on answers drawn at temperature 0.7; 50 is indistinguishable" in text
     assert "LMSYS, 4 prompts:" in text
     columns = (
         "ROUGE-L | 1-gram F1 | 2-gram F1 | 3-gram F1 | 4-gram F1 | 5-gram F1 | distinct-1 | distinct-2 | distinct-3"
@@ -71,6 +72,7 @@ def test_kls():
     text = markdown(results(scores=scores, judge=None, comparisons={}))
     assert "| reverse KL a token | reverse KL a response | forward KL a token | forward KL a response |" in text
     assert "| 0.000 [0.500, 1.000] | 1.500 [2.000, 2.500] | 3.000 [3.500, 4.000] | 4.500 [5.000, 5.500] |" in text
+    assert "LMSYS, 4 prompts, KLs between the models at temperature 1 and the teacher at 0.7:\n" in text
     assert "Judge score" not in text and "Two-sample" not in text and "ROUGE" not in text
 
 
@@ -99,9 +101,9 @@ def test_the_terminal():
         "before     3.5",
         "[b]        3.5",
         "judge: 100 · mean(s / (s + s_ref)), 50 is parity with the reference",
-        "two-sample: accuracy in % of fresh classifiers, 50 is indistinguishable",
+        "two-sample: accuracy in % at temperature 0.7, 50 is indistinguishable",
         "length: mean, in tokens",
-        "reverse KL: to the teacher, nats a token, like the forward KL",
+        "reverse KL: nats a token, the teacher at temperature 0.7; forward KL alike",
         "±: half of the 95 % interval",
         "",
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ def answers(rng: np.random.Generator, low: int = 0, high: int = 32) -> list[np.n
 def measure(base, teacher, student, learning_rate=3e-3, watch=lambda classifier: None, **settings):
     """`watch`: may replace the classifier's programs."""
     rng = np.random.default_rng(9)
-    prompts = [rng.integers(0, 32, rng.integers(1, 6)).astype(np.int32) for _ in range(PROMPTS)]
+    prompts = [rng.integers(0, 32, rng.integers(1, 6)) for _ in range(PROMPTS)]
+    prompts = [np.array([*divmod(i, 32), *ids], np.int32) for i, ids in enumerate(prompts)]  # all differ
     settings = {"folds": 3, "epochs": 4, "batch_size": 8} | settings
     classifier = Classifier(Model(CONFIG, "score"), adamw_for(learning_rate))
     watch(classifier)
@@ -103,6 +106,59 @@ def test_a_prompt_is_never_tried_by_its_own_classifier(base, monkeypatch):
     for trained, held in zip(seen, tried, strict=True):
         assert not trained & set(held)
     assert set.union(*map(set, tried)) == set(range(PROMPTS))
+
+
+class Told:
+    """A classifier that needs no model: it is right about the rows that it is told, and notes what it is shown."""
+
+    def __init__(self, monkeypatch, right):
+        from gadjax.evaluation import two_sample
+
+        monkeypatch.setattr(two_sample, "_rows", lambda arrays, lengths, chosen: chosen)
+        self.right, self.trained, self.tried = right, [], []
+
+    def frozen(self, base):
+        return None
+
+    def start(self, base, key):
+        self.trained.append(set())
+        self.tried.append(set())
+        return types.SimpleNamespace(params=None)
+
+    def update(self, state, frozen, rows):
+        self.trained[-1].update(rows.tolist())
+        return state
+
+    def score(self, params, frozen, rows):
+        self.tried[-1].update(rows.tolist())
+        return np.where([[row in self.right] * 2 for row in rows], [1.0, -1.0], [-1.0, 1.0])
+
+
+def rows_of(*ids: int) -> list[np.ndarray]:
+    return [np.array([i], np.int32) for i in ids]
+
+
+def test_rows_of_one_prompt_stay_together(monkeypatch):
+    """In a fold, and in the bootstrap: with the rows for prompts it would say 1/6 to 5/6."""
+    prompts = rows_of(1, 2, 1, 3, 1, 4)
+    classifier = Told(monkeypatch, right={0, 2, 4})
+    for folds in (2, 4):
+        test = two_sample_test(classifier, None, prompts, prompts, prompts, folds=folds, epochs=1, batch_size=1)
+        assert (test.accuracy, test.low, test.high, test.prompts) == (0.5, 0.0, 0.9, 4)
+    for trained, tried in zip(classifier.trained, classifier.tried, strict=True):
+        assert tried and not {int(prompts[i][0]) for i in trained} & {int(prompts[i][0]) for i in tried}
+    assert sorted(row for tried in classifier.tried for row in tried) == sorted(2 * [*range(6)])
+    with pytest.raises(ValueError, match="5 folds of 4 prompts"):
+        two_sample_test(classifier, None, prompts, prompts, prompts, folds=5, epochs=1)
+
+
+def test_different_prompts_are_dealt_as_ever(monkeypatch):
+    """Figures of runs stay comparable: these are of the code that knew no repeats."""
+    prompts = rows_of(*range(10))
+    classifier = Told(monkeypatch, right={0, 3, 4, 8})
+    test = two_sample_test(classifier, None, prompts, prompts, prompts, folds=3, epochs=1, batch_size=4, seed=5)
+    assert (test.accuracy, test.low, test.high, test.prompts) == (0.4, 0.1, 0.7, 10)
+    assert classifier.tried == [{0, 3, 7, 8}, {2, 6, 9}, {1, 4, 5}]
 
 
 @pytest.mark.parametrize("folds", [1, PROMPTS + 1])

@@ -67,10 +67,7 @@ def write(directory: pathlib.Path, *, run: pathlib.Path | None = None) -> dict[s
             "malformed": 1,
             "retried": 2,
         },
-        "scores": {
-            name: {"before": scores(0.3), "GAD": scores(0.8), "teacher": _lengths() | {"rouge_l": None}}
-            for name in SETS
-        },
+        "scores": {name: {"before": scores(0.3), "GAD": scores(0.8), "teacher": plain()} for name in SETS},
         "comparisons": {
             name: [{"a": "GAD", "b": "before", "win": 2, "tie": 0, "lose": 1, "p": 0.0421, "test": "sign test"}]
             for name in SETS
@@ -98,27 +95,25 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def scores(level: float) -> dict[str, Any]:
     """A model's figures on a set; the higher the level, the better."""
-    return {
-        "prompts": PROMPTS,
+    kl = {"reverse_per_token": 2 - level, "forward_per_token": 3 - level}
+    kl |= {"reverse_per_response": 30.0, "forward_per_response": 40.0}
+    kl |= {f"{name}_low": value - 0.1 for name, value in kl.items()} | {
+        f"{name}_high": value + 0.1 for name, value in kl.items()
+    }
+    return plain() | {
         "rouge_l": level / 2,
         "ngram_f1": {str(n): level / (2 * n) for n in range(1, 6)},
         "judge": {"score": 60 * level, "low": 60 * level - 4, "high": 60 * level + 4, "judged": 3, "malformed": 0},
         "two_sample": {"accuracy": 1 - level / 2, "low": 0.95 - level / 2, "high": 1.0, "prompts": 3},
-        "kl": {
-            "reverse_per_token": 2 - level,
-            "reverse_per_token_low": 1.9 - level,
-            "reverse_per_token_high": 2.1 - level,
-            "forward_per_token": 3 - level,
-            "reverse_per_response": 30.0,
-            "forward_per_response": 40.0,
-            "teacher": "open",
-            "teacher_temperature": 0.7,
-        },
-    } | _lengths()
+        "kl": kl | {"samples": 4, "forward_on": "drawn", "teacher": "open", "teacher_temperature": 0.7},
+    }
 
 
-def _lengths() -> dict[str, Any]:
+def plain() -> dict[str, Any]:
+    """What every model has, and the teacher."""
     return {
+        "prompts": PROMPTS,
+        **dict.fromkeys(("rouge_l", "ngram_f1", "judge", "two_sample", "kl")),
         "lengths": {
             "mean": 11.0,
             "p50": 11.0,

@@ -99,6 +99,12 @@ def test_students_that_cannot_work(no_weights, tiny_config, tmp_path, variant, f
     refused(tiny_config({"student": variant(**fields)}), tmp_path / "run", message)
 
 
+def test_held_out_prompts_that_repeat_fill_one_fold(no_weights, tiny_config, tmp_path, write_teacher):
+    heldout = write_teacher(tmp_path / "h.parquet", ["What is one plus two"] * 8, ["three"] * 8)
+    config = tiny_config({"data.heldout": str(heldout), "evaluation.two_sample_folds": 2})
+    refused(config, tmp_path / "run", r"two_sample_folds is 2, more than the held-out prompts .* 1 of which differ")
+
+
 def test_discriminator_that_is_too_short(no_weights, tiny_config, tmp_path, variant):
     where = variant(weights=True, max_position_embeddings=24)
     refused(tiny_config({"discriminator.init": where}), tmp_path / "run", f"{where}: max_position_embeddings is 24")

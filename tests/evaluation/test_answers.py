@@ -1,0 +1,39 @@
+"""What a model of this machine says of its progress; tests/evaluation/test_local.py has its answers."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+
+from gadjax.evaluation.answers import Answerer
+from gadjax.evaluation.journal import Journal
+from gadjax.rollout.engine import Answer
+
+LOCAL = types.SimpleNamespace(identity="m", eos_ids=(2,), tokenizer=types.SimpleNamespace(pad_id=0))
+
+
+class Told(Answerer):
+    """With an engine that answers at once, and notes what was told before it."""
+
+    network = types.SimpleNamespace(params=None)
+
+    @property
+    def _programs(self):
+        return types.SimpleNamespace(generate=self._generate), None
+
+    def _generate(self, params, prompts, sampling, *, seed, numbers, done):
+        self.before.append(list(self.told))
+        done(len(prompts))
+        return [Answer(np.array([5, 2]), np.zeros(2), True)] * len(prompts)
+
+
+def test_progress_shows_before_the_first_draw_and_only_where_one_is_missing(tmp_path):
+    prompts = [np.array([i], np.int32) for i in range(3)]
+    with Journal(tmp_path / "j.jsonl") as journal:
+        for asked, before, told in ((prompts[:1], [[0]], [0, 1]), (prompts, [[1]], [1, 3]), (prompts, [], [])):
+            answerer = Told(LOCAL, journal)
+            answerer.before, answerer.told = [], []
+            draws = answerer.draw(asked, 4, 1.0, done=answerer.told.append)
+            assert [draw.tokens for draw in draws] == [(5, 2)] * len(asked)
+            assert (answerer.before, answerer.told) == (before, told)
