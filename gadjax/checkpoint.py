@@ -299,9 +299,13 @@ def clear_unfinished(directory: epath.Path) -> None:
 
 def is_damage(error: BaseException) -> bool:
     """Whether an error in reading a checkpoint is of its files, not of this machine or this run."""
-    if not isinstance(error, _DAMAGE) or isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, UserError | jax.errors.JaxRuntimeError):
         return False
-    return not str(error).startswith(_SYSTEM_STATUSES) and _refusal(error) is None
+    cause = error
+    while cause.__cause__ is not None:  # Orbax wraps what TensorStore raises into a plain Exception
+        cause = cause.__cause__
+    found = isinstance(cause, _DAMAGE) and not str(cause).startswith(_SYSTEM_STATUSES)
+    return found and _refusal(error) is None
 
 
 @contextlib.contextmanager
