@@ -58,7 +58,9 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ...", required=True
     )
-    flags.DEFINE_list("sets", None, "NAME=FILE of prompts: .jsonl, .parquet or .txt, ...", required=True)
+    flags.DEFINE_list(
+        "sets", None, "NAME=FILE of prompts: .jsonl, .parquet or .txt, hf:... or tfds:..., ...", required=True
+    )
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
 
     def integer(name: str, help: str) -> None:
@@ -88,7 +90,9 @@ def define_flags() -> None:
     string("judge_limit_field", "Of requests to these; default: --limit_field.")
     string("judge_request_fields", "Of requests to these; default: --request_fields.")
     string("reference_model", "Writes the reference answers; default: the judge.")
-    flags.DEFINE_list("references", [], "SET=FILE with reference answers (`response` or `teacher_response`), ...")
+    flags.DEFINE_list(
+        "references", [], "SET=FILE with reference answers (`response` or `teacher_response`) to the same chats, ..."
+    )
     flags.DEFINE_boolean("judge_teacher", default.judge_teacher, "Judge the teacher's answers of the sets too.")
     number("judge_temperature", "Of a verdict's first attempt; later ones are drawn at 1 at least.")
     integer("judge_max_tokens", "Tokens of a verdict at most.")
@@ -111,7 +115,7 @@ def run(
 
     Args:
       models: sources by name, as --models has them.
-      sets: files of prompts by name.
+      sets: files of prompts, or hf: and tfds: datasets, by name.
       out: folder; made where it is absent.
       **settings: fields of `gadjax.evaluation.settings.Settings`.
 

@@ -117,8 +117,10 @@ def ask_all(
 def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
     """Runs to the end; in a thread of its own where a loop runs already, as in a notebook, which cannot run another."""
     try:
-        asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
+        loop = None
+    if loop is None:
         return asyncio.run(asking)
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
 

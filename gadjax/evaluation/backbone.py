@@ -77,7 +77,9 @@ class Backbone:
         sides = [self._ids(answers) for answers in (teacher, student)]
         settings = dataclasses.asdict(self.settings)
         ids = [[row.tolist() for row in rows] for rows in (prompts, *sides)]
-        key = digest("two-sample", self.base.identity, settings, self.seed, ids)
+        # Where prompts repeat, earlier versions let a fold's classifier see them.
+        name = "two-sample" if len(same_prompt(prompts)) == len(prompts) else "two-sample, prompts apart"
+        key = digest(name, self.base.identity, settings, self.seed, ids)
         if key not in self.journal:
             classifier, params = self._grow()
             found = two_sample_test(

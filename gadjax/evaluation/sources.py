@@ -187,8 +187,9 @@ def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[T
 def read_references(path: str | os.PathLike[str], prompts: Prompts) -> list[str]:
     """Answers to a set's prompts from a file with `response` or `teacher_response`, found by chat, else by id.
 
-    An id says little where files are numbered on their own; of several rows with the prompt's chat, that with its id is
-    taken.
+    An id says little where files are numbered on their own: it is asked only where the file has no chat of the set at
+    all, whose prompts may stand there with another system turn. Of several rows with a prompt's chat, that with its id
+    is taken.
 
     Raises:
       UserError: naming the file, and the row or the prompt that has no answer there.
@@ -207,9 +208,11 @@ def read_references(path: str | os.PathLike[str], prompts: Prompts) -> list[str]
         chat = _chat_name(prompt)
         by_both[prompt.id, chat] = by_id[prompt.id] = text
         by_chat.setdefault(chat, text)
+    chats = [_chat_name(prompt) for prompt in prompts.prompts]
+    if not by_chat.keys().isdisjoint(chats):
+        by_id = {}  # its prompts are the set's, as they stand there
     found = []
-    for prompt in prompts.prompts:
-        chat = _chat_name(prompt)
+    for prompt, chat in zip(prompts.prompts, chats, strict=True):
         text = by_both.get((prompt.id, chat)) or by_chat.get(chat) or by_id.get(prompt.id)
         if text is None:
             raise UserError(f"{flag}={path}: the file has no answer to prompt {prompt.id!r} of the set")

@@ -69,17 +69,19 @@ def weights_fingerprint(path: pathlib.Path) -> str:
     """A hash of a Hugging Face directory's weights: each file's size, and blocks of it, the first its header's.
 
     Raises:
-      UserError: it has no weights.
-      OSError: they cannot be read.
+      UserError: it has no weights, or they cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name in weight_files(path):
-        size = name.stat().st_size
-        digest.update(f"{name.name} {size}\n".encode())
-        with open(name, "rb") as file:
-            for block in range(_BLOCKS):
-                at = max(size - _BLOCK, 0) * block // (_BLOCKS - 1)
-                digest.update(os.pread(file.fileno(), _BLOCK, at))
+        try:
+            size = name.stat().st_size
+            digest.update(f"{name.name} {size}\n".encode())
+            with open(name, "rb") as file:
+                for block in range(_BLOCKS):
+                    at = max(size - _BLOCK, 0) * block // (_BLOCKS - 1)
+                    digest.update(os.pread(file.fileno(), _BLOCK, at))
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ from gadjax.models.model import Model, Params
 from gadjax.models.weights import named_leaves, resolve_model
 from gadjax.parallel import processes
 from gadjax.trainer.blueprint import abstract_state, adapters
-from gadjax.trainer.lock import lock_workdir
+from gadjax.trainer.lock import WorkdirLock
 from gadjax.trainer.places import check_place, sign_of, take_place
 from gadjax.trainer.setup import Setup, stage_lengths
 
@@ -71,8 +71,8 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     if processes.count() == 1:
         return
     with processes.together(), contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
-        saved = checkpoints.steps()
-    parts = {"config": setup.config.to_dict(), **_facts(setup), "checkpoints": saved, "workdir": str(workdir)}
+        parts = {"config": setup.config.to_dict(), **_facts(setup), "workdir": str(workdir)}
+        parts["checkpoints"] = checkpoints.steps()
     digests = {name: _digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()}
     processes.check_equal(digests)
 
@@ -131,9 +131,11 @@ def _check_never_saved(workdir: pathlib.Path, where: epath.Path) -> None:
     if not (workdir / "config.json").exists() or not (workdir / "metrics.jsonl").exists():
         return
     config, _ = read_workdir(workdir)
-    steps = [record["step"] for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "train"]
-    # A second save begins once the first is on disk; a run may be killed before.
-    if steps and steps[-1] > 2 * config["checkpoint"]["every"]:
+    trained = [record for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "train"]
+    steps = [record["step"] for record in trained]
+    # The ends of stages are saved too. A second save begins once the first is on disk; a run may be killed before.
+    saves = (workdir / "export").exists() or len({record["stage"] for record in trained}) > 2
+    if steps and (saves or steps[-1] > 2 * config["checkpoint"]["every"]):
         raise UserError(
             f"--workdir {workdir}: its metrics.jsonl tells of {steps[-1]} steps, but {where} has no checkpoint: mount "
             "its disk, or restore the folder; to begin anew use another --workdir, or delete metrics.jsonl"
@@ -192,28 +194,30 @@ def _computed(model: Model) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("dtype", "remat")}
 
 
-def prepare_workdir(setup: Setup, workdir: pathlib.Path, alone: contextlib.ExitStack) -> None:
+def prepare_workdir(setup: Setup, workdir: pathlib.Path, alone: WorkdirLock, *, begins: bool) -> None:
     """Makes the workdir with all that later commands read: they need the workdir alone.
 
     `config.json` (resolved), `run.json` (what `_facts` says), `tokenizer/`; and the directory of its checkpoints. Of
     several processes the first one writes, and the others look.
 
     Args:
-      alone: holds the lock of a workdir that was there; takes that of a new one.
+      alone: is taken where the workdir is new.
+      begins: no checkpoint is there to go on from, and so no log of it.
 
     Raises:
       UserError: it cannot be written, or another process does not see it, or trains there.
     """
-    config, facts, directory = setup.config.to_dict(), _facts(setup), setup.config.checkpoint.directory
+    directory = setup.config.checkpoint.directory
     with processes.together():
+        config, facts = setup.config.to_dict(), _facts(setup)
         if processes.is_first():
             with writing(workdir, "--workdir "):
-                new = not workdir.exists()
                 workdir.mkdir(parents=True, exist_ok=True)
-            if new:
-                alone.enter_context(lock_workdir(workdir))
+            alone.take()
             take_place(workdir, directory)  # first: config.json says that it was there
             with writing(workdir, "--workdir "):
+                for log in ("metrics.jsonl", "samples.jsonl") if begins else ():
+                    (workdir / log).unlink(missing_ok=True)  # before config.json: `_check_never_saved` reads both
                 _write_json(workdir / "config.json", config)
                 _write_json(workdir / "run.json", facts)
                 _save_tokenizer(setup, workdir)

@@ -6,29 +6,43 @@ import contextlib
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from types import TracebackType
 
 from gadjax.files import lock, writing
 
 FILE = "running.lock"  # in the workdir; of which process, whether that still runs or not
 
 
-@contextlib.contextmanager
-def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds a workdir, which exists, for the block or until this process is gone, however that ends.
+class WorkdirLock:
+    """Of a workdir, from `take` to the end of the block or of this process, however that ends; a context manager."""
 
-    Raises:
-      UserError: another process holds it; or its lock cannot be written.
-    """
-    path = workdir / FILE
-    with contextlib.ExitStack() as stack:
-        with writing(workdir, "--workdir "):
-            file = stack.enter_context(open(path, "a+b"))
+    def __init__(self, workdir: pathlib.Path):
+        self._workdir, self._held = workdir, contextlib.ExitStack()
+        self._taken = False
+
+    def __enter__(self) -> WorkdirLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def take(self) -> None:
+        """Once the folder exists; again is nothing.
+
+        Raises:
+          UserError: another process holds it; or its lock cannot be written.
+        """
+        if self._taken:
+            return
+        with writing(self._workdir, "--workdir "):
+            file = self._held.enter_context(open(self._workdir / FILE, "a+b"))
         file.seek(0)
-        holder = file.read().decode(errors="replace").strip()
-        lock(file, f"--workdir {workdir}: {holder or 'another process'} trains there; wait for it to end, or stop it")
-        with writing(workdir, "--workdir "):
+        holder = file.read().decode(errors="replace").strip() or "another process"
+        lock(file, f"--workdir {self._workdir}: {holder} trains there; wait for it to end, or stop it")
+        self._taken = True
+        with writing(self._workdir, "--workdir "):
             file.truncate(0)
             file.write(f"process {os.getpid()} of {socket.gethostname()}\n".encode())
             file.flush()
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.trainer.disk import check_space
 from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
-from gadjax.trainer.lock import lock_workdir
+from gadjax.trainer.lock import WorkdirLock
 from gadjax.trainer.loop import Run
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
@@ -26,8 +25,8 @@ def train_and_export(
     config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None, *, force: bool = False
 ) -> dict[str, dict[str, float]]:
     """See `gadjax.train.run`."""
-    alone = contextlib.ExitStack()  # until the end: nobody else trains in the workdir
-    with alone, StopRequest() as stop, RunProgress(enabled=processes.is_first()) as progress:
+    first = processes.is_first()
+    with WorkdirLock(workdir) as alone, StopRequest() as stop, RunProgress(enabled=first) as progress:
         progress.say("reading config, tokenizer and data")
         with processes.together():
             setup = prepare_run(config, progress.count)
@@ -35,13 +34,13 @@ def train_and_export(
         with processes.together():
             saved = check_workdir(setup, workdir, force=progress.say if force else None)
         with processes.together():
-            if processes.is_first():
+            if first:
                 if workdir.exists():
-                    alone.enter_context(lock_workdir(workdir))
+                    alone.take()
                 clear_unfinished(checkpoint_directory(workdir, config.checkpoint.directory))
         with processes.together():
             check_space(setup, workdir, saved)
-        prepare_workdir(setup, workdir, alone)
+        prepare_workdir(setup, workdir, alone, begins=not saved)
         progress.say(describe(setup))
         run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:

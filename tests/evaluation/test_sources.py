@@ -174,12 +174,12 @@ def test_a_set_without_answers(tmp_path):
 
 
 def test_references(tmp_path):
-    """By chat, whatever the id; a row whose chat differs, by its id; Parquet of the teacher's schema too."""
+    """By chat, whatever the id; by id where all chats differ; Parquet of the teacher's schema too."""
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
     references = tmp_path / "r.jsonl"
     references.write_text(
-        '{"id": 9, "prompt": "b", "response": "to b"}\n{"id": 1, "prompt": "c", "response": "to a"}\n'
+        '{"id": 2, "prompt": "d", "response": "to b"}\n{"id": 1, "prompt": "c", "response": "to a"}\n'
     )
     assert read_references(references, read_set("s", prompts)) == ["to a", "to b"]
     shifted = tmp_path / "shifted.jsonl"  # numbered from 0
@@ -187,6 +187,11 @@ def test_references(tmp_path):
         "".join(json.dumps({"id": i, "prompt": c, "response": f"to {c}"}) + "\n" for i, c in enumerate("ab"))
     )
     assert read_references(shifted, read_set("s", prompts)) == ["to a", "to b"]
+    lines = shifted.read_text().splitlines(keepends=True)
+    without = tmp_path / "without.jsonl"  # an answer to one of them; another row has its number
+    without.write_text("".join(line for line in lines if "to b" not in line))
+    with pytest.raises(UserError, match=r"--references=s=.*: the file has no answer to prompt '2' of the set"):
+        read_references(without, read_set("s", prompts))
     twice = tmp_path / "twice.jsonl"  # of rows with one chat, that with the prompt's id
     twice.write_text(
         "".join(

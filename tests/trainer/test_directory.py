@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 
 import fsspec
@@ -17,6 +16,7 @@ from gadjax.evaluation.sources import parse_source
 from gadjax.train import run
 from gadjax.trainer import exports
 from gadjax.trainer.exports import check_workdir, prepare_workdir
+from gadjax.trainer.lock import WorkdirLock
 from gadjax.trainer.places import OWNER, check_place, take_place
 from gadjax.trainer.setup import prepare_run
 
@@ -73,8 +73,8 @@ def refuse_others(setup, away, workdir):
     with pytest.raises(UserError, match=r"away has checkpoints, but --workdir .*/empty is not that of their run"):
         check_workdir(setup, workdir.with_name("empty"))
     assert check_workdir(setup, other) == [1, 2]  # as if it was moved
-    with contextlib.ExitStack() as alone:
-        prepare_workdir(setup, other, alone)
+    with WorkdirLock(other) as alone:
+        prepare_workdir(setup, other, alone, begins=False)
     assert (away / OWNER).read_text() == f"{other}\n"
 
 

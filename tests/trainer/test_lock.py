@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -11,13 +12,14 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.train import run
-from gadjax.trainer.lock import FILE, lock_workdir
+from gadjax.trainer.lock import FILE, WorkdirLock
 
 HOLD = """
 import sys
-from gadjax.trainer.lock import lock_workdir
+from gadjax.trainer.lock import WorkdirLock
 import pathlib
-with lock_workdir(pathlib.Path(sys.argv[1])):
+with WorkdirLock(pathlib.Path(sys.argv[1])) as lock:
+    lock.take()
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -32,15 +34,16 @@ def test_the_end_of_a_process_releases_it(tmp_path, repo):
         assert holder.stdout.readline() == b"held\n"
         who = f"process {holder.pid} of {socket.gethostname()}"
         refusal = f"^--workdir {tmp_path}: {who} trains there; wait for it to end"
-        with pytest.raises(UserError, match=refusal), lock_workdir(tmp_path):
-            pass
+        with pytest.raises(UserError, match=refusal), WorkdirLock(tmp_path) as second:
+            second.take()
     finally:
         holder.kill()
         holder.communicate()
-    with lock_workdir(tmp_path):
-        assert (tmp_path / FILE).read_text() == f"process {os.getpid()} of {socket.gethostname()}\n"
-    with lock_workdir(tmp_path):
-        pass
+    for _ in range(2):
+        with WorkdirLock(tmp_path) as lock:
+            lock.take()
+            lock.take()
+            assert (tmp_path / FILE).read_text() == f"process {os.getpid()} of {socket.gethostname()}\n"
 
 
 @pytest.mark.usefixtures("quick_compile", "one_device")
@@ -49,7 +52,8 @@ def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})
     unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     unfinished.mkdir(parents=True)
-    with lock_workdir(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} of .* trains there"):
+    with WorkdirLock(tmp_path) as first, pytest.raises(UserError, match=f"process {os.getpid()} of .* trains there"):
+        first.take()
         run(config, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", FILE] and unfinished.exists()
     run(config, tmp_path)
@@ -57,16 +61,16 @@ def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compile", "one_device")
-def test_a_new_workdir_is_held_too(tiny_config, tmp_path, monkeypatch):
+def test_two_runs_begin_at_once(tiny_config, tmp_path, monkeypatch):
+    """In a workdir that neither of them finds; the second writes nothing."""
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})
+    first, workdir = contextlib.ExitStack(), tmp_path / "run"
 
-    def second(*_):
-        with pytest.raises(UserError, match="trains there"), lock_workdir(tmp_path / "run"):
-            pass
-        raise UserError("seen")
+    def begin(*_):
+        workdir.mkdir()
+        first.enter_context(WorkdirLock(workdir)).take()
 
-    monkeypatch.setattr("gadjax.trainer.session.Run", second)
-    with pytest.raises(UserError, match=r"^seen$"):
-        run(config, tmp_path / "run")
-    with lock_workdir(tmp_path / "run"):
-        pass
+    monkeypatch.setattr("gadjax.trainer.session.check_space", begin)
+    with first, pytest.raises(UserError, match="trains there"):
+        run(config, workdir)
+    assert [path.name for path in workdir.iterdir()] == [FILE]

@@ -70,6 +70,9 @@ def test_checkpoints_that_are_gone(tiny_config, tmp_path):
     assert untimed(tmp_path) == before and not (tmp_path / "checkpoints").exists()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(UserError, match="tells of 2 steps"):  # exports are made of what is saved
+        run(config, tmp_path)
+    shutil.rmtree(tmp_path / "export")
     assert check_workdir(prepare_run(config), tmp_path) == []
 
 
