@@ -58,9 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ...", required=True
     )
-    flags.DEFINE_list(
-        "sets", None, "NAME=FILE of prompts: .jsonl, .parquet or .txt, hf:... or tfds:..., ...", required=True
-    )
+    flags.DEFINE_list("sets", None, "NAME=PROMPTS, a .jsonl, .parquet or .txt file, hf: or tfds:, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
 
     def integer(name: str, help: str) -> None:
@@ -90,9 +88,7 @@ def define_flags() -> None:
     string("judge_limit_field", "Of requests to these; default: --limit_field.")
     string("judge_request_fields", "Of requests to these; default: --request_fields.")
     string("reference_model", "Writes the reference answers; default: the judge.")
-    flags.DEFINE_list(
-        "references", [], "SET=FILE with reference answers (`response` or `teacher_response`) to the same chats, ..."
-    )
+    flags.DEFINE_list("references", [], "SET=FILE with reference answers to the same chats, in `response`, ...")
     flags.DEFINE_boolean("judge_teacher", default.judge_teacher, "Judge the teacher's answers of the sets too.")
     number("judge_temperature", "Of a verdict's first attempt; later ones are drawn at 1 at least.")
     integer("judge_max_tokens", "Tokens of a verdict at most.")

@@ -37,7 +37,8 @@ class WorkdirLock:
         if self._taken:
             return
         with writing(self._workdir, "--workdir "):
-            file = self._held.enter_context(open(self._workdir / FILE, "a+b"))
+            file = open(self._workdir / FILE, "a+b")  # noqa: SIM115, open until the end of the block
+        self._held.callback(file.close)
         file.seek(0)
         holder = file.read().decode(errors="replace").strip() or "another process"
         lock(file, f"--workdir {self._workdir}: {holder} trains there; wait for it to end, or stop it")
