@@ -67,6 +67,7 @@ class TestFinishedRun:
             "tokenizer",
             "metrics.jsonl",
             "samples.jsonl",
+            "running.lock",
             "tensorboard",
             "checkpoints",
             "export",

@@ -132,6 +132,10 @@ def test_an_interrupt_in_a_notebook_ends_what_is_under_way():
     async def cell() -> None:
         api._finish(asking())
 
-    with contextlib.closing(asyncio.new_event_loop()) as loop, pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(cell())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
+    try:
+        with contextlib.closing(asyncio.new_event_loop()) as loop, pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [True]

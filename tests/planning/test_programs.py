@@ -132,7 +132,8 @@ def longest(run, setup):
             yield {name: value.copy() for name, value in full.items()}
 
     run._batches = batches
-    run.heldout.prompts = [full["prompt"][0]] * setup.heldout_prompts
+    run.heldout.prompts = np.repeat(full["prompt"][:1], setup.heldout_prompts, axis=0)
+    run.heldout.prompts[:, 0] = np.arange(setup.heldout_prompts)  # equal ones would share a fold
     run.heldout.teacher = [full["teacher"][0]] * setup.heldout_prompts
 
 
