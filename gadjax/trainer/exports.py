@@ -152,9 +152,9 @@ def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
             "mean other text: use another --workdir"
         )
     config, facts = read_workdir(workdir)
-    if setup.generator.config.lora and (
-        config["student"] != setup.config.student or facts.get("weights", _weights(setup)) != _weights(setup)
-    ):
+    weights = _weights(setup)
+    moved = config["student"] != setup.config.student or facts.get("weights", weights) != weights
+    if setup.generator.config.lora and moved:
         raise UserError(
             f"--force: the adapters of --workdir {workdir} stand on the weights of {config['student']} as they were "
             f"then, which its checkpoints do not hold, and config.student is {setup.config.student}: use another "
