@@ -28,11 +28,11 @@ from gadjax.data.packing import one_per_row
 from gadjax.distill.forward import response_logprobs
 from gadjax.errors import UserError, run_command
 from gadjax.models import cache as caches
-from gadjax.models import gpu_decode
+from gadjax.models import gpu_decode, layouts
 from gadjax.models.cache import Cache, Partial
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
@@ -72,10 +72,10 @@ def attention(shape: tuple[int, ...], rounds: int, calls: int, *, interpret: boo
 
 def rollout(directory: pathlib.Path, slots: int, rounds: int) -> dict[str, Any]:
     """Rollouts of one number of slots: seconds, and the distance to training's log-probs."""
-    mesh = layout.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    mesh = meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     config = dataclasses.replace(read_hf_config(directory)[0], dtype="bfloat16")
     model = Model(config, "lm", mesh)
-    params = load_params(directory, config, layout.abstract_params(model, mesh, config.dtype))
+    params = load_params(directory, config, layouts.abstract_params(model, mesh, config.dtype))
     prompts = np.random.default_rng(slots).integers(1, config.vocab_size, (slots, PROMPT)).astype(np.int32)
     engine = Engine(model, mesh, batch_size=slots)
     generate = functools.partial(engine.generate, params, list(prompts), Sampling(RESPONSE, (), temperature=1.0))

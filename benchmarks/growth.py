@@ -24,7 +24,7 @@ from benchmarks.harness.measure import Spread, exponent, interleave
 from benchmarks.harness.peers import Worker
 from benchmarks.update import config_fields
 from gadjax.errors import run_command
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 PHASES = ("rollout", "discriminator", "generator")
 TOLERANCE = {"seconds": 0.15, "bytes": 0.05}

@@ -17,8 +17,8 @@ import numpy as np
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
-from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 
 

@@ -27,7 +27,7 @@ from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 CACHES = ("dynamic", "static")
 TEMPERATURE = 0.8

@@ -23,7 +23,7 @@ from benchmarks.harness.peers import Worker
 from benchmarks.sampling import TEMPERATURE, prompts_of
 from gadjax.errors import run_command
 from gadjax.files import expand
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 _GIGABYTES = 1.0  # of the array that is read to measure memory
 

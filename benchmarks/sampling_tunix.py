@@ -25,7 +25,7 @@ from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from benchmarks.update import TEMPERATURE, config_fields
 from gadjax.errors import run_command
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 
 def prompts_of(shape: Shape) -> list[list[int]]:

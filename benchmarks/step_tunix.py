@@ -26,7 +26,7 @@ from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from benchmarks.update import config_fields, torch_settings
 from gadjax.errors import run_command
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 VOCABULARIES = (32_000, 152_000)
 

@@ -24,7 +24,7 @@ from benchmarks.harness.limits import update_flops
 from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from gadjax.errors import run_command
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 CHECKED = ("discriminator/loss", "discriminator/grad_norm", "generator/loss", "generator/kl", "generator/grad_norm")
 TOLERANCE = 1e-3  # of sums over thousands of float32 terms in another order; a tenth of that was seen

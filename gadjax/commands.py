@@ -17,11 +17,11 @@ from absl import app, flags, logging
 
 from gadjax import files
 from gadjax.errors import UserError, run_command
+from gadjax.parallel.chips import GPU_MEMORY_FRACTION
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-GPU_MEMORY_FRACTION = 0.97  # the rest is CUDA's own, and for the buffers of collectives
 # Of the host's memory, for what waits there: XLA's pool doubles as it grows, so it takes nearly all that it may.
 HOST_MEMORY_FRACTION = 0.75
 

@@ -32,8 +32,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     from gadjax.checkpoint import Checkpoints
-    from gadjax.models import lora
-    from gadjax.parallel import mesh as layout
+    from gadjax.models import layouts, lora
+    from gadjax.parallel import mesh as meshes
     from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
 
     workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
     if not checkpoints.steps():
         raise UserError(f"--workdir {workdir} has no checkpoint yet")
     step = _step(checkpoints, FLAGS.step)
-    mesh = layout.make_mesh(data=1, fsdp=-1, tensor=1)
+    mesh = meshes.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
-        like = lora.trained(layout.abstract_params(network_model(config, facts, network), mesh))
+        like = lora.trained(layouts.abstract_params(network_model(config, facts, network), mesh))
         params = checkpoints.params(step, network, like)
         if params is not None:
             export_network(workdir, network, params, step, out / network)

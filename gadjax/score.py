@@ -100,7 +100,7 @@ def score_answers(
     from gadjax.data.bins import multiple_of, round_up
     from gadjax.data.packing import one_per_row, padded
     from gadjax.distill.forward import sequence_scores
-    from gadjax.parallel import mesh as layout
+    from gadjax.parallel import mesh as meshes
 
     model, params, tokenizer, mesh = network
     prompts = tokenizer.prompt_ids_batch([answer.content for answer in answers])
@@ -112,7 +112,7 @@ def score_answers(
     model.config.check_length(max(lengths), "the longest prompt and response of --data", remedy)
 
     score = jax.jit(lambda params, *fields: sequence_scores(model, params, one_per_row(*fields)))
-    shards = layout.batch_shards(mesh)
+    shards = meshes.batch_shards(mesh)
     size = multiple_of(min(batch_size, len(answers)), shards)
     order = np.argsort(lengths, kind="stable")
     scores = np.zeros(len(answers), np.float32)
@@ -123,7 +123,7 @@ def score_answers(
         for sequences in (prompts, responses):
             sequences = [sequences[i] for i in filled]
             fields += padded(sequences, round_up(max(map(len, sequences)), 8))
-        fields = jax.device_put(tuple(fields), layout.rows(mesh))
+        fields = jax.device_put(tuple(fields), meshes.rows(mesh))
         scores[chosen] = np.asarray(score(params, *fields))[: len(chosen)]
         done(start + len(chosen))
     return scores

@@ -175,8 +175,8 @@ def add_weights(tmp_path_factory) -> Callable[[pathlib.Path], pathlib.Path]:
     import jax
     import numpy as np
 
-    from gadjax.models.export import save_pretrained
     from gadjax.models.model import Model
+    from gadjax.models.save import save_pretrained
     from gadjax.models.weights import read_hf_config
 
     def add(directory: pathlib.Path) -> pathlib.Path:

@@ -17,7 +17,7 @@ from gadjax.checkpoint import Checkpoints, clear_unfinished, is_damage
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState
 from gadjax.errors import UserError
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 
 PROGRESS = {"stage": "gad", "stage_step": 2, "replay_added": 5}
 OPTIMIZER = states.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
@@ -36,10 +36,10 @@ def state(reference: str = "bfloat16") -> GadState:
 
 def like(value, spread: bool = False):
     """Shapes of a state; with `spread`, kernels over all eight devices."""
-    mesh = layout.make_mesh(1, 8, 1)
+    mesh = meshes.make_mesh(1, 8, 1)
 
     def abstract(leaf):
-        sharding = layout.rows(mesh) if spread and leaf.shape == (8, 4) else layout.replicated(mesh)
+        sharding = meshes.rows(mesh) if spread and leaf.shape == (8, 4) else meshes.replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(abstract, value)

@@ -86,13 +86,13 @@ def test_the_cards_name_what_each_network_started_from(
 
 def test_is_the_checkpoints_parameters(command, finished_run, tmp_path):
     from gadjax.checkpoint import Checkpoints
-    from gadjax.parallel import mesh as layout
+    from gadjax.parallel import mesh as meshes
 
     out = tmp_path / "export"
     assert command("gadjax.export", f"--workdir={finished_run.workdir}", "--step=4", f"--out={out}").status == 0
     config, _ = read_hf_config(out / "discriminator")
     model = Model(config, "score")
-    replicated = layout.replicated(layout.make_mesh(1, -1, 1))
+    replicated = meshes.replicated(meshes.make_mesh(1, -1, 1))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), model.abstract_params())
     params = named_leaves(Checkpoints(finished_run.workdir).params(4, "discriminator", like))
     for name, value in weights(out / "discriminator").items():

@@ -15,10 +15,11 @@ import safetensors
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.metrics import read_heldout, read_metrics
-from gadjax.models.export import save_pretrained
+from gadjax.models import layouts
 from gadjax.models.model import Model, cast_params
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, read_hf_config
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.train import run
 from tests.runs import untimed
 
@@ -197,12 +198,12 @@ class TestFinishedRun:
 
 def final_params(finished_run) -> dict:
     """Of the last checkpoint, which is not an export."""
-    mesh = layout.make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh = meshes.make_mesh(1, 1, 1, jax.devices()[:1])
     params = {}
     for network, head in (("generator", "lm"), ("discriminator", "score")):
         config, _ = read_hf_config(pathlib.Path(finished_run.config.student))
         model = Model(config, head)
-        like = layout.abstract_params(model, mesh)
+        like = layouts.abstract_params(model, mesh)
         params[network] = Checkpoints(finished_run.workdir).params(6, network, like)
     return params
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from benchmarks.harness.peers import Worker
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from benchmarks.harness.peers import CACHE
-from gadjax.models.config import ModelConfig
-from gadjax.models.export import save_pretrained
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, grow_discriminator
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import read_hf_config
 
 FOLDER = CACHE / "models"  # on this machine; they are made again where they are missing

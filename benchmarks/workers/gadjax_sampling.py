@@ -13,10 +13,11 @@ import numpy as np
 from benchmarks.harness.models import write_models
 from benchmarks.harness.parts import seconds_of
 from benchmarks.workers.protocol import serve
-from gadjax.models.config import ModelConfig
+from gadjax.models import layouts
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import Program
 from gadjax.rollout.engine import Answer, Engine, queue_width
 from gadjax.rollout.sampler import Sampling
@@ -29,7 +30,7 @@ class Side:
     params: Params
 
     def __init__(self):
-        self.mesh = layout.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+        self.mesh = meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
         self.engines: dict[int, Engine] = {}
         self.programs: dict[tuple[Any, ...], Program] = {}
 
@@ -41,7 +42,7 @@ class Side:
         """Loads a causal language model of a Hugging Face directory, in float32."""
         config: ModelConfig = read_hf_config(pathlib.Path(path))[0]
         self.model = Model(config, "lm", self.mesh)
-        self.params = load_params(pathlib.Path(path), config, layout.abstract_params(self.model, self.mesh))
+        self.params = load_params(pathlib.Path(path), config, layouts.abstract_params(self.model, self.mesh))
 
     def sample(self, prompts: list[np.ndarray], sampling: Sampling, slots: int) -> list[Answer]:
         """One answer to each prompt, `slots` of them at once."""

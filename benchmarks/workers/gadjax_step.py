@@ -19,9 +19,9 @@ from benchmarks.workers.protocol import serve
 from configs.base import get_config
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
+from gadjax.models import layouts
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params
-from gadjax.parallel import mesh as layout
 from gadjax.planning.programs import run_programs
 from gadjax.planning.run import checked, make_blueprint
 from gadjax.rollout.sampler import Samples
@@ -62,7 +62,7 @@ class Run:
         self.count = 0
 
     def _load(self, models: dict[str, str], name: str, model: Model) -> Any:
-        abstract = layout.abstract_params(model, self.blueprint.mesh)
+        abstract = layouts.abstract_params(model, self.blueprint.mesh)
         return load_params(pathlib.Path(models[name]), model.config, abstract)
 
     def step(self, batch: dict[str, Any], samples: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rows import Batch, group_rows, policy_rows, teacher_rows
 from gadjax.distill.state import GadState
 from gadjax.distill.updates import Metrics, update_discriminator, update_policy, update_supervised
+from gadjax.models import layouts
 from gadjax.models.lora import join
 from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
@@ -73,7 +74,7 @@ def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base
 def decoding_params(method: Method, params: Params, *, base: Params | None = None) -> Params:
     """The generator's parameters as the token loop reads them."""
     sampler = method.sampler or method.generator
-    return sampler.decoding_params(join(base, params), method.generator.mesh)
+    return layouts.decoding_params(sampler, join(base, params), method.generator.mesh)
 
 
 def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:

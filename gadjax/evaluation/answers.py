@@ -25,7 +25,7 @@ from gadjax.distill.forward import response_logprobs
 from gadjax.evaluation.journal import Journal, digest
 from gadjax.evaluation.networks import Loaded, LocalModel
 from gadjax.models.model import Model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
@@ -150,7 +150,7 @@ class Answerer:
         rest = sorted(missing.values(), key=lambda i: len(prompts[i]) + len(responses[i]))
         found = len(keys) - len(rest)
         if rest:
-            size = multiple_of(min(_SCORED_TOGETHER, len(rest)), layout.batch_shards(self.network.mesh))
+            size = multiple_of(min(_SCORED_TOGETHER, len(rest)), meshes.batch_shards(self.network.mesh))
             for start in range(0, len(rest), size):
                 chosen = rest[start : start + size]
                 filled = np.resize(chosen, size)  # whole batches: few shapes
@@ -166,7 +166,7 @@ class Answerer:
     def _score(self, prompts, responses, temperature: float) -> np.ndarray:
         """Summed on the host in float64: a thousand terms in float32 would cost digits that a difference needs."""
         fields = [array for sequences in (prompts, responses) for array in _padded(sequences)]
-        fields = layout.place(tuple(fields), layout.rows(self.network.mesh))
+        fields = meshes.place(tuple(fields), meshes.rows(self.network.mesh))
         found = np.asarray(self._programs[1](self.network.params, fields, temperature), np.float64)
         return np.array([row[: len(response)].sum() for row, response in zip(found, responses, strict=True)])
 
@@ -179,7 +179,7 @@ def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
         rows = one_per_row(*fields)
         return response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)[0]
 
-    logprobs = jax.jit(logprobs, static_argnums=2, out_shardings=layout.replicated(mesh))
+    logprobs = jax.jit(logprobs, static_argnums=2, out_shardings=meshes.replicated(mesh))
     return Engine(model, mesh, batch_size=batch_size), logprobs
 
 

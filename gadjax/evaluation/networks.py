@@ -17,11 +17,11 @@ from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.evaluation.journal import digest
 from gadjax.evaluation.sources import BEST_STEP, CHECKPOINT, Source
-from gadjax.models import lora
-from gadjax.models.config import CAUSAL_LM, ModelConfig
+from gadjax.models import layouts, lora
+from gadjax.models.architecture import CAUSAL_LM, ModelConfig
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.trainer.exports import network_model, read_workdir
 
 _HF_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -64,15 +64,15 @@ class LocalModel:
           training: float32 in the training layout, over all devices; else in `dtype`, whole on every device.
         """
         decodes = not training
-        mesh = layout.make_mesh(-1, 1, 1) if decodes else layout.make_mesh(1, -1, 1)
-        rules = layout.DECODING_RULES if decodes else layout.TRAINING_RULES
+        mesh = meshes.make_mesh(-1, 1, 1) if decodes else meshes.make_mesh(1, -1, 1)
+        rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
         kept = self.dtype if decodes else "float32"
         model = Model(dataclasses.replace(self.config, dtype=self.dtype), "lm", mesh)
-        abstract = layout.abstract_params(model, mesh, kept, rules)
+        abstract = layouts.abstract_params(model, mesh, kept, rules)
         if self.source.kind != CHECKPOINT:
             return Loaded(model, load_params(resolve_model(self.source.where), self.config, abstract), mesh)
         workdir = pathlib.Path(self.source.where)
-        like = lora.trained(layout.abstract_params(model, mesh, rules=rules))
+        like = lora.trained(layouts.abstract_params(model, mesh, rules=rules))
         with contextlib.closing(Checkpoints.of(workdir, read_workdir(workdir)[0])) as checkpoints:
             own = checkpoints.params(self.source.step, "generator", like)
         base = lora.frozen(abstract)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from gadjax.models.config import Lora
+from gadjax.models.architecture import Lora
 from gadjax.models.lora import ADAPTERS
 from gadjax.models.weights import (
     HF_TENSORS,

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.models import gpu_decode, spans
+from gadjax.models.architecture import Rope
 from gadjax.models.block_attention import block_attention
 from gadjax.models.cache import Cache, Partial, attend, merge
-from gadjax.models.config import Rope
 from gadjax.models.flash import Backend, choose_backend, cudnn_attention, over_mesh, splash_attention
 from gadjax.models.spans import Spans
 from gadjax.parallel.mesh import first_device, platform

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.attention import causal_attention, rope_frequencies, rotate
-from gadjax.models.config import Lora, ModelConfig
 from gadjax.models.logprobs import LOGITS
 from gadjax.models.products import smaller_first_product
 from gadjax.parallel.mesh import constrain, gather_weight, platform

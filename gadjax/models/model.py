@@ -12,9 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gadjax.models import lora
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.decoder import Decoder
-from gadjax.parallel.mesh import DECODING_RULES, TRAINING_RULES, exchanging_mesh, param_shardings
 
 Params = dict[str, Any]
 
@@ -81,21 +80,6 @@ class Model:
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)
-
-    def decoding_params(self, params: Params, trained_on: Mesh | None = None) -> Params:
-        """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis.
-
-        This model's mesh may group the devices otherwise than `trained_on`, the one that they come from (None: the
-        same). Each move is one collective then: devices of a group exchange slices, put them in order where training
-        has a tensor axis of its own, and groups gather them. Asked for at once, the compiler makes every weight whole.
-        """
-        params = cast_params(params, self.config.dtype)
-        if self.mesh is None or self.mesh.size == 1:
-            return params
-        exchanging = exchanging_mesh(trained_on or self.mesh, self.mesh)
-        for mesh, rules in (exchanging, (self.mesh, TRAINING_RULES), (self.mesh, DECODING_RULES)):
-            params = jax.lax.with_sharding_constraint(params, param_shardings(self, mesh, rules))
-        return params
 
     @property
     def cached_heads(self) -> int:

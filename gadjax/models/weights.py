@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from gadjax import hub
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.hf_files import read_json, some, weight_files
 
 Params = dict[str, Any]

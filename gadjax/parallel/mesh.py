@@ -5,41 +5,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.errors import UserError
-from gadjax.models import lora
-
-if TYPE_CHECKING:
-    from gadjax.models.model import Model
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-_DECODING_WEIGHTS = 4 * 2**30  # bytes
-_SPLIT_OVER_TENSOR = {
-    "attention heads": "num_heads",
-    "feed-forward channels": "intermediate_size",
-    "embeddings (vocab_size)": "vocab_size",
-}
-
 Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> mesh axes; axes that are not named are whole everywhere
 
-_TENSOR_PARALLEL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+TENSOR_PARALLEL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 # Parameters and optimizer state while training: each device holds a slice, gathered layer by layer.
-TRAINING_RULES: Rules = {**_TENSOR_PARALLEL, "embed": "fsdp"}
+TRAINING_RULES: Rules = {**TENSOR_PARALLEL, "embed": "fsdp"}
 # Parameters while decoding: every token reads all of them, so nothing is left to gather.
-DECODING_RULES: Rules = _TENSOR_PARALLEL
+DECODING_RULES: Rules = TENSOR_PARALLEL
 # Activations, in both.
-ACTIVATION_RULES: Rules = {**_TENSOR_PARALLEL, "batch": BATCH}
+ACTIVATION_RULES: Rules = {**TENSOR_PARALLEL, "batch": BATCH}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -60,75 +47,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
         )
     # A slice of 8 x 8 chips takes a tensor axis of 4 too: part of a physical axis, which `jax.make_mesh` refuses.
     grid = mesh_utils.create_device_mesh([sizes[name] for name in AXES], devices, allow_split_physical_axes=True)
-    return _mesh(grid)
+    return mesh_of(grid)
 
 
-def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
-    """The mesh that tokens are sampled on: the same devices in the same order, `tensor` neighbours sharing a weight.
-
-    Args:
-      model: what is sampled.
-      mesh: of training.
-      tensor: devices along the tensor axis; 0 for the fewest, of those that divide the model's heads, with which a
-        device holds no more than `_DECODING_WEIGHTS`.
-
-    Raises:
-      UserError: the devices cannot be grouped so.
-    """
-    data, fsdp, trained = (mesh.shape[name] for name in AXES)
-    works = [trained * size for size in divisors(fsdp)]
-    if tensor == 0:
-        size = model.num_params() * jnp.dtype(model.config.dtype).itemsize
-        even = [n for n in works if model.config.num_kv_heads % n == 0 and _not_split(model, n) is None] or [trained]
-        tensor = next((n for n in even if size / n <= _DECODING_WEIGHTS), even[-1])
-    if tensor not in works:
-        raise UserError(
-            f"config.mesh.decode_tensor {tensor} does not fit mesh.fsdp {fsdp} x mesh.tensor {trained}: use one of "
-            f"{', '.join(map(str, works))}, or 0 to leave it to gadjax"
-        )
-    devices = mesh.devices.reshape(data, fsdp * trained // tensor, tensor)
-    return _mesh(devices)
-
-
-def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
-    """The layout in which weights are between two meshes of the same devices, of which the second shares more.
-
-    A device's part in it lies inside of its part in training: only neighbours along fsdp have to exchange slices.
-    """
-    data, fsdp, trained = (training.shape[name] for name in AXES)
-    shared = decoding.shape["tensor"] // trained
-    devices = training.devices.reshape(data, fsdp // shared, shared, trained)
-    mesh = _mesh(devices, ("data", "fsdp", "shared", "tensor"))
-    return mesh, {name: ("tensor", "shared") for name in _TENSOR_PARALLEL} | {"embed": "fsdp"}
-
-
-def _mesh(devices: np.ndarray, names: tuple[str, ...] = AXES) -> Mesh:
+def mesh_of(devices: np.ndarray, names: tuple[str, ...] = AXES) -> Mesh:
     return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
-
-
-def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mesh.tensor") -> None:
-    """Refuses a mesh that cannot split a model's sizes evenly: what does not divide would be whole on every device.
-
-    Key-value heads are free: where the tensor axis has more devices than there are heads, devices share them.
-
-    Args:
-      where: the model's path, for the message.
-      field: of the config, that sets the tensor axis.
-
-    Raises:
-      UserError: with the sizes that would work.
-    """
-    config, tensor, fsdp = model.config, mesh.shape["tensor"], mesh.shape["fsdp"]
-    if name := _not_split(model, tensor):
-        sizes = {name: getattr(config, field) for name, field in _SPLIT_OVER_TENSOR.items()}
-        works = _listed(math.gcd(*sizes.values(), mesh.devices.size))
-        raise UserError(f"{where} has {sizes[name]} {name}, which {field} {tensor} does not divide: use one of {works}")
-    if config.hidden_size % fsdp:
-        works = _listed(math.gcd(config.hidden_size, mesh.devices.size))
-        raise UserError(
-            f"{where} has a hidden size of {config.hidden_size}, which config.mesh.fsdp {fsdp} does not divide: use "
-            f"one of {works} and give the other devices to config.mesh.data or config.mesh.tensor"
-        )
 
 
 def platform(mesh: Mesh | None) -> str:
@@ -181,7 +104,7 @@ def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
     """
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, _sharding(mesh, ACTIVATION_RULES, axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, logical_sharding(mesh, ACTIVATION_RULES, axes, x.shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -210,14 +133,7 @@ gather_weight.defvjp(
 
 
 def _in_layout(x: jax.Array, mesh: Mesh | None, axes: tuple[str, ...], rules: Rules) -> jax.Array:
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, _sharding(mesh, rules, axes, x.shape))
-
-
-def param_shardings(model: Model, mesh: Mesh, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
-    """The layout of a model's parameters: a tree of shardings. A size that does not divide stays whole."""
-    is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
-    sharding = lambda axes, leaf: _sharding(mesh, rules, axes, leaf.shape)  # noqa: E731
-    return jax.tree.map(sharding, model.logical_axes(), model.abstract_params(), is_leaf=is_axes)
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, logical_sharding(mesh, rules, axes, x.shape))
 
 
 def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
@@ -232,24 +148,6 @@ def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
     return jax.tree.map(leaf, abstract, shardings)
 
 
-def abstract_params(model: Model, mesh: Mesh, dtype: Any = None, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
-    """A model's parameters in a layout, as `jax.ShapeDtypeStruct`s; float32 without a `dtype`."""
-    return with_shardings(model.abstract_params(), param_shardings(model, mesh, rules), dtype)
-
-
-def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
-    """The optimizer's state laid out like the parameters that its moments belong to, those that are trained."""
-    state = jax.eval_shape(optimizer.init, lora.trained(model.abstract_params()))
-    whole = replicated(mesh)
-    return optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        state,
-        lora.trained(param_shardings(model, mesh)),
-        transform_non_params=lambda _: whole,
-    )
-
-
 def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tuple[str, ...]:
     """The mesh axes that split a logical axis of this size; none where it does not divide."""
     names = rules.get(axis, ())
@@ -257,21 +155,11 @@ def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tupl
     return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 
 
-def _sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+def logical_sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     parts = (dividing_axes(mesh, rules, axis, size) for axis, size in zip(axes, shape, strict=True))
     return NamedSharding(mesh, P(*(part or None for part in parts)))
-
-
-def _not_split(model: Model, tensor: int) -> str | None:
-    """The first of a model's sizes that so many devices cannot split, None where they split all."""
-    sizes = ((name, getattr(model.config, field)) for name, field in _SPLIT_OVER_TENSOR.items())
-    return next((name for name, size in sizes if size % tensor), None)
 
 
 def divisors(size: int) -> list[int]:
     """Of a positive number, ascending."""
     return [n for n in range(1, size + 1) if size % n == 0]
-
-
-def _listed(size: int) -> str:
-    return ", ".join(map(str, divisors(size)))

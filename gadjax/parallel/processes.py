@@ -9,7 +9,7 @@ tensor axis may span them. The price is small: each holds the token ids of the d
 Process 0 alone writes to the workdir, but for checkpoints, which Orbax writes from all of them.
 
 A process that is gone ends the others within a minute: while they train or export with a line that names it and status
-75 (`gadjax.parallel.watch`), before that, or where it was process 0, by JAX's abort (status 134 in a shell).
+75 (`gadjax.parallel.liveness`), before that, or where it was process 0, by JAX's abort (status 134 in a shell).
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gadjax.errors import SaidElsewhere, Stopped, UserError, first_line
-from gadjax.parallel import watch
+from gadjax.parallel import jax_internals
+from gadjax.parallel.liveness import HEARTBEAT, SHUTDOWN, LivenessWatch
 
 _PATIENCE = 300  # seconds that a process waits for the others to start
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _MESSAGE = 4096  # bytes of what processes tell each other at once
-_watches: list[watch.Watch] = []  # one, once there is something to watch
+_watches: list[LivenessWatch] = []  # one, once there is something to watch
 
 
 def start(
@@ -115,7 +116,7 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """A block in which the processes work together, and this one ends where another is gone (`gadjax.parallel.watch`).
+    """A block in which the processes work together; this one ends if another is gone (`gadjax.parallel.liveness`).
 
     All enter it at about the same time. They are watched until the program ends; an error of this block that a lost
     process may be the cause of is held back until all have been met.
@@ -124,9 +125,7 @@ def watched() -> Iterator[None]:
         yield
         return
     if not _watches:
-        from jax._src import distributed  # JAX has no public door to its barriers with a time limit
-
-        _watches.append(watch.Watch(distributed.global_state.client))
+        _watches.append(LivenessWatch(jax_internals.coordination_client()))
     try:
         yield
     except (UserError, Stopped):
@@ -195,8 +194,8 @@ def _join(others: str, patience: int, **arguments: Any) -> None:
     try:
         jax.distributed.initialize(
             initialization_timeout=patience + 60,
-            heartbeat_timeout_seconds=watch.HEARTBEAT,
-            shutdown_timeout_seconds=watch.SHUTDOWN,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN,
             **arguments,
         )
     except RuntimeError as error:
@@ -230,14 +229,12 @@ def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
     JAX has no public question for it, and `jax.distributed.initialize` fails where there is nothing to find. The
     metadata server is asked only on a TPU VM: notebooks with a TPU name their single host in the environment.
     """
-    from jax._src.clusters import cloud_tpu_cluster
-
-    if not cloud_tpu_cluster.running_in_cloud_tpu_vm:
+    if not jax_internals.on_tpu_vm():
         return False
     hosts = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
     if hosts is not None:
         return "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1
-    return cloud_tpu_cluster.GceTpuCluster.is_env_present() and cloud_tpu_cluster.GceTpuCluster.get_process_count() > 1
+    return jax_internals.gce_tpu_hosts() > 1
 
 
 def _tell(message: str) -> list[str]:

@@ -11,10 +11,10 @@ import jax
 
 from gadjax.errors import UserError, first_line
 from gadjax.models.logprobs import LOGITS
+from gadjax.parallel.chips import GIB, Chip
 from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
 from gadjax.planning.program import RunProgram, bytes_per_device
-from gadjax.planning.targets import GIB, Chip
 from gadjax.rollout.sampler import TOKEN_STEPS
 
 _OVERFLOW = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])")

@@ -13,9 +13,10 @@ import numpy as np
 from gadjax.data.packing import Packed, one_per_row
 from gadjax.distill.state import GadState, create
 from gadjax.evaluation.two_sample import BATCH, widths
+from gadjax.models import layouts
 from gadjax.models.lora import join, trained
 from gadjax.models.model import Params
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.engine import queue_width
 from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
@@ -67,7 +68,7 @@ def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
     model = classifier.model
     make = functools.partial(make_program, blueprint, state, model=model, phase="measure", beside=beside)
     fresh = jax.eval_shape(functools.partial(create, optimizer=classifier.optimizer), trained(model.abstract_params()))
-    fresh = layout.with_shardings(fresh, state_shardings(model, classifier.optimizer, blueprint.mesh))
+    fresh = meshes.with_shardings(fresh, state_shardings(model, classifier.optimizer, blueprint.mesh))
     frozen = classifier.frozen(state.base)
     count, folds = blueprint.heldout_prompts, blueprint.config.evaluation.two_sample_folds
     update = min(BATCH, count - count // folds)  # the prompts that the smallest fold leaves to train on, or a batch
@@ -105,7 +106,7 @@ def _two_sample_base(blueprint: Blueprint) -> Params | None:
     """The student as the run began, which the two-sample test reads anew; adapters stand on it already."""
     if blueprint.generator.config.lora or not blueprint.config.evaluation.two_sample_folds:
         return None
-    return layout.abstract_params(blueprint.generator, blueprint.mesh)
+    return layouts.abstract_params(blueprint.generator, blueprint.mesh)
 
 
 def _two_sample_rows(blueprint: Blueprint, prompts: int) -> Packed:

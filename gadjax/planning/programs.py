@@ -11,7 +11,7 @@ import numpy as np
 
 from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.heldout import heldout_programs
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
@@ -175,4 +175,4 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
 
 
 def _whole(blueprint: Blueprint, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.replicated(blueprint.mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.replicated(blueprint.mesh))

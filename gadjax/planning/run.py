@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from gadjax import hub
 from gadjax.config import field_value, resolve
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.architectures import ARCHITECTURES
 from gadjax.planning.estimate import Compiled, Estimate, compile_program, estimate
 from gadjax.planning.programs import run_programs
@@ -132,7 +132,7 @@ def checked(config: ConfigDict) -> ConfigDict:
 
 def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
     """A run's blueprint on devices that need not be here, from the student's config.json alone."""
-    mesh = layout.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     architecture = read_architecture(config.student)
     return Blueprint(
         config=config,

@@ -6,78 +6,23 @@ import dataclasses
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from gadjax.commands import GPU_MEMORY_FRACTION
 from gadjax.errors import UserError
+from gadjax.parallel.chips import CHIPS, Chip
 
 if TYPE_CHECKING:
     import jax  # reads the environment as it is imported: only after `prepare_process`
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device, by its maker's data sheet.
-
-    Attributes:
-      memory: bytes that programs can have, as the compiler or driver reports them.
-      kept: share of those that the runtime keeps (its context, collectives' buffers).
-      flops: dense matrix products in bfloat16 (T4: float16) with float32 sums, a second.
-      bandwidth: of the main memory, bytes a second.
-      link: bytes a second that a device can send to those of its own domain, over all links.
-      domain: devices that those links join; 0 for all of a slice.
-      network: bytes a second a device can send beyond its domain.
-      capability: of a CUDA device.
-      host: bytes a second between a device and its host's memory.
-    """
-
-    name: str
-    platform: Literal["tpu", "cuda", "cpu"]
-    memory: float
-    kept: float
-    flops: float
-    bandwidth: float
-    link: float
-    domain: int = 0
-    network: float = 0.0
-    capability: tuple[int, int] = (0, 0)
-    host: float = 16e9
-
-    @property
-    def reserve(self) -> float:
-        """Bytes that the runtime keeps."""
-        return self.kept * self.memory
-
-
-_TPU_KEEPS = 0.01
-_OUTSIDE = 1 - GPU_MEMORY_FRACTION
-_CHIPS = (
-    Chip("v5p", "tpu", 95.74 * GIB, _TPU_KEEPS, 459e12, 2765e9, 600e9),
-    Chip("v5e", "tpu", 15.75 * GIB, _TPU_KEEPS, 197e12, 819e9, 200e9),
-    Chip("v6e", "tpu", 31.25 * GIB, _TPU_KEEPS, 918e12, 1640e9, 448e9),
-    Chip("h100", "cuda", 84_978_434_048, _OUTSIDE, 989e12, 3352e9, 450e9, 8, 50e9, (9, 0), 50e9),
-    Chip("h200", "cuda", 150_754_820_096, _OUTSIDE, 989e12, 4800e9, 450e9, 8, 50e9, (9, 0), 50e9),
-    Chip("a100", "cuda", 84_987_740_160, _OUTSIDE, 312e12, 2039e9, 300e9, 8, 25e9, (8, 0), 25e9),
-    Chip("l4", "cuda", 23_609_475_072, _OUTSIDE, 121e12, 300e9, 32e9, 8, 12e9, (8, 9)),
-    Chip("t4", "cuda", 15_828_320_256, _OUTSIDE, 65e12, 320e9, 16e9, 8, 6e9, (7, 5)),
-    # A core of a laptop; its memory is the machine's, shared by all virtual devices.
-    Chip("cpu", "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0, 0.15e12, 15e9, 10e9),
-)
-CHIPS = {chip.name: chip for chip in _CHIPS}
-_TPU_KINDS = {"TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e"}
-_TPU_KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e"}
-
 _MOST_DEVICES = {"tpu": 16384, "cuda": 65536, "cpu": 1024}  # virtual ones are threads of this process
 
-# What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz, its full name.
+# What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz.
 _CUDA_DETAILS = {
-    "h100": (132, 52_428_800, 233_472, 232_448, 1.98, "NVIDIA H100 80GB HBM3"),
-    "h200": (132, 52_428_800, 233_472, 232_448, 1.98, "NVIDIA H200"),
-    "a100": (108, 41_943_040, 167_936, 166_912, 1.41, "NVIDIA A100-SXM4-80GB"),
-    "l4": (58, 50_331_648, 102_400, 101_376, 2.04, "NVIDIA L4"),
-    "t4": (40, 4_194_304, 65_536, 65_536, 1.59, "Tesla T4"),
+    "h100": (132, 52_428_800, 233_472, 232_448, 1.98),
+    "h200": (132, 52_428_800, 233_472, 232_448, 1.98),
+    "a100": (108, 41_943_040, 167_936, 166_912, 1.41),
+    "l4": (58, 50_331_648, 102_400, 101_376, 2.04),
+    "t4": (40, 4_194_304, 65_536, 65_536, 1.59),
 }
 
 
@@ -102,12 +47,6 @@ class Target:
     def count(self) -> int:
         """Devices."""
         return math.prod(self.shape)
-
-
-def chip_of(device: jax.Device) -> Chip | None:
-    """The chip that a device is, None where its figures are not known; a CPU's are not."""
-    kinds = _TPU_KINDS | {details[-1]: name for name, details in _CUDA_DETAILS.items()}
-    return CHIPS.get(kinds.get(device.device_kind, ""))
 
 
 def parse_topology(name: str) -> Target:
@@ -170,7 +109,7 @@ def devices(target: Target) -> list[jax.Device]:
 
 def gpu_config(chip: Chip) -> str:
     """XLA's description of a GPU that is not here: a `GpuTargetConfigProto` as text."""
-    cores, cache, shared, optin, clock, description = _CUDA_DETAILS[chip.name]
+    cores, cache, shared, optin, clock = _CUDA_DETAILS[chip.name]
     major, minor = chip.capability
     return f"""
 gpu_device_info {{
@@ -196,7 +135,7 @@ gpu_device_info {{
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 runtime_version {{ major: 13 }}
-device_description_str: "{description}"
+device_description_str: "{chip.kinds[0]}"
 """
 
 

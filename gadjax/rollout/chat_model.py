@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
-from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION
+from gadjax.models import layouts
+from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION
 from gadjax.models.model import Model, Params, resolve_dtype
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Answer, Engine
 from gadjax.rollout.sampler import Sampling
 
@@ -117,9 +118,9 @@ def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto"
         raise UserError(f"--model={name} is a {architecture}, but this command needs {_NEEDED[head]}")
     dtype = resolve_dtype(dtype)
     decodes = head == "lm"
-    mesh = layout.make_mesh(data=-1, fsdp=1, tensor=1) if decodes else layout.make_mesh(data=1, fsdp=-1, tensor=1)
+    mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1) if decodes else meshes.make_mesh(data=1, fsdp=-1, tensor=1)
     model = Model(dataclasses.replace(config, dtype=dtype), head, mesh)
     tokenizer = load_tokenizer(path)
-    rules = layout.DECODING_RULES if decodes else layout.TRAINING_RULES
-    abstract = layout.abstract_params(model, mesh, dtype, rules)
+    rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
+    abstract = layouts.abstract_params(model, mesh, dtype, rules)
     return Network(model, load_params(path, config, abstract), tokenizer, mesh)

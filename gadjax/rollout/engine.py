@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gadjax.data.bins import multiple_of, round_up
 from gadjax.models.model import Model, Params
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.draw import Sampling
 from gadjax.rollout.sampler import rollout, row_keys
 
@@ -35,21 +35,21 @@ class Engine:
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int = 64):
         """`batch_size`: prompts decoded at once, rounded up to a multiple of the batch's shards."""
         self.mesh = mesh
-        self.batch_size = multiple_of(batch_size, layout.batch_shards(mesh))
+        self.batch_size = multiple_of(batch_size, meshes.batch_shards(mesh))
 
         def sample(params, prompt, length, number, key, sampling, slots):
             return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)
 
-        self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=layout.replicated(mesh))
+        self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=meshes.replicated(mesh))
 
     def queue_size(self, prompts: int) -> tuple[int, int]:
         """Rows and slots of one call, of that many prompts in all."""
-        size = round_up(min(prompts, _QUEUE * self.batch_size), layout.batch_shards(self.mesh))
+        size = round_up(min(prompts, _QUEUE * self.batch_size), meshes.batch_shards(self.mesh))
         return size, min(self.batch_size, size)
 
     def abstract_queue(self, count: int, width: int) -> tuple[Any, ...]:
         """What `sample` is given between the parameters and how to draw, for a queue of these rows and columns."""
-        place = functools.partial(jax.ShapeDtypeStruct, sharding=layout.rows(self.mesh))
+        place = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.rows(self.mesh))
         key = jax.eval_shape(lambda: jax.random.key(0))
         return place((count, width), np.int32), place((count,), np.int32), place((count,), np.uint32), key
 
@@ -85,13 +85,13 @@ class Engine:
             # Every shard gets its share, and what fills it up comes last; whole queues have one shape.
             filled = np.full(size, -1)
             filled[: len(queued)] = queued
-            filled = filled.reshape(-1, layout.batch_shards(self.mesh)).T.reshape(-1)
+            filled = filled.reshape(-1, meshes.batch_shards(self.mesh)).T.reshape(-1)
             lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in filled], np.int32)
             tokens = np.full((size, queue_width(int(lengths.max()))), sampling.pad_id, np.int32)
             for row, number in enumerate(filled):
                 if number >= 0:
                     tokens[row, : lengths[row]] = prompts[number]
-            queue = layout.place((tokens, lengths, keys[np.maximum(filled, 0)]), layout.rows(self.mesh))
+            queue = meshes.place((tokens, lengths, keys[np.maximum(filled, 0)]), meshes.rows(self.mesh))
             samples = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots))
             for row, number in enumerate(filled):
                 if number >= 0:

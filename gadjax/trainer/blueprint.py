@@ -16,11 +16,11 @@ from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
-from gadjax.models import lora
-from gadjax.models.config import Lora, ModelConfig
+from gadjax.models import layouts, lora
+from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.flash import Backend, choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Sampling
 from gadjax.trainer.host_rows import RowShape
 
@@ -85,7 +85,7 @@ class Blueprint:
     @property
     def row_multiple(self) -> int:
         """Rows of a program come in multiples of this."""
-        return layout.batch_shards(self.mesh)
+        return meshes.batch_shards(self.mesh)
 
     @property
     def shares_prompts(self) -> bool:
@@ -120,19 +120,19 @@ def make_networks(
     Raises:
       UserError: a size of a network, or the batch, does not divide over the mesh.
     """
-    dtype = resolve_dtype(config.dtype, layout.platform(mesh))
+    dtype = resolve_dtype(config.dtype, meshes.platform(mesh))
 
     def network(source: tuple[ModelConfig, str], head: str) -> Model:
         architecture, where = source
         architecture = dataclasses.replace(architecture, dtype=dtype, remat=config.remat, lora=adapters(config))
         model = Model(architecture, head, mesh)
-        layout.check_divides(model, mesh, where)
+        layouts.check_divides(model, mesh, where)
         return model
 
     generator = network(student, "lm")
-    sampling = layout.decoding_mesh(generator, mesh, config.mesh.decode_tensor)
+    sampling = layouts.decoding_mesh(generator, mesh, config.mesh.decode_tensor)
     sampler = dataclasses.replace(generator, mesh=sampling)
-    layout.check_divides(sampler, sampling, student[1], "config.mesh.decode_tensor")
+    layouts.check_divides(sampler, sampling, student[1], "config.mesh.decode_tensor")
     _check_batch(config, mesh, sampling)
     return {"generator": generator, "sampler": sampler, "discriminator": network(discriminator or student, "score")}
 
@@ -213,7 +213,7 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
         others = network == "discriminator" or config.batch_size <= parts * rows(alone)
         return groups // parts * per_prompt <= rows(shape) and others
 
-    return next(filter(fits, layout.divisors(groups)), groups)
+    return next(filter(fits, meshes.divisors(groups)), groups)
 
 
 def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
@@ -224,10 +224,10 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
         shardings = state_shardings(model, optimizer, mesh)
         params = lora.trained(model.abstract_params())
         state = jax.eval_shape(functools.partial(states.create, optimizer=optimizer), params)
-        return layout.with_shardings(state, shardings)
+        return meshes.with_shardings(state, shardings)
 
     model = method.generator
-    whole = layout.abstract_params(model, mesh, model.config.dtype)
+    whole = layouts.abstract_params(model, mesh, model.config.dtype)
     state = GadState(abstract(model, method.generator_optimizer), base=lora.frozen(whole))
     if stage != "seqkd":
         state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
@@ -239,7 +239,7 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
 def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
     """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
     model = blueprint.sampler
-    shardings = layout.param_shardings(model, model.mesh, layout.DECODING_RULES)
+    shardings = layouts.param_shardings(model, model.mesh, meshes.DECODING_RULES)
 
     def abstract(leaf, sharding):
         if model.mesh.size == 1 and leaf.dtype == model.config.dtype:
@@ -251,10 +251,10 @@ def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
 
 def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """The layout of a `TrainState`: moments lie like the parameters, those that are trained; counters everywhere."""
-    whole = layout.replicated(mesh)
+    whole = meshes.replicated(mesh)
     return TrainState(
-        params=lora.trained(layout.param_shardings(model, mesh)),
-        opt_state=layout.optimizer_shardings(optimizer, model, mesh),
+        params=lora.trained(layouts.param_shardings(model, mesh)),
+        opt_state=layouts.optimizer_shardings(optimizer, model, mesh),
         step=whole,
         skipped=whole,
         skipped_in_row=whole,
@@ -262,13 +262,13 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh:
 
 
 def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh) -> None:
-    shards = layout.batch_shards(mesh)
+    shards = meshes.batch_shards(mesh)
     if config.batch_size % shards:
         raise UserError(
             f"config.batch_size {config.batch_size} is not divisible by the {shards} parts that mesh.data * mesh.fsdp "
             f"split it into: use a multiple of {shards}, or give more devices to config.mesh.tensor"
         )
-    slots, parts = config.rollout.slots, layout.batch_shards(sampling)
+    slots, parts = config.rollout.slots, meshes.batch_shards(sampling)
     if slots % parts:
         raise UserError(
             f"config.rollout.slots {slots} is not divisible by the {parts} parts that the devices of sampling split a "

@@ -24,10 +24,10 @@ from gadjax.metrics import read_heldout, read_metrics, read_stages
 from gadjax.model_card import model_card
 from gadjax.models import lora
 from gadjax.models.adapters import Adapters, merged_params
-from gadjax.models.config import ModelConfig
-from gadjax.models.export import save_pretrained
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.hf_files import weights_fingerprint
 from gadjax.models.model import Model, Params
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import named_leaves, resolve_model
 from gadjax.parallel import processes
 from gadjax.trainer.blueprint import abstract_state, adapters

@@ -17,8 +17,9 @@ from gadjax.distill.advantages import group_advantages
 from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
 from gadjax.evaluation.two_sample import Classifier, adamw_for
+from gadjax.models import layouts
 from gadjax.models.model import Model, Params
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer.blueprint import Blueprint, make_method, state_shardings
@@ -36,14 +37,14 @@ class Programs:
 
     def __init__(self, method: Method, mesh: Mesh):
         self.method, self.mesh = method, mesh
-        whole = layout.replicated(mesh)
+        whole = meshes.replicated(mesh)
         generator = state_shardings(method.generator, method.generator_optimizer, mesh)
         sampler = method.sampler or method.generator
         self.decoding_mesh = sampler.mesh or mesh
         self.decoding_params = jit_to_move(functools.partial(steps.decoding_params, method), mesh)
         self.sample_batch = jax.jit(
             functools.partial(steps.sample_batch, method),
-            out_shardings=layout.replicated(self.decoding_mesh),  # every host packs all
+            out_shardings=meshes.replicated(self.decoding_mesh),  # every host packs all
         )
         self.update_supervised = jax.jit(
             functools.partial(updates.update_supervised, method),
@@ -64,7 +65,7 @@ class Programs:
             out_shardings=(None, whole, whole),  # the state is the argument itself, not a copy
         )
         self.reference_logprobs = jax.jit(
-            functools.partial(updates.reference_logprobs, method), out_shardings=layout.rows(mesh, leading=2)
+            functools.partial(updates.reference_logprobs, method), out_shardings=meshes.rows(mesh, leading=2)
         )
         self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
 
@@ -81,11 +82,11 @@ class Programs:
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""
         read = {name: batch[name] for name in SAMPLED_FROM}
-        return layout.place(read, layout.rows(self.decoding_mesh))
+        return meshes.place(read, meshes.rows(self.decoding_mesh))
 
     def abstract_batch(self, count: int, width: int) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
         """A batch of so many prompts as `place_batch` places it, and a key."""
-        place = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=layout.rows(self.decoding_mesh))
+        place = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=meshes.rows(self.decoding_mesh))
         batch = dict(zip(SAMPLED_FROM, (place((count, width)), place((count,)), place((count,))), strict=True))
         return batch, jax.eval_shape(lambda: jax.random.key(0))
 
@@ -106,10 +107,10 @@ class HeldOutPrograms:
             "generator": max(method.generator_micro_batches for method in methods),
             "discriminator": max(method.discriminator_micro_batches for method in methods),
         }
-        decoding_params = functools.partial(blueprint.sampler.decoding_params, trained_on=mesh)
+        decoding_params = functools.partial(layouts.decoding_params, blueprint.sampler, trained_on=mesh)
         self.decoding_params = jit_to_move(decoding_params, mesh)
         self.engine = Engine(blueprint.sampler, blueprint.sampler.mesh, batch_size=prompts_at_once(blueprint))
-        whole = layout.replicated(mesh)
+        whole = meshes.replicated(mesh)
         likelihoods = functools.partial(_log_likelihoods, blueprint.generator, config.logprob_chunk)
         self.likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self.scores = jax.jit(functools.partial(_scores, blueprint.discriminator), out_shardings=whole)
@@ -151,14 +152,14 @@ def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
-    return layout.place(rows, _row_shardings(mesh, rows, leading))
+    return meshes.place(rows, _row_shardings(mesh, rows, leading))
 
 
 def abstract_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
     """`place_rows` as `jax.ShapeDtypeStruct`s."""
-    return layout.with_shardings(rows, _row_shardings(mesh, rows, leading))
+    return meshes.with_shardings(rows, _row_shardings(mesh, rows, leading))
 
 
 def _row_shardings(mesh: Mesh, rows: Packed, leading: int) -> Packed:
-    split = jax.tree.map(lambda _: layout.rows(mesh, leading=leading), rows)
-    return split.replace(last=layout.replicated(mesh))  # `last` is of sequences, not of rows
+    split = jax.tree.map(lambda _: meshes.rows(mesh, leading=leading), rows)
+    return split.replace(last=meshes.replicated(mesh))  # `last` is of sequences, not of rows

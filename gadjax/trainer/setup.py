@@ -23,11 +23,11 @@ from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.errors import UserError
 from gadjax.evaluation.two_sample import same_prompt
-from gadjax.models import lora
-from gadjax.models.config import CAUSAL_LM
+from gadjax.models import layouts, lora
+from gadjax.models.architecture import CAUSAL_LM
 from gadjax.models.model import Params, grow_discriminator
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.trainer.blueprint import Blueprint, make_networks
 
 Watch = Callable[[str, int, int], None]
@@ -56,7 +56,7 @@ def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: Non
       UserError: at the first that cannot work.
     """
     config = resolve(config)
-    mesh = layout.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     student = resolve_model(config.student)
     model_config, hf_config = read_hf_config(student)
     other, hf_discriminator, init = None, hf_config, None
@@ -118,7 +118,7 @@ def stage_lengths(setup: Setup) -> dict[str, int]:
 def initial_base(setup: Setup) -> Params | None:
     """What adapters stand on: the student's parameters in the compute dtype; None where there are no adapters."""
     model = setup.generator
-    abstract = lora.frozen(layout.abstract_params(model, setup.mesh, model.config.dtype))
+    abstract = lora.frozen(layouts.abstract_params(model, setup.mesh, model.config.dtype))
     return abstract and load_params(setup.student, model.config, abstract)
 
 
@@ -126,9 +126,9 @@ def initial_generator(setup: Setup) -> Params:
     """The student's float32 parameters in the training layout; with a base, adapters that change nothing."""
     model, mesh = setup.generator, setup.mesh
     if setup.config.random_init or model.config.lora:
-        shardings = lora.trained(layout.param_shardings(model, mesh))
+        shardings = lora.trained(layouts.param_shardings(model, mesh))
         return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, "generator"))
-    return load_params(setup.student, model.config, layout.abstract_params(model, mesh))
+    return load_params(setup.student, model.config, layouts.abstract_params(model, mesh))
 
 
 def initial_discriminator(setup: Setup, generator: Params) -> Params:
@@ -137,13 +137,13 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     Args:
       generator: the trained parameters to grow it from, where no checkpoint is named.
     """
-    model, shardings = setup.discriminator, lora.trained(layout.param_shardings(setup.discriminator, setup.mesh))
+    model, shardings = setup.discriminator, lora.trained(layouts.param_shardings(setup.discriminator, setup.mesh))
     key = _key(setup, "discriminator")
     if setup.discriminator_init is None:
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
         return jax.jit(grow, out_shardings=shardings)(generator, key)
     head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
-    abstract = layout.abstract_params(model, setup.mesh)
+    abstract = layouts.abstract_params(model, setup.mesh)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gadjax.data.packing import Packed
 from gadjax.models.model import Model
-from gadjax.planning.targets import chip_of
+from gadjax.parallel.chips import chip_of
 from gadjax.rollout.sampler import Samples
 
 SCORING, TRAINING, TRAINING_ADAPTERS = 1, 3, 2  # forward passes that a pass costs: the backward one is two, or one
@@ -100,7 +100,7 @@ class Meter:
         Returns:
           `padding`: share of the places of the updates' rows. `speed/sampled_tokens_per_second` in the rollout,
           `speed/trained_tokens_per_second` in the other phases, `speed/model_tflops_per_device` over the step, and
-          `speed/mfu`, the share of the chip's bfloat16 peak, where that is known (`gadjax.planning.targets.CHIPS`).
+          `speed/mfu`, the share of the chip's bfloat16 peak, where that is known (`gadjax.parallel.chips.CHIPS`).
         """
         total, tokens = sum(seconds.values()), sum(work.tokens for work in self._updates)
         figures = {"padding": 1.0 - tokens / max(1, sum(work.places for work in self._updates))}

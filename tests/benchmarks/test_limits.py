@@ -9,7 +9,7 @@ import pytest
 from benchmarks.harness import models
 from benchmarks.harness.limits import forward_flops, matrices, update_flops
 from gadjax.models import attention
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.planning.flops import count_flops
 

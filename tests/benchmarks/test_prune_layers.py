@@ -11,9 +11,9 @@ import pytest
 from benchmarks.prune_layers import parse_layers, prune
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig
-from gadjax.models.export import save_pretrained
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 
 

@@ -25,10 +25,10 @@ from gadjax.distill import rows as device_rows
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState
-from gadjax.models import lora
-from gadjax.models.config import Lora, ModelConfig, Rope
-from gadjax.models.model import Model, cast_params
-from gadjax.parallel import mesh as layout
+from gadjax.models import layouts, lora
+from gadjax.models.architecture import Lora, ModelConfig, Rope
+from gadjax.models.model import Model
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.trainer import host_rows
 from gadjax.trainer.blueprint import make_method, state_shardings
@@ -155,15 +155,15 @@ class Tiny:
 
         `settings` are fields of the config, with "__" for ".".
         """
-        mesh = mesh or layout.make_mesh(1, 1, 1, jax.devices()[:1])
+        mesh = mesh or meshes.make_mesh(1, 1, 1, jax.devices()[:1])
         config = tiny_config(**settings)
         steps = StageSteps(self._setup(config, mesh), stage, Replay(config.discriminator.replay_size // N))
         method = steps.method
         shardings = GadState(
             generator=state_shardings(method.generator, method.generator_optimizer, mesh),
             discriminator=state_shardings(method.discriminator, method.discriminator_optimizer, mesh),
-            reference=lora.trained(layout.param_shardings(method.generator, mesh)),
-            base=lora.frozen(layout.param_shardings(method.generator, mesh)),
+            reference=lora.trained(layouts.param_shardings(method.generator, mesh)),
+            base=lora.frozen(layouts.param_shardings(method.generator, mesh)),
         )
         return steps, jax.device_put(self.state(method), shardings)
 
@@ -176,7 +176,7 @@ class Tiny:
             sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
             row_shape=lambda group, adaptive=True: host_rows.RowShape(
-                ROW_LENGTH, layout.batch_shards(mesh) if mesh else 1, adaptive, share=True
+                ROW_LENGTH, meshes.batch_shards(mesh) if mesh else 1, adaptive, share=True
             ),
         )
 
@@ -263,9 +263,6 @@ class Bigrams:
         return {"embed": ("vocab", "embed")} | (
             {"head": ("embed", "vocab")} if self.head == "lm" else {"score": ("embed",)}
         )
-
-    def decoding_params(self, params: dict[str, jax.Array], trained_on: Any = None) -> dict[str, jax.Array]:
-        return cast_params(params, self.config.dtype)
 
     def bind(self, params: dict[str, jax.Array]) -> BoundBigrams:
         return BoundBigrams(params)

@@ -13,7 +13,7 @@ from gadjax.distill import state as states
 from gadjax.distill import steps, updates
 from gadjax.models import lora
 from gadjax.models.weights import named_leaves
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 
 STEP = 5  # steps of the run done before; it seeds the sampling
 
@@ -74,7 +74,7 @@ def test_the_kl_of_the_first_step_is_exactly_zero(adapted, micro_batches):
 def test_the_trainer_on_eight_devices_is_the_whole_step_on_one(adapted, stage):
     """Packing and the mesh change no number; the base stays where and what it is, and no update takes it."""
     settings = dict(micro_batches__discriminator=2, optimizer__eps=1e-4)
-    trainer, state = adapted.trainer(stage, layout.make_mesh(2, 2, 2), **settings)
+    trainer, state = adapted.trainer(stage, meshes.make_mesh(2, 2, 2), **settings)
     whole = jax.jit(functools.partial({"gad": steps.gad_step, "warmup": steps.warmup_step}[stage], trainer.method))
     key = jax.random.fold_in(jax.random.key(0), STEP)
     expected, metrics, samples = whole(adapted.state(trainer.method), adapted.batch, key)

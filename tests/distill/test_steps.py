@@ -11,7 +11,7 @@ import pytest
 
 from gadjax.distill import steps
 from gadjax.distill.updates import update_policy
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 
 WHOLE = {"gad": steps.gad_step, "warmup": steps.warmup_step}
 STEP = 5  # steps of the run done before; it seeds the sampling
@@ -93,7 +93,7 @@ def test_a_mesh_of_eight_devices_changes_no_number(decoder):
     AdamW's epsilon is raised: at 1e-8 it turns the rounding of a gradient near 0 into a full step.
     """
     settings = dict(gad__sft_coefficient=0.3, micro_batches__discriminator=2, optimizer__eps=1e-4)
-    mesh = layout.make_mesh(2, 2, 2)
+    mesh = meshes.make_mesh(2, 2, 2)
     trainer, state = decoder.trainer("gad", mesh, **settings)
     expected, metrics, samples = whole_step(decoder, trainer.method, "gad")
     assert len(np.unique(samples.lengths)) > 3

@@ -17,9 +17,9 @@ from gadjax.evaluation.answers import Answerer
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.networks import Loaded, LocalModel
 from gadjax.evaluation.sources import Source
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -46,7 +46,7 @@ class Tiny(LocalModel):
     seed: int = 0
 
     def load(self, *, training: bool = False) -> Loaded:
-        mesh = layout.make_mesh(1, 1, 1, jax.devices()[:1])
+        mesh = meshes.make_mesh(1, 1, 1, jax.devices()[:1])
         model = Model(self.config, "lm", mesh)
         return Loaded(model, jax.jit(model.init)(jax.random.key(self.seed)), mesh)
 

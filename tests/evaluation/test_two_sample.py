@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -16,8 +16,8 @@ from gadjax.checkpoint import Checkpoints
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.errors import UserError
 from gadjax.metrics import read_metrics
-from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import read_hf_config
 from gadjax.train import run
 from gadjax.trainer import host_rows

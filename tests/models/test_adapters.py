@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.models import adapters, export, lora
-from gadjax.models.config import Lora, ModelConfig
+from gadjax.models import adapters, lora, save
+from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.model import Model
 from gadjax.models.weights import StoredParam, named_leaves
 from gadjax.parallel import processes
@@ -37,7 +37,7 @@ def merged(tmp_path):
     """A network whose base is in a directory, and its adapters."""
     random = np.random.default_rng(0)
     fill = lambda abstract: jax.tree.map(lambda a: random.normal(size=a.shape).astype(np.float32), abstract)  # noqa: E731
-    export.save_pretrained(tmp_path / "base", fill(Model(PLAIN).abstract_params()), PLAIN, HF_CONFIG, kind="generator")
+    save.save_pretrained(tmp_path / "base", fill(Model(PLAIN).abstract_params()), PLAIN, HF_CONFIG, kind="generator")
     setting = Lora(2, 4.0)
     whole = Model(dataclasses.replace(PLAIN, lora=setting)).abstract_params()
     apart = adapters.Adapters(fill(lora.trained(whole)), setting, "base")
@@ -67,7 +67,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("first", [True, False])
 def test_only_the_process_that_writes_reads_and_merges(merged, seen, monkeypatch, tmp_path, first):
     monkeypatch.setattr(processes, "is_first", lambda: first)
-    export.save_pretrained(tmp_path / "out", merged, PLAIN, HF_CONFIG, kind="generator")
+    save.save_pretrained(tmp_path / "out", merged, PLAIN, HF_CONFIG, kind="generator")
     read, gathered = seen
     assert len(gathered) == 2 * LAYERS * PROJECTIONS
     assert set(read) == (set(named_leaves(merged)) if first else set())
@@ -87,6 +87,6 @@ def test_a_process_that_cannot_read_takes_part_to_the_end(merged, seen, monkeypa
 
     monkeypatch.setattr(StoredParam, "fetch", failing)
     with pytest.raises(UserError, match="stale file handle"):
-        export.save_pretrained(tmp_path / "out", merged, PLAIN, HF_CONFIG, kind="generator")
+        save.save_pretrained(tmp_path / "out", merged, PLAIN, HF_CONFIG, kind="generator")
     assert len(gathered) == 2 * LAYERS * PROJECTIONS
     assert "attention" in read[-1] and not (tmp_path / "out").exists()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gadjax.models import cache as caches
+from gadjax.models.architecture import Rope
 from gadjax.models.attention import Lanes, causal_attention, group_attention, rope_frequencies, rotate
-from gadjax.models.config import Rope
 from gadjax.segments import BRANCH
 
 RNG = np.random.default_rng(0)

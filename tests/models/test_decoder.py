@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.config import ModelConfig, Rope
+from gadjax.models.architecture import ModelConfig, Rope
 from gadjax.models.decoder import REMAT_POLICIES
 from gadjax.models.model import Model
 

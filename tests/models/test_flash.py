@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.models import attention, flash
+from gadjax.models.architecture import ModelConfig, Rope
 from gadjax.models.attention import causal_attention, plain_attention
 from gadjax.models.block_attention import block_attention
-from gadjax.models.config import ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import BATCH, make_mesh
 

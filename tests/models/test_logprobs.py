@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.logprobs import token_logprobs
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import make_mesh

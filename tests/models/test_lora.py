@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models import lora
-from gadjax.models.config import Lora, ModelConfig
+from gadjax.models import layouts, lora
+from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.model import Model, cast_params
 from gadjax.models.weights import named_leaves
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -135,8 +135,8 @@ def test_layers_for_decoding_hold_merged_weights():
 
 def test_layout():
     """Like the kernel's, and whole along the rank."""
-    mesh = layout.make_mesh(2, 2, 2)
-    specs = {n: tuple(s.spec) for n, s in named_leaves(layout.param_shardings(Model(CONFIG, mesh=mesh), mesh)).items()}
+    mesh = meshes.make_mesh(2, 2, 2)
+    specs = {n: tuple(s.spec) for n, s in named_leaves(layouts.param_shardings(Model(CONFIG, mesh=mesh), mesh)).items()}
     assert specs["layers/attention/q/lora_a"] == (None, "fsdp", None)
     assert specs["layers/attention/q/lora_b"] == (None, None, "tensor", None)
     assert specs["layers/mlp/down/lora_a"] == (None, "tensor", None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, cast_params, grow_discriminator, resolve_dtype
 from gadjax.models.weights import HF_TENSORS, named_leaves
 

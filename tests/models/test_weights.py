@@ -15,7 +15,7 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.models.weights import (
     HF_TENSORS,

@@ -15,10 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gadjax.data.packing import Packed
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
-from gadjax.models.config import ModelConfig
+from gadjax.models import layouts
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.decoder import Decoder
 from gadjax.models.model import Model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import Program
 from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
 from gadjax.trainer.blueprint import state_shardings
@@ -57,7 +58,7 @@ def method(model: Model) -> Method:
 
 
 def batch(mesh):
-    rows = layout.rows(mesh)
+    rows = meshes.rows(mesh)
     fields = {"prompt": (B, P), "prompt_length": (B,), "teacher": (B, T), "teacher_length": (B,), "row": (B,)}
     return {name: abstract(shape, rows) for name, shape in fields.items()}
 
@@ -68,13 +69,13 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
 
     Weights in the training layout alone would be gathered once: the compiler moves that out of the loop.
     """
-    mesh = layout.make_mesh(*sizes)
+    mesh = meshes.make_mesh(*sizes)
     model = Model(CONFIG, "lm", mesh)
-    sampler = dataclasses.replace(model, mesh=layout.decoding_mesh(model, mesh, tensor))
-    params = layout.abstract_params(model, mesh)
+    sampler = dataclasses.replace(model, mesh=layouts.decoding_mesh(model, mesh, tensor))
+    params = layouts.abstract_params(model, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     programs = Programs(dataclasses.replace(method(model), sampler=sampler), mesh)
-    weights = layout.abstract_params(sampler, sampler.mesh, rules=layout.DECODING_RULES)
+    weights = layouts.abstract_params(sampler, sampler.mesh, rules=meshes.DECODING_RULES)
     prompts = {name: batch(sampler.mesh)[name] for name in SAMPLED_FROM}
     sample = programs.sample_batch.lower(weights, prompts, key)
     assert largest_in_loops(sample.compile(), TOKEN_STEPS) < SMALLEST_WEIGHT
@@ -82,7 +83,7 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
     def gathering(decoder, hidden):
         pin = jax.lax.with_sharding_constraint
         head = pin(decoder.head * (1 + hidden[0, 0] * 1e-9), NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
-        return hidden @ pin(head, layout.replicated(mesh)).T
+        return hidden @ pin(head, meshes.replicated(mesh)).T
 
     monkeypatch.setattr(Decoder, "logits", gathering)
 
@@ -97,36 +98,36 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
 @pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2), ((1, 4, 2), 4)])
 def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tensor):
     """Groups exchange slices and gather: no device ever holds more of a kernel than the part that it samples with."""
-    mesh = layout.make_mesh(*sizes)
+    mesh = meshes.make_mesh(*sizes)
     model = Model(CONFIG, "lm", mesh)
-    sampler = dataclasses.replace(model, mesh=layout.decoding_mesh(model, mesh, tensor))
+    sampler = dataclasses.replace(model, mesh=layouts.decoding_mesh(model, mesh, tensor))
     programs = Programs(dataclasses.replace(method(model), sampler=sampler), mesh)
-    compiled = programs.decoding_params.lower(layout.abstract_params(model, mesh)).compile()
+    compiled = programs.decoding_params.lower(layouts.abstract_params(model, mesh)).compile()
     kernel = CONFIG.num_layers * CONFIG.hidden_size * CONFIG.intermediate_size
     table = CONFIG.vocab_size * CONFIG.hidden_size
     sizes = [math.prod(buffer.array.shape) for buffer in Program(compiled.as_text()).buffers()]
     assert max(size for size in sizes) <= max(kernel, table) // tensor
-    wanted = layout.param_shardings(sampler, sampler.mesh, layout.DECODING_RULES)
+    wanted = layouts.param_shardings(sampler, sampler.mesh, meshes.DECODING_RULES)
     shards = lambda sharding, leaf: sharding.shard_shape(leaf.shape)  # noqa: E731
     abstract = model.abstract_params()
     found = jax.tree.map(shards, compiled.output_shardings, abstract)
     assert found == jax.tree.map(shards, wanted, abstract)
     params = model.init(jax.random.key(0))
-    moved = programs.decoding_params(jax.device_put(params, layout.param_shardings(model, mesh)))
+    moved = programs.decoding_params(jax.device_put(params, layouts.param_shardings(model, mesh)))
     jax.tree.map(np.testing.assert_array_equal, moved, params)
 
 
 @pytest.mark.parametrize("spread", [True, False])
 def test_no_device_holds_the_whole_batch(spread):
     """Activations of the update are split over the rows; without constraints, the control, they are not."""
-    mesh = layout.make_mesh(1, 8, 1)
+    mesh = meshes.make_mesh(1, 8, 1)
     model = Model(CONFIG, "lm", mesh if spread else None)
     rows, columns = 16, 32
-    split = layout.rows(mesh, leading=1)
+    split = meshes.rows(mesh, leading=1)
     wide, narrow = abstract((1, rows, columns), split), abstract((1, rows, columns // 2), split)
-    packed = Packed(wide, wide, wide, *[narrow] * 4, abstract((1, rows), layout.replicated(mesh)))
+    packed = Packed(wide, wide, wide, *[narrow] * 4, abstract((1, rows), meshes.replicated(mesh)))
     state = jax.eval_shape(functools.partial(states.create, optimizer=OPTIMIZER), model.abstract_params())
-    state = layout.with_shardings(state, state_shardings(model, OPTIMIZER, mesh))
+    state = meshes.with_shardings(state, state_shardings(model, OPTIMIZER, mesh))
     update = Programs(method(model), mesh).update_supervised
     text = update.lower(state, packed).compile().as_text()
     whole = f"f32[{rows},{columns},{CONFIG.intermediate_size}]"

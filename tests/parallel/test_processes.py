@@ -11,7 +11,7 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from gadjax.errors import UserError
-from gadjax.parallel import processes, watch
+from gadjax.parallel import liveness, processes
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -31,11 +31,11 @@ def started(monkeypatch):
 
     def initialize(*, initialization_timeout, heartbeat_timeout_seconds, shutdown_timeout_seconds, **arguments):
         assert initialization_timeout > 300
-        assert heartbeat_timeout_seconds == watch.HEARTBEAT and shutdown_timeout_seconds == watch.SHUTDOWN
+        assert heartbeat_timeout_seconds == liveness.HEARTBEAT and shutdown_timeout_seconds == liveness.SHUTDOWN
         calls.append(arguments)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    monkeypatch.setattr(watch, "Watch", lambda client: None)
+    monkeypatch.setattr(processes, "LivenessWatch", lambda client: None)
     monkeypatch.setattr(processes, "_watches", [])
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
     others = "CUDA_VISIBLE_DEVICES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"

@@ -19,9 +19,9 @@ peft = pytest.importorskip("peft")
 
 from gadjax.models import lora  # noqa: E402
 from gadjax.models.adapters import Adapters, merged_params  # noqa: E402
-from gadjax.models.config import Lora  # noqa: E402
-from gadjax.models.export import save_pretrained  # noqa: E402
+from gadjax.models.architecture import Lora  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
+from gadjax.models.save import save_pretrained  # noqa: E402
 from gadjax.models.weights import HF_TENSORS, load_params, named_leaves, read_hf_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -20,7 +20,7 @@ transformers = pytest.importorskip("transformers")
 
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill import updates  # noqa: E402
-from gadjax.models.config import ModelConfig, Rope  # noqa: E402
+from gadjax.models.architecture import ModelConfig, Rope  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from tests.parity.torch_oracle import (  # noqa: E402
     B,

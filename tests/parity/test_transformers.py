@@ -22,8 +22,8 @@ transformers = pytest.importorskip("transformers")
 
 import safetensors.torch  # noqa: E402
 
-from gadjax.models.export import save_pretrained  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
+from gadjax.models.save import save_pretrained  # noqa: E402
 from gadjax.models.weights import load_params, named_leaves, read_hf_config  # noqa: E402
 
 LOGITS_TOLERANCE = 2e-4

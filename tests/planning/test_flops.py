@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from gadjax.models import cache, gpu_decode
 from gadjax.models.flash import cudnn_attention, splash_attention
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.flops import count_flops
 
 A, B = jnp.zeros((3, 5)), jnp.zeros((5, 7))
@@ -61,7 +61,7 @@ def test_loops_that_end_by_their_data():
 
 
 def test_each_device_of_a_shard_map_counts():
-    mesh = layout.make_mesh(8, 1, 1)
+    mesh = meshes.make_mesh(8, 1, 1)
     local = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
     assert flops(local, jnp.zeros((24, 5)), B) == 8 * PRODUCT
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.models.logprobs import LOGITS, token_logprobs
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import Program
 
 # A loop without a stated trip count, whose end is in its condition, around a scratch copy, a slice and a collective.
@@ -100,7 +100,7 @@ def test_logits_are_told_from_weights():
 @pytest.mark.parametrize("backward", [False, True])
 def test_logits_as_large_as_a_weight(backward):
     """A device's chunk has as many positions as its part of a weight has channels, 64 / 4."""
-    mesh = layout.make_mesh(1, 4, 2)
+    mesh = meshes.make_mesh(1, 4, 2)
     sizes = 640 // 2, {64, 64 // 4, 64 // 2, 64 // 8}
     array = lambda spec, *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))  # noqa: E731
     hidden, head, targets = array(P("fsdp"), 8, 40, 64), array(P("tensor", "fsdp"), 640, 64), array(P("fsdp"), 8, 40)
@@ -117,7 +117,7 @@ def test_logits_as_large_as_a_weight(backward):
 
 def test_weights_alone_are_no_logits():
     """Of half of the vocabulary's and all kinds of sizes of the other axis, in float32 and bfloat16, moved and cast."""
-    mesh = layout.make_mesh(1, 4, 2)
+    mesh = meshes.make_mesh(1, 4, 2)
     split, whole = (NamedSharding(mesh, spec) for spec in (P("tensor", "fsdp"), P("tensor")))
     table = jax.ShapeDtypeStruct((640, 64), jnp.float32, sharding=split)
     cast = jax.jit(lambda table: table.astype(jnp.bfloat16), out_shardings=whole).lower(table).compile()
@@ -127,7 +127,7 @@ def test_weights_alone_are_no_logits():
 @pytest.mark.parametrize("steps", [3, 11])
 def test_on_a_real_program(steps):
     """Eight devices; each step of a scan gathers the weights, once before it sums the result."""
-    mesh = layout.make_mesh(1, 8, 1)
+    mesh = meshes.make_mesh(1, 8, 1)
     split = NamedSharding(mesh, P("fsdp", None))
     whole = NamedSharding(mesh, P())
 

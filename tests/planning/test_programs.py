@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from gadjax.parallel.chips import CHIPS
 from gadjax.planning.estimate import compile_program
 from gadjax.planning.program import bytes_per_device
 from gadjax.planning.programs import full_batch, run_programs
 from gadjax.planning.run import checked, make_blueprint, make_plan
-from gadjax.planning.targets import CHIPS, parse_topology
+from gadjax.planning.targets import parse_topology
 from gadjax.rollout.sampler import Sampling
 from gadjax.trainer import host_rows
 from gadjax.trainer.loop import Run

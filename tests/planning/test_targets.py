@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gadjax.errors import UserError
+from gadjax.parallel.chips import CHIPS
 from gadjax.planning import targets
-from gadjax.planning.targets import CHIPS, parse_topology
+from gadjax.planning.targets import parse_topology
 
 
 @pytest.mark.parametrize(

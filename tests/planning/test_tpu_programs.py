@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gadjax.models import layouts
 from gadjax.models.logprobs import LOGITS, token_logprobs
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning import targets
 from gadjax.planning.estimate import compile_program
 from gadjax.planning.hlo import Program
@@ -71,9 +72,9 @@ def test_weights_that_are_gathered_are_reported(sampling):
 
         return jax.jit(sample)
 
-    params = layout.abstract_params(model, blueprint.mesh, model.config.dtype)
+    params = layouts.abstract_params(model, blueprint.mesh, model.config.dtype)
     _, batch, key = sampling.given()
-    batch = layout.with_shardings(batch, dict.fromkeys(batch, layout.rows(blueprint.mesh)))
+    batch = meshes.with_shardings(batch, dict.fromkeys(batch, meshes.rows(blueprint.mesh)))
     found = compiled(dataclasses.replace(sampling, function=function, given=lambda: (params, batch, key), model=model))
     table = model.config.vocab_size * model.config.hidden_size * 2
     assert found.gathered == table > smallest_weight(sampling)
@@ -92,7 +93,7 @@ def array(mesh, shape, *axes):
 @pytest.mark.parametrize(("size", "scanned"), [(1024, True), (4096, False)])
 def test_gathers_of_a_loop_are_counted(devices, size, scanned):
     """Of a layer's weights for each token; where layers are unrolled, fusions hold the gathers in parts."""
-    mesh = layout.make_mesh(1, 4, 1, devices)
+    mesh = meshes.make_mesh(1, 4, 1, devices)
     whole = NamedSharding(mesh, P())
 
     def decode(x, weights):
@@ -119,7 +120,7 @@ def test_gathers_of_a_loop_are_counted(devices, size, scanned):
 
 def test_sums_of_a_loop_are_told_from_gathers(devices):
     """Weights that stay where they are: a fusion sums the products and keeps each device's part of them."""
-    mesh = layout.make_mesh(1, 4, 1, devices)
+    mesh = meshes.make_mesh(1, 4, 1, devices)
 
     def decode(x, weights):
         return jax.lax.fori_loop(0, TOKENS, lambda _, x: jax.lax.scan(layer, x, weights)[0], x)
@@ -135,7 +136,7 @@ def test_sums_of_a_loop_are_told_from_gathers(devices):
 
 def test_logits_as_large_as_a_weight(devices):
     """More than fit the scratch memory, in a backward pass, with the gradient of the head beside them."""
-    mesh = layout.make_mesh(1, 4, 1, devices)
+    mesh = meshes.make_mesh(1, 4, 1, devices)
     hidden, head = (
         array(mesh, (16, 512, 1024), "fsdp"),
         array(mesh, (65536, 1024), None, "fsdp"),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 
 VOCAB = 23

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout.draw import Sampling, sample_token, uniforms
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -129,8 +129,8 @@ def test_a_split_vocabulary_changes_nothing(sampling):
     keys = jax.random.split(jax.random.key(2), 64)
     draw = jax.jit(sample_token, static_argnums=(2, 3))
     whole = draw(logits, keys, sampling)
-    mesh = layout.make_mesh(1, 2, 4)
-    split = draw(*layout.place((logits,), layout.rows(mesh)), keys, sampling, mesh)
+    mesh = meshes.make_mesh(1, 2, 4)
+    split = draw(*meshes.place((logits,), meshes.rows(mesh)), keys, sampling, mesh)
     np.testing.assert_array_equal(whole[0], split[0])
     np.testing.assert_allclose(whole[1], split[1], atol=1e-5)
     if not sampling.temperature:

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from gadjax.parallel import mesh as layout
+from gadjax.models import layouts
+from gadjax.parallel import mesh as meshes
 from gadjax.rollout import engine
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
@@ -20,7 +21,7 @@ SAMPLING = Sampling(6, (3, 11), pad_id=0, temperature=0.7)
 
 @pytest.fixture(scope="module")
 def one():
-    return layout.make_mesh(1, 1, 1, jax.devices()[:1])
+    return meshes.make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +84,10 @@ def test_seeds(model, params, prompts, one, answers):
 
 
 def test_spread_over_devices(model, params, prompts, answers):
-    mesh = layout.make_mesh(data=1, fsdp=4, tensor=2)
+    mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
     spread = Engine(dataclasses.replace(model, mesh=mesh), mesh, batch_size=3)
     assert spread.batch_size == 4
-    sharded = jax.device_put(params, layout.param_shardings(model, mesh))
+    sharded = jax.device_put(params, layouts.param_shardings(model, mesh))
     assert_same(spread.generate(sharded, prompts, SAMPLING, seed=14), answers)
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.config import ModelConfig
+from gadjax.models import layouts
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import Program
 from gadjax.rollout.draw import Sampling, sample_token, uniforms
 from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, rollout, row_keys, run, sizes_of
@@ -269,10 +270,10 @@ def test_the_mesh_changes_no_sample(queue_of, sizes, slots):
     tokens, lengths = queue_of(24)
     keys = row_keys(jax.random.key(0), jnp.arange(24))
     whole, _ = run_jitted(model, params, tokens, lengths, keys, 2, SAMPLED, slots)
-    mesh = layout.make_mesh(*sizes)
+    mesh = meshes.make_mesh(*sizes)
     spread = dataclasses.replace(model, mesh=mesh)
-    params = jax.device_put(params, layout.param_shardings(spread, mesh, layout.DECODING_RULES))
-    placed = layout.place((tokens, lengths), layout.rows(mesh))
+    params = jax.device_put(params, layouts.param_shardings(spread, mesh, meshes.DECODING_RULES))
+    placed = meshes.place((tokens, lengths), meshes.rows(mesh))
     split, _ = run_jitted(spread, params, *placed, keys, 2, SAMPLED, slots)
     np.testing.assert_array_equal(split.tokens, whole.tokens)
     np.testing.assert_array_equal(split.lengths, whole.lengths)

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
-from gadjax.models import lora
+from gadjax.models import layouts, lora
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
-from gadjax.parallel import mesh as layout
+from gadjax.parallel import mesh as meshes
 from gadjax.train import run
 from gadjax.trainer.exports import check_workdir, network_model, read_workdir
 from gadjax.trainer.heldout import HeldOut
@@ -127,9 +127,9 @@ def test_checkpoints_hold_no_base(finished):
     names = {str(path) for path in (workdir / "checkpoints" / "6").rglob("*")}
     assert not any("embed" in name for name in names)
     config, facts = read_workdir(workdir)
-    mesh = layout.make_mesh(1, 1, 1)
+    mesh = meshes.make_mesh(1, 1, 1)
     model = network_model(config, facts, "generator")
-    params = tree.params(6, "generator", lora.trained(layout.abstract_params(model, mesh)))
+    params = tree.params(6, "generator", lora.trained(layouts.abstract_params(model, mesh)))
     assert {name.rpartition("/")[2] for name in named_leaves(params)} == {"lora_a", "lora_b"}
 
 
@@ -159,7 +159,7 @@ def test_exports_are_merged_weights_and_adapters(finished, adapted, network):
     config, facts = read_workdir(workdir)
     setup = prepare_run(adapted())
     model = network_model(config, facts, network)
-    like = lora.trained(layout.abstract_params(model, setup.mesh))
+    like = lora.trained(layouts.abstract_params(model, setup.mesh))
     whole = lora.join(initial_base(setup), Checkpoints(workdir).params(6, network, like))
     exported, _ = read_hf_config(workdir / "export" / network)
     plain = Model(exported, model.head)

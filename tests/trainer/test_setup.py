@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 
 from gadjax.errors import UserError
-from gadjax.models.export import save_pretrained
 from gadjax.models.model import Model
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import read_hf_config
 from gadjax.train import run
 from gadjax.trainer.blueprint import make_method

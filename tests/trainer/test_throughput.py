@@ -12,7 +12,7 @@ import pytest
 
 from gadjax.data.packing import pack
 from gadjax.models import attention
-from gadjax.models.config import ModelConfig
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.planning.flops import count_flops
 from gadjax.rollout.sampler import Samples

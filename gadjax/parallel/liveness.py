@@ -28,7 +28,7 @@ SHUTDOWN = 30  # seconds that one process waits for the others to end too
 _LAST_WORDS = 10  # the same, where it failed
 
 
-class Watch:
+class LivenessWatch:
     """Of this process over the others, until the program ends."""
 
     def __init__(self, client: Any, *, beat: float = BEAT, patience: float = PATIENCE):
@@ -39,7 +39,7 @@ class Watch:
         """
         self._client, self._beat, self._patience = client, beat, patience
         self._met, self._leaving = 0, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="liveness watch")
         self._thread.start()
         atexit.register(self._leave)  # after JAX's own, and so before it
 

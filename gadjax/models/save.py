@@ -17,7 +17,7 @@ import safetensors.numpy
 import gadjax
 from gadjax.errors import UserError
 from gadjax.models.adapters import Adapters, write_peft
-from gadjax.models.config import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
+from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.hf_files import INDEX_FILE, SINGLE_FILE
 from gadjax.models.weights import HF_TENSORS, Params, fetch, is_stacked, named_leaves
 from gadjax.parallel import processes

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gadjax.parallel.watch import BEAT, HEARTBEAT, PATIENCE, SHUTDOWN, describe
+from gadjax.parallel.liveness import BEAT, HEARTBEAT, PATIENCE, SHUTDOWN, describe
 from tests.runs import untimed
 
 MINUTE = 60
@@ -23,10 +23,10 @@ TRAIN = """
 import functools, os, signal, sys, time
 from gadjax.errors import run_command
 from gadjax.parallel import processes
-from gadjax.parallel.watch import Watch
+from gadjax.parallel.liveness import LivenessWatch
 
 me, what = int(sys.argv[2]), sys.argv[3]
-processes.watch.Watch = functools.partial(Watch, beat=0.2, patience=3)
+processes.LivenessWatch = functools.partial(LivenessWatch, beat=0.2, patience=3)
 
 def train():
     processes.start(sys.argv[1], 2, me)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.models.config import ModelConfig, Rope
+from gadjax.models.architecture import ModelConfig, Rope
 
 WHERE = "model/config.json"
 LLAMA = {

@@ -14,10 +14,10 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gadjax.errors import UserError
-from gadjax.models import export
-from gadjax.models.config import ModelConfig
-from gadjax.models.export import save_pretrained
+from gadjax.models import save
+from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
+from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 
 HF_CONFIG = {
@@ -195,8 +195,8 @@ def crash_in_call(number: int, function):
 def test_a_crash_leaves_the_earlier_export_or_none(tmp_path, monkeypatch, where):
     target, name, number = {
         "second weights file": (safetensors.numpy, "save_file", 2),
-        "config": (export, "_write_json", 1),
-        "first rename": (export.os, "rename", 1),
+        "config": (save, "_write_json", 1),
+        "first rename": (save.os, "rename", 1),
     }[where]
     args, options = (CONFIG, HF_CONFIG), dict(kind="generator", max_shard_bytes=6_000)
     out = tmp_path / "out"
@@ -220,7 +220,7 @@ def test_a_crash_between_the_renames_keeps_the_earlier_export_beside(tmp_path, m
     first, out = random_params("lm", 0), tmp_path / "out"
     save_pretrained(out, first, CONFIG, HF_CONFIG, kind="generator")
     with monkeypatch.context() as patch:
-        patch.setattr(export.os, "rename", crash_in_call(2, export.os.rename))
+        patch.setattr(save.os, "rename", crash_in_call(2, save.os.rename))
         with pytest.raises(Crash):
             save_pretrained(out, random_params("lm", 1), CONFIG, HF_CONFIG, kind="generator")
     assert not out.exists()
