@@ -36,7 +36,7 @@ def test_defaults_are_the_papers(repo):
     assert (config.gad.ppo_minibatches, config.gad.ppo_epochs, config.gad.entropy_coefficient) == (1, 1, 0)
     optimizer = config.optimizer
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 0.01, 0.2)
-    # The options of the algorithm page's section 7 are off.
+    # The options that steady the game (`docs/algorithm.md`, section 7) are off.
     assert config.discriminator.updates_per_step == config.discriminator.bt_temperature == 1
     assert config.discriminator.replay_size == config.gad.sft_coefficient == config.gad.importance_cap == 0
 

@@ -126,7 +126,7 @@ def prepare(
     source_name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Tokenises every row that can be used and counts the others (algorithm.md, section 4).
+    """Tokenises every row that can be used and counts the others (`docs/algorithm.md`, section 4).
 
     Args:
       rows: what `read_rows` read.

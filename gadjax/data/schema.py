@@ -1,6 +1,6 @@
 """The teacher's Parquet: read, checked row by row, kept as Arrow columns.
 
-The schema is that of the published LMSYS-Chat-GPT-5-Chat-Response (algorithm.md, section 4); a file from
+The schema is that of the published LMSYS-Chat-GPT-5-Chat-Response (`docs/algorithm.md`, section 4); a file from
 anywhere in this schema trains without conversion. Columns that training does not need are not read.
 """
 

@@ -39,7 +39,7 @@ def response_logprobs(
 
 
 def sequence_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
-    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (algorithm page, section 1).
+    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (`docs/algorithm.md`, section 1).
 
     0 for those that are in another micro-batch.
     """

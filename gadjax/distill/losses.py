@@ -56,7 +56,7 @@ def is_clipped(
 def k3_kl(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
     """Schulman's k3 estimate of KL(policy || reference) per token, nats: exp(d) - d - 1 with d = reference - logprobs.
 
-    d is clamped to ±20 and the estimate to ±10 (algorithm page, section 3.5).
+    d is clamped to ±20 and the estimate to ±10 (`docs/algorithm.md`, section 3.5).
     """
     difference = jnp.clip(reference - logprobs, -20.0, 20.0)
     return jnp.clip(jnp.exp(difference) - difference - 1.0, -10.0, 10.0)

@@ -36,7 +36,7 @@ class GadState:
 def adamw(
     learning_rate: float, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
-    """AdamW after a clip of the gradient's global norm (algorithm page, section 3)."""
+    """AdamW after a clip of the gradient's global norm (`docs/algorithm.md`, section 3)."""
     update = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip), update)
 

@@ -1,4 +1,4 @@
-"""The three kinds of step, as pure functions of states: SeqKD, warmup and GAD (algorithm page, sections 2 and 3).
+"""The three kinds of step, as pure functions of states: SeqKD, warmup and GAD (`docs/algorithm.md`, sections 2, 3).
 
 Each can be jitted whole, sampling loop included; they lay out one sequence a row. The trainer calls the same parts
 (`sample` and the functions of `updates`) with rows packed by the host between them; a test holds the two equal.
@@ -23,7 +23,7 @@ def gad_step(method: Method, state: GadState, batch: Batch, key: jax.Array) -> t
     """One whole GAD step: rollout, score, discriminator update, advantages, policy update.
 
     The rewards are the scores of the discriminator before its update: they come out of the forward pass of that very
-    update (algorithm page, 3.4). `state.reference` is required.
+    update (`docs/algorithm.md`, section 3.4). `state.reference` is required.
     """
     samples = sample(method, state.generator.params, batch, key, base=state.base)
     groups, weight = group_rows(method, batch, samples)

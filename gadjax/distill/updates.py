@@ -79,7 +79,7 @@ def update_policy(
     *,
     base: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The policy-gradient updates of one rollout: `ppo_epochs` passes over its minibatches (algorithm page, 3.5).
+    """The updates of one rollout: `ppo_epochs` passes over its minibatches (`docs/algorithm.md`, section 3.5).
 
     Args:
       reference: parameters of the policy that the KL is measured against, over the same base as the state's.

@@ -1,4 +1,4 @@
-"""The paper's judge (algorithm page, section 6): what it is asked, how its verdicts are read, what a score is.
+"""The paper's judge (`docs/algorithm.md`, section 6): what it is asked, how its verdicts are read, what a score is.
 
 The words are those of the Vicuna evaluation, which MiniLLM and the GAD paper use. The verdict's first line holds the
 scores of assistant 1 and assistant 2; which of the two is the reference is drawn by a hash of seed, set and prompt, and

@@ -1,8 +1,9 @@
 """Kullback-Leibler divergences between a student and an open teacher with the same tokenizer.
 
-q is the student at temperature 1, p the teacher at the temperature that its answers were collected with (decisions
-page, 9). Both are distributions over whole responses, cut after `limit` tokens: by the chain rule the divergence of the
-cut responses is the expected sum of log-ratios over the tokens that are left. It is estimated by Monte Carlo:
+q is the student at temperature 1, p the teacher at the temperature that its answers were collected with
+(`docs/algorithm.md`, section 6). Both are distributions over whole responses, cut after `limit` tokens: by the chain
+rule the divergence of the cut responses is the expected sum of log-ratios over the tokens that are left. It is
+estimated by Monte Carlo:
 
     reverse  E_q[log q - log p], on responses that the student drew
     forward  E_p[log p - log q], on responses that the teacher drew, or on the answers given with the prompts

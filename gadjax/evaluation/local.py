@@ -20,7 +20,7 @@ from gadjax.evaluation.results import TEACHER, Kl, Scores, TwoSampleScore
 from gadjax.evaluation.settings import Settings
 from gadjax.evaluation.sources import API, EXPORT, Prompts, Source, parse_source
 
-_STUDENT_TEMPERATURE = 1.0  # of q (decisions page, 9)
+_STUDENT_TEMPERATURE = 1.0  # of q, whatever the teacher's temperature (`docs/algorithm.md`, section 6)
 
 
 class LocalPart:

@@ -100,7 +100,7 @@ def inspect(source: Source, *, dtype: str = "auto") -> LocalModel:
 
 
 def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
-    """Whether an id means the same token to both; sizes of embeddings don't say (decisions page, 4)."""
+    """Whether an id means the same token to both. Sizes of embeddings don't say: Qwen pads them differently."""
     return a.tokenizer.vocabulary_fingerprint() == b.tokenizer.vocabulary_fingerprint()
 
 

@@ -1,7 +1,7 @@
 """Overlap of the student's answers with the teacher's, and statistics of their lengths.
 
 Diagnostics of training only: SeqKD optimises for overlap, scores higher on it than GAD and is worse
-(algorithm page, section 6).
+(`docs/algorithm.md`, section 6).
 
 A word is a maximal run of a-z and 0-9 in the lower-cased text, as in Google's ROUGE. Text in other scripts
 has no words and so no overlap.

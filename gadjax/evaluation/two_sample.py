@@ -1,7 +1,7 @@
 """The two-sample test: can a fresh classifier, never used in training, tell the student's answers from the teacher's?
 
 After Lopez-Paz and Oquab (arXiv 1610.06545). The classifier grows from the same base checkpoint whatever the model that
-is tested, and its folds are split by prompt (decisions page, 10).
+is tested, and its folds are split by prompt (`docs/algorithm.md`, section 6).
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Model:
         return nnx.to_pure_dict(nnx.state(Decoder(self.config, self.head, nnx.Rngs(key))))
 
     def init_head(self, key: jax.Array) -> Params:
-        """A fresh scalar head, {"kernel": N(0, 0.02²) [H, 1], "bias": 0 [1]} (algorithm page, section 1)."""
+        """A fresh scalar head, {"kernel": N(0, 0.02²) [H, 1], "bias": 0 [1]} (`docs/algorithm.md`, section 1)."""
         return {
             "kernel": 0.02 * jax.random.normal(key, (self.config.hidden_size, 1)),
             "bias": jnp.zeros((1,)),
@@ -111,7 +111,7 @@ class Model:
 
 
 def grow_discriminator(generator: Params, head: Params) -> Params:
-    """A discriminator's parameters: a copy of the generator's backbone with a scalar head (algorithm page, section 1).
+    """A copy of the generator's backbone with a scalar head, the discriminator (`docs/algorithm.md`, section 1).
 
     Args:
       generator: parameters of an "lm" model.

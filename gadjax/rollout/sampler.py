@@ -63,8 +63,8 @@ def rollout(
     """Samples `num_samples` responses to each prompt. Pure; jit it with the model, N, sampling and slots static.
 
     A sample depends on its own key, prompt and number only: not on its place in the batch, its neighbours, padding or
-    the number of slots. Log-probs are those the trainer computes on the same tokens (decisions page, 1). At temperature
-    0 they are of the unscaled distribution.
+    the number of slots. Log-probs are those the trainer computes on the same tokens (`docs/algorithm.md`, section 3.1).
+    At temperature 0 they are of the unscaled distribution.
 
     Args:
       model: with the "lm" head.

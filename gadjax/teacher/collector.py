@@ -22,7 +22,7 @@ from gadjax.teacher.client import RowFailed, Teacher
 from gadjax.teacher.ledger import Answer, Key, Ledger
 from gadjax.teacher.workers import guarded, patience, run_workers
 
-# The published schema (algorithm.md, section 4), then provenance, which training ignores.
+# The published schema (`docs/algorithm.md`, section 4), then provenance, which training ignores.
 SCHEMA = pa.schema(
     [
         ("content", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),

@@ -16,7 +16,7 @@ class Replay:
     """Keeps the last groups, as plain arrays that a checkpoint can hold.
 
     Half of each discriminator batch from 4,096 past samples steadied the discriminator in the one public replication
-    (algorithm page, section 7). Metrics and rewards are never of replayed groups.
+    (`docs/algorithm.md`, section 7). Metrics and rewards are never of replayed groups.
     """
 
     def __init__(self, groups: int):

@@ -184,7 +184,7 @@ def row_shape(blueprint: Blueprint, network: str, group: int) -> host_rows.RowSh
 
 
 def response_metrics(samples: Samples) -> Metrics:
-    """Lengths of the sampled responses, where reward hacking shows first (algorithm page, section 5.7)."""
+    """Lengths of the sampled responses, where reward hacking shows first (`docs/algorithm.md`, section 5)."""
     lengths = length_statistics(np.asarray(samples.lengths).reshape(-1))
     return {
         "response/length_mean": lengths["mean"],

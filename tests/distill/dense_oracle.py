@@ -26,7 +26,7 @@ def dense_distribution(params, tiny, tokens, times, temperature):
 
 
 def dense_policy_loss(params, tiny, method, lengths=None):
-    """The policy loss as the algorithm page has it (3.5). `lengths` [S] may leave sequences out, by 0."""
+    """The policy loss of `docs/algorithm.md`, section 3.5. A length of 0 in `lengths` [S] leaves a sequence out."""
     tokens, sampled = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (tiny.samples.tokens, tiny.samples.logprobs))
     lengths = tiny.samples.lengths.reshape(-1) if lengths is None else lengths
     advantages = tiny.advantages.reshape(-1)[:, None]

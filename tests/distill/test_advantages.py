@@ -12,7 +12,7 @@ def test_rewards_are_standardised_within_each_group_by_the_unbiased_std():
     np.testing.assert_allclose(group_advantages(rewards), (rewards - mean) / (std + 1e-6), rtol=1e-5)
 
 
-def test_the_epsilon_is_the_page_s():
+def test_the_epsilon_is_the_algorithm_s():
     """Where the rewards of a group nearly agree, 1e-6 decides: std 1e-6 gives half of the standardised value."""
     rewards = np.array([[-1e-6, 0.0, 1e-6]], np.float32)
     np.testing.assert_allclose(group_advantages(rewards), [[-0.5, 0.0, 0.5]], rtol=1e-5)

@@ -102,7 +102,7 @@ def test_the_trainer_on_eight_devices_is_the_whole_step_on_one(adapted, stage):
 
 
 def test_the_sampler_s_log_probs_are_the_trainer_s(adapted):
-    """Sampled from weights with the adapters in them, computed with the adapters beside them: decisions page, 1."""
+    """Sampled from weights with the adapters in them, computed with the adapters beside them: one distribution."""
     method = adapted.method()
     state = adapted.state(method)
     key = jax.random.key(1)

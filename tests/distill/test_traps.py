@@ -1,4 +1,4 @@
-"""The traps of the algorithm page (section 5) that other implementations fell into, one after another."""
+"""The traps that other implementations fell into, one after another (`docs/algorithm.md`, section 5)."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_compute_dtype(params):
 
 
 def test_score_is_linear_in_the_final_hidden_state():
-    """The head is Linear(hidden, 1) with bias on the final-norm state (algorithm page, section 1)."""
+    """The head is Linear(hidden, 1) with bias on the final-norm state (`docs/algorithm.md`, section 1)."""
     model = Model(CONFIG, "score")
     params = random_params(model)
     fields = RNG.integers(0, 29, (1, 6)).astype(np.int32), *alone(6)

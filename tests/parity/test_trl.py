@@ -200,7 +200,7 @@ def test_policy_loss_and_gradient(case, aggregation, loss_type, off_policy):
 
 
 def test_advantages(case):
-    """The same but for the epsilon: 1e-6 on the algorithm page, 1e-4 in TRL."""
+    """The same but for the epsilon: 1e-6 in gadjax (`docs/algorithm.md`, section 3.3), 1e-4 in TRL."""
     _, _, advantages = trl_loss(case, "dapo", 0.0, off_policy=False)
     std = np.std(case.rewards, axis=1, ddof=1, keepdims=True)
     expected = advantages * (std + EPSILON["trl"]) / (std + EPSILON["ours"])

@@ -1,6 +1,6 @@
 """The updates of GAD in PyTorch, and a batch for them.
 
-Written from the algorithm page, one term after another, and differentiated by autograd; no code is shared with gadjax.
+Written from `docs/algorithm.md`, one term after another, and differentiated by autograd; no code is shared with gadjax.
 `test_torch_gad.py` compares gadjax with it on tables, `test_torch_models.py` on whole models.
 """
 

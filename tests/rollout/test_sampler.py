@@ -182,7 +182,7 @@ def test_independent_of_place_and_padding(model, params, padded, change):
 
 
 def test_log_probs_are_those_of_training(model, params, prompts, padded):
-    """Trap 5 of the algorithm page, through the packed rows that the trainer uses."""
+    """Trap 5 (`docs/algorithm.md`, section 5), through the packed rows that the trainer uses."""
     from gadjax.data.packing import pack
     from gadjax.distill.forward import response_logprobs
 
