@@ -55,13 +55,13 @@ from absl import flags
 from gadjax import commands
 from gadjax.errors import UserError
 from gadjax.files import expand
-from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
+from gadjax.teacher.protocol import LIMIT_FIELDS, request_fields
 
 if TYPE_CHECKING:
     from gadjax.data.prompts import Prompt
     from gadjax.teacher.batch_state import Batches
     from gadjax.teacher.budget import Budget, Prices
-    from gadjax.teacher.client import Teacher
+    from gadjax.teacher.client import TeacherClient
     from gadjax.teacher.collector import Collected, Question
     from gadjax.teacher.ledger import Ledger
 
@@ -201,16 +201,17 @@ async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, 
         return _report(result, len(asked), interrupted=teacher.stop.is_set())
 
 
-def _teacher() -> Teacher:
-    from gadjax.teacher.client import Sampling, Teacher
+def _teacher() -> TeacherClient:
+    from gadjax.teacher.client import TeacherClient
     from gadjax.teacher.limits import Limits
+    from gadjax.teacher.protocol import RequestSettings
 
     fields, left_out = request_fields(FLAGS.request_fields, "--request_fields")
     temperature, top_p = (None if name in left_out else FLAGS[name].value for name in ("temperature", "top_p"))
-    return Teacher(
+    return TeacherClient(
         FLAGS.base_url,
         FLAGS.model,
-        Sampling(temperature, top_p, FLAGS.max_tokens, FLAGS.seed),
+        RequestSettings(temperature, top_p, FLAGS.max_tokens, FLAGS.seed),
         api_key=os.environ.get("OPENAI_API_KEY"),
         name=FLAGS.model_name,
         system=FLAGS.system or None,
@@ -264,7 +265,7 @@ def _batches(out: pathlib.Path) -> Batches:
 
 
 async def _ask(
-    teacher: Teacher,
+    teacher: TeacherClient,
     asked: list[Question],
     missing: list[Question],
     ledger: Ledger,
@@ -302,7 +303,7 @@ async def _ask(
 
 
 @contextlib.contextmanager
-def _interruptible(teacher: Teacher) -> Iterator[None]:
+def _interruptible(teacher: TeacherClient) -> Iterator[None]:
     """Ctrl-C ends the asking: what is under way is waited for, since it is paid for. Another one ends all at once."""
     loop = asyncio.get_running_loop()
 

@@ -131,7 +131,7 @@ def _evaluate(models, sets, out, settings: Settings):
     from gadjax.progress import RunProgress
 
     with RunProgress(console=Console(stderr=True)) as progress:
-        return evaluate(models, sets, out, settings, say=progress.say, watch=progress.watch)
+        return evaluate(models, sets, out, settings, say=progress.say, watch=progress.update)
 
 
 def main(argv: list[str]) -> int:

@@ -55,13 +55,13 @@ def main(argv: list[str]) -> None:
             top_k=FLAGS.top_k,
         )
         with RunProgress(console=Console(stderr=True)) as progress:
-            progress.watch("generating", 0, len(prompts))
+            progress.update("generating", 0, len(prompts))
             replies = model.answer(
                 [prompt.content for prompt in prompts],
                 sampling,
                 seed=FLAGS.seed,
                 fit=FLAGS.max_response_length is None,
-                done=lambda count: progress.watch("generating", count, len(prompts)),
+                done=lambda count: progress.update("generating", count, len(prompts)),
             )
         for prompt, reply in zip(prompts, replies, strict=True):
             write(

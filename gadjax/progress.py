@@ -17,6 +17,7 @@ from rich.text import Text
 from gadjax.files import is_url
 from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
 
+ProgressCallback = Callable[[str, int, int], None]  # what is done, number done, number of all
 StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number: gadjax.metrics.read_heldout
 
 _RECENT = 50  # steps whose mean duration tells the time left
@@ -51,7 +52,7 @@ class RunProgress:
         self._plain_seconds = plain_seconds
         self._clock = clock
         self._bar: _LiveBar | _PlainBar | None = None
-        self._task: str | None = None  # that `watch` has begun
+        self._task: str | None = None  # that `update` has begun
 
     def __enter__(self) -> RunProgress:
         return self
@@ -69,9 +70,9 @@ class RunProgress:
         Called again and again, from some `done` until it is `total`.
         """
         if total >= _MANY:
-            self.watch(what, done, total)
+            self.update(what, done, total)
 
-    def watch(self, what: str, done: int, total: int) -> None:
+    def update(self, what: str, done: int, total: int) -> None:
         """Shows how far a task is.
 
         Called again and again, from some `done` until it is `total`; another `what` ends the task before. A call with 0

@@ -164,13 +164,13 @@ def main(argv: list[str]) -> None:
         commands.use_compilation_cache()
         network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
         with RunProgress(console=Console(stderr=True)) as progress:
-            progress.watch("scoring", 0, len(answers))
+            progress.update("scoring", 0, len(answers))
             scores = score_answers(
                 network,
                 answers,
                 max_response_length=FLAGS.max_response_length,
                 batch_size=FLAGS.batch_size,
-                done=lambda count: progress.watch("scoring", count, len(answers)),
+                done=lambda count: progress.update("scoring", count, len(answers)),
             )
         for answer, score in zip(answers, scores, strict=True):
             row = {"content": answer.content, "response": answer.response, "score": float(score)}

@@ -218,9 +218,9 @@ def test_tasks_one_after_the_other():
     with RunProgress(console=console, clock=clock) as progress:
         for done in range(0, 101, 10):
             clock.now += 20
-            progress.watch("answers", done, 100)
-        progress.watch("KL", 1, 4)
-        progress.watch("overlap", 7, 7)
+            progress.update("answers", done, 100)
+        progress.update("KL", 1, 4)
+        progress.update("overlap", 7, 7)
     assert shown(console).splitlines() == [
         "answers 0/100, ? left",
         *(
@@ -237,11 +237,11 @@ def test_tasks_one_after_the_other():
 def test_a_task_shows_before_the_first_is_done():
     console, clock = plain_console(), Clock()
     with RunProgress(console=console, clock=clock) as progress:
-        progress.watch("scoring", 0, 3)
+        progress.update("scoring", 0, 3)
         assert shown(console) == "scoring 0/3, ? left\n"
         for done in (0, 1, 1, 2, 3):  # what loads and compiles comes before the first: it tells nothing of the pace
             clock.now += 40
-            progress.watch("scoring", done, 3)
+            progress.update("scoring", done, 3)
     assert shown(console).splitlines()[-1] == "scoring 3/3, 0:00 left"
     assert "scoring 2/3, 1:20 left" in shown(console)
 
@@ -249,6 +249,6 @@ def test_a_task_shows_before_the_first_is_done():
 def test_tasks_on_a_terminal():
     console = terminal()
     with RunProgress(console=console) as progress:
-        progress.watch("answers", 3, 5)
-        progress.watch("KL", 4, 4)
+        progress.update("answers", 3, 5)
+        progress.update("KL", 4, 4)
     assert re.search(r"answers .* 3/5", shown(console)) and re.search(r"KL .* 4/4", shown(console))

@@ -17,14 +17,14 @@ _FEW_TOKENS = 2**14  # in an update of no more, fewer steps: it would compile fo
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class BinSizes:
     """Tokens of a run's groups: of their prompts [G] where these are shared, else 0, and of what follows [G, size]."""
 
     prompts: np.ndarray
     needs: np.ndarray
 
     @classmethod
-    def of(cls, prompts: Sequence, responses: Sequence, group: int, share: bool) -> Sizes:
+    def of(cls, prompts: Sequence, responses: Sequence, group: int, share: bool) -> BinSizes:
         """Of token arrays, `group` consecutive ones with one prompt."""
         asked = np.array([len(prompt) for prompt in prompts]).reshape(-1, group)
         answers = np.array([len(response) for response in responses]).reshape(-1, group)
@@ -42,7 +42,7 @@ class Sizes:
 
 
 def fit(
-    runs: Sequence[Sizes],
+    runs: Sequence[BinSizes],
     row_length: int,
     *,
     micro_batches: int,
@@ -75,14 +75,14 @@ def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1)
     return multiple_of(-(-(sequences // group) // parts) * group, row_multiple)
 
 
-def slots_for(held: int, row_length: int, runs: Sequence[Sizes]) -> int:
+def slots_for(held: int, row_length: int, runs: Sequence[BinSizes]) -> int:
     """Response slots of a row, where none has more than `held` response tokens; in a small update quarters of a row."""
     small = _tokens(runs) <= _FEW_TOKENS
     slots = multiple_of(held, -(-row_length // 4)) if small else round_up(held, _LEAST_SLOTS, _SLOT_STEPS)
     return min(slots, row_length)
 
 
-def _tokens(runs: Sequence[Sizes]) -> int:
+def _tokens(runs: Sequence[BinSizes]) -> int:
     return max(int(run.totals.sum()) for run in runs)
 
 
@@ -119,7 +119,7 @@ def _shapes(
     yield parts, limit
 
 
-def _assign(sizes: Sizes, parts: int, rows: int, capacity: int, together: bool) -> Layout | None:
+def _assign(sizes: BinSizes, parts: int, rows: int, capacity: int, together: bool) -> Layout | None:
     """Groups to micro-batches, and their sequences to rows, first fit in decreasing order; None if they do not fit."""
     if not together:  # any row will do: all micro-batches are one
         layout = _assign(sizes, 1, parts * rows, capacity, together=True)

@@ -11,40 +11,15 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from gadjax.data.dataset_name import parse
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand
 
-PREFIX = "hf:"
-
 _CONVERTED = "refs/convert/parquet"
-_NAME = re.compile(r"hf:(?P<path>[^:]+)/(?P<split>[\w.-]+)(:(?P<field>[\w./-]+))?")
 _FILE = re.compile(r"(?P<split>[\w.-]+?)(-\d+-of-\d+(-\w+)?)?\.parquet")
 _DEFAULT = "default"  # the config's name where a dataset does not name any
-
-
-class Source(NamedTuple):
-    """What a name names."""
-
-    path: str  # OWNER/NAME, OWNER/NAME/CONFIG or a folder, with /CONFIG or without
-    split: str
-    field: str | None
-
-
-def parse(text: str) -> Source:
-    """Reads `hf:OWNER/NAME/SPLIT:FIELD`; the field is optional.
-
-    Raises:
-      UserError: it is not of this form.
-    """
-    match = _NAME.fullmatch(text)
-    if match is None:
-        raise UserError(
-            f"{text}: expected hf:OWNER/NAME/SPLIT, with /CONFIG before the split and :FIELD behind it where needed, "
-            "such as hf:tatsu-lab/alpaca/train:instruction"
-        )
-    return Source(match["path"], match["split"], match["field"])
 
 
 def files(text: str) -> list[pathlib.Path]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gadjax.data.bins import Layout, Sizes, fit, slots_for
+from gadjax.data.bins import BinSizes, Layout, fit, slots_for
 from gadjax.segments import BRANCH
 
 Array = jax.Array | np.ndarray
@@ -120,7 +120,7 @@ def pack(
         raise ValueError(f"{len(prompts)} sequences do not divide into {count} runs of groups of {group}")
     size = len(prompts) // count
     runs = [slice(j * size, (j + 1) * size) for j in range(count)]
-    sizes = [Sizes.of(prompts[run], responses[run], group, share) for run in runs]
+    sizes = [BinSizes.of(prompts[run], responses[run], group, share) for run in runs]
     for j, run in enumerate(sizes):
         if (longest := int(run.alone.max())) > row_length:
             worst = j * size + int(run.alone.argmax())

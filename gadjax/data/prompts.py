@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gadjax.data import hub_dataset, tfds
+from gadjax.data.dataset_name import HUB, TFDS, parse
 from gadjax.data.parquet import open_parquet
 from gadjax.data.schema import ROLES, Messages
 from gadjax.errors import UserError, first_line
@@ -93,8 +94,8 @@ def read_prompt_rows(
 def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file or a dataset, each with its place."""
     name = os.fspath(path)
-    if name.startswith((hub_dataset.PREFIX, tfds.PREFIX)):
-        field = (hub_dataset if name.startswith(hub_dataset.PREFIX) else tfds).parse(name).field
+    if name.startswith((HUB, TFDS)):
+        field = parse(name).field
         own, one_of = ((field, "category"), (field,)) if field else (_COLUMNS, _ONE_OF)
         for place, row in _dataset(name, tuple(dict.fromkeys((*own, *columns))), one_of):
             more = {column: row[column] for column in columns if column in row and column != field}
@@ -113,7 +114,7 @@ def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> It
 
 
 def _dataset(name: str, wanted: Sequence[str], one_of: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if name.startswith(tfds.PREFIX):
+    if name.startswith(TFDS):
         yield from tfds.examples(name, wanted, one_of)
         return
     for file in hub_dataset.files(name):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gadjax.data import tfds
+from gadjax.data.dataset_name import TFDS
 from gadjax.data.parquet import check_columns, open_parquet
 from gadjax.errors import UserError
 from gadjax.files import expand
@@ -136,7 +137,7 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         raise UserError("no Parquet file was named; give a file, a glob or a directory")
     files: list[str] = []
     for entry in (os.fspath(expand(path)) for path in entries):
-        if entry.startswith(tfds.PREFIX):
+        if entry.startswith(TFDS):
             files.append(entry)
         elif os.path.isdir(entry):
             found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))
@@ -187,7 +188,7 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
 
 def _read_table(file: str) -> pa.Table:
     """Those columns of a file that training reads."""
-    if file.startswith(tfds.PREFIX):
+    if file.startswith(TFDS):
         table = tfds.read_table(file, _REQUIRED + _OPTIONAL)
         _check_schema(file, table.schema)
         return table

@@ -13,19 +13,17 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data.dataset_name import parse
 from gadjax.data.parquet import check_columns, open_parquet
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand, writing
 
-PREFIX = "tfds:"
-
-_NAME = re.compile(r"tfds:(?P<name>.+)/(?P<split>[\w.-]+(\[[^\]]*\])?)(:(?P<field>[\w./]+))?")
 _DATASET = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _ROWS_A_SHARD = 50_000
@@ -45,26 +43,6 @@ _TEXTS = ("teacher_response", "category", "id", "model", "finish_reason", "syste
 _SPLIT = "train"
 
 
-class Source(NamedTuple):
-    """What a name names."""
-
-    name: str
-    split: str
-    field: str | None
-
-
-def parse(text: str) -> Source:
-    """Reads `tfds:NAME/SPLIT:FIELD`; the field is optional.
-
-    Raises:
-      UserError: it is not of this form.
-    """
-    match = _NAME.fullmatch(text)
-    if match is None:
-        raise UserError(f"{text}: expected tfds:NAME/SPLIT or tfds:NAME/SPLIT:FIELD, such as tfds:my_set/train:prompt")
-    return Source(match["name"], match["split"], match["field"])
-
-
 def open_source(text: str) -> Sequence[dict[str, Any]]:
     """The examples of a split, by random access: NumPy values, text as bytes.
 
@@ -77,9 +55,9 @@ def open_source(text: str) -> Sequence[dict[str, Any]]:
     source = parse(text)
     import tensorflow_datasets as tfds
 
-    folder = expand(source.name)
+    folder = expand(source.path)
     try:
-        builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(source.name)
+        builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(source.path)
         if source.split.partition("[")[0] not in builder.info.splits:
             raise UserError(
                 f"{text}: no split {source.split!r}; the dataset has {', '.join(builder.info.splits) or 'none here'}"

@@ -13,13 +13,12 @@ from typing import Any
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.journal import Journal, digest
-from gadjax.teacher.client import RowFailed, Sampling, Teacher
-from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
-from gadjax.teacher.tokens import expected_tokens
-from gadjax.teacher.workers import patience, run_workers
+from gadjax.progress import ProgressCallback
+from gadjax.teacher.client import TeacherClient, ask_many
+from gadjax.teacher.protocol import LIMIT_FIELDS, RequestSettings, request_fields
+from gadjax.teacher.usage import expected_tokens
 
 Say = Callable[[str], None]
-Watch = Callable[[str, int, int], None]  # what is done, how many are done, of how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Endpoint:
       timeout: seconds for one attempt.
       max_retries: attempts after a request's first.
       limit_field: of requests, that says how long an answer may be.
-      fields: more of requests, as `gadjax.teacher.fields.request_fields` takes them.
+      fields: more of requests, as `gadjax.teacher.protocol.request_fields` takes them.
       prices: of a million tokens, of prompts and of answers, for the estimate; None leaves the cost out.
       flags: the command's flag for each of the API's, where it has another name; for messages.
     """
@@ -46,7 +45,7 @@ class Endpoint:
     prices: tuple[float, float] | None = None
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def client(self, model: str, sampling: Sampling) -> Teacher:
+    def client(self, model: str, sampling: RequestSettings) -> TeacherClient:
         """Asks the model; the key is that of OPENAI_API_KEY.
 
         Raises:
@@ -54,7 +53,7 @@ class Endpoint:
         """
         try:
             more, left_out = request_fields(self.fields, "--request_fields")
-            return Teacher(
+            return TeacherClient(
                 self.base_url,
                 model,
                 dataclasses.replace(sampling, **dict.fromkeys(left_out)),
@@ -72,7 +71,7 @@ class Endpoint:
         return UserError(re.sub(r"--[a-z_]+", lambda found: self.flags.get(found[0], found[0]), str(error)))
 
 
-def key_of(client: Teacher, content: Messages, attempt: int = 1) -> str:
+def key_of(client: TeacherClient, content: Messages, attempt: int = 1) -> str:
     """Where a journal keeps the answer: by server, request and attempt."""
     return digest("api", client.base_url, client.fingerprint(content), attempt)
 
@@ -80,13 +79,13 @@ def key_of(client: Teacher, content: Messages, attempt: int = 1) -> str:
 def ask_all(
     endpoint: Endpoint,
     model: str,
-    sampling: Sampling,
+    sampling: RequestSettings,
     questions: Mapping[str, Messages],
     journal: Journal,
     *,
     what: str,
     say: Say,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> dict[str, str]:
     """Says what it will take, then asks what the journal lacks; each answer is on the disk before it counts.
 
@@ -95,7 +94,7 @@ def ask_all(
       model: the API's name of it.
       sampling: drawn with.
       questions: by `key_of`.
-      journal: gets rows of `gadjax.teacher.ledger.Answer`'s fields.
+      journal: gets rows of `gadjax.teacher.ledger.LedgerEntry`'s fields.
       what: is asked for, in words.
       say: gets the estimate.
       watch: is told of every answer.
@@ -139,38 +138,28 @@ def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
 
 
 async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str, str]:
-    waiting = iter(questions.items())
-    failures: dict[str, str] = {}
-    in_a_row = received = 0
-    async with endpoint.client(model, sampling) as asked:
+    received = 0
+    remedy = (
+        "; the same command goes on from here, and --request_fields=JSON adds fields to requests or, set to null, "
+        "leaves temperature and top_p out"
+    )
+    async with endpoint.client(model, sampling) as client:
 
-        async def work() -> None:
-            nonlocal in_a_row, received
-            for key, content in waiting:
-                if asked.stop.is_set():
-                    return
-                try:
-                    answer = await asked.ask(content)
-                except RowFailed as error:
-                    failures[key] = str(error)
-                    in_a_row += 1
-                    if in_a_row == patience(endpoint.concurrency):
-                        raise UserError(
-                            f"{in_a_row} questions in a row to {model} at --base_url={asked.base_url} failed, the last "
-                            f"with: {error}; the same command goes on from here, and --request_fields=JSON adds fields "
-                            "to requests or, set to null, leaves temperature and top_p out"
-                        ) from None
-                    continue
-                in_a_row = 0
-                journal.add({key: dataclasses.asdict(answer)})
-                received += 1
-                done(received)
+        async def ask(question: tuple[str, Messages]) -> None:
+            nonlocal received
+            key, content = question
+            answer = await client.ask(content)
+            journal.add({key: dataclasses.asdict(answer)})
+            received += 1
+            done(received)
 
         try:
-            await run_workers((work() for _ in range(min(endpoint.concurrency, len(questions)))), asked.stop)
+            failures = await ask_many(
+                client, list(questions.items()), ask, concurrency=endpoint.concurrency, remedy=remedy
+            )
         except UserError as error:
             raise endpoint.named(error) from None
-    return failures
+    return {key: reason for (key, _), reason in failures}
 
 
 def estimate(missing: Iterable[Messages], max_tokens: int, prices: tuple[float, float] | None) -> str:

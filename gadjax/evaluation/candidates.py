@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import CUT_REASONS
 from gadjax.errors import UserError
-from gadjax.evaluation.api import Endpoint, Say, Watch, ask_all, key_of
+from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.sources import Prompts, TeacherAnswer
 from gadjax.files import whole_output, writing
-from gadjax.teacher.client import Sampling
+from gadjax.progress import ProgressCallback
+from gadjax.teacher.protocol import RequestSettings
 
 if TYPE_CHECKING:
     from gadjax.evaluation.answers import Draw
@@ -67,7 +68,7 @@ def ask_api(
     limit: int,
     seed: int | None,
     say: Say,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> dict[str, list[Response]]:
     """The answers of a model behind an API to the prompts of each set.
 
@@ -80,7 +81,7 @@ def ask_api(
     Raises:
       UserError: the API fails, or refuses a prompt: a comparison needs an answer to each.
     """
-    sampling = Sampling(temperature, 1.0, limit, seed)
+    sampling = RequestSettings(temperature, 1.0, limit, seed)
     client = endpoint.client(model, sampling)
     keys = {place: [key_of(client, prompt.content) for prompt in prompts] for place, prompts in sets.items()}
     questions = {

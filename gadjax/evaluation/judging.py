@@ -9,12 +9,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from gadjax.data.prompts import Prompt
-from gadjax.evaluation.api import Endpoint, Say, Watch, ask_all, key_of
+from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
 from gadjax.evaluation.candidates import Response, from_row
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.judge import MalformedVerdict, Verdict, order_of, question, read_verdict
 from gadjax.files import whole_output, writing
-from gadjax.teacher.client import Sampling
+from gadjax.progress import ProgressCallback
+from gadjax.teacher.protocol import RequestSettings
 
 _RETRY_TEMPERATURE = 1.0  # a model that is drawn greedily would say the same again
 
@@ -45,14 +46,14 @@ class JudgeSettings:
     attempts: int = 3
     seed: int = 0
 
-    def sampling(self, attempt: int) -> Sampling:
+    def sampling(self, attempt: int) -> RequestSettings:
         """Of an attempt at a verdict, counted from 1."""
         temperature = self.temperature if attempt == 1 else max(self.temperature, _RETRY_TEMPERATURE)
-        return Sampling(temperature, 1.0, self.max_tokens)
+        return RequestSettings(temperature, 1.0, self.max_tokens)
 
-    def reference_sampling(self, attempt: int) -> Sampling:
+    def reference_sampling(self, attempt: int) -> RequestSettings:
         """Of an attempt at a reference answer, counted from 1: greedy at first."""
-        return Sampling(0.0 if attempt == 1 else _RETRY_TEMPERATURE, 1.0, self.reference_max_tokens)
+        return RequestSettings(0.0 if attempt == 1 else _RETRY_TEMPERATURE, 1.0, self.reference_max_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,12 @@ class Judgements:
 
 
 def ask_references(
-    settings: JudgeSettings, sets: Mapping[str, Sequence[Prompt]], journal: Journal, *, say: Say, watch: Watch
+    settings: JudgeSettings,
+    sets: Mapping[str, Sequence[Prompt]],
+    journal: Journal,
+    *,
+    say: Say,
+    watch: ProgressCallback,
 ) -> References:
     """The reference model's answers to each set's prompts: greedy ones, empty ones asked again, drawn then."""
     chats = [prompt.content for prompts in sets.values() for prompt in prompts]
@@ -153,7 +159,7 @@ def judge_all(
     journal: Journal,
     *,
     say: Say,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Judgements:
     """A verdict on every answer beside its reference. Equal questions, of models that answer alike, are asked once.
 

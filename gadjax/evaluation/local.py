@@ -13,12 +13,13 @@ from gadjax.errors import UserError
 from gadjax.evaluation import kl
 from gadjax.evaluation.answers import Answerer, Draw
 from gadjax.evaluation.backbone import Backbone, TwoSampleSettings
-from gadjax.evaluation.candidates import Response, Watch, from_draws, select
+from gadjax.evaluation.candidates import Response, from_draws, select
 from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.networks import LocalModel, inspect, same_vocabulary
 from gadjax.evaluation.results import TEACHER, Kl, Scores, TwoSampleScore
 from gadjax.evaluation.settings import Settings
 from gadjax.evaluation.sources import API, EXPORT, Prompts, Source, parse_source
+from gadjax.progress import ProgressCallback
 
 _STUDENT_TEMPERATURE = 1.0  # of q, whatever the teacher's temperature (`docs/algorithm.md`, section 6)
 
@@ -31,7 +32,7 @@ class LocalPart:
       counter: the model whose tokenizer counts lengths: the base, else the first model, else the teacher.
     """
 
-    def __init__(self, sources: Sequence[Source], sets: Sequence[Prompts], settings: Settings, watch: Watch):
+    def __init__(self, sources: Sequence[Source], sets: Sequence[Prompts], settings: Settings, watch: ProgressCallback):
         """Checks models and prompts; no weights are read.
 
         Raises:

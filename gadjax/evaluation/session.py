@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
-from gadjax.evaluation.api import Endpoint, Say, Watch
+from gadjax.evaluation.api import Endpoint, Say
 from gadjax.evaluation.candidates import Response, ask_api, from_teacher, select, write_answers
 from gadjax.evaluation.collected import common_temperature, other_temperatures
 from gadjax.evaluation.compare import compare
@@ -26,7 +26,8 @@ from gadjax.evaluation.settings import Settings
 from gadjax.evaluation.sources import API, REFERENCE, Prompts, Source, parse_source, read_references, read_set
 from gadjax.evaluation.table import write_table
 from gadjax.files import expand, writing
-from gadjax.teacher.client import Sampling
+from gadjax.progress import ProgressCallback
+from gadjax.teacher.protocol import RequestSettings
 
 VERDICTS = "verdicts.jsonl"
 CACHE = "cache"
@@ -59,7 +60,7 @@ class Session:
         settings: Settings,
         *,
         say: Say,
-        watch: Watch,
+        watch: ProgressCallback,
     ):
         """The arguments are those of `gadjax.evaluate.run`.
 
@@ -85,7 +86,7 @@ class Session:
         )
         for source in self.sources:
             if source.kind == API:
-                self.endpoint.client(source.where, Sampling(0.0, 1.0, 1))
+                self.endpoint.client(source.where, RequestSettings(0.0, 1.0, 1))
         self.judge = self._judge_settings()
         with_teacher = [prompts for prompts in self.sets if prompts.teacher]
         if settings.base and not with_teacher:
@@ -168,7 +169,7 @@ class Session:
         if s.judge_base_url:
             flags["--base_url"] = "--judge_base_url"
         endpoint = dataclasses.replace(self.endpoint, **own, flags=flags)
-        endpoint.client(s.judge, Sampling(0.0, 1.0, 1))
+        endpoint.client(s.judge, RequestSettings(0.0, 1.0, 1))
         of_reference = {"--model": "--reference_model"} if s.reference_model else {}
         return JudgeSettings(
             model=s.judge,
@@ -314,7 +315,7 @@ class Session:
         return schema.Model(source.name, source.given, source.kind, source.step, stage)
 
     def _judge_facts(self, judgements: Judgements) -> schema.Judge:
-        client = self.judge.endpoint.client(self.judge.model, Sampling(0.0, 1.0, 1))
+        client = self.judge.endpoint.client(self.judge.model, RequestSettings(0.0, 1.0, 1))
         reference = self.judge.reference_model if len(self.references) < len(self.sets) else "given"
         return schema.Judge(self.judge.model, client.base_url, reference, judgements.malformed, judgements.retried)
 
@@ -341,7 +342,13 @@ def _compared(a: str, b: str, of_a: Mapping[str, Any], of_b: Mapping[str, Any]) 
 
 
 def evaluate(
-    models: Mapping[str, str], sets: Mapping[str, str], out: Any, settings: Settings, *, say: Say, watch: Watch
+    models: Mapping[str, str],
+    sets: Mapping[str, str],
+    out: Any,
+    settings: Settings,
+    *,
+    say: Say,
+    watch: ProgressCallback,
 ) -> Evaluated:
     """See `gadjax.evaluate.run`."""
     return Session(models, sets, expand(out), settings, say=say, watch=watch).run()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from gadjax.errors import UserError
-from gadjax.teacher.fields import LIMIT_FIELDS, request_fields
+from gadjax.teacher.protocol import LIMIT_FIELDS, request_fields
 
 _OF_JUDGE = (
     "reference_model",

@@ -18,11 +18,12 @@ from openai import AsyncOpenAI
 
 from gadjax.errors import UserError
 from gadjax.teacher.batch_state import CREATED, CREATING, PLANNED, UPLOADED, Batch, Batches, Request, upload_line
-from gadjax.teacher.budget import Budget, most_usage
-from gadjax.teacher.client import RowFailed, Teacher
+from gadjax.teacher.budget import Budget
+from gadjax.teacher.client import RowFailed, TeacherClient
 from gadjax.teacher.collector import Collected, Question, key, question
 from gadjax.teacher.ledger import BATCH, Key, Ledger
-from gadjax.teacher.responses import SHOWN_BYTES, parse_answer
+from gadjax.teacher.protocol import SHOWN_BYTES, parse_answer
+from gadjax.teacher.usage import most_usage
 
 MOST_REQUESTS = 50_000  # in a file, the API's limit
 MOST_BYTES = 200_000_000  # of a file, the API's limit
@@ -53,7 +54,7 @@ class BatchCollector:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TeacherClient,
         ledger: Ledger,
         batches: Batches,
         *,

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from gadjax.errors import UserError
 from gadjax.files import replace
-from gadjax.teacher.ledger import NOTHING, Key, Usage
+from gadjax.teacher.ledger import Key
+from gadjax.teacher.usage import NOTHING, Usage
 
 _FORMAT = 1
 

@@ -14,11 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from gadjax.data.prompts import Prompt
-from gadjax.data.schema import Messages
 from gadjax.errors import UserError
-from gadjax.teacher.ledger import Key, Ledger, Usage
+from gadjax.teacher.ledger import Key, Ledger
 from gadjax.teacher.limits import until
-from gadjax.teacher.tokens import CHARACTERS_A_TOKEN, expected_tokens, most_tokens
+from gadjax.teacher.usage import CHARACTERS_A_TOKEN, Usage, expected_tokens
 
 
 class BudgetReached(Exception):
@@ -89,7 +88,7 @@ class Budget:
             self._ledger.lose(key, most)
 
     def account(self, key: Key, most: Usage, stop: asyncio.Event) -> Account:
-        """For the attempts at one prompt, as `Teacher.ask` takes it.
+        """For the attempts at one prompt, as `TeacherClient.ask` takes it.
 
         Args:
           key: of the answer.
@@ -132,11 +131,6 @@ class Account:
         """An attempt ended, and its answer, if any, is in the ledger."""
         self._budget.under_way -= 1
         self._budget.changed.set()
-
-
-def most_usage(content: Messages, system: str | None, max_tokens: int) -> Usage:
-    """Tokens that a request can take."""
-    return Usage(most_tokens(content, system), max_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,17 +9,17 @@ import json
 import random
 import re
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import openai
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError, first_line
-from gadjax.teacher.ledger import Answer
+from gadjax.teacher.ledger import LedgerEntry
 from gadjax.teacher.limits import LONGEST_ASKED_WAIT, Limits
-from gadjax.teacher.responses import parse_answer, retry_after
-from gadjax.teacher.tokens import expected_tokens
+from gadjax.teacher.protocol import RequestSettings, bad_url, parse_answer, parse_url, retry_after, without_login
+from gadjax.teacher.usage import expected_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -29,19 +29,11 @@ _HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the stat
 _CHAT = "/chat/completions"
 _UNKNOWN = {_CHAT: "--model={} is unknown there"}  # what else a 404 can mean
 _MAYBE_MADE = (408, 502, 504, 524)  # a gateway gave up, and the model behind it may not have
+_LEAST_PATIENCE = 8  # failed questions in a row after which `ask_many` gives up, at least
 _LOAD = (429, 503)  # statuses by which a server says that it is asked too much
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the teacher draws its answers."""
-
-    temperature: float | None  # None, here and below: not sent
-    top_p: float | None
-    max_tokens: int
-    seed: int | None = None
+Q = TypeVar("Q")
 
 
 class RowFailed(Exception):
@@ -77,14 +69,14 @@ class Account(Protocol):
         """After an attempt without an answer; `billed` where it may have been made and has to be paid for."""
 
 
-class Teacher:
+class TeacherClient:
     """Asks the API; `await ask(content)` from any number of tasks. An async context manager."""
 
     def __init__(
         self,
         base_url: str,
         model: str,
-        sampling: Sampling,
+        sampling: RequestSettings,
         *,
         api_key: str | None,
         name: str | None = None,
@@ -115,8 +107,8 @@ class Teacher:
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
         """
-        self.base_url = _without_login(base_url)
-        url = _parse_url(base_url)
+        self.base_url = without_login(base_url)
+        url = parse_url(base_url)
         api_key = (api_key or "").strip()
         if not api_key and url.hostname == urllib.parse.urlsplit(OPENAI_URL).hostname:
             raise UserError("OPENAI_API_KEY is not set; set this variable, or give another --base_url")
@@ -136,9 +128,9 @@ class Teacher:
                 base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
             )
         except Exception as error:  # the HTTP library's own, of URLs that the standard library lets pass
-            raise _bad_url(base_url, f"{first_line(error)}; ") from None
+            raise bad_url(base_url, f"{first_line(error)}; ") from None
 
-    async def __aenter__(self) -> Teacher:
+    async def __aenter__(self) -> TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -152,7 +144,7 @@ class Teacher:
         fields = {"model": self.model, "messages": system + content} | sampling
         return {name: value for name, value in fields.items() if value is not None} | self.fields
 
-    def sampling_of(self, sample: int) -> Sampling:
+    def sampling_of(self, sample: int) -> RequestSettings:
         """How the `sample`-th answer to a chat is drawn: each with a seed of its own, if with any."""
         if self.sampling.seed is None:
             return self.sampling
@@ -163,7 +155,7 @@ class Teacher:
         body = json.dumps(self.request(content, sample), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
-    async def ask(self, content: Messages, sample: int = 0, account: Account | None = None) -> Answer:
+    async def ask(self, content: Messages, sample: int = 0, account: Account | None = None) -> LedgerEntry:
         """The teacher's answer to a chat.
 
         Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to, by all that ask.
@@ -227,7 +219,7 @@ class Teacher:
         except TimeoutError:
             return
 
-    async def _limited(self, content: Messages, sample: int, account: Account | None) -> Answer:
+    async def _limited(self, content: Messages, sample: int, account: Account | None) -> LedgerEntry:
         """One attempt, within the limits."""
         if account:
             await account.begin()
@@ -257,7 +249,7 @@ class Teacher:
                 account.failed(billed=billed)
             raise
 
-    async def _attempt(self, content: Messages, sample: int) -> Answer:
+    async def _attempt(self, content: Messages, sample: int) -> LedgerEntry:
         body = self.request(content, sample)
         more = {name: body.pop(name) for name in self.fields}  # which the client may not know
         raw = await self._send(
@@ -322,25 +314,59 @@ class Teacher:
         return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _parse_url(base_url: str) -> urllib.parse.SplitResult:
-    reason = ""
-    try:
-        url = urllib.parse.urlsplit(base_url)
-        valid = url.scheme in ("http", "https") and bool(url.hostname) and base_url.isprintable()
-        valid = valid and url.port != 0  # looking at the port checks it
-    except ValueError as error:
-        valid, reason = False, f"{error}; "
-    if not valid:
-        raise _bad_url(base_url, reason)
-    return url
+async def ask_many(
+    client: TeacherClient,
+    questions: Sequence[Q],
+    ask: Callable[[Q], Awaitable[None]],
+    *,
+    concurrency: int,
+    remedy: str = "",
+) -> list[tuple[Q, str]]:
+    """Asks every question, `concurrency` at a time, and returns those that failed, each with the reason.
 
+    After an error of `ask`, or once `client.stop` is set, no other question begins. Those under way are waited for,
+    because their answers are paid for.
 
-def _bad_url(base_url: str, reason: str) -> UserError:
-    if "@" in base_url:  # the reason may quote what is taken for a part of the address and is one of the password
-        reason = ""
-    return UserError(f"--base_url={_without_login(base_url)}: {reason}expected a URL such as http://127.0.0.1:8000/v1")
+    Args:
+      client: asks the questions.
+      questions: in the order of asking.
+      ask: asks one question through `client` and keeps its answer.
+      concurrency: number of questions under way at once, at most.
+      remedy: end of the error message after many failures in a row.
 
+    Raises:
+      UserError: many questions in a row failed.
+      Exception: an error of `ask` other than `RowFailed`.
+    """
+    waiting = iter(questions)
+    failures: list[tuple[Q, str]] = []
+    in_a_row = 0
 
-def _without_login(url: str) -> str:
-    """The URL, which may be no valid one, without a user and password: without all that stands before its last @."""
-    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
+    async def work() -> None:
+        nonlocal in_a_row
+        for question in waiting:
+            if client.stop.is_set():
+                return
+            try:
+                await ask(question)
+            except RowFailed as error:
+                failures.append((question, str(error)))
+                in_a_row += 1
+                if in_a_row == max(_LEAST_PATIENCE, concurrency):
+                    client.stop.set()
+                    raise UserError(
+                        f"{in_a_row} questions in a row to {client.model} at --base_url={client.base_url} failed, the "
+                        f"last with: {error}{remedy}"
+                    ) from None
+            except Exception:
+                client.stop.set()
+                raise
+            else:
+                in_a_row = 0
+
+    ends = await asyncio.gather(*(work() for _ in range(min(concurrency, len(questions)))), return_exceptions=True)
+    for error in ends:
+        # Workers that `stop` woke from a wait end as cancelled.
+        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+            raise error
+    return failures

@@ -17,10 +17,10 @@ from gadjax.data.prompts import Prompt
 from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
 from gadjax.files import whole_output, writing
-from gadjax.teacher.budget import Budget, BudgetReached, most_usage
-from gadjax.teacher.client import RowFailed, Teacher
-from gadjax.teacher.ledger import Answer, Key, Ledger
-from gadjax.teacher.workers import guarded, patience, run_workers
+from gadjax.teacher.budget import Budget, BudgetReached
+from gadjax.teacher.client import TeacherClient, ask_many
+from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
+from gadjax.teacher.usage import most_usage
 
 # The published schema (`docs/algorithm.md`, section 4), then provenance, which training ignores.
 SCHEMA = pa.schema(
@@ -104,13 +104,13 @@ def questions(prompts: Sequence[Prompt], samples: int = 1) -> list[Question]:
 
 
 async def collect(
-    teacher: Teacher,
+    teacher: TeacherClient,
     asked: Iterable[Question],
     ledger: Ledger,
     *,
     concurrency: int,
     budget: Budget | None = None,
-    on_answer: Callable[[Answer], None] = lambda answer: None,
+    on_answer: Callable[[LedgerEntry], None] = lambda answer: None,
 ) -> Collected:
     """Asks what the ledger lacks, `concurrency` at a time; appends every answer as it comes.
 
@@ -121,45 +121,33 @@ async def collect(
       UserError: why no prompt can succeed, or the ledger cannot be written.
     """
     missing = [one for one in asked if key(teacher, one) not in ledger]
-    todo = iter(missing)
     result = Collected()
-    failed_in_a_row: list[str] = []
     spent = False
 
-    async def work() -> None:
+    async def ask(one: Question) -> None:
         nonlocal spent
-        for one in todo:
-            if teacher.stop.is_set() or spent:
-                return
-            content, name = one.prompt.content, key(teacher, one)
-            most = most_usage(content, teacher.system, teacher.sampling.max_tokens)
-            account = budget.account(name, most, teacher.stop) if budget else None
-            try:
-                answer = await teacher.ask(content, one.sample, account)
-            except BudgetReached:
-                spent = True
-                return
-            except RowFailed as error:
-                result.failures[one.name] = str(error)
-                failed_in_a_row.append(str(error))
-                if len(failed_in_a_row) >= patience(concurrency):
-                    raise UserError(
-                        f"{len(failed_in_a_row)} prompts in a row failed at --base_url={teacher.base_url}, the "
-                        f"last with: {error}"
-                    ) from None
-                continue
-            failed_in_a_row.clear()
-            ledger.append(name, answer, question(teacher, one))
-            if account:
-                account.answered()
-            result.received += 1
-            on_answer(answer)
+        if spent:
+            return
+        content, name = one.prompt.content, key(teacher, one)
+        most = most_usage(content, teacher.system, teacher.sampling.max_tokens)
+        account = budget.account(name, most, teacher.stop) if budget else None
+        try:
+            answer = await teacher.ask(content, one.sample, account)
+        except BudgetReached:
+            spent = True
+            return
+        ledger.append(name, answer, question(teacher, one))
+        if account:
+            account.answered()
+        result.received += 1
+        on_answer(answer)
 
-    syncing = asyncio.create_task(guarded(_sync_often(ledger), teacher.stop))
+    syncing = asyncio.create_task(_sync_often(ledger, teacher.stop))
     try:
-        await run_workers((work() for _ in range(concurrency)), teacher.stop)
+        failures = await ask_many(teacher, missing, ask, concurrency=concurrency)
+        result.failures = {one.name: reason for one, reason in failures}
         if syncing.done():
-            syncing.result()  # the disk's error
+            syncing.result()  # raises the disk's error
     finally:
         syncing.cancel()
         ledger.sync()
@@ -168,18 +156,22 @@ async def collect(
     return result
 
 
-async def _sync_often(ledger: Ledger) -> None:
-    while True:
-        await asyncio.sleep(_SYNC_SECONDS)
-        ledger.sync()
+async def _sync_often(ledger: Ledger, stop: asyncio.Event) -> None:
+    try:
+        while True:
+            await asyncio.sleep(_SYNC_SECONDS)
+            ledger.sync()
+    except UserError:
+        stop.set()
+        raise
 
 
-def key(teacher: Teacher, asked: Question) -> Key:
+def key(teacher: TeacherClient, asked: Question) -> Key:
     """Where the ledger keeps the answer."""
     return Key(asked.prompt.id, teacher.fingerprint(asked.prompt.content, asked.sample), asked.sample)
 
 
-def question(teacher: Teacher, asked: Question) -> dict[str, Any]:
+def question(teacher: TeacherClient, asked: Question) -> dict[str, Any]:
     """What is asked, and how: fields of the answer's row."""
     prompt = asked.prompt
     fields = {"content": prompt.content, "category": prompt.category, "model": teacher.name, "system": teacher.system}
@@ -187,7 +179,7 @@ def question(teacher: Teacher, asked: Question) -> dict[str, Any]:
     return fields | dataclasses.asdict(teacher.sampling_of(asked.sample)) | more
 
 
-def write_parquet(path: pathlib.Path, teacher: Teacher, asked: Sequence[Question], ledger: Ledger) -> Tally:
+def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Question], ledger: Ledger) -> Tally:
     """Writes every answer of the ledger, a whole file or none; says what they are.
 
     First the answered questions, in their order, then the others in the order of arrival: answers to prompts of

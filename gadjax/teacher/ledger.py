@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gadjax.append_log import AppendLog
-from gadjax.teacher.tokens import most_tokens
+from gadjax.teacher.usage import NOTHING, Usage, usage_of
 
 BATCH = "batch"  # the field of an answer that came by the Batch API, at its price
 
@@ -28,21 +28,8 @@ class Key(NamedTuple):
     sample: int = 0  # of the answers to one prompt
 
 
-class Usage(NamedTuple):
-    """Tokens."""
-
-    prompt: int
-    completion: int
-
-    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # of numbers, not of tuples
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
-
-
-NOTHING = Usage(0, 0)
-
-
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class LedgerEntry:
     """What the teacher said to one prompt."""
 
     text: str
@@ -118,7 +105,7 @@ class Ledger:
         """Attempts whose end is not known."""
         return sum(map(len, self._open.values()))
 
-    def append(self, key: Key, answer: Answer, question: dict[str, Any]) -> None:
+    def append(self, key: Key, answer: LedgerEntry, question: dict[str, Any]) -> None:
         """Writes one answer with what was asked, and how; it has left the process when this returns.
 
         Raises:
@@ -191,7 +178,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         if "attempt" in row:
             whole = row["attempt"] == "failed" or [type(n) for n in row["most"]] == [int, int]
         else:
-            whole = "content" in row and all(field.name in row for field in dataclasses.fields(Answer))
+            whole = "content" in row and all(field.name in row for field in dataclasses.fields(LedgerEntry))
         return row if whole else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -200,13 +187,3 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 def key_of(row: dict[str, Any]) -> Key:
     """The key of a line's fields; lines of before there were samples have none."""
     return Key(str(row["id"]), str(row["fingerprint"]), int(row.get("sample", 0)))
-
-
-def usage_of(row: dict[str, Any]) -> Usage:
-    """Tokens that an answer took; where the API did not say, more than it can have been."""
-    prompt, completion = row["prompt_tokens"], row["completion_tokens"]
-    if prompt is None:
-        prompt = most_tokens(row["content"], row.get("system"))
-    if completion is None:
-        completion = row.get("max_tokens") or len((row["text"] or "").encode())
-    return Usage(prompt, completion)

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from gadjax.teacher.budget import Budget
-from gadjax.teacher.client import Teacher
-from gadjax.teacher.ledger import Answer
+from gadjax.teacher.client import TeacherClient
+from gadjax.teacher.ledger import LedgerEntry
 
 _PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 _LEAST_ANSWERS = 16  # before a time left is worth showing
@@ -19,7 +19,13 @@ class AnswerProgress:
     """A bar on a terminal, a line now and then elsewhere; a context manager."""
 
     def __init__(
-        self, total: int, kept: int, teacher: Teacher, budget: Budget | None = None, *, console: Console | None = None
+        self,
+        total: int,
+        kept: int,
+        teacher: TeacherClient,
+        budget: Budget | None = None,
+        *,
+        console: Console | None = None,
     ):
         """
         Args:
@@ -54,7 +60,7 @@ class AnswerProgress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, answer: Answer) -> None:
+    def advance(self, answer: LedgerEntry) -> None:
         """Counts one more answer."""
         self._received += 1
         self._tokens += answer.completion_tokens or 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,9 +27,8 @@ from gadjax.models.architecture import CAUSAL_LM
 from gadjax.models.model import Params, grow_discriminator
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
+from gadjax.progress import ProgressCallback
 from gadjax.trainer.blueprint import Blueprint, make_networks
-
-Watch = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Setup(Blueprint):
     discriminator_init: pathlib.Path | None  # None: grown from the student
 
 
-def prepare_run(config: ConfigDict, watch: Watch = lambda what, done, total: None) -> Setup:
+def prepare_run(config: ConfigDict, watch: ProgressCallback = lambda what, done, total: None) -> Setup:
     """Checks config, models' configs, the headers of their weights, tokenizer, data and mesh.
 
     Args:
@@ -176,7 +174,7 @@ def _check_sizes(setup: Setup) -> None:
         check_warmup_length(config, stage_lengths(setup)["warmup"])
 
 
-def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: Watch) -> Dataset:
+def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: ProgressCallback) -> Dataset:
     path = config.data[split]
     return prepare(
         read_rows(path),

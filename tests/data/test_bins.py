@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gadjax.data.bins import Sizes, full_rows, round_up, slots_for
+from gadjax.data.bins import BinSizes, full_rows, round_up, slots_for
 
 
 def test_full_rows():
@@ -19,7 +19,7 @@ def test_full_rows():
 @given(st.integers(1, 4096), st.sampled_from([128, 100_000]))
 def test_slots(held, tokens):
     """Room for all, at most a share of padding, and no more than a row; a small update has four numbers of them."""
-    runs = [Sizes(np.zeros(1, int), np.array([[tokens]]))]
+    runs = [BinSizes(np.zeros(1, int), np.array([[tokens]]))]
     slots = slots_for(held, 4096, runs)
     assert held <= slots <= 4096
     if tokens == 128:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gadjax.data import hub_dataset
+from gadjax.data.dataset_name import parse
 from gadjax.data.prompts import read_prompts
 from gadjax.errors import UserError
 
@@ -54,11 +55,11 @@ def test_of_a_chat_what_follows_the_last_user_turn_is_left_out(folder):
 
 
 def test_names():
-    assert hub_dataset.parse("hf:o/n/train:a.b") == ("o/n", "train", "a.b")
-    assert hub_dataset.parse("hf:o/n/config/train") == ("o/n/config", "train", None)
+    assert parse("hf:o/n/train:a.b") == ("o/n", "train", "a.b")
+    assert parse("hf:o/n/config/train") == ("o/n/config", "train", None)
     for name in ("hf:", "hf:train", "hf:o/n/train:", "hf:o/n/tr ain:a"):
         with pytest.raises(UserError, match="expected hf:OWNER/NAME/SPLIT"):
-            hub_dataset.parse(name)
+            parse(name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gadjax.data import tfds
+from gadjax.data.dataset_name import parse
 from gadjax.data.prompts import read_prompts
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
@@ -80,11 +81,11 @@ def test_a_dataset_is_a_source_of_prompts(folder, tmp_path, monkeypatch):
 
 
 def test_names():
-    assert tfds.parse("tfds:a/config:1.2.3/train[:10%]:x") == ("a/config:1.2.3", "train[:10%]", "x")
-    assert tfds.parse("tfds:/data/a/1.0.0/train") == ("/data/a/1.0.0", "train", None)
+    assert parse("tfds:a/config:1.2.3/train[:10%]:x") == ("a/config:1.2.3", "train[:10%]", "x")
+    assert parse("tfds:/data/a/1.0.0/train") == ("/data/a/1.0.0", "train", None)
     for name in ("tfds:a", "tfds:", "tfds:a/", "tfds:a/train:", "tfds:a/train:b:c d"):
         with pytest.raises(UserError, match="expected tfds:NAME/SPLIT"):
-            tfds.parse(name)
+            parse(name)
 
 
 def test_bad_datasets_are_named(folder, teacher, tmp_path):

@@ -13,9 +13,11 @@ from gadjax.errors import UserError
 from gadjax.teacher.batch import BatchCollector
 from gadjax.teacher.batch_state import Batches
 from gadjax.teacher.budget import Budget, Prices
-from gadjax.teacher.client import Sampling, Teacher
+from gadjax.teacher.client import TeacherClient
 from gadjax.teacher.collector import questions
-from gadjax.teacher.ledger import Ledger, Usage
+from gadjax.teacher.ledger import Ledger
+from gadjax.teacher.protocol import RequestSettings
+from gadjax.teacher.usage import Usage
 from tests.teacher.fake_batches import FakeBatches
 from tests.teacher.fake_server import Reply, error
 
@@ -28,8 +30,14 @@ def run(server, folder, prompts=PROMPTS, *, n=1, limit=None, lines=None, **optio
     """Collects through batches into `folder`; what came of it, and the ledger's rows."""
 
     async def work():
-        teacher = Teacher(
-            server.base_url, "fake", Sampling(0.7, 1.0, 16), api_key=KEY, first_wait=0.01, max_retries=3, timeout=2.0
+        teacher = TeacherClient(
+            server.base_url,
+            "fake",
+            RequestSettings(0.7, 1.0, 16),
+            api_key=KEY,
+            first_wait=0.01,
+            max_retries=3,
+            timeout=2.0,
         )
         async with teacher:
             with Ledger(folder / "l") as ledger:

@@ -5,9 +5,9 @@ import pytest
 
 from gadjax.data.prompts import Prompt
 from gadjax.errors import UserError
-from gadjax.teacher.budget import Budget, BudgetReached, Prices, estimate, most_usage
-from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
-from gadjax.teacher.tokens import most_tokens
+from gadjax.teacher.budget import Budget, BudgetReached, Prices, estimate
+from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
+from gadjax.teacher.usage import Usage, most_tokens, most_usage
 from tests.teacher.virtual_time import run
 
 PRICES = Prices(input=2.0, output=10.0)
@@ -22,9 +22,9 @@ def ledger(tmp_path):
 
 def test_cost_is_of_a_million_tokens_and_half_in_a_batch(ledger):
     assert PRICES.cost(Usage(1_000_000, 0)) == 2 and PRICES.cost(Usage(0, 500_000)) == 5
-    ledger.append(Key("a", "f"), Answer("x", "stop", 0, 1_000_000, 100_000), QUESTION)
+    ledger.append(Key("a", "f"), LedgerEntry("x", "stop", 0, 1_000_000, 100_000), QUESTION)
     assert Budget(PRICES, ledger).spent == pytest.approx(3)
-    ledger.append(Key("b", "f"), Answer("x", "stop", 0, 1_000_000, 100_000), QUESTION | {"batch": "b"})
+    ledger.append(Key("b", "f"), LedgerEntry("x", "stop", 0, 1_000_000, 100_000), QUESTION | {"batch": "b"})
     assert Budget(PRICES, ledger).spent == pytest.approx(4.5)
 
 
@@ -54,7 +54,7 @@ def test_the_bill_never_passes_the_budget(ledger, seed):
                 if fate < 0.3:
                     account.failed(billed=True)
                     continue
-                ledger.append(Key(str(name), "f"), Answer("x", "stop", 0, *used), QUESTION)
+                ledger.append(Key(str(name), "f"), LedgerEntry("x", "stop", 0, *used), QUESTION)
                 account.answered()
                 return
         except BudgetReached:

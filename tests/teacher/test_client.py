@@ -8,9 +8,9 @@ import time
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.teacher.client import RowFailed, Sampling, Teacher
+from gadjax.teacher.client import RowFailed, TeacherClient
 from gadjax.teacher.limits import Limits
-from gadjax.teacher.responses import retry_after
+from gadjax.teacher.protocol import RequestSettings, retry_after
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 KEY = "sk-very-secret-0123456789"
@@ -22,7 +22,7 @@ def ask(server, **options):
     options = {"api_key": KEY, "first_wait": 0.01, "max_retries": 3} | options
 
     async def run():
-        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+        async with TeacherClient(server.base_url, "fake", RequestSettings(0.7, 1.0, 16), **options) as teacher:
             return await teacher.ask(CHAT)
 
     return asyncio.run(run())
@@ -239,7 +239,7 @@ def test_a_key_from_a_file_with_a_line_end_works():
 )
 def test_bad_settings_are_named(url, key, message):
     with pytest.raises(UserError, match=message) as caught:
-        Teacher(url, "fake", Sampling(0.7, 1.0, 16), api_key=key)
+        TeacherClient(url, "fake", RequestSettings(0.7, 1.0, 16), api_key=key)
     assert "schl" not in str(caught.value)
 
 
@@ -247,7 +247,7 @@ def test_the_fingerprint_is_of_all_that_shapes_the_answer():
     def fingerprint(model="fake", system=None, content=CHAT, fields=None, **sampling):
         values = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 16} | sampling
         options = {"api_key": None, "system": system, "fields": fields}
-        teacher = Teacher("http://127.0.0.1:1/v1", model, Sampling(**values), **options)
+        teacher = TeacherClient("http://127.0.0.1:1/v1", model, RequestSettings(**values), **options)
         return teacher.fingerprint(content)
 
     others = [
@@ -287,7 +287,7 @@ def test_what_an_attempt_may_cost_is_told(name, fault):
 
     async def run(server):
         options = {"api_key": KEY, "first_wait": 0.01, "timeout": 0.3}
-        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+        async with TeacherClient(server.base_url, "fake", RequestSettings(0.7, 1.0, 16), **options) as teacher:
             await teacher.ask(CHAT, account=account)
 
     with failing(fault) as server:
@@ -300,7 +300,7 @@ def test_a_server_that_is_not_there_costs_nothing():
     account = Account()
 
     async def run(url):
-        async with Teacher(url, "fake", Sampling(0.7, 1.0, 16), api_key=None, first_wait=0.01) as teacher:
+        async with TeacherClient(url, "fake", RequestSettings(0.7, 1.0, 16), api_key=None, first_wait=0.01) as teacher:
             await teacher.ask(CHAT, account=account)
 
     with FakeServer() as server:
@@ -315,7 +315,7 @@ def test_a_refusal_for_load_holds_back_all(status):
     async def run(server):
         limits = Limits(8)
         options = {"api_key": None, "first_wait": 0.01, "limits": limits}
-        async with Teacher(server.base_url, "fake", Sampling(0.7, 1.0, 16), **options) as teacher:
+        async with TeacherClient(server.base_url, "fake", RequestSettings(0.7, 1.0, 16), **options) as teacher:
 
             async def later(i):
                 await asyncio.sleep(0.3)

@@ -13,10 +13,11 @@ from gadjax.data.prompts import Prompt, read_prompts
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from gadjax.teacher.budget import Budget, Prices
-from gadjax.teacher.client import Sampling, Teacher
+from gadjax.teacher.client import TeacherClient
 from gadjax.teacher.collector import check_complete, collect, questions, write_parquet
-from gadjax.teacher.ledger import Answer, Key, Ledger
+from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.progress import AnswerProgress
+from gadjax.teacher.protocol import RequestSettings
 from tests.teacher.fake_server import FakeServer, Reply, error
 
 PROMPTS = [Prompt(f"id{i}", [{"role": "user", "content": f"prompt {i}"}], "numbers") for i in range(20)]
@@ -32,7 +33,9 @@ def run(
     asked = questions(prompts, n)
 
     async def work():
-        async with Teacher(server.base_url, "fake", Sampling(temperature, 1.0, 16, seed), **options) as teacher:
+        async with TeacherClient(
+            server.base_url, "fake", RequestSettings(temperature, 1.0, 16, seed), **options
+        ) as teacher:
             with Ledger(path) as ledger:
                 budget = None if limit is None else Budget(PRICES, ledger, limit)
                 result = await collect(teacher, asked, ledger, concurrency=concurrency, budget=budget)
@@ -110,7 +113,10 @@ def test_a_stop_wakes_those_that_wait(path):
 
 def test_a_server_that_fails_every_row_ends_the_run(path):
     server = FakeServer(lambda prompt, attempt: error(400, "no such field"))
-    with server, pytest.raises(UserError, match=r"\d+ prompts in a row failed at .*: HTTP 400: no such field"):
+    with (
+        server,
+        pytest.raises(UserError, match=r"\d+ questions in a row to fake at .* failed.*: HTTP 400: no such field"),
+    ):
         run(server, path)
     assert len(server.requests) <= 8 + 4
 
@@ -268,23 +274,23 @@ def test_a_disk_that_keeps_nothing_ends_the_run(path, monkeypatch):
 def test_progress_shows_rate_tokens_and_time_left(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    teacher = TeacherClient("http://127.0.0.1:1/v1", "fake", RequestSettings(0.7, 1.0, 16), api_key=None)
     shown = io.StringIO()
     with AnswerProgress(200, 40, teacher, console=Console(file=shown)) as progress:
         for _ in range(80):
             now[0] += 0.5
-            progress.advance(Answer("a", "stop", 0, 7, 3))
+            progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
     first, *_ = shown.getvalue().splitlines()
     assert first == "collecting 100/200  2 answers/s  180 tokens (6/s)  0:00:50 left"
 
 
 def test_progress_draws_a_bar_on_a_terminal():
-    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    teacher = TeacherClient("http://127.0.0.1:1/v1", "fake", RequestSettings(0.7, 1.0, 16), api_key=None)
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, force_interactive=True, width=120)
     with AnswerProgress(2, 0, teacher, console=console) as progress:
-        progress.advance(Answer("a", "stop", 0, 7, 3))
-        progress.advance(Answer("a", "stop", 0, 7, 3))
+        progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
+        progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
     assert "2/2" in shown.getvalue() and "6 tokens" in shown.getvalue()
 
 
@@ -292,14 +298,14 @@ def test_progress_draws_a_bar_on_a_terminal():
 def test_progress_shows_the_cost_so_far(path, monkeypatch, limit, shown_limit):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    teacher = Teacher("http://127.0.0.1:1/v1", "fake", Sampling(0.7, 1.0, 16), api_key=None)
+    teacher = TeacherClient("http://127.0.0.1:1/v1", "fake", RequestSettings(0.7, 1.0, 16), api_key=None)
     shown = io.StringIO()
     with Ledger(path) as ledger:
         budget = Budget(PRICES, ledger, limit)
         with AnswerProgress(200, 0, teacher, budget, console=Console(file=shown)) as progress:
             for i in range(31):
                 now[0] += 1
-                answer = Answer("a", "stop", 0, 7, 3)
+                answer = LedgerEntry("a", "stop", 0, 7, 3)
                 ledger.append(Key(str(i), "f"), answer, {"content": PROMPTS[0].content})
                 progress.advance(answer)
     assert shown.getvalue() == f"collecting 30/200  1 answers/s  90 tokens (3/s)  cost 90{shown_limit}  0:02:50 left\n"

@@ -26,9 +26,9 @@ LONG_PROMPTS, LONG_FILES = 2000, ("gpteacher_roleplay", "self_instruct252", "t0_
 # The command as it is, but that the second attempt comes sooner: a wait that doubles from 1 s is too long for CI.
 _QUICK = """
 import runpy
-from gadjax.teacher.client import Teacher
-assert "first_wait" in Teacher.__init__.__kwdefaults__
-Teacher.__init__.__kwdefaults__["first_wait"] = {first_wait}
+from gadjax.teacher.client import TeacherClient
+assert "first_wait" in TeacherClient.__init__.__kwdefaults__
+TeacherClient.__init__.__kwdefaults__["first_wait"] = {first_wait}
 runpy.run_module("gadjax.collect", run_name="__main__", alter_sys=True)
 """
 

@@ -6,7 +6,8 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.teacher.inspect import inspect, visible
-from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
+from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
+from gadjax.teacher.usage import Usage
 
 # Clears the screen, rings, retitles the window, turns text around, goes back to the line's start.
 HOSTILE = "\x1b[2J\x07\x1b]0;owned\x07 \u202eab\r\x9b31m\u2028"
@@ -37,7 +38,7 @@ def ledger(path):
                 file.dismiss(key)
                 file.begin(key, Usage(1, 1))
                 file.begin(key, Usage(1, 1))
-            answer = Answer(columns["teacher_response"][i], columns["finish_reason"][i], 0, None, i)
+            answer = LedgerEntry(columns["teacher_response"][i], columns["finish_reason"][i], 0, None, i)
             question = {name: columns[name][i] for name in ("content", "category", "model")}
             file.append(key, answer, question)
     return path

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.teacher.ledger import Answer, Key, Ledger, Usage
+from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
+from gadjax.teacher.usage import Usage
 
 QUESTION = {
     "content": [{"role": "user", "content": "Why\u2028?"}],
@@ -16,7 +17,7 @@ QUESTION = {
 
 
 def answer(text):
-    return Answer(text, "stop", 1_700_000_000, 7, None)
+    return LedgerEntry(text, "stop", 1_700_000_000, 7, None)
 
 
 def append(ledger, key, text):
@@ -132,13 +133,13 @@ def test_ledgers_of_before_there_were_samples_are_read(path):
 def test_what_was_used_is_counted_and_what_the_api_did_not_say_is_not_underrated(tmp_path):
     question = QUESTION | {"system": "Be brief."}
     with Ledger(tmp_path / "l") as ledger:
-        ledger.append(Key("a", "f"), Answer("one", "stop", 0, 7, 3), question)
-        ledger.append(Key("b", "f"), Answer("one", "stop", 0, 8, 4), question | {"batch": "batch_1"})
+        ledger.append(Key("a", "f"), LedgerEntry("one", "stop", 0, 7, 3), question)
+        ledger.append(Key("b", "f"), LedgerEntry("one", "stop", 0, 8, 4), question | {"batch": "batch_1"})
         expected = {False: Usage(7, 3), True: Usage(8, 4)}
         assert ledger.used == expected
     with Ledger(tmp_path / "l") as ledger:
         assert ledger.used == expected
-        ledger.append(Key("c", "f"), Answer("one", "stop", 0, None, None), question)
+        ledger.append(Key("c", "f"), LedgerEntry("one", "stop", 0, None, None), question)
         prompt, completion = ledger.used[False]
         assert prompt - 7 > len("Why\u2028?Be brief.".encode()) and completion - 3 == 50
 
