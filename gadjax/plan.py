@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
     prepare_process(target)
     found = devices(target)
 
-    from gadjax.planning.report import as_json, as_text
-    from gadjax.planning.run import make_plan
+    from gadjax.planning.plan_report import as_json, as_text
+    from gadjax.planning.planner import make_plan
     from gadjax.planning.search import suggest
 
     def watch(name: str) -> None:

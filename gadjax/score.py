@@ -43,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 
-class Answer(NamedTuple):
+class ScoredRow(NamedTuple):
     """A response to a chat."""
 
     content: Messages  # ends with a user turn
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 class Answers(NamedTuple):
     """What a file holds."""
 
-    scored: list[Answer]  # at least one, in the order of the file
+    scored: list[ScoredRow]  # at least one, in the order of the file
     left_out: int  # rows that the API marked as no answer, or cut before it began
 
 
@@ -82,7 +82,7 @@ def read_answers(path: str | os.PathLike[str]) -> Answers:
 
 def score_answers(
     network: Network,
-    answers: Sequence[Answer],
+    answers: Sequence[ScoredRow],
     *,
     max_response_length: int = 0,
     batch_size: int = 16,
@@ -129,7 +129,7 @@ def score_answers(
     return scores
 
 
-def _read_jsonl(path: pathlib.Path) -> Iterator[Answer | None]:
+def _read_jsonl(path: pathlib.Path) -> Iterator[ScoredRow | None]:
     """A row at a time; None for those to leave out."""
     from gadjax.data.prompts import chat_of, read_jsonl, text_of
     from gadjax.data.schema import status_of
@@ -139,17 +139,17 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[Answer | None]:
         if response is None:
             raise UserError(f"{place}: `response` is missing; expected text")
         status = status_of(response, row.get("finish_reason"))
-        yield None if status == "marked" else Answer(content, response, status != "cut", text_of(row, "id", place))
+        yield None if status == "marked" else ScoredRow(content, response, status != "cut", text_of(row, "id", place))
 
 
-def _read_parquet(path: pathlib.Path) -> Iterator[Answer | None]:
+def _read_parquet(path: pathlib.Path) -> Iterator[ScoredRow | None]:
     from gadjax.data.prompts import read_columns, text_of
     from gadjax.data.schema import read_rows
 
     rows = read_rows(path)
     ids = [text_of(row, "id", place) for place, row in read_columns(path, ["id"])]
     for i in range(len(rows)):
-        yield None if rows.marked[i] else Answer(rows.messages(i), rows.answer(i), not rows.cut[i], ids[i])
+        yield None if rows.marked[i] else ScoredRow(rows.messages(i), rows.answer(i), not rows.cut[i], ids[i])
 
 
 def main(argv: list[str]) -> None:

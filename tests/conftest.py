@@ -102,13 +102,14 @@ def _quick_compile(folder: pathlib.Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def largest_in_loops() -> Callable[..., int]:
     """Bytes that the largest collective in a loop, or in those of a name, of a compiled program moves; 0 for none."""
-    from gadjax.planning.hlo import Program
+    from gadjax.planning.hlo import HloProgram
+    from gadjax.planning.hlo_costs import collectives
 
     def largest(compiled: Any, name: str | None = None) -> int:
-        program = Program(compiled.as_text())
+        program = HloProgram(compiled.as_text())
         if name:
             program.check_loop(name)
-        inside = (found for found in program.collectives() if (name in found.loops if name else found.in_loop))
+        inside = (found for found in collectives(program) if (name in found.loops if name else found.in_loop))
         return max((found.bytes for found in inside), default=0)
 
     return largest

@@ -15,7 +15,7 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config
-from gadjax.score import Answer, read_answers
+from gadjax.score import ScoredRow, read_answers
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
@@ -44,7 +44,7 @@ def scores(out: pathlib.Path) -> list[float]:
     return [json.loads(line)["score"] for line in out.read_text().splitlines()]
 
 
-def by_hand(discriminator: pathlib.Path, answers: list[Answer]) -> list[float]:
+def by_hand(discriminator: pathlib.Path, answers: list[ScoredRow]) -> list[float]:
     """One sequence at a time: the head at the last token."""
     from gadjax.data.tokenizer import load_tokenizer
 
@@ -109,7 +109,10 @@ def test_responses_cut_as_in_the_run(command, discriminator, data, tmp_path):
     arguments = f"--model={discriminator}", f"--data={data}", f"--out={out}", "--max_response_length=1"
     assert command("gadjax.score", *arguments).status == 0
     # The first id of "three" is "t"; an empty response keeps its end.
-    cut = [Answer([{"role": "user", "content": ROWS[0]["prompt"]}], "t", False), Answer(ROWS[3]["content"], "", True)]
+    cut = [
+        ScoredRow([{"role": "user", "content": ROWS[0]["prompt"]}], "t", False),
+        ScoredRow(ROWS[3]["content"], "", True),
+    ]
     np.testing.assert_allclose([scores(out)[0], scores(out)[3]], by_hand(discriminator, cut), atol=1e-5)
 
 
@@ -135,7 +138,7 @@ def test_many_answers_to_one_prompt(command, discriminator, tmp_path):
 REASONS = ["stop", "length", "refusal", "content_filter", "length", None]
 ANSWERS = ["x", "y", "I cannot.", "", "", "z"]
 LEFT = [
-    Answer([{"role": "user", "content": "a"}], text, text != "y", id) for text, id in zip("xyz", "015", strict=True)
+    ScoredRow([{"role": "user", "content": "a"}], text, text != "y", id) for text, id in zip("xyz", "015", strict=True)
 ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gadjax.models.attention import CACHED
 from gadjax.models.logprobs import LOGITS
 from gadjax.models.spans import WRITES
-from gadjax.planning.hlo import Instruction, Program
+from gadjax.planning.hlo import HloProgram, Instruction
 from gadjax.rollout.sampler import TOKEN_STEPS
 
 PROMPTS, LAYERS, HEAD = "reading prompts", "products with the layers' weights", "product with the head"
@@ -17,7 +17,7 @@ PARTS = (PROMPTS, LAYERS, HEAD, ATTENTION, STORING, DRAWING, REST)
 _FLOW = ("while", "conditional", "call")  # last as long as what is in them
 
 
-def seconds_of(program: Program, events: Iterable[tuple[str, float]]) -> dict[str, float]:
+def seconds_of(program: HloProgram, events: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Seconds by part.
 
     Args:
@@ -33,7 +33,7 @@ def seconds_of(program: Program, events: Iterable[tuple[str, float]]) -> dict[st
     return dict(found)
 
 
-def _part(program: Program, line: Instruction) -> str:
+def _part(program: HloProgram, line: Instruction) -> str:
     scopes = line.op_name.split("/")
     if TOKEN_STEPS not in scopes:
         return PROMPTS
@@ -46,6 +46,6 @@ def _part(program: Program, line: Instruction) -> str:
     return LAYERS if _multiplies(program, line) else REST
 
 
-def _multiplies(program: Program, line: Instruction) -> bool:
+def _multiplies(program: HloProgram, line: Instruction) -> bool:
     inside = (inner for _, name in line.called for inner in program.computations.get(name, ()))
     return line.opcode == "dot" or any(_multiplies(program, inner) for inner in inside)

@@ -18,8 +18,8 @@ from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.hlo import Program
-from gadjax.rollout.engine import Answer, Engine, queue_width
+from gadjax.planning.hlo import HloProgram
+from gadjax.rollout.engine import Completion, Engine, queue_width
 from gadjax.rollout.sampler import Sampling
 
 
@@ -32,7 +32,7 @@ class Side:
     def __init__(self):
         self.mesh = meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
         self.engines: dict[int, Engine] = {}
-        self.programs: dict[tuple[Any, ...], Program] = {}
+        self.programs: dict[tuple[Any, ...], HloProgram] = {}
 
     def write_models(self, folder: str, fields: dict[str, Any]) -> dict[str, str]:
         """See `benchmarks.harness.models`; here, since it needs JAX."""
@@ -44,7 +44,7 @@ class Side:
         self.model = Model(config, "lm", self.mesh)
         self.params = load_params(pathlib.Path(path), config, layouts.abstract_params(self.model, self.mesh))
 
-    def sample(self, prompts: list[np.ndarray], sampling: Sampling, slots: int) -> list[Answer]:
+    def sample(self, prompts: list[np.ndarray], sampling: Sampling, slots: int) -> list[Completion]:
         """One answer to each prompt, `slots` of them at once."""
         if slots not in self.engines:
             self.engines[slots] = Engine(self.model, self.mesh, batch_size=slots)
@@ -80,7 +80,9 @@ class Side:
         spent = ((event.name, event.duration_ns * 1e-9) for event in events)
         return {"seconds": seconds, "parts": seconds_of(program, spent)}
 
-    def _program(self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]) -> Program:
+    def _program(
+        self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]
+    ) -> HloProgram:
         """The compiled program of these turns, which has run once; kept for the next round."""
         sampling, width = Sampling(limit, tuple(eos), temperature=temperature), queue_width(max(map(len, prompts)))
         key = sampling, slots, len(prompts), width
@@ -89,7 +91,7 @@ class Side:
             engine = self.engines[slots]
             shapes = engine.abstract_queue(len(prompts), width)
             compiled = engine.sample.lower(self.params, *shapes, sampling, slots).compile()
-            self.programs[key] = Program(compiled.as_text())
+            self.programs[key] = HloProgram(compiled.as_text())
         return self.programs[key]
 
 

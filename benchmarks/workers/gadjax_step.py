@@ -22,8 +22,8 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.models import layouts
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params
-from gadjax.planning.programs import run_programs
-from gadjax.planning.run import checked, make_blueprint
+from gadjax.planning.planner import checked, make_blueprint
+from gadjax.planning.run_programs import run_programs
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.stage_steps import HostBatch, StageSteps

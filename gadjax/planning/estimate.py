@@ -12,8 +12,9 @@ import jax
 from gadjax.errors import UserError, first_line
 from gadjax.models.logprobs import LOGITS
 from gadjax.parallel.chips import GIB, Chip
-from gadjax.planning import hlo
 from gadjax.planning.flops import count_flops
+from gadjax.planning.hlo import HloProgram
+from gadjax.planning.hlo_costs import bytes_moved, collectives, largest_buffers, logit_positions
 from gadjax.planning.program import RunProgram, bytes_per_device
 from gadjax.rollout.sampler import TOKEN_STEPS
 
@@ -35,7 +36,7 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class CompiledProgram:
     """What the compiler says of one program. Bytes are per device; work is of all devices together.
 
     Attributes:
@@ -65,7 +66,7 @@ class Compiled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class ProgramEstimate:
     """One program of a run on its target.
 
     Attributes:
@@ -78,7 +79,7 @@ class Estimate:
 
     name: str
     stages: tuple[str, ...]
-    compiled: Compiled
+    compiled: CompiledProgram
     resident: int
     peak: int
     host: int
@@ -94,10 +95,10 @@ class Estimate:
         return max(seconds.values()) + self.host_seconds if seconds else None
 
 
-def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
+def estimate_program(program: RunProgram, compiled: CompiledProgram, chip: Chip) -> ProgramEstimate:
     """Adds what is on the device beside a program."""
     resident = bytes_per_device(program.resident) - compiled.state
-    return Estimate(
+    return ProgramEstimate(
         name=program.name,
         stages=program.stages,
         compiled=compiled,
@@ -108,7 +109,7 @@ def estimate(program: RunProgram, compiled: Compiled, chip: Chip) -> Estimate:
     )
 
 
-def compile_program(program: RunProgram, chip: Chip, platform: str) -> Compiled:
+def compile_program(program: RunProgram, chip: Chip, platform: str) -> CompiledProgram:
     """Compiles a program for the devices that its arguments lie on, and reads it.
 
     Args:
@@ -130,7 +131,7 @@ def compile_program(program: RunProgram, chip: Chip, platform: str) -> Compiled:
         if used is None:
             raise UserError(f"the {program.name} does not compile: {first_line(error)}") from error
         used += bytes_per_device(program.arguments) * ("temporaries" in str(error))
-        return Compiled(
+        return CompiledProgram(
             **work,
             program=used,
             moved=None,
@@ -151,24 +152,24 @@ def compile_program(program: RunProgram, chip: Chip, platform: str) -> Compiled:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    text = hlo.Program(executable.as_text(), program.loop_trips)
+    text = HloProgram(executable.as_text(), program.loop_trips)
     for name in program.loop_trips:
         text.check_loop(name)
-    collectives = _collectives(text)
-    moved = text.bytes_moved()
-    return Compiled(
+    traffic = _traffic(text)
+    moved = bytes_moved(text)
+    return CompiledProgram(
         **work,
         program=size,
         moved=moved,
         seconds={
             "compute": flops / (devices * chip.flops),
             "memory": moved / chip.bandwidth,
-            "links": _link_seconds(collectives, chip, devices),
+            "links": _link_seconds(traffic, chip, devices),
         },
-        collectives=collectives,
-        positions=text.positions(*_vocabulary(program), LOGITS),
-        gathered=max((t.bytes for t in collectives if t.in_token_loop and t.op != "all-reduce"), default=0),
-        largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in text.buffers()[:_LARGEST]),
+        collectives=traffic,
+        positions=logit_positions(text, *_vocabulary(program), LOGITS),
+        gathered=max((t.bytes for t in traffic if t.in_token_loop and t.op != "all-reduce"), default=0),
+        largest=tuple((str(b.array), b.array.bytes, b.op_name) for b in largest_buffers(text)[:_LARGEST]),
         compile_seconds=time.perf_counter() - start,
     )
 
@@ -181,14 +182,14 @@ def _vocabulary(program: RunProgram) -> tuple[int, set[int]]:
     return model.config.vocab_size // tensor, {1, *(hidden // size for size in {1, *others})}
 
 
-def _collectives(text: hlo.Program) -> tuple[Traffic, ...]:
+def _traffic(text: HloProgram) -> tuple[Traffic, ...]:
     """Alike ones together."""
     grouped: dict[tuple, int] = {}
-    for found in text.collectives():
+    for found in collectives(text):
         key = found.op, found.bytes, TOKEN_STEPS in found.loops, found.op_name.rpartition("/")[2]
         grouped[key] = grouped.get(key, 0) + found.times
-    traffic = [Traffic(op, size, times, looped, origin) for (op, size, looped, origin), times in grouped.items()]
-    return tuple(sorted(traffic, key=lambda t: -t.bytes * t.times))
+    kinds = [Traffic(op, size, times, looped, origin) for (op, size, looped, origin), times in grouped.items()]
+    return tuple(sorted(kinds, key=lambda t: -t.bytes * t.times))
 
 
 def _link_seconds(collectives: tuple[Traffic, ...], chip: Chip, count: int) -> float:

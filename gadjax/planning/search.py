@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gadjax.config import field_value
 from gadjax.errors import UserError
-from gadjax.planning.run import Compiled, Plan, make_plan
+from gadjax.planning.planner import CompiledProgram, Plan, make_plan
 from gadjax.planning.targets import Target
 
 _REMAT = ("none", "dots", "full")
@@ -45,7 +45,7 @@ def suggest(
     Args:
       config, target, devices, watch: as for `make_plan`.
     """
-    compiled: dict[Any, Compiled] = {}
+    compiled: dict[Any, CompiledProgram] = {}
     seen: dict[tuple, Plan | None] = {}
 
     def look(changes: dict[str, Any]) -> Plan | None:

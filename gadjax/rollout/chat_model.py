@@ -16,7 +16,7 @@ from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION
 from gadjax.models.model import Model, Params, resolve_dtype
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
-from gadjax.rollout.engine import Answer, Engine
+from gadjax.rollout.engine import Completion, Engine
 from gadjax.rollout.sampler import Sampling
 
 _ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
@@ -78,7 +78,7 @@ class ChatModel:
         answers = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
         return [self._reply(answer, limit) for answer, limit in zip(answers, limits, strict=True)]
 
-    def _reply(self, answer: Answer, limit: int) -> Reply:
+    def _reply(self, answer: Completion, limit: int) -> Reply:
         tokens = answer.tokens[:limit]
         return Reply(self.tokenizer.decode(tokens), len(tokens), answer.ended and len(answer.tokens) <= limit)
 

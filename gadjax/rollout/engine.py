@@ -21,7 +21,7 @@ _QUEUE = 16  # prompts to a slot in one call: its slots run dry only at its end
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Completion:
     """One response."""
 
     tokens: np.ndarray  # [length] int32, its EOS included where it ended
@@ -38,7 +38,7 @@ class Engine:
         self.batch_size = multiple_of(batch_size, meshes.batch_shards(mesh))
 
         def sample(params, prompt, length, number, key, sampling, slots):
-            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)
+            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)[0]
 
         self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=meshes.replicated(mesh))
 
@@ -62,7 +62,7 @@ class Engine:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
         done: Callable[[int], None] = lambda count: None,
-    ) -> list[Answer]:
+    ) -> list[Completion]:
         """One answer to each prompt, in order.
 
         An answer depends on the seed, the prompt's number and the prompt: not on its neighbours. Prompts of about the
@@ -76,7 +76,7 @@ class Engine:
           numbers: of 32 bits, one a prompt; None counts from 0.
           done: called with the number of answers after each call.
         """
-        answers: list[Answer | None] = [None] * len(prompts)
+        answers: list[Completion | None] = [None] * len(prompts)
         keys = np.arange(len(prompts), dtype=np.uint32) if numbers is None else np.array(numbers, np.uint32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size, slots = self.queue_size(len(prompts))
@@ -96,7 +96,7 @@ class Engine:
             for row, number in enumerate(filled):
                 if number >= 0:
                     length = samples.lengths[row, 0]
-                    answers[number] = Answer(
+                    answers[number] = Completion(
                         samples.tokens[row, 0, :length],
                         samples.logprobs[row, 0, :length],
                         bool(samples.ended[row, 0]),

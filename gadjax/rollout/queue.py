@@ -20,7 +20,7 @@ _PREFILL_TOKENS = 1024  # that are read at once, about: enough rows for a matrix
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class QueueSizes:
     """Of one shard of a rollout.
 
     Attributes:
@@ -47,8 +47,8 @@ class Sizes:
         return -(-self.prompts * self.samples // self.slots) * limit
 
     @classmethod
-    def of(cls, prompts: int, samples: int, slots: int, width: int) -> Sizes:
-        """Sizes with enough places that slots are seldom idle while prompts wait.
+    def of(cls, prompts: int, samples: int, slots: int, width: int) -> QueueSizes:
+        """QueueSizes with enough places that slots are seldom idle while prompts wait.
 
         The samples of a prompt end at different times: with places for twice the prompts that fill the slots, a
         prompt's last samples hold up no others until they are twice as long as its mean. `width`: of the prompts.
@@ -72,7 +72,7 @@ class Queue:
     token: jax.Array  # [S] the last token of what it has: of its prompt, then of its response
 
 
-def start(prompt_length: jax.Array, sizes: Sizes) -> Queue:
+def start(prompt_length: jax.Array, sizes: QueueSizes) -> Queue:
     """All slots and places are free; of the prompts [B], those of length 0 are none."""
     zero = jnp.zeros(1, jnp.int32)
     waiting = _count(prompt_length > 0)
@@ -81,7 +81,7 @@ def start(prompt_length: jax.Array, sizes: Sizes) -> Queue:
     return Queue(waiting, zero, zero, free, idle, *[jnp.zeros(sizes.slots, jnp.int32)] * 3)
 
 
-def admit(queue: Queue, sizes: Sizes) -> tuple[Queue, jax.Array, jax.Array]:
+def admit(queue: Queue, sizes: QueueSizes) -> tuple[Queue, jax.Array, jax.Array]:
     """Gives the next prompts places: as many as wait and fit, C at most.
 
     Returns:
@@ -98,7 +98,7 @@ def admit(queue: Queue, sizes: Sizes) -> tuple[Queue, jax.Array, jax.Array]:
     return queue, jnp.minimum(numbers, sizes.prompts - 1), places
 
 
-def refill(queue: Queue, last_token: jax.Array, sizes: Sizes) -> Queue:
+def refill(queue: Queue, last_token: jax.Array, sizes: QueueSizes) -> Queue:
     """Puts the next samples of admitted prompts into the idle slots.
 
     Args:
@@ -119,7 +119,7 @@ def refill(queue: Queue, last_token: jax.Array, sizes: Sizes) -> Queue:
     )
 
 
-def lanes(queue: Queue, sizes: Sizes) -> Lanes:
+def lanes(queue: Queue, sizes: QueueSizes) -> Lanes:
     """Where each slot's prompt is, and back."""
     count = sizes.places * sizes.samples
     lane = queue.place * sizes.samples + queue.sample % sizes.samples
@@ -136,7 +136,7 @@ def advance(queue: Queue, token: jax.Array, ended: jax.Array) -> Queue:
     )
 
 
-def in_work(queue: Queue, sizes: Sizes) -> jax.Array:
+def in_work(queue: Queue, sizes: QueueSizes) -> jax.Array:
     """[1] whether a sample runs or can: its prompt has a place."""
     return jnp.any(queue.sample != IDLE, keepdims=True) | (_ready(queue, sizes) > 0)
 
@@ -146,12 +146,12 @@ def unread(queue: Queue) -> jax.Array:
     return queue.waiting - queue.admitted
 
 
-def has_room(queue: Queue, sizes: Sizes) -> jax.Array:
+def has_room(queue: Queue, sizes: QueueSizes) -> jax.Array:
     """[1] whether a whole chunk of prompts, or all that are left, can be admitted."""
     return _count(_free_places(queue, sizes)) >= jnp.minimum(sizes.chunk, unread(queue))
 
 
-def starves(queue: Queue, sizes: Sizes) -> jax.Array:
+def starves(queue: Queue, sizes: QueueSizes) -> jax.Array:
     """[1] whether a slot is idle, prompts wait, and a chunk of them can be admitted."""
     return (_count(queue.sample == IDLE) > _ready(queue, sizes)) & (unread(queue) > 0) & has_room(queue, sizes)
 
@@ -161,12 +161,12 @@ def _count(flags: jax.Array) -> jax.Array:
     return jnp.sum(flags, keepdims=True, dtype=jnp.int32)
 
 
-def _ready(queue: Queue, sizes: Sizes) -> jax.Array:
+def _ready(queue: Queue, sizes: QueueSizes) -> jax.Array:
     """[1] samples without a slot whose prompts have places."""
     return queue.admitted * sizes.samples - queue.assigned
 
 
-def _free_places(queue: Queue, sizes: Sizes) -> jax.Array:
+def _free_places(queue: Queue, sizes: QueueSizes) -> jax.Array:
     """[G] whether no sample of a place's prompt waits or runs."""
     waits = (queue.prompt != IDLE) & ((queue.prompt + 1) * sizes.samples > queue.assigned)
     runs = (queue.place == jnp.arange(sizes.places)[:, None]) & (queue.sample != IDLE)

@@ -21,7 +21,7 @@ from gadjax.models.spans import Spans
 from gadjax.parallel.mesh import BATCH, batch_shards
 from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
-from gadjax.rollout.queue import IDLE, Queue, Sizes
+from gadjax.rollout.queue import IDLE, Queue, QueueSizes
 
 # Names of the two loops in the compiled program, by which `gadjax.planning` knows them.
 ADMISSIONS, TOKEN_STEPS = "admissions", "token_steps"
@@ -40,7 +40,7 @@ class Samples:
 
 
 @struct.dataclass
-class State:
+class LoopState:
     """What the loop carries. Of what is split over the batch, each shard has its part: slots, places, samples."""
 
     queue: Queue
@@ -59,7 +59,7 @@ def rollout(
     num_samples: int,
     sampling: Sampling,
     slots: int = 0,
-) -> Samples:
+) -> tuple[Samples, jax.Array]:
     """Samples `num_samples` responses to each prompt. Pure; jit it with the model, N, sampling and slots static.
 
     A sample depends on its own key, prompt and number only: not on its place in the batch, its neighbours, padding or
@@ -76,21 +76,10 @@ def rollout(
       sampling: how tokens are drawn.
       slots: samples that are decoded at once, over all devices, whose caches take memory; a multiple of the shards.
         0 for all B * N.
+
+    Returns:
+      The samples, and the number of token steps that the loop took, a scalar.
     """
-    return run(model, params, prompt, prompt_length, keys, num_samples, sampling, slots)[0]
-
-
-def run(
-    model: Model,
-    params: Params,
-    prompt: jax.Array,
-    prompt_length: jax.Array,
-    keys: jax.Array,
-    num_samples: int,
-    sampling: Sampling,
-    slots: int = 0,
-) -> tuple[Samples, jax.Array]:
-    """`rollout`, and the number of token steps that it took."""
     prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
     batch, width = prompt.shape
     sizes = sizes_of(model.mesh, batch, width, num_samples, slots)
@@ -106,13 +95,13 @@ def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
     return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
 
 
-def sizes_of(mesh: Mesh | None, batch: int, width: int, num_samples: int, slots: int) -> Sizes:
+def sizes_of(mesh: Mesh | None, batch: int, width: int, num_samples: int, slots: int) -> QueueSizes:
     """Of each shard of a rollout; the arguments are `rollout`'s, `width` that of the prompts."""
     shards = _shards(mesh)
     if batch % shards or slots % shards:
         raise ValueError(f"{batch} prompts and {slots} slots are not divisible by the mesh's {shards} parts of a batch")
     share = batch // shards
-    return Sizes.of(share, num_samples, min(slots // shards or share * num_samples, share * num_samples), width)
+    return QueueSizes.of(share, num_samples, min(slots // shards or share * num_samples, share * num_samples), width)
 
 
 def _shards(mesh: Mesh | None) -> int:
@@ -145,14 +134,14 @@ class _Loop:
         prompt_length: jax.Array,
         keys: jax.Array,
         sampling: Sampling,
-        sizes: Sizes,
+        sizes: QueueSizes,
     ):
         self.model, self.decoder, self.layers = model, decoder, decoder.unstacked_layers()
         self.prompt, self.prompt_length, self.keys = prompt, prompt_length, keys
         self.last_token = jnp.take_along_axis(prompt, jnp.maximum(prompt_length - 1, 0)[:, None], axis=1)[:, 0]
         self.sampling, self.sizes, self.shards = sampling, sizes, _shards(model.mesh)
 
-    def start(self) -> State:
+    def start(self) -> LoopState:
         """Nothing is read, nothing is drawn."""
         config, sizes, limit = self.model.config, self.sizes, self.sampling.max_response_length
         layers, heads = range(config.num_layers), self.model.cached_heads
@@ -165,7 +154,7 @@ class _Loop:
             logprobs=jnp.zeros((count, limit), jnp.float32),
             ended=jnp.zeros(count, bool),
         )
-        return State(
+        return LoopState(
             queue=self._on_devices(functools.partial(schedule.start, sizes=sizes))(self.prompt_length),
             prompts=[cache(sizes.places, self.prompt.shape[1]) for _ in layers],
             responses=[cache(sizes.slots, limit) for _ in layers],
@@ -173,17 +162,17 @@ class _Loop:
             steps=jnp.int32(0),
         )
 
-    def unfinished(self, state: State) -> jax.Array:
+    def unfinished(self, state: LoopState) -> jax.Array:
         """Whether prompts wait or samples run."""
         return jnp.any(self._asked(schedule.unread, state) > 0) | jnp.any(self._asked(schedule.in_work, state))
 
-    def one_admission(self, state: State) -> State:
+    def one_admission(self, state: LoopState) -> LoopState:
         """An outer turn: reads prompts, then draws until the next can be read."""
         state = self._admit(state)
         with jax.named_scope(TOKEN_STEPS):
             return jax.lax.while_loop(self._decodes, self._step, state)
 
-    def _decodes(self, state: State) -> jax.Array:
+    def _decodes(self, state: LoopState) -> jax.Array:
         """Whether there is something to draw and no prompts are to be read before.
 
         Prompts are read when every shard has room for a whole chunk, or one would have slots idle.
@@ -192,7 +181,7 @@ class _Loop:
         room = jnp.all(self._asked(schedule.has_room, state)) | jnp.any(self._asked(schedule.starves, state))
         return jnp.any(self._asked(schedule.in_work, state)) & ~(waiting & room)
 
-    def _admit(self, state: State) -> State:
+    def _admit(self, state: LoopState) -> LoopState:
         """Reads the next prompts of every shard into free places."""
         queue, tokens, lengths, places = self._on_devices(self._next_prompts)(
             state.queue, self.prompt, self.prompt_length
@@ -210,7 +199,7 @@ class _Loop:
         queue, numbers, places = schedule.admit(queue, self.sizes)
         return queue, prompt[numbers], jnp.maximum(prompt_length[numbers] - 1, 0), places
 
-    def _step(self, state: State) -> State:
+    def _step(self, state: LoopState) -> LoopState:
         """An inner turn: refills the slots, reads a token in each and draws the next."""
         queue, reading = self._on_devices(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
         responses: list[Spans] = []
@@ -221,7 +210,7 @@ class _Loop:
         hidden = self.decoder.decode(reading.token, reading.position, self.layers, attends)
         token, logprob = sample_token(self.decoder.logits(hidden), reading.keys, self.sampling, self.model.mesh)
         queue, samples = self._on_devices(self._record)(queue, state.samples, token, logprob)
-        return State(queue, state.prompts, responses, samples, state.steps + 1)
+        return LoopState(queue, state.prompts, responses, samples, state.steps + 1)
 
     def _refill(self, queue, prompt_length, last_token, keys) -> tuple[Queue, _Reading]:
         queue = schedule.refill(queue, last_token, self.sizes)
@@ -270,7 +259,7 @@ class _Loop:
         )
         return schedule.advance(queue, token, by_eos | (length == self.sampling.max_response_length)), samples
 
-    def _asked(self, question: Callable[..., jax.Array], state: State) -> jax.Array:
+    def _asked(self, question: Callable[..., jax.Array], state: LoopState) -> jax.Array:
         """A question of `queue` to all shards, [shards]."""
         arguments = () if question is schedule.unread else (self.sizes,)
         return self._on_devices(lambda queue: question(queue, *arguments))(state.queue)

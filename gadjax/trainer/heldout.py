@@ -14,7 +14,7 @@ from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models import lora
 from gadjax.models.model import Params
-from gadjax.rollout.engine import Answer, queue_width
+from gadjax.rollout.engine import Completion, queue_width
 from gadjax.trainer.blueprint import Blueprint, decoding_weights
 from gadjax.trainer.programs import HeldOutPrograms, abstract_rows, place_rows
 from gadjax.trainer.setup import Setup
@@ -109,7 +109,7 @@ class HeldOut:
             seed=config.seed,
         )
 
-    def _answer(self, generator: Params, temperature: float, seed: int) -> list[Answer]:
+    def _answer(self, generator: Params, temperature: float, seed: int) -> list[Completion]:
         """One sampled answer to each prompt."""
         params = self.programs.decoding_params(generator)
         return self.programs.engine.generate(params, self.prompts, self.setup.sampling(temperature), seed=seed)

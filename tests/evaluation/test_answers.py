@@ -8,7 +8,7 @@ import numpy as np
 
 from gadjax.evaluation.answers import Answerer
 from gadjax.evaluation.journal import Journal
-from gadjax.rollout.engine import Answer
+from gadjax.rollout.engine import Completion
 
 LOCAL = types.SimpleNamespace(identity="m", eos_ids=(2,), tokenizer=types.SimpleNamespace(pad_id=0))
 
@@ -25,7 +25,7 @@ class Told(Answerer):
     def _generate(self, params, prompts, sampling, *, seed, numbers, done):
         self.before.append(list(self.told))
         done(len(prompts))
-        return [Answer(np.array([5, 2]), np.zeros(2), True)] * len(prompts)
+        return [Completion(np.array([5, 2]), np.zeros(2), True)] * len(prompts)
 
 
 def test_progress_shows_before_the_first_draw_and_only_where_one_is_missing(tmp_path):

@@ -20,7 +20,8 @@ from gadjax.models.architecture import ModelConfig
 from gadjax.models.decoder import Decoder
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.hlo import Program
+from gadjax.planning.hlo import HloProgram
+from gadjax.planning.hlo_costs import largest_buffers
 from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
 from gadjax.trainer.blueprint import state_shardings
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
@@ -89,7 +90,7 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
 
     def undone(params, batch, key):
         keys = row_keys(key, batch["row"])
-        return rollout(model, params, batch["prompt"], batch["prompt_length"], keys, N, Sampling(T, (2,)))
+        return rollout(model, params, batch["prompt"], batch["prompt_length"], keys, N, Sampling(T, (2,)))[0]
 
     control = jax.jit(undone).lower(params, batch(mesh), key)
     assert largest_in_loops(control.compile(), TOKEN_STEPS) >= SMALLEST_WEIGHT
@@ -105,7 +106,7 @@ def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tenso
     compiled = programs.decoding_params.lower(layouts.abstract_params(model, mesh)).compile()
     kernel = CONFIG.num_layers * CONFIG.hidden_size * CONFIG.intermediate_size
     table = CONFIG.vocab_size * CONFIG.hidden_size
-    sizes = [math.prod(buffer.array.shape) for buffer in Program(compiled.as_text()).buffers()]
+    sizes = [math.prod(buffer.array.shape) for buffer in largest_buffers(HloProgram(compiled.as_text()))]
     assert max(size for size in sizes) <= max(kernel, table) // tensor
     wanted = layouts.param_shardings(sampler, sampler.mesh, meshes.DECODING_RULES)
     shards = lambda sharding, leaf: sharding.shard_shape(leaf.shape)  # noqa: E731

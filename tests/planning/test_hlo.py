@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.hlo import Program
+from gadjax.planning.hlo import HloProgram
+from gadjax.planning.hlo_costs import bytes_moved, collectives, largest_buffers, logit_positions
 
 # A loop without a stated trip count, whose end is in its condition, around a scratch copy, a slice and a collective.
 LOOP = """HloModule jit_f, is_scheduled=true
@@ -57,22 +58,22 @@ ENTRY %main.4 (stack.1: bf16[36,128,64]) -> bf16[36,128,64] {
 
 
 def test_loops_are_counted():
-    program = Program(LOOP)
+    program = HloProgram(LOOP)
     assert program.entry == "main.4"
     assert program.repeats["body.2"] == program.repeats["fused"] == (36, ("",))
-    (found,) = program.collectives()
+    (found,) = collectives(program)
     assert found == ("all-reduce", 512, 36, ("",), "jit(f)/y")
 
 
 def test_a_stated_trip_count_is_believed():
     known = LOOP.replace("body=%body.2", 'body=%body.2, backend_config={"known_trip_count":{"n":"7"}}')
-    assert Program(known).collectives()[0].times == 7
+    assert collectives(HloProgram(known))[0].times == 7
 
 
 def test_a_named_loop_runs_as_often_as_is_said():
     named = LOOP.replace("body=%body.2", 'body=%body.2, metadata={op_name="jit(f)/outer/steps/while"}')
-    program = Program(named, {"steps": 11})
-    (found,) = program.collectives()
+    program = HloProgram(named, {"steps": 11})
+    (found,) = collectives(program)
     assert (found.times, found.loops) == (11, ("steps",))
     program.check_loop("steps")
     with pytest.raises(ValueError, match="no loop of the name other"):
@@ -82,19 +83,19 @@ def test_a_named_loop_runs_as_often_as_is_said():
 def test_bytes_are_those_of_slices_and_of_main_memory():
     """A layer sliced from its stack is read and written, copied to scratch once more, and summed from there."""
     layer, place, condition = 128 * 64 * 2, 4, 1 + 4 + 4
-    assert Program(LOOP).bytes_moved() == 36 * (2 * layer + place + layer + 512 + condition)
+    assert bytes_moved(HloProgram(LOOP)) == 36 * (2 * layer + place + layer + 512 + condition)
 
 
 def test_the_largest_arrays_are_in_main_memory():
-    first, second, *_ = Program(LOOP).buffers()
+    first, second, *_ = largest_buffers(HloProgram(LOOP))
     assert (str(first.array), first.array.bytes) == ("bf16[36,128,64]", 36 * 128 * 64 * 2)
     assert (str(second.array), second.op_name) == ("bf16[128,64]", "f/x")
 
 
 def test_logits_are_told_from_weights():
     text = LOOP.replace("bf16[128,64]", "f32[24,640]").replace("bf16[36,128,64]", "bf16[640,64]")
-    assert Program(text).positions(640, {64}, "logits") == 24
-    assert Program(text).positions(640, {64, 24}, "logits") == 0
+    assert logit_positions(HloProgram(text), 640, {64}, "logits") == 24
+    assert logit_positions(HloProgram(text), 640, {64, 24}, "logits") == 0
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -110,9 +111,9 @@ def test_logits_as_large_as_a_weight(backward):
         return token_logprobs(hidden, head, source, targets.astype(int), chunk=16, mesh=mesh)[0].sum()
 
     f = jax.grad(loss, argnums=(0, 1)) if backward else loss
-    program = Program(jax.jit(f).lower(hidden, head, targets).compile().as_text())
-    assert program.positions(*sizes, LOGITS) == 16
-    assert program.positions(*sizes, "elsewhere") == 0
+    program = HloProgram(jax.jit(f).lower(hidden, head, targets).compile().as_text())
+    assert logit_positions(program, *sizes, LOGITS) == 16
+    assert logit_positions(program, *sizes, "elsewhere") == 0
 
 
 def test_weights_alone_are_no_logits():
@@ -121,7 +122,7 @@ def test_weights_alone_are_no_logits():
     split, whole = (NamedSharding(mesh, spec) for spec in (P("tensor", "fsdp"), P("tensor")))
     table = jax.ShapeDtypeStruct((640, 64), jnp.float32, sharding=split)
     cast = jax.jit(lambda table: table.astype(jnp.bfloat16), out_shardings=whole).lower(table).compile()
-    assert Program(cast.as_text()).positions(320, {64, 16}, LOGITS) == 0
+    assert logit_positions(HloProgram(cast.as_text()), 320, {64, 16}, LOGITS) == 0
 
 
 @pytest.mark.parametrize("steps", [3, 11])
@@ -141,7 +142,7 @@ def test_on_a_real_program(steps):
 
     shape = lambda *size, sharding: jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding)  # noqa: E731
     compiled = jax.jit(f).lower(shape(16, 64, sharding=split), shape(64, 64, sharding=split)).compile()
-    gathers = [found for found in Program(compiled.as_text()).collectives() if found.op == "all-gather"]
+    gathers = [found for found in collectives(HloProgram(compiled.as_text())) if found.op == "all-gather"]
     assert [(found.bytes, found.times, found.in_loop) for found in gathers] == [(64 * 64 * 4, steps, True)]
 
 
@@ -171,7 +172,7 @@ def test_collectives_inside_fusions_count_once_a_channel():
 """
     head, body = LOOP.split("%body.2 (", 1)
     text = head + fused.lstrip() + "\n%body.2 (" + body.replace("  ROOT %next", calls.lstrip("\n") + "  ROOT %next", 1)
-    found = sorted((c.op, c.bytes, c.times, c.in_loop) for c in Program(text).collectives())
+    found = sorted((c.op, c.bytes, c.times, c.in_loop) for c in collectives(HloProgram(text)))
     size = 256 * 64 * 2
     assert found == [("all-gather", size, 36, True), ("all-reduce", 512, 36, True), ("reduce-scatter", size, 36, True)]
 
@@ -197,7 +198,7 @@ ENTRY %main (cache: bf16[64,2,128], rows: s32[4,1], new: bf16[4,2,128]) -> bf16[
 def test_a_scatter_in_place_moves_what_it_puts():
     """Not the cache around it, which a token's keys are put into."""
     new = 4 * 2 * 128 * 2
-    assert Program(SCATTER).bytes_moved() == 2 * new + 4 * 4
+    assert bytes_moved(HloProgram(SCATTER)) == 2 * new + 4 * 4
 
 
 NESTED = """HloModule jit_g, is_scheduled=true
@@ -230,6 +231,6 @@ ENTRY %main (query: bf16[8,128], cache: bf16[12,64,128], place: s32[]) -> f32[64
 def test_a_slice_in_a_fusion_in_a_fusion_moves_the_slice():
     """As TPUs read one block of a cache; with all of it asked for beside it, the whole cache counts."""
     block, rest = 64 * 128 * 2, 8 * 128 * 2 + 4 + 64 * 8 * 4
-    assert Program(NESTED).bytes_moved() == block + rest
+    assert bytes_moved(HloProgram(NESTED)) == block + rest
     whole = NESTED.replace("  ROOT %flat", "  %all = bf16[12,64,128]{2,1,0} negate(%q0)\n  ROOT %flat")
-    assert Program(whole).bytes_moved() == 12 * block + rest
+    assert bytes_moved(HloProgram(whole)) == 12 * block + rest

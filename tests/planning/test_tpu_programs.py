@@ -15,9 +15,10 @@ from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as meshes
 from gadjax.planning import targets
 from gadjax.planning.estimate import compile_program
-from gadjax.planning.hlo import Program
-from gadjax.planning.programs import run_programs
-from gadjax.planning.run import checked, make_blueprint
+from gadjax.planning.hlo import HloProgram
+from gadjax.planning.hlo_costs import collectives, logit_positions
+from gadjax.planning.planner import checked, make_blueprint
+from gadjax.planning.run_programs import run_programs
 from gadjax.rollout.sampler import rollout, row_keys
 
 TARGET = targets.parse_topology("v5e:2x2")
@@ -68,7 +69,7 @@ def test_weights_that_are_gathered_are_reported(sampling):
         def sample(params, batch, key):
             keys = row_keys(key, batch["row"])
             settings = blueprint.sampling(1.0)
-            return rollout(blueprint.generator, params, batch["prompt"], batch["prompt_length"], keys, 2, settings)
+            return rollout(blueprint.generator, params, batch["prompt"], batch["prompt_length"], keys, 2, settings)[0]
 
         return jax.jit(sample)
 
@@ -111,9 +112,9 @@ def test_gathers_of_a_loop_are_counted(devices, size, scanned):
         return jax.lax.while_loop(lambda state: (state[0] < TOKENS) & (state[1][0, 0] < 3), token, (0, x))
 
     x, weights = array(mesh, (64, size), "fsdp"), array(mesh, (LAYERS, size, size), None, "fsdp")
-    program = Program(jax.jit(decode).lower(x, weights).compile().as_text())
+    program = HloProgram(jax.jit(decode).lower(x, weights).compile().as_text())
     assert scanned or any("async_collective_fusion" in name for name in program.computations)
-    gathers = [found for found in program.collectives() if found.op == "all-gather"]
+    gathers = [found for found in collectives(program) if found.op == "all-gather"]
     assert {(found.bytes, found.in_loop) for found in gathers} == {(size * size * 2, True)}
     assert sum(found.times for found in gathers) == LAYERS * TOKENS
 
@@ -129,8 +130,8 @@ def test_sums_of_a_loop_are_told_from_gathers(devices):
         return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P(None, "fsdp"))), None
 
     x, weights = array(mesh, (64, 1024), None, "fsdp"), array(mesh, (LAYERS, 1024, 1024), None, "fsdp")
-    program = Program(jax.jit(decode).lower(x, weights).compile().as_text())
-    (found,) = program.collectives()
+    program = HloProgram(jax.jit(decode).lower(x, weights).compile().as_text())
+    (found,) = collectives(program)
     assert (found.op, found.bytes, found.times) == ("reduce-scatter", 64 * 1024 * 2, LAYERS * TOKENS)
 
 
@@ -147,6 +148,6 @@ def test_logits_as_large_as_a_weight(devices):
         source = jnp.broadcast_to(jnp.arange(512), targets.shape)
         return token_logprobs(hidden, head, source, targets, chunk=1024, mesh=mesh)[0].sum()
 
-    program = Program(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile().as_text())
-    assert program.positions(65536, {1024, 256}, LOGITS) == 1024
-    assert program.positions(65536, {1024, 256}, "elsewhere") == 0
+    program = HloProgram(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head, targets).compile().as_text())
+    assert logit_positions(program, 65536, {1024, 256}, LOGITS) == 1024
+    assert logit_positions(program, 65536, {1024, 256}, "elsewhere") == 0

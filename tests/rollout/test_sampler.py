@@ -15,9 +15,9 @@ from gadjax.models import layouts
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.hlo import Program
+from gadjax.planning.hlo import HloProgram
 from gadjax.rollout.draw import Sampling, sample_token, uniforms
-from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, rollout, row_keys, run, sizes_of
+from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, rollout, row_keys, sizes_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -43,7 +43,7 @@ GREEDY = Sampling(max_response_length=T, eos_ids=EOS, pad_id=PAD, temperature=0)
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def jitted(model, params, tokens, lengths, keys, count, sampling):
-    return rollout(model, params, tokens, lengths, keys, count, sampling)
+    return rollout(model, params, tokens, lengths, keys, count, sampling)[0]
 
 
 def draw(model, params, padded, sampling, *, seed=0, count=N, width=9, rows=None):
@@ -141,7 +141,7 @@ def test_ended_at_the_limit_is_not_cut(model, params, padded):
 def test_stops_when_all_rows_have_ended(model, params, padded, eos, expected):
     tokens, lengths = padded(9)
     keys = row_keys(jax.random.key(5), jnp.arange(2))
-    samples, steps = jax.jit(functools.partial(run, model, num_samples=1, sampling=Sampling(T, eos, PAD, 0.7)))(
+    samples, steps = jax.jit(functools.partial(rollout, model, num_samples=1, sampling=Sampling(T, eos, PAD, 0.7)))(
         params, tokens[:2], lengths[:2], keys
     )
     assert steps == samples.lengths.max()
@@ -227,7 +227,7 @@ def queue_of():
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def run_jitted(model, params, tokens, lengths, keys, count, sampling, slots):
-    return run(model, params, tokens, lengths, keys, count, sampling, slots)
+    return rollout(model, params, tokens, lengths, keys, count, sampling, slots)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -341,7 +341,7 @@ def test_slots_are_refilled_inside_of_the_compiled_loop(model, params):
     # `queue.refill` counts the idle slots; the sums of `draw` are in a scope of their own.
     assert any(f"{steps}jit(cumsum)" in origin for origin in origins)
     assert any(steps in origin and origin.endswith("dot_general") for origin in origins)
-    loops = {loops for _, loops in Program(text).repeats.values()}
+    loops = {loops for _, loops in HloProgram(text).repeats.values()}
     assert (ADMISSIONS, TOKEN_STEPS) in loops
     assert not [origin for origin in origins if "callback" in origin]
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.planning import programs as planned
-from gadjax.planning.run import checked, make_blueprint
+from gadjax.planning import run_programs as planned
+from gadjax.planning.planner import checked, make_blueprint
 from gadjax.trainer.blueprint import make_method
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.heldout import heldout_programs
+from gadjax.planning.heldout_programs import heldout_programs
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer import host_rows

@@ -14,9 +14,9 @@ from gadjax.config import field_value, resolve
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.architectures import ARCHITECTURES
-from gadjax.planning.estimate import Compiled, Estimate, compile_program, estimate
-from gadjax.planning.programs import run_programs
+from gadjax.planning.estimate import CompiledProgram, ProgramEstimate, compile_program, estimate_program
+from gadjax.planning.known_students import ARCHITECTURES
+from gadjax.planning.run_programs import run_programs
 from gadjax.planning.targets import Target
 from gadjax.trainer.blueprint import Blueprint, make_method, make_networks
 
@@ -46,7 +46,7 @@ class Plan:
     micro_batches: dict[str, int]
     parameters: int
     heldout_prompts: int
-    programs: tuple[Estimate, ...]
+    programs: tuple[ProgramEstimate, ...]
 
     @property
     def memory(self) -> float:
@@ -61,7 +61,7 @@ class Plan:
         return devices * max(program.host for program in self.programs)
 
     @property
-    def misfits(self) -> list[Estimate]:
+    def misfits(self) -> list[ProgramEstimate]:
         """Programs that do not fit a device."""
         return [program for program in self.programs if program.compiled.failure or program.peak > self.memory]
 
@@ -86,7 +86,7 @@ def make_plan(
     target: Target,
     devices: list[jax.Device],
     watch: Callable[[str], None] = lambda name: None,
-    known: dict[Any, Compiled] | None = None,
+    known: dict[Any, CompiledProgram] | None = None,
 ) -> Plan:
     """Compiles every program of a run.
 
@@ -108,7 +108,7 @@ def make_plan(
         if key not in known:
             watch(program.name)
             known[key] = compile_program(program, target.chip, target.chip.platform)
-        estimates.append(estimate(program, known[key], target.chip))
+        estimates.append(estimate_program(program, known[key], target.chip))
     return Plan(
         target=target,
         config=config,

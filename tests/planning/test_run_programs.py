@@ -11,9 +11,9 @@ import pytest
 
 from gadjax.parallel.chips import CHIPS
 from gadjax.planning.estimate import compile_program
+from gadjax.planning.planner import checked, make_blueprint, make_plan
 from gadjax.planning.program import bytes_per_device
-from gadjax.planning.programs import full_batch, run_programs
-from gadjax.planning.run import checked, make_blueprint, make_plan
+from gadjax.planning.run_programs import full_batch, run_programs
 from gadjax.planning.targets import parse_topology
 from gadjax.rollout.sampler import Sampling
 from gadjax.trainer import host_rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gadjax.planning.estimate import Estimate, Traffic, gib
-from gadjax.planning.run import Plan
+from gadjax.planning.estimate import ProgramEstimate, Traffic, gib
+from gadjax.planning.planner import Plan
 from gadjax.planning.search import Suggestion
 
 _BOUNDS = ("compute", "memory", "links", "host")
@@ -110,7 +110,7 @@ def _table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _details(program: Estimate) -> list[str]:
+def _details(program: ProgramEstimate) -> list[str]:
     found = program.compiled
     largest = [f"{shape} {gib(size)}{_origin(name)}" for shape, size, name in found.largest[:_ARRAYS_SHOWN]]
     lines = [f"{program.name}: program {gib(found.program)}, other state {gib(program.resident)}"]
@@ -142,7 +142,7 @@ def _verdict(plan: Plan) -> list[str]:
     ]
 
 
-def _remedy(plan: Plan, program: Estimate) -> str:
+def _remedy(plan: Plan, program: ProgramEstimate) -> str:
     config = plan.config
     remedies = []
     if program.name in _SAMPLED:
