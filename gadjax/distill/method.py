@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import optax
+from ml_collections import ConfigDict
 
 from gadjax.distill.losses import Aggregation
 from gadjax.models.model import Model
 from gadjax.rollout.sampler import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """What a step needs beside states and data. Hashable: a static argument of jitted functions.
 
-    The fields are the stage's config of the same names (`configs/base.py`), but for these:
+    The fields without a default here are fields of the config, which describes them (docs/config.md): those of its
+    sections `rollout`, `discriminator` and `gad`, and `logprob_chunk`. `discriminator_loss` is `discriminator.loss`.
 
     Attributes:
-      sampler: the generator over the mesh that it is sampled on; None: the one that it is trained on.
-      slots: samples that are decoded at once (`rollout.slots`).
+      generator: the policy, on the mesh that it is trained on.
+      sampling: how responses are drawn from it.
+      sampler: the generator on the mesh that it is sampled on; None: the mesh that it is trained on.
+      generator_micro_batches: slices of one update of the generator whose gradients are added up.
+      discriminator_micro_batches: the same for the discriminator.
     """
 
     generator: Model
@@ -29,23 +34,31 @@ class Method:
     discriminator: Model | None = None
     discriminator_optimizer: optax.GradientTransformation | None = None
     sampler: Model | None = None
-    slots: int = 0
-    num_samples: int = 8
-    discriminator_loss: Literal["bt", "ce"] = "bt"
-    bt_temperature: float = 1.0
-    updates_per_step: int = 1
-    ppo_minibatches: int = 1
-    ppo_epochs: int = 1
-    clip: float = 0.2
-    dual_clip: float = 3.0
-    kl_coefficient: float = 1e-3
-    entropy_coefficient: float = 0.0
-    sft_coefficient: float = 0.0
-    importance_cap: float = 0.0
-    aggregation: Aggregation = "token_mean"
     generator_micro_batches: int = 1
     discriminator_micro_batches: int = 1
-    logprob_chunk: int = 1024
+    slots: int
+    num_samples: int
+    discriminator_loss: Literal["bt", "ce"]
+    bt_temperature: float
+    updates_per_step: int
+    ppo_minibatches: int
+    ppo_epochs: int
+    clip: float
+    dual_clip: float
+    kl_coefficient: float
+    entropy_coefficient: float
+    sft_coefficient: float
+    importance_cap: float
+    aggregation: Aggregation
+    logprob_chunk: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, **fields: Any) -> Method:
+        """The method with these `fields`; every other field is the config's field of the same name."""
+        values = {**config, **config.rollout, **config.discriminator, **config.gad}
+        values["discriminator_loss"] = config.discriminator.loss
+        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        return cls(**{name: values[name] for name in needed - fields.keys()}, **fields)
 
     @property
     def updates(self) -> dict[str, int]:

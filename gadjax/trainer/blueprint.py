@@ -146,48 +146,24 @@ def adapters(config: Mapping[str, Any]) -> Lora | None:
 def make_method(blueprint: Blueprint, stage: str) -> Method:
     """The settings of a stage's steps."""
     config, section = blueprint.config, blueprint.config[stage]
-    moments = dict(
-        b1=config.optimizer.b1,
-        b2=config.optimizer.b2,
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-        clip=config.optimizer.clip_norm,
-    )
-    method = Method(
+    moments = {name: config.optimizer[name] for name in ("b1", "b2", "eps", "weight_decay")}
+    optimizer = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
+    fields = dict(
         generator=blueprint.generator,
         sampler=blueprint.sampler,
-        slots=config.rollout.slots,
         sampling=blueprint.sampling(config.rollout.temperature),
-        generator_optimizer=states.adamw(section.generator_learning_rate, **moments),
+        generator_optimizer=optimizer(section.generator_learning_rate),
         generator_micro_batches=_micro_batches(blueprint, "generator", stage),
-        logprob_chunk=config.logprob_chunk,
-        num_samples=config.rollout.num_samples,
     )
-    if stage == "seqkd":
-        return method
-    method = dataclasses.replace(
-        method,
-        discriminator=blueprint.discriminator,
-        discriminator_optimizer=states.adamw(section.discriminator_learning_rate, **moments),
-        discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
-        discriminator_loss=config.discriminator.loss,
-        bt_temperature=config.discriminator.bt_temperature,
-        updates_per_step=config.discriminator.updates_per_step,
-    )
-    if stage == "warmup":
-        return method
-    return dataclasses.replace(
-        method,
-        clip=section.clip,
-        dual_clip=section.dual_clip,
-        kl_coefficient=section.kl_coefficient,
-        entropy_coefficient=section.entropy_coefficient,
-        ppo_minibatches=section.ppo_minibatches,
-        ppo_epochs=section.ppo_epochs,
-        aggregation=section.aggregation,
-        sft_coefficient=section.sft_coefficient,
-        importance_cap=section.importance_cap,
-    )
+    if stage != "gad":  # the generator's update is one optimizer step on the teacher's answers
+        fields |= dict(ppo_minibatches=1, ppo_epochs=1)
+    if stage != "seqkd":
+        fields |= dict(
+            discriminator=blueprint.discriminator,
+            discriminator_optimizer=optimizer(section.discriminator_learning_rate),
+            discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
+        )
+    return Method.from_config(config, **fields)
 
 
 def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:

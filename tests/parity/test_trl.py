@@ -26,6 +26,7 @@ import pytest
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
 
+from configs.base import get_config  # noqa: E402
 from gadjax.data.packing import pack  # noqa: E402
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill import updates  # noqa: E402
@@ -165,7 +166,8 @@ def our_loss(
         init=lambda params: jax.tree.map(jnp.zeros_like, params),
         update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
     )
-    method = Method(
+    method = Method.from_config(
+        get_config(),
         generator=Table(),
         sampling=Sampling(T, (0,), temperature=TEMPERATURE),
         generator_optimizer=keep_gradient,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs.base import get_config
 from gadjax.data.packing import Packed
 from gadjax.distill import rows as device_rows
 from gadjax.distill.method import Method
@@ -19,7 +20,9 @@ from gadjax.trainer import host_rows
 B, N, P, T = 4, 3, 6, 5
 SHAPE = host_rows.RowShape(row_length=17, row_multiple=2)
 SHARED = dataclasses.replace(SHAPE, share=True)
-METHOD = Method(generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N)
+METHOD = Method.from_config(
+    get_config(), generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N
+)
 
 
 def batch(seed: int = 0, count: int = B) -> dict[str, np.ndarray]:
