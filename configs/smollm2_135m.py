@@ -5,7 +5,7 @@ r"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 la
         --config.data.train=train.parquet --config.data.heldout=heldout.parquet
 
 Hardware: two CPU cores and 8 GB. Small steps (4 prompts x 4 samples, 64 tokens), so that a run takes about an hour.
-Results of three seeds (40 + 30 steps), and of a student with 24 layers on one GPU: README, "A real model". A student
+Results of three seeds (40 + 30 steps), and of a student with 24 layers on one GPU: docs/results.md. A student
 as broken as this one learns no less from cross entropy alone. The teacher's answers are cut at 64 tokens like the
 student's (`cut_answers` keeps the API's own cuts), so neither side's length gives it away. Learning rates are for a
 pruned student that has much to relearn, not the paper's.
