@@ -2,8 +2,8 @@
 
 The ids are those of transformers' `apply_chat_template`, with two differences that a training run needs:
 the date that a template prints is fixed, and text inside a message never becomes a control token
-(decisions.md, 6). The second is done by renaming. A private copy of the tokenizer knows every control token
-under a random name instead of its own text. A rendered chat has the control tokens that the template wrote
+(`docs/algorithm.md`, section 4). The second is done by renaming. A private copy of the tokenizer knows every control
+token under a random name instead of its own text. A rendered chat has the control tokens that the template wrote
 renamed and is then encoded in one piece, so that in a message "<|im_end|>" is ordinary text, and all other
 ids are what they would have been.
 """
