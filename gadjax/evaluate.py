@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gadjax import commands
-from gadjax.evaluation.settings import Settings
+from gadjax.evaluation.settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from gadjax.evaluation.results import Results
@@ -54,7 +54,7 @@ _SHOWN_FAILURES = 5
 
 def define_flags() -> None:
     """Those of the command; not on import, so that commands can be imported together."""
-    default = Settings()
+    default = EvaluationSettings()
     flags.DEFINE_list(
         "models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ...", required=True
     )
@@ -113,7 +113,7 @@ def run(
       models: sources by name, as --models has them.
       sets: files of prompts, or hf: and tfds: datasets, by name.
       out: folder; made where it is absent.
-      **settings: fields of `gadjax.evaluation.settings.Settings`.
+      **settings: fields of `gadjax.evaluation.settings.EvaluationSettings`.
 
     Returns:
       What `results.json` holds; `gadjax.evaluation.results.read_results` reads it again.
@@ -121,13 +121,13 @@ def run(
     Raises:
       UserError: something cannot work; the message says what to change. What was answered by then is kept.
     """
-    return _evaluate(models, sets, out, Settings(**settings)).results
+    return _evaluate(models, sets, out, EvaluationSettings(**settings)).results
 
 
-def _evaluate(models, sets, out, settings: Settings):
+def _evaluate(models, sets, out, settings: EvaluationSettings):
     from rich.console import Console
 
-    from gadjax.evaluation.session import evaluate
+    from gadjax.evaluation.pipeline import evaluate
     from gadjax.progress import RunProgress
 
     with RunProgress(console=Console(stderr=True)) as progress:
@@ -138,15 +138,15 @@ def main(argv: list[str]) -> int:
     del argv
     from rich.console import Console
 
-    from gadjax.evaluation.sources import parse_pairs
+    from gadjax.evaluation.model_sources import parse_pairs
     from gadjax.evaluation.table import print_scores
 
-    fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings)}
+    fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(EvaluationSettings)}
     fields["references"] = parse_pairs(FLAGS.references, "--references")
     models, sets = parse_pairs(FLAGS.models, "--models"), parse_pairs(FLAGS.sets, "--sets")
     if any(not source.startswith("api:") for source in models.values()) or FLAGS.base or FLAGS.teacher:
         commands.use_compilation_cache()
-    found = _evaluate(models, sets, FLAGS.out, Settings(**fields))
+    found = _evaluate(models, sets, FLAGS.out, EvaluationSettings(**fields))
     print_scores(Console(), found.results)
     print(f"all of it: {FLAGS.out}/report.html, {FLAGS.out}/table.md, {FLAGS.out}/results.json")
     return _report(found.unanswered, found.blank)

@@ -213,8 +213,8 @@ def test_kills_lose_nothing_that_was_paid(repo, tmp_path, prompts):
             process.communicate()
             kills += 1
             assert not (out / "results.json").exists()
-        journals = [out / "cache" / name for name in ("api.jsonl", "verdicts.jsonl")]
-        stored = [line for journal in journals for line in journal.read_text().splitlines(True) if line.endswith("\n")]
+        caches = [out / "cache" / name for name in ("api.jsonl", "verdicts.jsonl")]
+        stored = [line for cache in caches for line in cache.read_text().splitlines(True) if line.endswith("\n")]
         assert 3 * PROMPTS <= len(stored) < total
         asked = len(server.requests)
         process = start(repo, server, prompts, out)

@@ -1,4 +1,4 @@
-"""Questions to an OpenAI-compatible API, each paid for once: what a journal holds is not asked again."""
+"""Questions to an OpenAI-compatible API, each paid for once: what a cache holds is not asked again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
-from gadjax.evaluation.journal import Journal, digest
+from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.client import TeacherClient, ask_many
 from gadjax.teacher.protocol import LIMIT_FIELDS, RequestSettings, request_fields
@@ -72,7 +72,7 @@ class Endpoint:
 
 
 def key_of(client: TeacherClient, content: Messages, attempt: int = 1) -> str:
-    """Where a journal keeps the answer: by server, request and attempt."""
+    """Where a cache keeps the answer: by server, request and attempt."""
     return digest("api", client.base_url, client.fingerprint(content), attempt)
 
 
@@ -81,20 +81,20 @@ def ask_all(
     model: str,
     sampling: RequestSettings,
     questions: Mapping[str, Messages],
-    journal: Journal,
+    cache: ResultCache,
     *,
     what: str,
     say: Say,
     watch: ProgressCallback,
 ) -> dict[str, str]:
-    """Says what it will take, then asks what the journal lacks; each answer is on the disk before it counts.
+    """Says what it will take, then asks what the cache lacks; each answer is on the disk before it counts.
 
     Args:
       endpoint: where the model is asked.
       model: the API's name of it.
       sampling: drawn with.
       questions: by `key_of`.
-      journal: gets rows of `gadjax.teacher.ledger.LedgerEntry`'s fields.
+      cache: gets rows of `gadjax.teacher.ledger.LedgerEntry`'s fields.
       what: is asked for, in words.
       say: gets the estimate.
       watch: is told of every answer.
@@ -103,13 +103,13 @@ def ask_all(
       Why there is no answer, by key; empty where all went well.
 
     Raises:
-      UserError: why no question can succeed, or many in a row failed. What came before is in the journal.
+      UserError: why no question can succeed, or many in a row failed. What came before is in the cache.
     """
-    missing = {key: content for key, content in questions.items() if key not in journal}
+    missing = {key: content for key, content in questions.items() if key not in cache}
     if not missing:
         return {}
     say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.prices)}")
-    asking = _ask(endpoint, model, sampling, missing, journal, lambda count: watch(what, count, len(missing)))
+    asking = _ask(endpoint, model, sampling, missing, cache, lambda count: watch(what, count, len(missing)))
     return _finish(asking)
 
 
@@ -137,7 +137,7 @@ def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
             raise
 
 
-async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str, str]:
+async def _ask(endpoint, model, sampling, questions, cache, done) -> dict[str, str]:
     received = 0
     remedy = (
         "; the same command goes on from here, and --request_fields=JSON adds fields to requests or, set to null, "
@@ -149,7 +149,7 @@ async def _ask(endpoint, model, sampling, questions, journal, done) -> dict[str,
             nonlocal received
             key, content = question
             answer = await client.ask(content)
-            journal.add({key: dataclasses.asdict(answer)})
+            cache.add({key: dataclasses.asdict(answer)})
             received += 1
             done(received)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gadjax.data.schema import Messages
-from gadjax.evaluation import bootstrap
+from gadjax.evaluation import statistics
 from gadjax.evaluation.results import JudgeScore
 
 LOWEST, HIGHEST = 1, 10
@@ -107,7 +107,7 @@ def judge_score(verdicts: list[Verdict], malformed: int, *, seed: int = 0) -> Ju
     """
     if not verdicts:
         return None
-    score = bootstrap.mean(100 * np.array([verdict.share for verdict in verdicts]), seed=seed)
+    score = statistics.mean(100 * np.array([verdict.share for verdict in verdicts]), seed=seed)
     return JudgeScore(*score, judged=len(verdicts), malformed=malformed)
 
 

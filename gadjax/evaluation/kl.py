@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gadjax.errors import UserError
-from gadjax.evaluation import bootstrap
-from gadjax.evaluation.answers import Answerer, Done, Draw
-from gadjax.evaluation.networks import LocalModel, same_vocabulary
+from gadjax.evaluation import statistics
+from gadjax.evaluation.cached_model import CachedModel, Done, ResponseTokens
+from gadjax.evaluation.local_models import LocalModel, same_vocabulary
 from gadjax.evaluation.results import Kl
 
 DRAWN, GIVEN = "drawn", "given"
@@ -32,8 +32,8 @@ DRAWN, GIVEN = "drawn", "given"
 class Divergence:
     """In nats, each with its 95 % interval over prompts."""
 
-    per_token: bootstrap.Estimate
-    per_response: bootstrap.Estimate
+    per_token: statistics.Estimate
+    per_response: statistics.Estimate
 
 
 def divergence(own: np.ndarray, other: np.ndarray, lengths: np.ndarray, *, seed: int = 0) -> Divergence:
@@ -46,8 +46,8 @@ def divergence(own: np.ndarray, other: np.ndarray, lengths: np.ndarray, *, seed:
     """
     ratios = np.asarray(own, np.float64) - np.asarray(other, np.float64)
     return Divergence(
-        per_token=bootstrap.ratio_of_means(ratios.sum(axis=1), np.asarray(lengths).sum(axis=1), seed=seed),
-        per_response=bootstrap.mean(ratios.mean(axis=1), seed=seed),
+        per_token=statistics.ratio_of_means(ratios.sum(axis=1), np.asarray(lengths).sum(axis=1), seed=seed),
+        per_response=statistics.mean(ratios.mean(axis=1), seed=seed),
     )
 
 
@@ -73,7 +73,7 @@ def shared_eos(student: LocalModel, teacher: LocalModel) -> tuple[int, ...]:
 class Drawn:
     """Responses to prompts: [samples][prompts]."""
 
-    draws: list[list[Draw]]
+    draws: list[list[ResponseTokens]]
 
     def flat(self) -> list[tuple[int, ...]]:
         """Token ids, a prompt's samples side by side."""
@@ -90,7 +90,7 @@ class Drawn:
 
 
 def draw_responses(
-    answerer: Answerer,
+    answerer: CachedModel,
     prompts: Sequence[np.ndarray],
     limit: int,
     temperature: float,
@@ -115,7 +115,7 @@ def draw_responses(
 
 
 def likelihoods(
-    answerer: Answerer,
+    answerer: CachedModel,
     prompts: Sequence[np.ndarray],
     drawn: Drawn,
     temperature: float,

@@ -20,7 +20,7 @@ TEACHER = "teacher"  # the teacher's own entry among the scores of a set
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """What was evaluated. `step` and `stage` are of a run's checkpoint."""
 
     name: str
@@ -31,7 +31,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptSet:
+class EvaluatedSet:
     """Prompts that every model answered. `sha256`: of the file."""
 
     name: str
@@ -148,7 +148,7 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """The first run among the models; its metrics.jsonl has the curves."""
 
     workdir: str
@@ -161,14 +161,14 @@ class Results:
     format: int
     gadjax: str
     created: str
-    models: list[Model]
-    sets: list[PromptSet]
+    models: list[EvaluatedModel]
+    sets: list[EvaluatedSet]
     settings: dict[str, Any]
     judge: Judge | None
     scores: dict[str, dict[str, Scores]]
     comparisons: dict[str, list[Comparison]]
     verdicts: str | None
-    run: Run | None
+    run: EvaluatedRun | None
 
 
 def write_results(directory: pathlib.Path, results: Results) -> pathlib.Path:

@@ -21,7 +21,7 @@ _OF_JUDGE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """The choices; each is a flag of the command of the same name.
 
     Attributes:

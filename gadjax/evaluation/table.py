@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gadjax.evaluation.prompt_sets import DISPLAY_NAMES
 from gadjax.evaluation.results import TEACHER, Kl, Results, Scores, TwoSampleScore
-from gadjax.evaluation.sources import DISPLAY_NAMES
 from gadjax.files import whole_output, writing
 
 FILE = "table.md"

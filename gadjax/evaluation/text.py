@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from gadjax.evaluation.results import Histogram, Lengths, Scores
+
+_BINS = 20
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -75,6 +79,37 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         raise ValueError(f"n is {n}: an n-gram has at least one word")
     grams = collections.Counter(gram for text in texts for gram in _ngrams(_words(text), n))
     return len(grams) / grams.total() if grams else 0.0
+
+
+def length_figures(lengths: Mapping[str, Sequence[int]], cut: Mapping[str, Sequence[bool]]) -> dict[str, Lengths]:
+    """Statistics and histograms of each model's answers to a set; all have the same edges."""
+    longest = max(max(of_model) for of_model in lengths.values())
+    # Bins of whole numbers, the last of which holds the longest answer.
+    width = max(1, -(-(longest + 1) // _BINS))
+    edges = np.arange(0, width * (-(-(longest + 1) // width) + 1), width)
+    found = {}
+    for name, of_model in lengths.items():
+        counts, _ = np.histogram(of_model, edges)
+        histogram = Histogram(edges.astype(float).tolist(), counts.tolist())
+        found[name] = Lengths(**length_statistics(of_model), truncated=float(np.mean(cut[name])), histogram=histogram)
+    return found
+
+
+def text_scores(texts: Sequence[str], lengths: Lengths, pairs: tuple[Sequence[str], Sequence[str]] | None) -> Scores:
+    """What text alone tells of a model's answers.
+
+    Args:
+      texts: to all prompts of the set.
+      lengths: of them.
+      pairs: the model's and the teacher's texts, of the prompts that the teacher has answered; None without a teacher.
+    """
+    return Scores(
+        prompts=len(texts),
+        lengths=lengths,
+        distinct={str(n): distinct_n(texts, n) for n in range(1, 4)},
+        rouge_l=rouge_l(*pairs) if pairs else None,
+        ngram_f1={str(n): ngram_f1(*pairs, n) for n in range(1, 6)} if pairs else None,
+    )
 
 
 def _pair_f1(prediction: str, reference: str, n: int) -> float:

@@ -19,7 +19,7 @@ from gadjax.data.bins import round_up
 from gadjax.data.packing import Packed, one_per_row, padded
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
-from gadjax.evaluation import bootstrap
+from gadjax.evaluation import statistics
 from gadjax.models import lora
 from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.parallel.mesh import constrain
@@ -137,7 +137,7 @@ def two_sample_test(
         del params  # before the next classifier comes
     shares = right.mean(axis=1)
     sums, counts = [shares[rows].sum() for rows in groups], [len(rows) for rows in groups]
-    return TwoSample(*bootstrap.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
+    return TwoSample(*statistics.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
 
 
 def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:

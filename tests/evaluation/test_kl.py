@@ -13,10 +13,10 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.evaluation import kl
-from gadjax.evaluation.answers import Answerer
-from gadjax.evaluation.journal import Journal
-from gadjax.evaluation.networks import Loaded, LocalModel
-from gadjax.evaluation.sources import Source
+from gadjax.evaluation.cached_model import CachedModel
+from gadjax.evaluation.local_models import Loaded, LocalModel
+from gadjax.evaluation.model_sources import ModelSource
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
@@ -53,26 +53,26 @@ class Tiny(LocalModel):
 
 def tiny(name: str, seed: int, eos_ids=EOS) -> Tiny:
     tokenizer = types.SimpleNamespace(pad_id=0)
-    return Tiny(Source(name, name, "export", name), None, CONFIG, "float32", tokenizer, eos_ids, name, seed)
+    return Tiny(ModelSource(name, name, "export", name), None, CONFIG, "float32", tokenizer, eos_ids, name, seed)
 
 
 STUDENT, TEACHER = tiny("student", 1), tiny("teacher", 5)
 
 
 @pytest.fixture(scope="module")
-def journal(tmp_path_factory):
-    with Journal(tmp_path_factory.mktemp("kl") / "local.jsonl") as journal:
-        yield journal
+def cache(tmp_path_factory):
+    with ResultCache(tmp_path_factory.mktemp("kl") / "local.jsonl") as cache:
+        yield cache
 
 
 @pytest.fixture(scope="module")
-def student(journal, quick_compile):
-    return Answerer(STUDENT, journal, batch_size=len(MANY))
+def student(cache, quick_compile):
+    return CachedModel(STUDENT, cache, batch_size=len(MANY))
 
 
 @pytest.fixture(scope="module")
-def teacher(journal, quick_compile):
-    return Answerer(TEACHER, journal, batch_size=len(MANY))
+def teacher(cache, quick_compile):
+    return CachedModel(TEACHER, cache, batch_size=len(MANY))
 
 
 @functools.cache
@@ -169,11 +169,11 @@ def test_against_the_exact_divergences(student, teacher):
             assert abs(estimate.value - truth) < width, (estimate, truth)
 
 
-def test_a_model_and_itself(student, journal):
+def test_a_model_and_itself(student, cache):
     """0 at temperature 1, but for the rounding of batches that are put together in other ways."""
     own = kl.draw_responses(student, MANY, LIMIT, 1.0, 3, EOS)
     q = kl.likelihoods(student, MANY, own, 1.0)
-    other = Answerer(dataclasses.replace(STUDENT, identity="a copy"), journal, batch_size=len(MANY))
+    other = CachedModel(dataclasses.replace(STUDENT, identity="a copy"), cache, batch_size=len(MANY))
     p = kl.likelihoods(other, MANY, own, 1.0)
     found = kl.divergence(q, p, own.lengths())
     assert np.abs([*found.per_token, *found.per_response]).max() < 1e-5
@@ -188,25 +188,25 @@ def test_the_estimator_by_hand():
     assert found.per_response.low == 0.5 and found.per_response.high == 1.5  # of two prompts
 
 
-def test_draws_do_not_depend_on_their_neighbours(student, journal, tmp_path):
-    """Not on order, other prompts, batches, or what a journal has already; equal prompts get draws of their own."""
+def test_draws_do_not_depend_on_their_neighbours(student, cache, tmp_path):
+    """Not on order, other prompts, batches, or what a cache has already; equal prompts get draws of their own."""
     other = np.array([4, 4], np.int32)
     prompts = [PROMPT, other, PROMPT, np.array([0] * 9, np.int32)]
-    with Journal(tmp_path / "fresh.jsonl") as fresh:
-        small = Answerer(STUDENT, fresh, batch_size=2)
+    with ResultCache(tmp_path / "fresh.jsonl") as fresh:
+        small = CachedModel(STUDENT, fresh, batch_size=2)
         first = small.draw(prompts, 12, 1.0)
         assert small.draw([other], 12, 1.0) == first[1:2]
-    with Journal(tmp_path / "again.jsonl") as again:
-        found = Answerer(STUDENT, again, batch_size=8).draw([other, PROMPT, PROMPT], 12, 1.0)
+    with ResultCache(tmp_path / "again.jsonl") as again:
+        found = CachedModel(STUDENT, again, batch_size=8).draw([other, PROMPT, PROMPT], 12, 1.0)
         assert found == [first[1], first[0], first[2]]
     many = [student.draw(MANY, LIMIT, 1.0, sample=sample) for sample in (1, 2)]
     assert many[0] != many[1] and len(set(many[0])) > 4
 
 
-def test_what_is_known_needs_no_weights(journal, student, monkeypatch):
+def test_what_is_known_needs_no_weights(cache, student, monkeypatch):
     expected = student.draw(MANY, LIMIT, 1.0), student.log_likelihoods(MANY, [(2, 1)] * 64, 1.0).tolist()
     monkeypatch.setattr(Tiny, "load", lambda *_, **__: pytest.fail("the weights were loaded"))
-    again = Answerer(tiny("student", 1), journal, batch_size=3)
+    again = CachedModel(tiny("student", 1), cache, batch_size=3)
     assert again.draw(MANY, LIMIT, 1.0) == expected[0]
     assert again.log_likelihoods(MANY, [(2, 1)] * 64, 1.0).tolist() == expected[1]
 
@@ -216,12 +216,12 @@ def test_what_is_known_needs_no_weights(journal, student, monkeypatch):
     [dict(identity="another"), dict(eos_ids=(1,)), "limit", "temperature", "seed", "prompt"],
     ids=str,
 )
-def test_what_changed_is_drawn_anew(journal, student, change, monkeypatch):
+def test_what_changed_is_drawn_anew(cache, student, change, monkeypatch):
     student.draw(MANY, LIMIT, 1.0)
     called = []
     monkeypatch.setattr(Tiny, "load", lambda self, **_: called.append(1) or _stop())
     local = dataclasses.replace(STUDENT, **change) if isinstance(change, dict) else STUDENT
-    answerer = Answerer(local, journal, seed=7 if change == "seed" else 0)
+    answerer = CachedModel(local, cache, seed=7 if change == "seed" else 0)
     prompt = PROMPT[::-1].copy() if change == "prompt" else PROMPT
     with pytest.raises(ZeroDivisionError):
         answerer.draw([prompt], 4 if change == "limit" else LIMIT, 0.9 if change == "temperature" else 1.0)

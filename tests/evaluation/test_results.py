@@ -31,14 +31,17 @@ def results(**fields) -> schema.Results:
         format=1,
         gadjax="0.1",
         created="2026-01-01T00:00:00+00:00",
-        models=[schema.Model("gad", "/run@200", "checkpoint", 200, "gad"), schema.Model("gpt", "api:gpt", "api")],
-        sets=[schema.PromptSet("vicuna", "/v.jsonl", 4, "ab" * 32, True)],
+        models=[
+            schema.EvaluatedModel("gad", "/run@200", "checkpoint", 200, "gad"),
+            schema.EvaluatedModel("gpt", "api:gpt", "api"),
+        ],
+        sets=[schema.EvaluatedSet("vicuna", "/v.jsonl", 4, "ab" * 32, True)],
         settings={"max_response_length": 16, "temperature": 0, "seed": 0},
         judge=schema.Judge("gpt-4o", "http://127.0.0.1/v1", "gpt-4o", 1, 2),
         scores={"vicuna": {"gad": full, "gpt": scores(), "teacher": scores()}},
         comparisons={"vicuna": [schema.Comparison("gad", "gpt", 1, 2, 1, 1.0, "sign test")]},
         verdicts="verdicts.jsonl",
-        run=schema.Run("/run"),
+        run=schema.EvaluatedRun("/run"),
     )
     return schema.Results(**(values | fields))
 

@@ -29,8 +29,8 @@ def results(**fields) -> schema.Results:
         format=1,
         gadjax="0",
         created="",
-        models=[schema.Model("before", "a", "export"), schema.Model("gad", "b", "export")],
-        sets=[schema.PromptSet(name, "", 4, "", True) for name in ("lmsys", "mine")],
+        models=[schema.EvaluatedModel("before", "a", "export"), schema.EvaluatedModel("gad", "b", "export")],
+        sets=[schema.EvaluatedSet(name, "", 4, "", True) for name in ("lmsys", "mine")],
         settings={"length_unit": "tokens", "two_sample_temperature": 0.7},
         judge=schema.Judge("gpt-4o", "http://x", "gpt-4o", 0, 0),
         scores={
@@ -87,7 +87,7 @@ def test_the_terminal():
     gad = dataclasses.replace(full(48.9), kl=kl)
     of_set = {"before": full(45.8), "gad": gad, "teacher": PLAIN}
     found = results(scores={"lmsys": of_set, "mine": {"before": PLAIN, "[b]": PLAIN}})
-    found.models.append(schema.Model("[b]", "c", "export"))
+    found.models.append(schema.EvaluatedModel("[b]", "c", "export"))
     assert printed(found) == [
         "",
         "LMSYS, 4 prompts",

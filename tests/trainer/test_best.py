@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gadjax.checkpoint import Checkpoints
-from gadjax.evaluation.networks import inspect
-from gadjax.evaluation.sources import parse_source
+from gadjax.evaluation.local_models import inspect
+from gadjax.evaluation.model_sources import parse_source
 from gadjax.metrics import read_metrics
 from gadjax.parallel import processes
 from gadjax.train import run

@@ -11,8 +11,8 @@ from etils.epath import backend, gpath
 
 from gadjax.checkpoint import Checkpoints, checkpoint_directory
 from gadjax.errors import UserError
-from gadjax.evaluation.networks import _contents, inspect
-from gadjax.evaluation.sources import parse_source
+from gadjax.evaluation.local_models import _contents, inspect
+from gadjax.evaluation.model_sources import parse_source
 from gadjax.train import run
 from gadjax.trainer import exports
 from gadjax.trainer.exports import check_workdir, prepare_workdir

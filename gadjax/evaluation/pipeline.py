@@ -14,17 +14,26 @@ import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
 from gadjax.evaluation.api import Endpoint, Say
-from gadjax.evaluation.candidates import Response, ask_api, from_teacher, select, write_answers
-from gadjax.evaluation.collected import common_temperature, other_temperatures
-from gadjax.evaluation.compare import compare
-from gadjax.evaluation.figures import TOKENS, WORDS, count_lengths, length_figures, text_scores
-from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.judge import judge_score
-from gadjax.evaluation.judging import Judgements, JudgeSettings, References, ask_references, judge_all, write_verdicts
+from gadjax.evaluation.model_sources import API, REFERENCE, ModelSource, parse_source
+from gadjax.evaluation.prompt_sets import PromptSet, common_temperature, other_temperatures, read_references, read_set
+from gadjax.evaluation.responses import (
+    TOKENS,
+    WORDS,
+    Response,
+    ask_api,
+    count_lengths,
+    from_teacher,
+    select,
+    write_answers,
+)
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.evaluation.results import TEACHER, Results, write_results
-from gadjax.evaluation.settings import Settings
-from gadjax.evaluation.sources import API, REFERENCE, Prompts, Source, parse_source, read_references, read_set
+from gadjax.evaluation.settings import EvaluationSettings
+from gadjax.evaluation.statistics import compare
 from gadjax.evaluation.table import write_table
+from gadjax.evaluation.text import length_figures, text_scores
+from gadjax.evaluation.verdicts import Judgements, JudgeSettings, References, ask_references, judge_all, write_verdicts
 from gadjax.files import expand, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
@@ -49,15 +58,15 @@ class Evaluated(NamedTuple):
     blank: list[str]
 
 
-class Session:
-    """One evaluation: `Session(...)` checks everything that can be known before a model is loaded; `run` does it."""
+class Evaluation:
+    """One evaluation: `Evaluation(...)` checks everything that can be known before a model is loaded; `run` does it."""
 
     def __init__(
         self,
         models: Mapping[str, str],
         sets: Mapping[str, str],
         out: pathlib.Path,
-        settings: Settings,
+        settings: EvaluationSettings,
         *,
         say: Say,
         watch: ProgressCallback,
@@ -97,9 +106,11 @@ class Session:
         settings = self.settings = self._at_temperatures()
         self.local = None
         if settings.base or settings.teacher or any(source.kind != API for source in self.sources):
-            from gadjax.evaluation.local import LocalPart  # JAX, which an evaluation of API models does without
+            from gadjax.evaluation.local_evaluation import (
+                LocalEvaluation,
+            )  # JAX, which an evaluation of API models does without
 
-            self.local = LocalPart(self.sources, self.sets, settings, watch)
+            self.local = LocalEvaluation(self.sources, self.sets, settings, watch)
             self.sources = self.local.sources
 
     def run(self) -> Evaluated:
@@ -108,7 +119,7 @@ class Session:
             self.out.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             asked, drawn, judged = (
-                stack.enter_context(Journal(self.out / CACHE / f"{name}.jsonl"))
+                stack.enter_context(ResultCache(self.out / CACHE / f"{name}.jsonl"))
                 for name in ("api", "local", "verdicts")
             )
             answers = self._answers(asked, drawn)
@@ -142,10 +153,10 @@ class Session:
             raise UserError(f"--references names the set {min(strange)!r}, which is not among --sets")
         return {name: read_references(path, sets[name]) for name, path in self.settings.references.items()}
 
-    def _at_temperatures(self) -> Settings:
+    def _at_temperatures(self) -> EvaluationSettings:
         """The settings, with the temperatures that are used: the flags', else those of the sets' files."""
         used = {"two_sample_temperature": self.settings.base, "teacher_temperature": self.settings.teacher}
-        of_sets = {prompts.name: prompts.collected for prompts in self.sets}
+        of_sets = {prompts.name: prompts.sampling for prompts in self.sets}
         found: dict[str, float] = {}
         for name in (name for name, needed in used.items() if needed):
             flag, given = f"--{name}", getattr(self.settings, name)
@@ -183,7 +194,7 @@ class Session:
             seed=s.seed,
         )
 
-    def _answers(self, asked: Journal, drawn: Journal) -> Answers:
+    def _answers(self, asked: ResultCache, drawn: ResultCache) -> Answers:
         """Greedy answers of every model, and the teacher's own where a set has them."""
         answers: Answers = {prompts.name: {} for prompts in self.sets}
         for source in self.sources:
@@ -196,14 +207,14 @@ class Session:
                 answers[prompts.name][TEACHER] = from_teacher(select(prompts, prompts.teacher), tokenizer)
         return answers
 
-    def _ask(self, source: Source, journal: Journal, temperature: float) -> dict[str, list[Response]]:
+    def _ask(self, source: ModelSource, cache: ResultCache, temperature: float) -> dict[str, list[Response]]:
         """An API model's answers to every set: greedy ones, or samples of those that the teacher has answered."""
         return ask_api(
             self.endpoint,
             source.name,
             source.where,
             {prompts.name: prompts.prompts for prompts in self.sets if prompts.teacher or not temperature},
-            journal,
+            cache,
             temperature=temperature,
             limit=self.settings.max_response_length,
             seed=self.settings.seed if temperature else None,
@@ -219,14 +230,15 @@ class Session:
             lengths = {
                 name: count_lengths(responses, tokenizer, own=self._counts(name)) for name, responses in of_set.items()
             }
-            figures = length_figures(lengths, of_set)
+            cut = {name: [response.cut for response in responses] for name, responses in of_set.items()}
+            figures = length_figures(lengths, cut)
             teacher = [response.text for response in of_set.get(TEACHER, ())]
             scores[prompts.name] = {}
             self.watch(f"overlap, {prompts.name}", 0, len(of_set))
             for done, (name, responses) in enumerate(of_set.items(), start=1):
                 own = [response.text for response in select(prompts, responses)] if name != TEACHER else []
                 pairs = (own, teacher) if teacher and own else None
-                scores[prompts.name][name] = text_scores(responses, figures[name], pairs)
+                scores[prompts.name][name] = text_scores([r.text for r in responses], figures[name], pairs)
                 self.watch(f"overlap, {prompts.name}", done, len(of_set))
         return scores
 
@@ -234,7 +246,7 @@ class Session:
         """Whether the tokens of a model's answers were counted by the tokenizer that counts all lengths."""
         return self.local is not None and (name == TEACHER or self.local.counts(name))
 
-    def _local_scores(self, scores, answers: Answers, asked: Journal, drawn: Journal):
+    def _local_scores(self, scores, answers: Answers, asked: ResultCache, drawn: ResultCache):
         """With the two-sample test and the KLs."""
         temperature = self.settings.two_sample_temperature
         sampled = answers
@@ -249,11 +261,11 @@ class Session:
                     sampled[name][source.name] = responses
         return self.local.add_scores(scores, sampled, drawn)
 
-    def _reference_answers(self, journal: Journal) -> References:
+    def _reference_answers(self, cache: ResultCache) -> References:
         """Those of files, and the reference model's to the other sets."""
         prompts = {one.name: one.prompts for one in self.sets}
         wanted = {name: rows for name, rows in prompts.items() if name not in self.references}
-        references = ask_references(self.judge, wanted, journal, say=self.say, watch=self.watch)
+        references = ask_references(self.judge, wanted, cache, say=self.say, watch=self.watch)
         for name, texts in self.references.items():
             references.found[name] = [Response(text, "stop", None) for text in texts]
         for name, found in references.found.items():
@@ -261,14 +273,14 @@ class Session:
             write_answers(self.out / "answers" / name / f"{REFERENCE}.jsonl", rows, [one for one in found if one])
         return references
 
-    def _judge(self, answers: Answers, references: References, journal: Journal) -> Judgements:
+    def _judge(self, answers: Answers, references: References, cache: ResultCache) -> Judgements:
         prompts = {one.name: one.prompts for one in self.sets}
         judged = {one.name: self._judged(one, answers[one.name]) for one in self.sets}
-        found = judge_all(self.judge, prompts, references.found, judged, journal, say=self.say, watch=self.watch)
+        found = judge_all(self.judge, prompts, references.found, judged, cache, say=self.say, watch=self.watch)
         write_verdicts(self.out / VERDICTS, found.judged)
         return found
 
-    def _judged(self, prompts: Prompts, answers: Mapping[str, list[Response]]) -> dict[str, list[Response | None]]:
+    def _judged(self, prompts: PromptSet, answers: Mapping[str, list[Response]]) -> dict[str, list[Response | None]]:
         """What is judged of a set: an answer to each prompt, None where the teacher has none."""
         found: dict[str, list[Response | None]] = {n: list(r) for n, r in answers.items() if n != TEACHER}
         if self.settings.judge_teacher and TEACHER in answers:
@@ -299,7 +311,7 @@ class Session:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             models=[self._model(source) for source in self.sources],
             sets=[
-                schema.PromptSet(one.name, one.path, len(one.prompts), one.sha256, bool(one.teacher))
+                schema.EvaluatedSet(one.name, one.path, len(one.prompts), one.sha256, bool(one.teacher))
                 for one in self.sets
             ],
             settings=self._shown_settings() | {"unanswered": unanswered},
@@ -310,9 +322,9 @@ class Session:
             run=self._run(),
         )
 
-    def _model(self, source: Source) -> schema.Model:
+    def _model(self, source: ModelSource) -> schema.EvaluatedModel:
         stage = self.local.stage(source.name) if self.local else None
-        return schema.Model(source.name, source.given, source.kind, source.step, stage)
+        return schema.EvaluatedModel(source.name, source.given, source.kind, source.step, stage)
 
     def _judge_facts(self, judgements: Judgements) -> schema.Judge:
         client = self.judge.endpoint.client(self.judge.model, RequestSettings(0.0, 1.0, 1))
@@ -328,11 +340,11 @@ class Session:
         unit["length_tokenizer"] = self.local.counter.source.given if self.local else None
         return {"temperature": 0, **unit, **shown}
 
-    def _run(self) -> schema.Run | None:
+    def _run(self) -> schema.EvaluatedRun | None:
         """The first run that a model is a checkpoint or an export of."""
         found = (source.workdir for source in self.sources)
         workdir = next((workdir for workdir in found if workdir), None)
-        return schema.Run(str(workdir)) if workdir else None
+        return schema.EvaluatedRun(str(workdir)) if workdir else None
 
 
 def _compared(a: str, b: str, of_a: Mapping[str, Any], of_b: Mapping[str, Any]) -> schema.Comparison:
@@ -345,10 +357,10 @@ def evaluate(
     models: Mapping[str, str],
     sets: Mapping[str, str],
     out: Any,
-    settings: Settings,
+    settings: EvaluationSettings,
     *,
     say: Say,
     watch: ProgressCallback,
 ) -> Evaluated:
     """See `gadjax.evaluate.run`."""
-    return Session(models, sets, expand(out), settings, say=say, watch=watch).run()
+    return Evaluation(models, sets, expand(out), settings, say=say, watch=watch).run()

@@ -10,14 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation.sources import (
-    Source,
-    TeacherAnswer,
-    parse_pairs,
-    parse_source,
-    read_references,
-    read_set,
-)
+from gadjax.evaluation.model_sources import ModelSource, parse_pairs, parse_source
+from gadjax.evaluation.prompt_sets import TeacherAnswer, read_references, read_set
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -42,13 +36,13 @@ def test_what_is_no_pair(pair):
 
 
 def test_sources(workdir, monkeypatch):
-    assert parse_source("m", "api:org/model@2") == Source("m", "api:org/model@2", "api", "org/model@2")
-    assert parse_source("m", str(workdir)) == Source("m", str(workdir), "checkpoint", str(workdir), None)
-    assert parse_source("m", f"{workdir}@40") == Source("m", f"{workdir}@40", "checkpoint", str(workdir), 40)
+    assert parse_source("m", "api:org/model@2") == ModelSource("m", "api:org/model@2", "api", "org/model@2")
+    assert parse_source("m", str(workdir)) == ModelSource("m", str(workdir), "checkpoint", str(workdir), None)
+    assert parse_source("m", f"{workdir}@40") == ModelSource("m", f"{workdir}@40", "checkpoint", str(workdir), 40)
     export = parse_source("m", str(workdir / "export" / "generator"))
     assert (export.kind, export.step, export.workdir) == ("export", None, workdir)
     assert parse_source("m", f"{workdir}@40").workdir == workdir
-    assert parse_source("m", "org/model") == Source("m", "org/model", "export", "org/model")
+    assert parse_source("m", "org/model") == ModelSource("m", "org/model", "export", "org/model")
     assert parse_source("m", "org/model").workdir is None
     monkeypatch.chdir(workdir)
     assert parse_source("m", "org/model").workdir is None  # of the hub, whatever the current folder is
@@ -84,7 +78,7 @@ def test_teachers_answers(tmp_path, kind):
     assert len(found.prompts) == 5 and len({prompt.id for prompt in found.prompts}) == 5
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     first = f"{path}: row 0" if kind == "parquet" else f"{path}:1"
-    assert found.collected.values == {"temperature": {0.7: first}, "top_p": {1.0: first}}
+    assert found.sampling.values == {"temperature": {0.7: first}, "top_p": {1.0: first}}
     found.check_sampling(0.7)
     with pytest.raises(UserError, match=r"the set s was collected at temperature 0\.7; give it as --teacher_temp"):
         found.check_sampling(1.0)
@@ -124,7 +118,7 @@ def test_several_answers_to_a_prompt(tmp_path, kind):
     found = read_set("s", path)
     assert [prompt.id for prompt in found.prompts] == ["a", "b"]
     assert found.teacher == [TeacherAnswer("answer a, 0", True), TeacherAnswer("answer b, 0", True)]
-    assert list(found.collected.temperatures) == [0.7]
+    assert list(found.sampling.temperatures) == [0.7]
     assert read_references(path, found) == ["answer a, 0", "answer b, 0"]
     # A prompt's answers side by side.
     path = tmp_path / "side.jsonl"
@@ -151,7 +145,7 @@ def test_answers_of_datasets(tmp_path):
 
     folder = tfds.publish(tmp_path / "hub" / "train.parquet", tmp_path / "data" / "my_teacher")
     published = read_set("s", f"tfds:{folder}/train")
-    assert published.teacher == expected and list(published.collected.temperatures) == [0.7]
+    assert published.teacher == expected and list(published.sampling.temperatures) == [0.7]
     assert read_references(f"tfds:{folder}/train", published) == ["answer 0", "answer 1", "answer 2"]
 
 

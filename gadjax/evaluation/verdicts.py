@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from gadjax.data.prompts import Prompt
 from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
-from gadjax.evaluation.candidates import Response, from_row
-from gadjax.evaluation.journal import Journal
 from gadjax.evaluation.judge import MalformedVerdict, Verdict, order_of, question, read_verdict
+from gadjax.evaluation.responses import Response, from_row
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.files import whole_output, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
@@ -108,7 +108,7 @@ class Judgements:
 def ask_references(
     settings: JudgeSettings,
     sets: Mapping[str, Sequence[Prompt]],
-    journal: Journal,
+    cache: ResultCache,
     *,
     say: Say,
     watch: ProgressCallback,
@@ -129,13 +129,13 @@ def ask_references(
             settings.reference_model,
             sampling,
             {keys[i]: chats[i] for i in waiting},
-            journal,
+            cache,
             what=what,
             say=say,
             watch=watch,
         )
-        why |= {i: failures[keys[i]] for i in waiting if keys[i] not in journal}
-        given = {i: from_row(journal[keys[i]]) for i in waiting if i not in why}
+        why |= {i: failures[keys[i]] for i in waiting if keys[i] not in cache}
+        given = {i: from_row(cache[keys[i]]) for i in waiting if i not in why}
         for i, response in given.items():
             if response.text.strip():
                 found[i] = response
@@ -156,7 +156,7 @@ def judge_all(
     sets: Mapping[str, Sequence[Prompt]],
     references: Mapping[str, Sequence[Response | None]],
     answers: Mapping[str, Mapping[str, Sequence[Response | None]]],
-    journal: Journal,
+    cache: ResultCache,
     *,
     say: Say,
     watch: ProgressCallback,
@@ -187,17 +187,17 @@ def judge_all(
         retried += len(questions) if attempt > 1 else 0
         what = f"verdicts by {settings.model}" + (f", attempt {attempt} at malformed ones" if attempt > 1 else "")
         failures = ask_all(
-            settings.endpoint, settings.model, sampling, questions, journal, what=what, say=say, watch=watch
+            settings.endpoint, settings.model, sampling, questions, cache, what=what, say=say, watch=watch
         )
         still = []
         for i in waiting:
             judged = pairs[i][0]
-            if keys[i] not in journal:
+            if keys[i] not in cache:
                 what = f"verdict on {judged.model}'s answer to {judged.id!r} of {judged.prompt_set}"
                 unanswered[what] = failures[keys[i]]
                 done.pop(i, None)  # what an earlier attempt said is not the last word: this one is asked again
                 continue
-            text = journal[keys[i]]["text"]
+            text = cache[keys[i]]["text"]
             try:
                 verdict = read_verdict(text, judged.order)
             except MalformedVerdict:

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation.collected import Collected, collected, common_temperature, other_temperatures
+from gadjax.evaluation.prompt_sets import TeacherSampling, common_temperature, other_temperatures, sampling_of
 
 FLAG = "--kl_forward=given: the set s"
 
 
-def of(*rows: dict) -> Collected:
-    return collected([(f"t.jsonl:{number}", row) for number, row in enumerate(rows, start=1)])
+def of(*rows: dict) -> TeacherSampling:
+    return sampling_of([(f"t.jsonl:{number}", row) for number, row in enumerate(rows, start=1)])
 
 
 def test_values_with_the_first_row_that_has_them():

@@ -14,15 +14,15 @@ from collections.abc import Callable
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation import api, local
-from gadjax.evaluation.session import Session
-from gadjax.evaluation.settings import Settings
+from gadjax.evaluation import api, local_evaluation
+from gadjax.evaluation.pipeline import Evaluation
+from gadjax.evaluation.settings import EvaluationSettings
 from tests.evaluation.api_evaluation import quality, write_prompts
 from tests.evaluation.fake_judge import FakeJudge
 
 
 class Models:
-    """In the place of `LocalPart`: what it is given, and then the session is over."""
+    """In the place of `LocalEvaluation`: what it is given, and then the evaluation is over."""
 
     def __init__(self, sources, sets, settings, watch):
         self.sources, self.settings = sources, settings
@@ -30,10 +30,10 @@ class Models:
 
 @pytest.fixture
 def settled(tmp_path, monkeypatch) -> Callable:
-    """The session on sets whose rows have these temperatures, and what it said."""
-    monkeypatch.setattr(local, "LocalPart", Models)
+    """The evaluation on sets whose rows have these temperatures, and what it said."""
+    monkeypatch.setattr(local_evaluation, "LocalEvaluation", Models)
 
-    def make(*temperatures: list[float | None], **fields) -> tuple[Session, list[str]]:
+    def make(*temperatures: list[float | None], **fields) -> tuple[Evaluation, list[str]]:
         sets = {}
         for number, of_set in enumerate(temperatures):
             path = tmp_path / f"{number}.jsonl"
@@ -41,31 +41,31 @@ def settled(tmp_path, monkeypatch) -> Callable:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             sets[f"s{number}"] = str(path)
         said: list[str] = []
-        settings = Settings(**({"base": "org/base", "teacher": "org/teacher"} | fields))
+        settings = EvaluationSettings(**({"base": "org/base", "teacher": "org/teacher"} | fields))
         nothing = lambda *_: None  # noqa: E731
-        return Session({"m": "org/m"}, sets, tmp_path / "o", settings, say=said.append, watch=nothing), said
+        return Evaluation({"m": "org/m"}, sets, tmp_path / "o", settings, say=said.append, watch=nothing), said
 
     return make
 
 
-def used(session: Session) -> tuple[float | None, float | None]:
-    settings = session.local.settings
-    assert settings == session.settings  # what results.json gets
+def used(evaluation: Evaluation) -> tuple[float | None, float | None]:
+    settings = evaluation.local.settings
+    assert settings == evaluation.settings  # what results.json gets
     return settings.two_sample_temperature, settings.teacher_temperature
 
 
 def test_temperatures_are_those_of_the_sets(settled):
     for temperatures, expected in (([[0.7, 0.7], [None]], 0.7), ([[None], [None]], 1.0)):
         for kl_forward in ("drawn", "given"):
-            session, said = settled(*temperatures, kl_forward=kl_forward)
-            assert used(session) == (expected, expected) and not said
+            evaluation, said = settled(*temperatures, kl_forward=kl_forward)
+            assert used(evaluation) == (expected, expected) and not said
     assert used(settled([0.7], teacher=None)[0]) == (0.7, None)  # none is recorded that nothing used
     assert used(settled([0.0], teacher=None)[0]) == (0.0, None)
 
 
 def test_a_flag_that_says_otherwise_is_warned_of(settled, tmp_path):
-    session, said = settled([0.7], [1.0], two_sample_temperature=0.0, teacher_temperature=1.0)
-    assert used(session) == (0.0, 1.0)
+    evaluation, said = settled([0.7], [1.0], two_sample_temperature=0.0, teacher_temperature=1.0)
+    assert used(evaluation) == (0.0, 1.0)
     where = f"the set s0 was collected at 0.7 ({tmp_path}/0.jsonl:1)"
     assert said == [
         f"warning: --two_sample_temperature=0, but {where}",
@@ -96,9 +96,9 @@ def test_temperatures_that_cannot_be(settled, temperatures, fields, message):
 def test_progress_shows_before_the_first_is_done(tmp_path):
     seen: list[tuple[str, int, int]] = []
     with FakeJudge(quality) as server:
-        settings = Settings(base_url=server.base_url)
+        settings = EvaluationSettings(base_url=server.base_url)
         models, sets = {"good": "api:good"}, {"v": str(write_prompts(tmp_path / "v.jsonl"))}
-        Session(models, sets, tmp_path / "o", settings, say=str, watch=lambda *args: seen.append(args)).run()
+        Evaluation(models, sets, tmp_path / "o", settings, say=str, watch=lambda *args: seen.append(args)).run()
     overlap = [args for args in seen if args[0] == "overlap, v"]
     assert overlap == [("overlap, v", 0, 1), ("overlap, v", 1, 1)]
 

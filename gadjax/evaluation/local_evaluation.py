@@ -11,20 +11,21 @@ import numpy as np
 from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.errors import UserError
 from gadjax.evaluation import kl
-from gadjax.evaluation.answers import Answerer, Draw
-from gadjax.evaluation.backbone import Backbone, TwoSampleSettings
-from gadjax.evaluation.candidates import Response, from_draws, select
-from gadjax.evaluation.journal import Journal
-from gadjax.evaluation.networks import LocalModel, inspect, same_vocabulary
+from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
+from gadjax.evaluation.local_models import LocalModel, inspect, same_vocabulary
+from gadjax.evaluation.model_sources import API, EXPORT, ModelSource, parse_source
+from gadjax.evaluation.prompt_sets import PromptSet
+from gadjax.evaluation.responses import Response, from_draws, select
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.evaluation.results import TEACHER, Kl, Scores, TwoSampleScore
-from gadjax.evaluation.settings import Settings
-from gadjax.evaluation.sources import API, EXPORT, Prompts, Source, parse_source
+from gadjax.evaluation.settings import EvaluationSettings
+from gadjax.evaluation.two_sample_text import TextTwoSampleTest, TwoSampleSettings
 from gadjax.progress import ProgressCallback
 
 _STUDENT_TEMPERATURE = 1.0  # of q, whatever the teacher's temperature (`docs/algorithm.md`, section 6)
 
 
-class LocalPart:
+class LocalEvaluation:
     """Models of this machine: checked at once, loaded one at a time.
 
     Attributes:
@@ -32,7 +33,13 @@ class LocalPart:
       counter: the model whose tokenizer counts lengths: the base, else the first model, else the teacher.
     """
 
-    def __init__(self, sources: Sequence[Source], sets: Sequence[Prompts], settings: Settings, watch: ProgressCallback):
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        sets: Sequence[PromptSet],
+        settings: EvaluationSettings,
+        watch: ProgressCallback,
+    ):
         """Checks models and prompts; no weights are read.
 
         Raises:
@@ -53,9 +60,9 @@ class LocalPart:
             for local in self.models.values():
                 kl.check_tokenizers(local, self.open_teacher)
         if self.base:
-            backbone = self._backbone(journal=None)
+            tester = self._tester(cache=None)
             for prompts in self._with_teacher:
-                backbone.check(prompts.name, [prompt.content for prompt in select(prompts, prompts.prompts)])
+                tester.check(prompts.name, [prompt.content for prompt in select(prompts, prompts.prompts)])
 
     @property
     def tokenizer(self) -> ChatTokenizer:
@@ -70,10 +77,10 @@ class LocalPart:
         """Of the run, where the model is a checkpoint."""
         return self.models[name].stage if name in self.models else None
 
-    def greedy(self, name: str, journal: Journal) -> dict[str, list[Response]]:
+    def greedy(self, name: str, cache: ResultCache) -> dict[str, list[Response]]:
         """A model's greedy answers to every set; while its weights are there, all else that it is asked for later."""
-        teacher_draws = self._teacher_draws(journal) if self.open_teacher else {}  # loads another network
-        answerer = self._answerer(self.models[name], journal)
+        teacher_draws = self._teacher_draws(cache) if self.open_teacher else {}  # loads another network
+        answerer = self._answerer(self.models[name], cache)
         found = self._draw(answerer, 0.0, "answers", self.sets)
         if self.base and self.settings.two_sample_temperature:
             self._draw(answerer, self.settings.two_sample_temperature, "samples", self._with_teacher)
@@ -82,9 +89,9 @@ class LocalPart:
         answerer.close()
         return found
 
-    def sampled(self, name: str, journal: Journal, temperature: float) -> dict[str, list[Response]]:
+    def sampled(self, name: str, cache: ResultCache, temperature: float) -> dict[str, list[Response]]:
         """A model's answers to every set that the teacher has answered, one draw each."""
-        answerer = self._answerer(self.models[name], journal)
+        answerer = self._answerer(self.models[name], cache)
         found = self._draw(answerer, temperature, "samples", self._with_teacher)
         answerer.close()
         return found
@@ -93,17 +100,17 @@ class LocalPart:
         self,
         scores: Mapping[str, Mapping[str, Scores]],
         sampled: Mapping[str, Mapping[str, Sequence[Response]]],
-        journal: Journal,
+        cache: ResultCache,
     ) -> dict[str, dict[str, Scores]]:
         """The scores with the two-sample test, where there is a base, and the KLs, where there is an open teacher.
 
         Args:
           scores: by set and model.
           sampled: answers to test, by set and model.
-          journal: of draws and figures.
+          cache: of draws and figures.
         """
-        tests = self._two_sample(sampled, journal) if self.base else {}
-        divergences = self._kl(journal) if self.open_teacher else {}
+        tests = self._two_sample(sampled, cache) if self.base else {}
+        divergences = self._kl(cache) if self.open_teacher else {}
         return {
             place: {
                 name: dataclasses.replace(one, two_sample=tests.get((place, name)), kl=divergences.get((place, name)))
@@ -113,7 +120,7 @@ class LocalPart:
         }
 
     @property
-    def _with_teacher(self) -> list[Prompts]:
+    def _with_teacher(self) -> list[PromptSet]:
         return [prompts for prompts in self.sets if prompts.teacher]
 
     def _other(self, given: str | None, flag: str) -> LocalModel | None:
@@ -132,18 +139,18 @@ class LocalPart:
             remedy = "lower --max_response_length, or leave long prompts out"
             local.config.check_length(longest, f"{local.source.given}, set {prompts.name}", remedy)
 
-    def _backbone(self, journal: Journal | None) -> Backbone:
+    def _tester(self, cache: ResultCache | None) -> TextTwoSampleTest:
         s = self.settings
         settings = TwoSampleSettings(
             s.two_sample_folds, s.two_sample_epochs, s.two_sample_learning_rate, s.two_sample_temperature
         )
-        return Backbone(self.base, journal, settings, limit=s.max_response_length, seed=s.seed)
+        return TextTwoSampleTest(self.base, cache, settings, limit=s.max_response_length, seed=s.seed)
 
-    def _answerer(self, local: LocalModel, journal: Journal) -> Answerer:
-        return Answerer(local, journal, batch_size=self.settings.batch_size, seed=self.settings.seed)
+    def _answerer(self, local: LocalModel, cache: ResultCache) -> CachedModel:
+        return CachedModel(local, cache, batch_size=self.settings.batch_size, seed=self.settings.seed)
 
     def _draw(
-        self, answerer: Answerer, temperature: float, what: str, sets: Sequence[Prompts]
+        self, answerer: CachedModel, temperature: float, what: str, sets: Sequence[PromptSet]
     ) -> dict[str, list[Response]]:
         found = {}
         for prompts in sets:
@@ -153,8 +160,8 @@ class LocalPart:
             found[prompts.name] = from_draws(answerer.local, draws)
         return found
 
-    def _two_sample(self, sampled, journal: Journal) -> dict[tuple[str, str], TwoSampleScore]:
-        backbone = self._backbone(journal)
+    def _two_sample(self, sampled, cache: ResultCache) -> dict[tuple[str, str], TwoSampleScore]:
+        tester = self._tester(cache)
         found = {}
         total = sum(len(sampled[prompts.name].keys() - {TEACHER}) for prompts in self._with_teacher)
         self.watch("two-sample tests", 0, total)
@@ -165,20 +172,19 @@ class LocalPart:
                 if name == TEACHER:
                     continue
                 student = [response.as_answer() for response in select(prompts, responses)]
-                found[prompts.name, name] = backbone.test(chats, teacher, student)
+                found[prompts.name, name] = tester.test(chats, teacher, student)
                 self.watch("two-sample tests", len(found), total)
-        backbone.close()
+        tester.close()
         return found
 
-    def _kl(self, journal: Journal) -> dict[tuple[str, str], Kl]:
-        """Of every set and model. One network is loaded at a time; what it finds is in the journal for the next."""
-        s, teacher = self.settings, self._answerer(self.open_teacher, journal)
-        theirs_by_set = self._teacher_draws(journal)
+    def _kl(self, cache: ResultCache) -> dict[tuple[str, str], Kl]:
+        """Of every set and model. One network is loaded at a time; what it finds is in the cache for the next."""
+        s, teacher = self.settings, self._answerer(self.open_teacher, cache)
+        theirs_by_set = self._teacher_draws(cache)
         found: dict[tuple[str, str], Kl] = {}
         total = len(self.sets) * len(self.models)
         sides = {
-            name: self._student_side(self._answerer(local, journal), theirs_by_set)
-            for name, local in self.models.items()
+            name: self._student_side(self._answerer(local, cache), theirs_by_set) for name, local in self.models.items()
         }
         self.watch("KL", 0, total)
         for prompts in self.sets:
@@ -200,9 +206,9 @@ class LocalPart:
         teacher.close()
         return found
 
-    def _teacher_draws(self, journal: Journal) -> dict[tuple[str, tuple[int, ...]], kl.Drawn]:
+    def _teacher_draws(self, cache: ResultCache) -> dict[tuple[str, tuple[int, ...]], kl.Drawn]:
         """The responses of the forward KL, by set and the ids that end a response."""
-        s, teacher = self.settings, self._answerer(self.open_teacher, journal)
+        s, teacher = self.settings, self._answerer(self.open_teacher, cache)
         found = {}
         for prompts, eos_ids in itertools.product(self.sets, sorted(set(map(self._ends, self.models.values())))):
             if s.kl_forward == kl.GIVEN:
@@ -217,7 +223,7 @@ class LocalPart:
         return found
 
     def _student_side(
-        self, student: Answerer, teacher_draws: Mapping[tuple[str, tuple[int, ...]], kl.Drawn]
+        self, student: CachedModel, teacher_draws: Mapping[tuple[str, tuple[int, ...]], kl.Drawn]
     ) -> dict[str, tuple[kl.Drawn, np.ndarray, np.ndarray]]:
         """A model's draws, and how likely it holds them and the teacher's, by set."""
         s, ends = self.settings, self._ends(student.local)
@@ -240,16 +246,16 @@ class LocalPart:
     def _ends(self, local: LocalModel) -> tuple[int, ...]:
         return kl.shared_eos(local, self.open_teacher)
 
-    def _forward(self, prompts: Prompts, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    def _forward(self, prompts: PromptSet, ids: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """The prompts that the forward KL is measured on."""
         return select(prompts, ids) if self.settings.kl_forward == kl.GIVEN else ids
 
-    def _given(self, prompts: Prompts) -> kl.Drawn:
+    def _given(self, prompts: PromptSet) -> kl.Drawn:
         """The teacher's answers of a set, cut like the samples."""
         answers = select(prompts, prompts.teacher)
         tokenizer, limit = self.open_teacher.tokenizer, self.settings.max_response_length
         ids = tokenizer.response_ids_batch([a.text for a in answers], [a.ended for a in answers])
-        return kl.Drawn([[Draw(tuple(row[:limit].tolist()), True) for row in ids]])
+        return kl.Drawn([[ResponseTokens(tuple(row[:limit].tolist()), True) for row in ids]])
 
     def _done(self, what: str, total: int):
         return lambda count: self.watch(what, count, total)

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 
 from gadjax.evaluate import run
-from gadjax.evaluation import networks
+from gadjax.evaluation import local_models
+from gadjax.evaluation.model_sources import parse_source
 from gadjax.evaluation.results import TwoSampleScore, read_results
-from gadjax.evaluation.sources import parse_source
 from gadjax.rollout.engine import Engine
 from tests.teacher.fake_server import FakeServer, Reply
 
@@ -56,10 +56,10 @@ def evaluated(finished_run, exported, base, heldout_file, tmp_path_factory, one_
         "before": str(base),
     }
     loaded = []
-    load = networks.LocalModel.load
+    load = local_models.LocalModel.load
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            networks.LocalModel, "load", lambda self, **how: (loaded.append(self.source.name), load(self, **how))[1]
+            local_models.LocalModel, "load", lambda self, **how: (loaded.append(self.source.name), load(self, **how))[1]
         )
         results = run(models, {"sums": heldout_file}, out, base=str(base), teacher=str(base), **settings())
     # The teacher draws at first, then each model does all of its part, and the teacher judges how likely that is.
@@ -128,7 +128,7 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     from gadjax.trainer.blueprint import state_shardings
 
     out, models, results = evaluated
-    local = networks.inspect(parse_source("m", models["before"]))
+    local = local_models.inspect(parse_source("m", models["before"]))
     rows = read_rows(heldout_file)
     chats = [rows.messages(i) for i in range(len(rows))]
     prompts = local.tokenizer.prompt_ids_batch(chats)
@@ -136,11 +136,11 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     drawn = [json.loads(line) for line in (out / "cache" / "local.jsonl").read_text().splitlines()]
     assert sum("accuracy" in row for row in drawn) == 3  # the last checkpoint and the export draw alike
 
-    from gadjax.evaluation.answers import Answerer
-    from gadjax.evaluation.journal import Journal
+    from gadjax.evaluation.cached_model import CachedModel
+    from gadjax.evaluation.result_cache import ResultCache
 
-    with Journal(out.parent / "copy.jsonl") as journal:
-        draws = Answerer(local, journal, batch_size=BATCH).draw(prompts, LIMIT, 1.0)
+    with ResultCache(out.parent / "copy.jsonl") as cache:
+        draws = CachedModel(local, cache, batch_size=BATCH).draw(prompts, LIMIT, 1.0)
     texts = [(local.tokenizer.decode(draw.tokens), draw.ended) for draw in draws]
     student = [local.tokenizer.response_ids(*text)[:LIMIT] for text in texts]
     loaded = local.load(training=True)
@@ -164,16 +164,16 @@ def test_kls(evaluated, base):
     assert kls["before"].reverse_per_token < kls["last"].reverse_per_token
     assert kls["last"].reverse_per_token_low < kls["last"].reverse_per_token < kls["last"].reverse_per_token_high
 
-    from gadjax.evaluation.answers import Answerer
-    from gadjax.evaluation.journal import Journal
+    from gadjax.evaluation.cached_model import CachedModel
+    from gadjax.evaluation.result_cache import ResultCache
 
-    local = networks.inspect(parse_source("m", str(base)))
+    local = local_models.inspect(parse_source("m", str(base)))
     rows = read(out / "answers" / "sums" / "before.jsonl")
     prompts = local.tokenizer.prompt_ids_batch([row["content"] for row in rows])
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().double()
     nats, tokens = [], []
-    with Journal(out.parent / "kl.jsonl") as journal:
-        answerer = Answerer(local, journal, batch_size=BATCH)
+    with ResultCache(out.parent / "kl.jsonl") as cache:
+        answerer = CachedModel(local, cache, batch_size=BATCH)
         for sample in range(2):
             for prompt, draw in zip(prompts, answerer.draw(prompts, LIMIT, 1.0, sample=sample), strict=True):
                 ids = torch.tensor([[*prompt.tolist(), *draw.tokens]])
@@ -189,7 +189,7 @@ def test_kls(evaluated, base):
 
 def test_a_second_time_loads_nothing(evaluated, heldout_file, base, monkeypatch):
     out, models, results = evaluated
-    monkeypatch.setattr(networks.LocalModel, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(local_models.LocalModel, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setattr(Engine, "generate", lambda *_, **__: pytest.fail("an answer was drawn"))
     again = run(models, {"sums": heldout_file}, out, base=str(base), teacher=str(base), **settings())
     assert again.scores == results.scores == read_results(out).scores
@@ -203,7 +203,7 @@ def test_changed_weights_are_asked_anew(evaluated, exported, tmp_path):
     name = min(tensors)
     tensors[name] = tensors[name] + np.float32(1e-3)
     safetensors.numpy.save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-    identity = [networks.inspect(parse_source("m", str(path))).identity for path in (exported, copy, changed)]
+    identity = [local_models.inspect(parse_source("m", str(path))).identity for path in (exported, copy, changed)]
     assert identity[0] == identity[1] != identity[2]
 
 
@@ -211,7 +211,7 @@ def test_checkpoints_are_told_apart(finished_run, tmp_path):
     copy = tmp_path / "moved"
     shutil.copytree(finished_run.workdir, copy)
     sources = [f"{finished_run.workdir}@5", f"{finished_run.workdir}@6", str(finished_run.workdir), f"{copy}@6"]
-    before, last, default, moved = (networks.inspect(parse_source("m", source)).identity for source in sources)
+    before, last, default, moved = (local_models.inspect(parse_source("m", source)).identity for source in sources)
     assert before != last == default == moved
 
 
@@ -220,7 +220,7 @@ def test_given_answers(exported, base, heldout_file, tmp_path):
     given = dict(teacher=str(base), kl_forward="given")
     found = run(models, {"sums": heldout_file}, tmp_path, **settings(**given)).scores["sums"]["export"].kl
     assert found.forward_on == "given"
-    local = [networks.inspect(parse_source("m", str(path))) for path in (base, exported)]
+    local = [local_models.inspect(parse_source("m", str(path))) for path in (base, exported)]
     from gadjax.data.schema import read_rows
 
     rows = read_rows(heldout_file)
@@ -270,7 +270,7 @@ def test_mistakes(finished_run, exported, base, heldout_file, tmp_path, write_to
     )
     fill = lambda value: value.format(**places) if isinstance(value, str) else value  # noqa: E731
     models = {name: fill(source) for name, source in fields.pop("models", {"m": str(exported)}).items()}
-    monkeypatch.setattr(networks.LocalModel, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(local_models.LocalModel, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(UserError) as error:
         run(models, {"sums": heldout_file}, tmp_path / "o", **settings(**{k: fill(v) for k, v in fields.items()}))
     assert re.search(message, str(error.value)), error.value
@@ -290,5 +290,5 @@ def test_an_api_model_on_the_same_backbone(base, heldout_file, tmp_path):
         greedy = run(models, {"sums": heldout_file}, tmp_path / "0", **fields, two_sample_temperature=0.0)
         assert len(server.requests) == 16 + 8
     assert scores["remote"].two_sample == greedy.scores["sums"]["remote"].two_sample  # the texts are the same
-    local = networks.inspect(parse_source("m", str(base)))
+    local = local_models.inspect(parse_source("m", str(base)))
     assert scores["remote"].lengths.mean == len(local.tokenizer.response_ids("four four four", True))

@@ -11,26 +11,26 @@ import sys
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation.journal import Journal, digest
+from gadjax.evaluation.result_cache import ResultCache, digest
 
 WRITER = """
 import os, sys
-from gadjax.evaluation.journal import Journal
-with Journal(sys.argv[1]) as journal:
+from gadjax.evaluation.result_cache import ResultCache
+with ResultCache(sys.argv[1]) as cache:
     for i in range(1000):
-        journal.add({str(i): {"text": "é\\n" * i}})
+        cache.add({str(i): {"text": "é\\n" * i}})
         print(i, flush=True)
 """
 
 
 def test_rows_come_back(tmp_path):
     path = tmp_path / "cache" / "a.jsonl"
-    with Journal(path) as journal:
-        journal.add({"a": {"x": 1}, "b": {"x": [2, None]}})
-        journal.add({"a": {"x": 3}, "c": {}})
-    with Journal(path) as journal:
-        assert len(journal) == 3 and "c" in journal and "d" not in journal
-        assert (journal["a"], journal["b"]) == ({"x": 1}, {"x": [2, None]})
+    with ResultCache(path) as cache:
+        cache.add({"a": {"x": 1}, "b": {"x": [2, None]}})
+        cache.add({"a": {"x": 3}, "c": {}})
+    with ResultCache(path) as cache:
+        assert len(cache) == 3 and "c" in cache and "d" not in cache
+        assert (cache["a"], cache["b"]) == ({"x": 1}, {"x": [2, None]})
     assert len(path.read_text().splitlines()) == 3
 
 
@@ -43,21 +43,21 @@ def test_a_kill_loses_nothing_that_was_added(tmp_path):
             break
     said = 51 + len(writer.stdout.read().splitlines())
     writer.wait()
-    with Journal(path) as journal:
-        assert said <= len(journal) <= said + 1
-        assert all(journal[str(i)] == {"text": "é\n" * i} for i in range(len(journal)))
+    with ResultCache(path) as cache:
+        assert said <= len(cache) <= said + 1
+        assert all(cache[str(i)] == {"text": "é\n" * i} for i in range(len(cache)))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_every_torn_end(tmp_path, cut):
     """Without its last byte alone a row is whole; with less it is cut off, and the next row starts a line."""
     path = tmp_path / "a.jsonl"
-    with Journal(path) as journal:
-        journal.add({"a": {"text": "first"}, "b": {"text": "the second"}})
+    with ResultCache(path) as cache:
+        cache.add({"a": {"text": "first"}, "b": {"text": "the second"}})
     path.write_bytes(path.read_bytes()[:-cut])
-    with Journal(path) as journal:
-        assert ("b" in journal) == (cut == 1)
-        journal.add({"c": {"text": "third"}})
+    with ResultCache(path) as cache:
+        assert ("b" in cache) == (cut == 1)
+        cache.add({"c": {"text": "third"}})
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert keys == (["a", "b", "c"] if cut == 1 else ["a", "c"])
 
@@ -67,21 +67,21 @@ def test_a_damaged_line(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"key": "a"}}\n{line}\n{{"key": "b"}}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: the line is damaged"):
-        Journal(path)
+        ResultCache(path)
 
 
 def test_one_at_a_time(tmp_path):
     with (
-        Journal(tmp_path / "a.jsonl"),
+        ResultCache(tmp_path / "a.jsonl"),
         pytest.raises(UserError, match=r"another gadjax\.evaluate writes it"),
     ):
-        Journal(tmp_path / "a.jsonl")
+        ResultCache(tmp_path / "a.jsonl")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"a\.jsonl: cannot be written"):
-        Journal(tmp_path / "file" / "a.jsonl")
+        ResultCache(tmp_path / "file" / "a.jsonl")
 
 
 def test_digests():

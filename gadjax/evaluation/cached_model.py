@@ -1,6 +1,6 @@
-"""What a model of this machine answers, and how likely it holds answers to be: computed once, kept in a journal.
+"""What a model of this machine answers, and how likely it holds answers to be: computed once, kept in a cache.
 
-A row of the journal is named by the model's weights and tokenizer, the prompt's ids and how it was drawn. So a changed
+A row of the cache is named by the model's weights and tokenizer, the prompt's ids and how it was drawn. So a changed
 model or prompt is asked anew, an unchanged one is not, and a run that was stopped goes on. Random numbers belong to the
 seed, the prompt and the number of the draw: they depend on neither the order of the prompts nor what else is in the
 set, and are the same for all models, whose differences are so less noisy.
@@ -22,8 +22,8 @@ from gadjax.data.bins import multiple_of, round_up
 from gadjax.data.packing import one_per_row, padded
 from gadjax.data.schema import Messages
 from gadjax.distill.forward import response_logprobs
-from gadjax.evaluation.journal import Journal, digest
-from gadjax.evaluation.networks import Loaded, LocalModel
+from gadjax.evaluation.local_models import Loaded, LocalModel
+from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
@@ -31,31 +31,31 @@ from gadjax.rollout.sampler import Sampling
 
 Done = Callable[[int], None]
 
-_CALLS = 8  # batches of prompts between two visits to the journal
+_CALLS = 8  # batches of prompts between two visits to the cache
 _SCORED_TOGETHER = 16
 _LOGITS_AT_ONCE = 1024  # positions
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class ResponseTokens:
     """A response: its token ids, EOS included where it `ended`, and not cut at the limit."""
 
     tokens: tuple[int, ...]
     ended: bool
 
 
-class Answerer:
-    """A model's draws and likelihoods. Weights are loaded when the journal lacks something, and let go by `close`."""
+class CachedModel:
+    """A model's draws and likelihoods. Weights are loaded when the cache lacks something, and let go by `close`."""
 
-    def __init__(self, local: LocalModel, journal: Journal, *, batch_size: int = 64, seed: int = 0):
+    def __init__(self, local: LocalModel, cache: ResultCache, *, batch_size: int = 64, seed: int = 0):
         """
         Args:
           local: the model.
-          journal: of draws and likelihoods.
+          cache: of draws and likelihoods.
           batch_size: prompts decoded at once.
           seed: of the draws.
         """
-        self.local, self.journal, self.batch_size, self.seed = local, journal, batch_size, seed
+        self.local, self.cache, self.batch_size, self.seed = local, cache, batch_size, seed
         self._loaded: Loaded | None = None
 
     @property
@@ -82,7 +82,7 @@ class Answerer:
         sample: int = 0,
         eos_ids: tuple[int, ...] | None = None,
         done: Done = lambda count: None,
-    ) -> list[Draw]:
+    ) -> list[ResponseTokens]:
         """A response to each prompt, drawn from the model's whole distribution at a temperature; 0 is greedy.
 
         Args:
@@ -102,7 +102,7 @@ class Answerer:
             drawn = [self.seed, which] if temperature else ids.tolist()
             keys.append(digest("draw", self.local.identity, list(eos_ids), limit, temperature, drawn))
             numbers.append(int(which[:8], 16))
-        missing = {key: i for i, key in enumerate(keys) if key not in self.journal}
+        missing = {key: i for i, key in enumerate(keys) if key not in self.cache}
         rest = sorted(missing.values(), key=lambda i: (len(prompts[i]), keys[i]))
         sampling = Sampling(limit, tuple(eos_ids), self.local.tokenizer.pad_id, temperature)
         found = len(keys) - len(rest)
@@ -123,8 +123,8 @@ class Answerer:
                 keys[i]: {"tokens": answer.tokens.tolist(), "ended": answer.ended}
                 for i, answer in zip(chosen, answers, strict=True)
             }
-            self.journal.add(rows)
-        return [Draw(tuple(self.journal[key]["tokens"]), self.journal[key]["ended"]) for key in keys]
+            self.cache.add(rows)
+        return [ResponseTokens(tuple(self.cache[key]["tokens"]), self.cache[key]["ended"]) for key in keys]
 
     def log_likelihoods(
         self,
@@ -146,7 +146,7 @@ class Answerer:
             digest("likelihood", self.local.identity, temperature, prompt.tolist(), list(map(int, response)))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        missing = {key: i for i, key in enumerate(keys) if key not in self.journal}
+        missing = {key: i for i, key in enumerate(keys) if key not in self.cache}
         rest = sorted(missing.values(), key=lambda i: len(prompts[i]) + len(responses[i]))
         found = len(keys) - len(rest)
         if rest:
@@ -155,9 +155,9 @@ class Answerer:
                 chosen = rest[start : start + size]
                 filled = np.resize(chosen, size)  # whole batches: few shapes
                 values = self._score([prompts[i] for i in filled], [responses[i] for i in filled], temperature)
-                self.journal.add({keys[i]: {"nats": float(v)} for i, v in zip(chosen, values, strict=False)})
+                self.cache.add({keys[i]: {"nats": float(v)} for i, v in zip(chosen, values, strict=False)})
                 done(found + start + len(chosen))
-        return np.array([self.journal[key]["nats"] for key in keys], np.float64)
+        return np.array([self.cache[key]["nats"] for key in keys], np.float64)
 
     @property
     def _programs(self) -> tuple[Engine, Any]:

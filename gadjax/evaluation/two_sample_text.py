@@ -10,10 +10,10 @@ import numpy as np
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
-from gadjax.evaluation.journal import Journal, digest
-from gadjax.evaluation.networks import LocalModel
+from gadjax.evaluation.local_models import LocalModel
+from gadjax.evaluation.prompt_sets import TeacherAnswer
+from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.evaluation.results import TwoSampleScore
-from gadjax.evaluation.sources import TeacherAnswer
 from gadjax.evaluation.two_sample import Classifier, adamw_for, same_prompt, two_sample_test
 from gadjax.models.model import Model, Params
 from gadjax.trainer.blueprint import state_shardings
@@ -36,16 +36,16 @@ class TwoSampleSettings:
     temperature: float = 1.0
 
 
-class Backbone:
+class TextTwoSampleTest:
     """The base checkpoint that fresh classifiers grow from. Its weights are loaded at the first test that is new.
 
     Both sides are text encoded anew by the base's tokenizer, so that models with other tokenizers and those behind an
     API are tested alike, and cut at the same number of its tokens.
     """
 
-    def __init__(self, base: LocalModel, journal: Journal, settings: TwoSampleSettings, *, limit: int, seed: int):
+    def __init__(self, base: LocalModel, cache: ResultCache, settings: TwoSampleSettings, *, limit: int, seed: int):
         """`limit`: tokens of an answer at most; `seed`: of folds, order, heads and bootstrap."""
-        self.base, self.journal, self.settings, self.limit, self.seed = base, journal, settings, limit, seed
+        self.base, self.cache, self.settings, self.limit, self.seed = base, cache, settings, limit, seed
         self._grown: tuple[Classifier, Params] | None = None
 
     def check(self, name: str, chats: Sequence[Messages]) -> None:
@@ -80,7 +80,7 @@ class Backbone:
         # Where prompts repeat, earlier versions let a fold's classifier see them.
         name = "two-sample" if len(same_prompt(prompts)) == len(prompts) else "two-sample, prompts apart"
         key = digest(name, self.base.identity, settings, self.seed, ids)
-        if key not in self.journal:
+        if key not in self.cache:
             classifier, params = self._grow()
             found = two_sample_test(
                 classifier,
@@ -91,8 +91,8 @@ class Backbone:
                 epochs=self.settings.epochs,
                 seed=self.seed,
             )
-            self.journal.add({key: dataclasses.asdict(found)})
-        return TwoSampleScore(**self.journal[key])
+            self.cache.add({key: dataclasses.asdict(found)})
+        return TwoSampleScore(**self.cache[key])
 
     def close(self) -> None:
         """Lets the weights go."""

@@ -12,15 +12,17 @@ from gadjax.data.prompts import Prompt
 from gadjax.data.schema import CUT_REASONS
 from gadjax.errors import UserError
 from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
-from gadjax.evaluation.journal import Journal
-from gadjax.evaluation.sources import Prompts, TeacherAnswer
+from gadjax.evaluation.prompt_sets import PromptSet, TeacherAnswer
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.files import whole_output, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
 
 if TYPE_CHECKING:
-    from gadjax.evaluation.answers import Draw
-    from gadjax.evaluation.networks import LocalModel
+    from gadjax.evaluation.cached_model import ResponseTokens
+    from gadjax.evaluation.local_models import LocalModel
+
+TOKENS, WORDS = "tokens", "words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Response:
         return TeacherAnswer(self.text, not self.cut)
 
 
-def from_draws(local: LocalModel, draws: Sequence[Draw]) -> list[Response]:
+def from_draws(local: LocalModel, draws: Sequence[ResponseTokens]) -> list[Response]:
     """What a model of this machine drew, as text."""
     decode = local.tokenizer.decode
     return [Response(decode(d.tokens), "stop" if d.ended else "length", len(d.tokens)) for d in draws]
@@ -57,12 +59,27 @@ def from_teacher(answers: Sequence[TeacherAnswer], tokenizer: Any) -> list[Respo
     return [Response(a.text, ends[a.ended], count) for a, count in zip(answers, counts, strict=True)]
 
 
+def count_lengths(responses: Sequence[Response], tokenizer: Any, *, own: bool) -> list[int]:
+    """Lengths of answers in one unit for all models: a tokenizer's ids, turn end included, or words without one.
+
+    Args:
+      tokenizer: that counts; None splits at white space.
+      own: whether the answers' own `tokens` are of this tokenizer's vocabulary, and so are what was sampled.
+    """
+    if tokenizer is None:
+        return [len(response.text.split()) for response in responses]
+    if own:
+        return [response.tokens for response in responses]
+    texts, ended = [response.text for response in responses], [not response.cut for response in responses]
+    return [len(ids) for ids in tokenizer.response_ids_batch(texts, ended)]
+
+
 def ask_api(
     endpoint: Endpoint,
     name: str,
     model: str,
     sets: Mapping[str, Sequence[Prompt]],
-    journal: Journal,
+    cache: ResultCache,
     *,
     temperature: float,
     limit: int,
@@ -88,7 +105,7 @@ def ask_api(
         key: prompt.content for place, prompts in sets.items() for key, prompt in zip(keys[place], prompts, strict=True)
     }
     what = f"{name} samples" if temperature else f"{name} answers"
-    failures = ask_all(endpoint, model, sampling, questions, journal, what=what, say=say, watch=watch)
+    failures = ask_all(endpoint, model, sampling, questions, cache, what=what, say=say, watch=watch)
     if failures:
         key, reason = next(iter(failures.items()))
         place = next(place for place in sets if key in keys[place])
@@ -97,7 +114,7 @@ def ask_api(
             f"{len(failures)} of {len(questions)} prompts got no answer from {name}, the first, {first!r} of {place}, "
             f"for: {reason}; the same command asks them again, or leave them out of the set"
         )
-    return {place: [from_row(journal[key]) for key in of_set] for place, of_set in keys.items()}
+    return {place: [from_row(cache[key]) for key in of_set] for place, of_set in keys.items()}
 
 
 def write_answers(path: pathlib.Path, prompts: Sequence[Prompt], responses: Sequence[Response]) -> None:
@@ -118,12 +135,12 @@ def write_answers(path: pathlib.Path, prompts: Sequence[Prompt], responses: Sequ
         partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def select(prompts: Prompts, responses: Sequence[Any]) -> list[Any]:
+def select(prompts: PromptSet, responses: Sequence[Any]) -> list[Any]:
     """Those of a set's prompts that the teacher has answered."""
     return [responses[i] for i in prompts.answered]
 
 
 def from_row(row: dict[str, Any]) -> Response:
-    """The answer that a journal holds of an API."""
+    """The answer that a cache holds of an API."""
     reason = row["finish_reason"]
     return Response(row["text"], "length" if reason in CUT_REASONS else reason, row.get("completion_tokens"))

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from gadjax.checkpoint import Checkpoints
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
-from gadjax.evaluation.journal import digest
-from gadjax.evaluation.sources import BEST_STEP, CHECKPOINT, Source
+from gadjax.evaluation.model_sources import BEST_STEP, CHECKPOINT, ModelSource
+from gadjax.evaluation.result_cache import digest
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import CAUSAL_LM, ModelConfig
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
@@ -49,7 +49,7 @@ class LocalModel:
       identity: names weights, tokenizer and dtype: another one may answer otherwise.
     """
 
-    source: Source
+    source: ModelSource
     stage: str | None
     config: ModelConfig
     dtype: str
@@ -82,7 +82,7 @@ class LocalModel:
         return Loaded(model, lora.join(base, cast_params(own, kept)), mesh)
 
 
-def inspect(source: Source, *, dtype: str = "auto") -> LocalModel:
+def inspect(source: ModelSource, *, dtype: str = "auto") -> LocalModel:
     """Checks a model without loading it: files, architecture, tokenizer.
 
     Args:
@@ -104,7 +104,7 @@ def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
     return a.tokenizer.vocabulary_fingerprint() == b.tokenizer.vocabulary_fingerprint()
 
 
-def _inspect_directory(source: Source):
+def _inspect_directory(source: ModelSource):
     path = resolve_model(source.where)
     config, hf_config = read_hf_config(path)
     architecture = hf_config["architectures"][0]
@@ -116,7 +116,7 @@ def _inspect_directory(source: Source):
     return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files]
 
 
-def _inspect_checkpoint(source: Source):
+def _inspect_checkpoint(source: ModelSource):
     workdir = pathlib.Path(source.where)
     config, facts = read_workdir(workdir)
     with contextlib.closing(Checkpoints.of(workdir, config)) as checkpoints:

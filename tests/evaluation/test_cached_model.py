@@ -6,14 +6,14 @@ import types
 
 import numpy as np
 
-from gadjax.evaluation.answers import Answerer
-from gadjax.evaluation.journal import Journal
+from gadjax.evaluation.cached_model import CachedModel
+from gadjax.evaluation.result_cache import ResultCache
 from gadjax.rollout.engine import Completion
 
 LOCAL = types.SimpleNamespace(identity="m", eos_ids=(2,), tokenizer=types.SimpleNamespace(pad_id=0))
 
 
-class Told(Answerer):
+class Told(CachedModel):
     """With an engine that answers at once, and notes what was told before it."""
 
     network = types.SimpleNamespace(params=None)
@@ -30,9 +30,9 @@ class Told(Answerer):
 
 def test_progress_shows_before_the_first_draw_and_only_where_one_is_missing(tmp_path):
     prompts = [np.array([i], np.int32) for i in range(3)]
-    with Journal(tmp_path / "j.jsonl") as journal:
+    with ResultCache(tmp_path / "j.jsonl") as cache:
         for asked, before, told in ((prompts[:1], [[0]], [0, 1]), (prompts, [[1]], [1, 3]), (prompts, [], [])):
-            answerer = Told(LOCAL, journal)
+            answerer = Told(LOCAL, cache)
             answerer.before, answerer.told = [], []
             draws = answerer.draw(asked, 4, 1.0, done=answerer.told.append)
             assert [draw.tokens for draw in draws] == [(5, 2)] * len(asked)

@@ -17,7 +17,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Journal:
+class ResultCache:
     """Rows by key; a context manager that holds the file's lock.
 
     A row is on the disk when `add` returns: neither a kill nor a power cut loses it.
@@ -45,7 +45,7 @@ class Journal:
             self._log.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResultCache:
         return self
 
     def __exit__(self, *_: object) -> None:

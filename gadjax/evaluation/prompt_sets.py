@@ -1,0 +1,286 @@
+"""Named sets of prompts, with the teacher's answers where a file holds them and how those were sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gadjax.data.prompts import Prompt, PromptRow, read_prompt_rows, text_of
+from gadjax.data.schema import status_of
+from gadjax.errors import UserError
+from gadjax.evaluation.model_sources import check_name
+from gadjax.files import expand, parse_json
+
+DISPLAY_NAMES = {"lmsys": "LMSYS", "dolly": "Dolly", "self_instruct": "SelfInst", "vicuna": "Vicuna"}
+_NUMBERS = ("temperature", "top_p")
+SAMPLING_COLUMNS = (*_NUMBERS, "system", "request_fields")
+# Fields of requests by which an answer is not one of the teacher's whole distribution, and the values that do nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0),
+    "typical_p": (None, 1),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
+    "logit_bias": (None, {}),
+}
+_SHOWN = 40  # characters of a system prompt in a message
+_ANSWER_COLUMNS = ("teacher_response", "finish_reason", *SAMPLING_COLUMNS)
+_REFERENCE_COLUMNS = ("response", "teacher_response")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSampling:
+    """Of a set's answers: each value of each of `SAMPLING_COLUMNS`, with the place of the first row that has it."""
+
+    values: Mapping[str, Mapping[Any, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def temperatures(self) -> Mapping[float, str]:
+        """The temperatures, with places; empty where the file does not say."""
+        return self.values.get("temperature", {})
+
+    def check(self, flag: str, temperature: float | None) -> None:
+        """Refuses answers that the teacher's whole distribution at one temperature would not have given.
+
+        Args:
+          flag: how a message begins: of what use the answers are, and which set it is.
+          temperature: that it must be; None for any.
+
+        Raises:
+          UserError: naming the first row that was collected in another way.
+        """
+        for value, place in self.values.get("top_p", {}).items():
+            if value < 1:
+                raise UserError(f"{flag} was collected with top_p < 1, whose KL is infinite ({place}); use drawn")
+        for value, place in self.values.get("system", {}).items():
+            shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+            raise UserError(
+                f"{flag} was collected with a system prompt, {shown!r} ({place}), which the models are not given; "
+                "use drawn"
+            )
+        for text, place in self.values.get("request_fields", {}).items():
+            for name, value in _fields(text, place).items():
+                if name in _NEUTRAL and value not in _NEUTRAL[name]:
+                    raise UserError(
+                        f"{flag} was collected with {name}={json.dumps(value)} ({place}): its answers are not drawn "
+                        "from the teacher's whole distribution; use drawn"
+                    )
+        if len(self.temperatures) > 1:
+            raise UserError(
+                f"{flag} was collected at several temperatures, {_listed(self.temperatures.items())}, but a KL is of "
+                "one; split the set, or use drawn"
+            )
+        for value, place in self.temperatures.items():
+            if temperature not in (None, value):
+                raise UserError(
+                    f"{flag} was collected at temperature {value:g}; give it as --teacher_temperature ({place})"
+                )
+
+
+def sampling_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> TeacherSampling:
+    """What the rows, each with its place, say of how they were collected.
+
+    Raises:
+      UserError: a value cannot be used, naming its row.
+    """
+    values: dict[str, dict[Any, str]] = {name: {} for name in SAMPLING_COLUMNS}
+    for place, row in rows:
+        for name in SAMPLING_COLUMNS:
+            if (value := _value(name, row.get(name), place)) is not None:
+                values[name].setdefault(value, place)
+    return TeacherSampling({name: found for name, found in values.items() if found})
+
+
+def common_temperature(sets: Mapping[str, TeacherSampling], flag: str) -> float:
+    """The one temperature of the sets' files, 1 where they do not say.
+
+    Args:
+      sets: by name.
+      flag: that would say it.
+
+    Raises:
+      UserError: the files have several.
+    """
+    known: dict[float, str] = {}
+    for name, of_set in sets.items():
+        for value, place in of_set.temperatures.items():
+            known.setdefault(value, f"{name}, {place}")
+    if len(known) > 1:
+        raise UserError(
+            f"{flag} is missing: the teacher's answers were collected at several temperatures, "
+            f"{_listed(known.items())}; give the one that is meant, or evaluate the sets apart"
+        )
+    return next(iter(known), 1.0)
+
+
+def other_temperatures(sets: Mapping[str, TeacherSampling], temperature: float, flag: str) -> list[str]:
+    """A warning, in words, for each set whose file has another temperature than the flag says."""
+    return [
+        f"warning: {flag}={temperature:g}, but the set {name} was collected at {value:g} ({place})"
+        for name, of_set in sets.items()
+        for value, place in of_set.temperatures.items()
+        if value != temperature
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherAnswer:
+    """The teacher's answer to a prompt; `ended` is False where its API cut it."""
+
+    text: str
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """A named set of prompts.
+
+    Attributes:
+      sha256: of the file, or of prompts and answers where they are from elsewhere.
+      teacher: an answer to each, None where there is none to compare with; None for a set without answers.
+      sampling: how the answers were collected, as far as the file says.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    prompts: list[Prompt]
+    teacher: list[TeacherAnswer | None] | None
+    sampling: TeacherSampling = dataclasses.field(default_factory=TeacherSampling)
+
+    @property
+    def answered(self) -> list[int]:
+        """Places of the prompts that the teacher has answered."""
+        return [i for i, answer in enumerate(self.teacher or ()) if answer is not None]
+
+    def check_sampling(self, temperature: float | None) -> None:
+        """Refuses answers that a teacher at this temperature (None: at any one), untruncated, would not have given.
+
+        Raises:
+          UserError: there are no answers, or they were collected in another way.
+        """
+        flag = f"--kl_forward=given: the set {self.name}"
+        if self.teacher is None:
+            raise UserError(f"{flag} has no teacher's answers; use drawn, or leave the set out")
+        self.sampling.check(flag, temperature)
+
+
+def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -> PromptSet:
+    """Reads a set of prompts, with the teacher's answers where its rows have `teacher_response`.
+
+    An answer that the teacher's API marked as none (a refusal, a filter), or cut before it began, is left out: its
+    prompt stays. Of several answers to a prompt (`sample`) the first is taken.
+
+    Args:
+      name: of the set.
+      path: anything that `read_prompts` reads.
+      max_prompts: only the first so many; 0 for all.
+
+    Raises:
+      UserError: naming the set's flag, or the file and its row.
+    """
+    check_name(name, "--sets")
+    found = read_prompt_rows(path, _ANSWER_COLUMNS, flag=f"--sets={name}")
+    answered = any("teacher_response" in one.row for one in found)
+    teacher = [_teacher_answer(one) for one in found] if answered else None
+    if max_prompts:
+        found, teacher = found[:max_prompts], teacher and teacher[:max_prompts]
+    if teacher is not None and not any(teacher):
+        raise UserError(f"--sets={name}={path}: all of the teacher's answers are marked as no answer (`finish_reason`)")
+    rows = [(one.place, one.row) for one, answer in zip(found, teacher or (), strict=False) if answer]
+    prompts = [one.prompt for one in found]
+    return PromptSet(name, os.fspath(path), _sha256(path, prompts, teacher), prompts, teacher, sampling_of(rows))
+
+
+def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[TeacherAnswer | None] | None) -> str:
+    file = expand(path)
+    if file.is_file():
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    whole = [dataclasses.asdict(prompt) for prompt in prompts]
+    whole += [answer and dataclasses.asdict(answer) for answer in teacher or ()]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[str]:
+    """Answers to a set's prompts from a file with `response` or `teacher_response`, found by chat, else by id.
+
+    An id says little where files are numbered on their own: it is asked only where the file has no chat of the set at
+    all, whose prompts may stand there with another system turn. Of several rows with a prompt's chat, that with its id
+    is taken.
+
+    Raises:
+      UserError: naming the file, and the row or the prompt that has no answer there.
+    """
+    flag = f"--references={prompts.name}"
+    given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
+    if not any(one.row.get(column) is not None for one in given for column in _REFERENCE_COLUMNS):
+        raise UserError(f"{flag}={path}: expected a .jsonl or .parquet file, or a dataset, with `response`")
+    by_both: dict[tuple[str, str], str] = {}
+    by_chat: dict[str, str] = {}
+    by_id: dict[str, str] = {}
+    for prompt, place, row in given:
+        text = next(filter(None, (text_of(row, column, place) for column in _REFERENCE_COLUMNS)), "")
+        if not text.strip():
+            raise UserError(f"{place}: `response` is missing or empty; a reference has text")
+        chat = _chat_name(prompt)
+        by_both[prompt.id, chat] = by_id[prompt.id] = text
+        by_chat.setdefault(chat, text)
+    chats = [_chat_name(prompt) for prompt in prompts.prompts]
+    if not by_chat.keys().isdisjoint(chats):
+        by_id = {}  # its prompts are the set's, as they stand there
+    found = []
+    for prompt, chat in zip(prompts.prompts, chats, strict=True):
+        text = by_both.get((prompt.id, chat)) or by_chat.get(chat) or by_id.get(prompt.id)
+        if text is None:
+            raise UserError(f"{flag}={path}: the file has no answer to prompt {prompt.id!r} of the set")
+        found.append(text)
+    return found
+
+
+def _chat_name(prompt: Prompt) -> str:
+    return json.dumps(prompt.content)
+
+
+def _teacher_answer(found: PromptRow) -> TeacherAnswer | None:
+    _, place, row = found
+    text = text_of(row, "teacher_response", place)
+    status = status_of(text, row.get("finish_reason"))
+    if status == "marked":
+        return None
+    if not (text or "").strip():
+        raise UserError(f"{place}: `teacher_response` is missing or empty; give every row of the file one, or none")
+    return TeacherAnswer(text, status != "cut")
+
+
+def _value(name: str, value: Any, place: str) -> Any:
+    """A row's value as one that can be compared; None where there is none."""
+    if name in _NUMBERS:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        # TFDS keeps float32, and a number below 0 for none.
+        return round(float(value), 6) if number and value >= 0 else None
+    if name == "request_fields" and isinstance(value, dict):
+        value = json.dumps(value, sort_keys=True)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{place}: `{name}` is {type(value).__name__}; expected text")
+    return value or None
+
+
+def _fields(text: str, place: str) -> dict[str, Any]:
+    try:
+        fields = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{place}: `request_fields` is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: `request_fields` is {type(fields).__name__}; expected a JSON object")
+    return fields
+
+
+def _listed(values: Iterable[tuple[float, str]]) -> str:
+    return " and ".join(f"{value:g} ({where})" for value, where in sorted(values))

@@ -1,0 +1,74 @@
+"""Bootstrap intervals and the sign test against scipy, and how often an interval holds the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gadjax.evaluation import statistics
+from gadjax.evaluation.statistics import compare, sign_test
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def test_against_scipy():
+    rng = np.random.default_rng(0)
+    values = rng.gamma(2.0, size=200)
+    ours = statistics.mean(values)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", random_state=1)
+    assert ours.value == pytest.approx(values.mean())
+    np.testing.assert_allclose(ours[1:], theirs.confidence_interval, rtol=0.01)
+
+
+def test_a_ratio_against_scipy():
+    """Nats and tokens of a prompt are drawn together."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 50, size=120).astype(float)
+    nats = tokens * rng.gamma(2.0, size=120)
+
+    def ratio(nats, tokens, axis):
+        return nats.sum(axis=axis) / tokens.sum(axis=axis)
+
+    ours = statistics.ratio_of_means(nats, tokens)
+    theirs = stats.bootstrap(
+        (nats, tokens), ratio, n_resamples=10_000, method="percentile", paired=True, random_state=1
+    )
+    assert ours.value == pytest.approx(nats.sum() / tokens.sum())
+    np.testing.assert_allclose(ours[1:], theirs.confidence_interval, rtol=0.01)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [statistics.mean(rng.normal(size=50), seed=i) for i in range(200)]
+    assert 0.88 <= np.mean([estimate.low <= 0 <= estimate.high for estimate in found]) <= 0.99
+
+
+@pytest.mark.parametrize("pair", [([], []), ([1.0], [1.0, 2.0])])
+def test_what_makes_no_pairs(pair):
+    with pytest.raises(ValueError, match="expected a pair a prompt"):
+        statistics.ratio_of_means(*map(np.array, pair))
+
+
+@pytest.mark.parametrize("wins", range(0, 30, 3))
+@pytest.mark.parametrize("losses", [0, 1, 7, 20, 29])
+def test_the_sign_test_against_scipy(wins, losses):
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_sign_test_of_thousands():
+    assert sign_test(2600, 2400) == pytest.approx(stats.binomtest(2600, 5000).pvalue, rel=1e-9)
+
+
+def test_a_comparison_by_hand():
+    """Of four decided prompts all four for b: 2 / 2^4."""
+    found = compare("a", "b", [0.5, 0.1, 0.2, 0.3, 0.4], [0.5, 0.2, 0.3, 0.4, 0.5])
+    assert (found.a, found.b, found.win, found.tie, found.lose, found.p) == ("a", "b", 0, 1, 4, 0.125)
+    assert "sign test" in found.test
+    back = compare("b", "a", [0.5, 0.2, 0.3, 0.4, 0.5], [0.5, 0.1, 0.2, 0.3, 0.4])
+    assert (back.win, back.tie, back.lose, back.p) == (4, 1, 0, 0.125)
+
+
+def test_other_prompts_are_no_pairs():
+    with pytest.raises(ValueError, match="shorter"):
+        compare("a", "b", [0.5, 0.4], [0.5])
