@@ -272,9 +272,11 @@ async def _ask(
     budget: Budget | None,
     batches: Batches,
 ) -> Collected:
+    from rich.console import Console
+
+    from gadjax.progress import AnswerProgress
     from gadjax.teacher import collector
     from gadjax.teacher.batch import BatchCollector
-    from gadjax.teacher.progress import AnswerProgress
 
     try:
         if FLAGS.batch:
@@ -288,9 +290,9 @@ async def _ask(
                 tell=lambda line: print(line, flush=True),
             ).collect(asked)
         kept = len(asked) - len(missing)
-        with AnswerProgress(len(asked), kept, teacher, budget) as progress, _interruptible(teacher):
+        with AnswerProgress(Console(), len(asked), kept, teacher, budget) as progress, _interruptible(teacher):
             return await collector.collect(
-                teacher, missing, ledger, concurrency=FLAGS.concurrency, budget=budget, on_answer=progress.advance
+                teacher, missing, ledger, concurrency=FLAGS.concurrency, budget=budget, on_answer=progress.add
             )
     except UserError as error:
         received = sum(collector.key(teacher, one) in ledger for one in asked)

@@ -1,4 +1,7 @@
-"""What commands show on the terminal: a bar for each stage or task; of a run, the stages' table and where all lies."""
+"""What commands show while they work: a bar for each stage or task, plain lines where there is no terminal.
+
+The time left is our own estimate, over a number of steps: rich's is over a number of seconds, in which few steps end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -17,42 +21,38 @@ from rich.text import Text
 from gadjax.files import is_url
 from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
 
-ProgressCallback = Callable[[str, int, int], None]  # what is done, number done, number of all
-StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number: gadjax.metrics.read_heldout
+if TYPE_CHECKING:
+    from gadjax.teacher.budget import Budget
+    from gadjax.teacher.client import TeacherClient
+    from gadjax.teacher.ledger import LedgerEntry
 
-_RECENT = 50  # steps whose mean duration tells the time left
-_PLAIN_PARTS = 10  # lines of a stage, at least, where there is no terminal
-_MANY = 10_000  # things that are worth a bar to count them
+ProgressCallback = Callable[[str, int, int], None]  # what is done, number done, number of all
+Clock = Callable[[], float]
+Place = str | os.PathLike[str]  # a path or a URL
+StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number, from `gadjax.metrics.read_heldout`
+
+_RECENT = 50  # steps whose mean duration gives the time left
+_SILENCE = 30.0  # seconds without a line where there is no terminal, at most
+_STAGE_LINES = 10  # of a stage where there is no terminal, at least
+_MANY = 10_000  # rows of a file from which on a bar counts them
+_LEAST_ANSWERS = 16  # received before the time left is shown
 _FIRST_STEP = "compiling with the first step"
 
 
 class RunProgress:
-    """Shows a run's stages, or another command's tasks, one after the other; a context manager.
+    """Shows a run's stages, or another command's tasks, one after the other; a context manager."""
 
-    A terminal gets a bar that moves, and is left as it was. Elsewhere (a file, a pipe, a notebook) a plain line appears
-    at every tenth of a stage, and when `plain_seconds` have passed since the last.
-    """
-
-    def __init__(
-        self,
-        *,
-        console: Console | None = None,
-        enabled: bool = True,
-        plain_seconds: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, *, console: Console | None = None, enabled: bool = True, clock: Clock = time.monotonic):
         """
         Args:
-          console: where to show; standard output by default.
-          enabled: False shows nothing, for every process but the first.
-          plain_seconds: longest silence without a terminal, in seconds.
-          clock: seconds that only grow.
+          console: where to print; standard output by default.
+          enabled: False prints nothing, as in every process but the first.
+          clock: returns seconds that only grow.
         """
         self.console = (console or Console()) if enabled else Console(quiet=True)
-        self._plain_seconds = plain_seconds
         self._clock = clock
-        self._bar: _LiveBar | _PlainBar | None = None
-        self._task: str | None = None  # that `update` has begun
+        self._shown: _Task | None = None
+        self._what: str | None = None  # the task that `update` has begun
 
     def __enter__(self) -> RunProgress:
         return self
@@ -61,70 +61,71 @@ class RunProgress:
         self.end_stage()
 
     def say(self, text: str) -> None:
-        """Prints a line that stays, above a bar that moves."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints text that stays, above a bar that moves; paths in it stay whole."""
+        self.console.out(text, highlight=False)
 
     def count(self, what: str, done: int, total: int) -> None:
-        """Shows how many of many things are done, rows of a file say; nothing where they are few.
-
-        Called again and again, from some `done` until it is `total`.
-        """
+        """Shows how many rows of a file are done, as `update` does; nothing if the file has few rows."""
         if total >= _MANY:
             self.update(what, done, total)
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Shows how far a task is.
+        """Shows how far a task is; a `ProgressCallback`.
 
-        Called again and again, from some `done` until it is `total`; another `what` ends the task before. A call with 0
-        shows it while nothing is done yet, and leaves what comes before the first out of the pace.
+        Another `what` ends the task before, and `done == total` ends this one. A first call with `done == 0` keeps the
+        time before the first result, in which weights load and programs compile, out of the time left.
         """
-        if self._task != what:
-            self.end_stage()
-            self._start(what, total, 0, "", parts=1)
-            self._task = what
-        if done > self._bar.pace.done:
-            self._bar.advance("", done)
+        if self._what != what:
+            self._start(what, total, 0, "", lines=1)
+            self._what = what
+        if done > self._shown.done:
+            self._shown.advance(done)
         if done >= total:
             self.end_stage()
 
     def start_stage(self, stage: str, total: int, done: int = 0) -> None:
-        """Shows a stage of `total` steps, `done` of them made earlier."""
-        self.end_stage()
-        self._start(stage_title(stage), total, done, _FIRST_STEP, parts=_PLAIN_PARTS)
+        """Shows a stage of `total` steps, of which an earlier process made `done`."""
+        self._start(stage_title(stage), total, done, _FIRST_STEP, lines=_STAGE_LINES)
 
     def advance(self, figures: Mapping[str, float]) -> None:
-        """Counts one more step and shows its figures, a few with short names."""
-        if self._bar is None:
+        """Counts one more step and shows its figures by their names."""
+        if self._shown is None:
             raise ValueError("advance() outside a stage: call start_stage() first")
-        self._bar.advance(_figures_text(figures), self._bar.pace.done + 1)
+        text = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        self._shown.advance(self._shown.done + 1, text)
 
     def end_stage(self) -> None:
-        """Leaves the stage's bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = self._task = None
+        """Ends the stage or task; its bar stays as it is."""
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = self._what = None
 
-    def _start(self, title: str, total: int, done: int, figures: str, *, parts: int) -> None:
-        pace = _Pace(total, done, self._clock)
-        if self.console.is_interactive and not self.console.quiet:
-            self._bar = _LiveBar(self.console, title, pace, figures)
-        else:
-            self._bar = _PlainBar(self.console, title, pace, figures, parts, self._plain_seconds)
-
-    def summary(
-        self,
-        figures: StageFigures,
-        workdir: str | os.PathLike[str],
-        checkpoints: str | os.PathLike[str],
-        exported: Mapping[str, str | os.PathLike[str]],
-    ) -> None:
-        """See `print_summary`."""
+    def _start(self, title: str, total: int, done: int, figures: str, *, lines: int) -> None:
         self.end_stage()
-        print_summary(self.console, figures, workdir, checkpoints, exported)
+        self._shown = _Task(self.console, title, total, done, lines, self._clock)
+        self._shown.show(figures)
+
+    def summary(self, figures: StageFigures, workdir: Place, checkpoints: Place, exported: Mapping[str, Place]) -> None:
+        """Prints the stages' table unless `figures` is empty, the paths of what the run wrote, and how to chat with it.
+
+        `figures` has "before" first. `checkpoints` may be a URL. `exported` is by "generator" and "discriminator".
+        """
+        self.end_stage()
+        if figures:
+            self.console.print()
+            self.console.print(stage_table(figures))
+        workdir = pathlib.Path(workdir)
+        files = {"config": "config.json", "metrics": "metrics.jsonl", "samples": "samples.jsonl"}
+        places = {name: workdir / file for name, file in (files | {"TensorBoard": "tensorboard"}).items()}
+        places |= {"checkpoints": os.fspath(checkpoints), **exported}
+        lines = [f"{name:<15}{place}" for name, place in places.items() if is_url(place) or os.path.exists(place)]
+        if "generator" in exported:
+            lines += ["", f"Talk to it:    python -m gadjax.chat --model={exported['generator']}"]
+        self.say("\n" + "\n".join(lines))
 
 
 def stage_table(figures: StageFigures) -> Table:
-    """The held-out figures with a row for each stage, in 80 columns; what was not measured is "–"."""
+    """The held-out figures, a row for each stage, in 80 columns; "–" stands for what was not measured."""
     table = Table(title="Held-out prompts", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     table.add_column("stage", no_wrap=True, vertical="bottom")
     for column in HELDOUT_COLUMNS:
@@ -136,102 +137,9 @@ def stage_table(figures: StageFigures) -> Table:
     return table
 
 
-def print_summary(
-    console: Console,
-    figures: StageFigures,
-    workdir: str | os.PathLike[str],
-    checkpoints: str | os.PathLike[str],
-    exported: Mapping[str, str | os.PathLike[str]],
-) -> None:
-    """Prints the stages' table, where everything lies, and what to try next.
+class _Bar(Progress):
+    """A bar of rich's, with the task's figures on the line below."""
 
-    Args:
-      figures: by stage, "before" first; no table is printed where there are none.
-      workdir: of the run.
-      checkpoints: their folder, or a URL.
-      exported: the folders of the exports by "generator" and "discriminator".
-    """
-    workdir = pathlib.Path(workdir)
-    if figures:
-        console.print()
-        console.print(stage_table(figures))
-    places = {
-        "config": workdir / "config.json",
-        "metrics": workdir / "metrics.jsonl",
-        "samples": workdir / "samples.jsonl",
-        "TensorBoard": workdir / "tensorboard",
-        "checkpoints": os.fspath(checkpoints),
-        **exported,
-    }
-    lines = [f"{name:<15}{place}" for name, place in places.items() if _is_there(place)]
-    if "generator" in exported:
-        lines += ["", f"Talk to it:    python -m gadjax.chat --model={exported['generator']}"]
-    # Paths stay whole, so that they can be copied.
-    console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _is_there(place: str | os.PathLike[str]) -> bool:
-    return is_url(place) or pathlib.Path(place).exists()
-
-
-class _Pace:
-    """Steps done, and the time left at the pace of the last ones.
-
-    Counted from the end of the first step in this process, which compiles.
-    """
-
-    def __init__(self, total: int, done: int, clock: Callable[[], float]):
-        self.total, self.done, self.clock = total, done, clock
-        self._ends: collections.deque[tuple[int, float]] = collections.deque(maxlen=_RECENT + 1)
-
-    def advance(self, done: int) -> None:
-        self.done = done
-        self._ends.append((done, self.clock()))
-
-    def left(self) -> str:
-        """Hours, minutes and seconds; "?" until two steps are done."""
-        if len(self._ends) < 2:
-            return "?"
-        (first, start), (last, end) = self._ends[0], self._ends[-1]
-        per_step = (end - start) / (last - first)
-        minutes, seconds = divmod(round(per_step * (self.total - self.done)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class _LiveBar:
-    """A bar that moves, the figures on the line below it."""
-
-    def __init__(self, console: Console, title: str, pace: _Pace, figures: str):
-        self.pace = pace
-        self._progress = _TwoLines(
-            SpinnerColumn("line"),  # moves through steps that take minutes
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[left]} left"),
-            console=console,
-            expand=True,
-            refresh_per_second=4,
-        )
-        self._task = self._progress.add_task(
-            title,
-            total=pace.total,
-            completed=pace.done,
-            left="?",
-            figures=figures,
-        )
-        self._progress.start()
-
-    def advance(self, figures: str, done: int) -> None:
-        self.pace.advance(done)
-        self._progress.update(self._task, completed=done, left=self.pace.left(), figures=figures)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-class _TwoLines(Progress):
     def get_renderables(self):
         for task in self.tasks:
             bar, figures = self.make_tasks_table([task]), task.fields["figures"]
@@ -239,38 +147,123 @@ class _TwoLines(Progress):
             yield Group(bar, below) if figures else bar
 
 
-class _PlainBar:
-    """Lines without control codes."""
+class _Task:
+    """Shows one task: a bar on a terminal; elsewhere `lines` lines, and one after every silence of 30 seconds."""
 
-    def __init__(self, console: Console, title: str, pace: _Pace, figures: str, parts: int, silence: float):
-        self._console, self._title, self.pace, self._parts, self._silence = console, title, pace, parts, silence
-        self._show(figures)
+    def __init__(self, console: Console, title: str, total: int, done: int, lines: int, clock: Clock):
+        self.done, self._total, self._title, self._lines = done, total, title, lines
+        self._console, self._clock, self._printed = console, clock, clock()
+        self._ends: collections.deque[tuple[int, float]] = collections.deque(maxlen=_RECENT + 1)
+        self._bar: _Bar | None = None
+        if console.is_interactive and not console.quiet:
+            self._bar = _Bar(
+                SpinnerColumn("line"),  # turns during steps that take minutes
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[left]} left"),
+                console=console,
+                expand=True,
+                refresh_per_second=4,
+            )
+            self._row = self._bar.add_task(title, total=total)
 
-    def advance(self, figures: str, done: int) -> None:
-        part = self._part()
-        self.pace.advance(done)
-        if self._part() > part or self.pace.clock() - self._shown >= self._silence:
-            self._show(figures)
+    def show(self, figures: str) -> None:
+        """Shows the state, with figures."""
+        if self._bar:
+            self._bar.update(self._row, completed=self.done, left=self.left() or "?", figures=figures)
+            self._bar.start()
+        else:
+            self._console.out(self.line(figures), highlight=False)
+            self._printed = self._clock()
 
-    def _part(self) -> int:
-        return self.pace.done * self._parts // self.pace.total
-
-    def _show(self, figures: str) -> None:
-        pace = self.pace
-        self._shown = pace.clock()
-        text = f"{self._title} {pace.done}/{pace.total}, {pace.left()} left" + (f": {figures}" if figures else "")
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def advance(self, done: int, figures: str = "") -> None:
+        """Takes the number of steps done; shows it on a terminal at once, elsewhere if a line is due."""
+        ended, self.done = self._part(), done
+        self._ends.append((done, self._clock()))
+        if self._bar or self._part() > ended or self._clock() - self._printed >= _SILENCE:
+            self.show(figures)
 
     def close(self) -> None:
-        pass
+        """Gives the terminal back."""
+        if self._bar:
+            self._bar.stop()
+
+    def line(self, figures: str) -> str:
+        """The state as a plain line."""
+        line = f"{self._title} {self.done}/{self._total}, {self.left() or '?'} left"
+        return f"{line}: {figures}" if figures else line
+
+    def left(self) -> str:
+        """Time left at the pace of recent steps; "" until two have ended: the first one compiles, and is left out."""
+        if len(self._ends) < 2:
+            return ""
+        (first, start), (last, end) = self._ends[0], self._ends[-1]
+        return _duration((end - start) / (last - first) * (self._total - self.done))
+
+    def _part(self) -> int:
+        return self.done * self._lines // self._total
 
 
-def _figures_text(figures: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+class AnswerProgress(_Task):
+    """Shows a collection of answers: number, rate, tokens, cost, time left; a context manager."""
+
+    def __init__(self, console: Console, total: int, kept: int, teacher: TeacherClient, budget: Budget | None):
+        """`total` requests, of which earlier runs answered `kept`; without a budget, no cost is shown."""
+        super().__init__(console, "collecting", total, kept, 0, time.monotonic)
+        self._teacher, self._budget = teacher, budget
+        self._received, self._tokens, self._began = 0, 0, self._clock()
+
+    def __enter__(self) -> AnswerProgress:
+        if self._bar:
+            self.show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, answer: LedgerEntry) -> None:
+        """Counts one more answer."""
+        self._received += 1
+        self._tokens += answer.completion_tokens or 0
+        self.advance(self.done + 1)
+
+    def show(self, figures: str = "") -> None:
+        super().show("  ".join(self._figures()))
+
+    def line(self, figures: str) -> str:
+        left = self.left()
+        return "  ".join([f"{self._title} {self.done}/{self._total}", *self._figures(left and f"{left} left")])
+
+    def left(self) -> str:
+        """Time left at the mean pace of this run; "" until some answers have come."""
+        if self._received < _LEAST_ANSWERS:
+            return ""
+        seconds = (self._clock() - self._began) / self._received
+        return _duration(seconds * (self._total - self.done), hours=True)
+
+    def _figures(self, left: str = "") -> list[str]:
+        seconds, budget, teacher = self._clock() - self._began, self._budget, self._teacher
+        limit = f" of {budget.limit:g}" if budget and budget.limit is not None else ""
+        figures = (
+            self._received and f"{self._received / seconds:.2g} answers/s",
+            self._received and f"{self._tokens} tokens ({self._tokens / seconds:.0f}/s)",
+            budget and f"cost {budget.spent:.4g}{limit}",
+            left,
+            teacher.retries and f"{teacher.retries} repeated",
+            teacher.limits.pauses and f"{teacher.limits.allowed} at once",
+        )
+        return [figure for figure in figures if figure]
+
+
+def _duration(seconds: float, hours: bool = False) -> str:
+    """H:MM:SS; M:SS where it is below an hour and `hours` is False."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 or hours else f"{minutes}:{rest:02}"
 
 
 def _short(value: float) -> str:
-    """A number in few characters: three significant digits, no exponent for common sizes."""
+    """The number in few characters: three significant digits, without an exponent for common sizes."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from gadjax.progress import RunProgress, print_summary, stage_table
+from gadjax.progress import RunProgress, stage_table
 
 FIGURES = {
     "before": {"nll": 5.1234, "rouge_l": 0.1, "length_mean": 61.24},
@@ -59,7 +59,7 @@ def run_plain(total, seconds_per_step, *, done=0, **options):
 
 
 def test_without_a_terminal_a_line_for_each_tenth():
-    lines = run_plain(total=200, seconds_per_step=1, plain_seconds=1e9)
+    lines = run_plain(total=200, seconds_per_step=1)
     assert len(lines) == 1 + 10
     assert lines[0] == "GAD 0/200, ? left: compiling with the first step"
     assert lines[1] == "GAD 20/200, 3:00 left: loss 2.5  D acc 0.75"
@@ -68,7 +68,7 @@ def test_without_a_terminal_a_line_for_each_tenth():
 
 
 def test_without_a_terminal_never_silent_for_long():
-    lines = run_plain(total=1000, seconds_per_step=10, plain_seconds=30)
+    lines = run_plain(total=1000, seconds_per_step=10)
     steps = [int(re.match(r"GAD (\d+)/", line).group(1)) for line in lines]
     assert max(b - a for a, b in itertools.pairwise(steps)) == 3
     assert lines[2].startswith("GAD 6/1000, 2:45:40 left"), "994 steps of 10 seconds"
@@ -136,7 +136,7 @@ def test_stages_follow_each_other():
 
 def count_rows(console, total, seconds_per_chunk=1, chunk=512):
     clock = Clock()
-    with RunProgress(console=console, clock=clock, plain_seconds=30) as progress:
+    with RunProgress(console=console, clock=clock) as progress:
         for done in range(chunk, total + chunk, chunk):
             clock.now += seconds_per_chunk
             progress.count("tokenising data.train", min(done, total), total)
@@ -196,7 +196,7 @@ def test_the_summary_says_where_everything_lies(tmp_path):
     exported["generator"].mkdir(parents=True)
     (tmp_path / "metrics.jsonl").touch()
     console = plain_console()
-    print_summary(console, FIGURES, tmp_path, "gs://bucket/run", exported)
+    RunProgress(console=console).summary(FIGURES, tmp_path, "gs://bucket/run", exported)
     text = shown(console)
     assert f"metrics        {tmp_path / 'metrics.jsonl'}\n" in text
     assert f"generator      {exported['generator']}\n" in text, "long paths stay whole"
@@ -208,7 +208,7 @@ def test_the_summary_says_where_everything_lies(tmp_path):
 
 def test_a_run_without_held_out_prompts_has_no_table(tmp_path):
     console = plain_console()
-    print_summary(console, {}, tmp_path, tmp_path / "absent", {"discriminator": tmp_path})
+    RunProgress(console=console).summary({}, tmp_path, tmp_path / "absent", {"discriminator": tmp_path})
     assert "Held-out" not in shown(console)
     assert "gadjax.chat" not in shown(console) and "checkpoints" not in shown(console)
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from gadjax.data.prompts import Prompt, read_prompts
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
+from gadjax.progress import AnswerProgress
 from gadjax.teacher.budget import Budget, Prices
 from gadjax.teacher.client import TeacherClient
 from gadjax.teacher.collector import check_complete, collect, questions, write_parquet
 from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
-from gadjax.teacher.progress import AnswerProgress
 from gadjax.teacher.protocol import RequestSettings
 from tests.teacher.fake_server import FakeServer, Reply, error
 
@@ -276,10 +276,10 @@ def test_progress_shows_rate_tokens_and_time_left(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     teacher = TeacherClient("http://127.0.0.1:1/v1", "fake", RequestSettings(0.7, 1.0, 16), api_key=None)
     shown = io.StringIO()
-    with AnswerProgress(200, 40, teacher, console=Console(file=shown)) as progress:
+    with AnswerProgress(Console(file=shown), 200, 40, teacher, None) as progress:
         for _ in range(80):
             now[0] += 0.5
-            progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
+            progress.add(LedgerEntry("a", "stop", 0, 7, 3))
     first, *_ = shown.getvalue().splitlines()
     assert first == "collecting 100/200  2 answers/s  180 tokens (6/s)  0:00:50 left"
 
@@ -288,9 +288,9 @@ def test_progress_draws_a_bar_on_a_terminal():
     teacher = TeacherClient("http://127.0.0.1:1/v1", "fake", RequestSettings(0.7, 1.0, 16), api_key=None)
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, force_interactive=True, width=120)
-    with AnswerProgress(2, 0, teacher, console=console) as progress:
-        progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
-        progress.advance(LedgerEntry("a", "stop", 0, 7, 3))
+    with AnswerProgress(console, 2, 0, teacher, None) as progress:
+        progress.add(LedgerEntry("a", "stop", 0, 7, 3))
+        progress.add(LedgerEntry("a", "stop", 0, 7, 3))
     assert "2/2" in shown.getvalue() and "6 tokens" in shown.getvalue()
 
 
@@ -302,12 +302,12 @@ def test_progress_shows_the_cost_so_far(path, monkeypatch, limit, shown_limit):
     shown = io.StringIO()
     with Ledger(path) as ledger:
         budget = Budget(PRICES, ledger, limit)
-        with AnswerProgress(200, 0, teacher, budget, console=Console(file=shown)) as progress:
+        with AnswerProgress(Console(file=shown), 200, 0, teacher, budget) as progress:
             for i in range(31):
                 now[0] += 1
                 answer = LedgerEntry("a", "stop", 0, 7, 3)
                 ledger.append(Key(str(i), "f"), answer, {"content": PROMPTS[0].content})
-                progress.advance(answer)
+                progress.add(answer)
     assert shown.getvalue() == f"collecting 30/200  1 answers/s  90 tokens (3/s)  cost 90{shown_limit}  0:02:50 left\n"
 
 
