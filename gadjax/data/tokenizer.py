@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pathlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +22,10 @@ import numpy as np
 
 from gadjax.data.chat_template import TEMPLATE_FLAG, pin, read_template
 from gadjax.data.schema import ROLES
-from gadjax.data.sentencepiece_model import match_sentencepiece
-from gadjax.errors import UserError, first_line
+from gadjax.data.tokenizer_files import generation_eos_ids, load_backend
+from gadjax.errors import UserError
 from gadjax.hub import TOKENIZER_FILES, local_directory
 
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # "<|fim_prefix|>" and its kind are not flagged special in every tokenizer, but no text means them literally.
 _MARKUP = re.compile(r"<\|[^|<>]*\|>")
 _ANSWER = "gadjaxanswer"  # stands for an answer when the template is asked how it frames one
@@ -54,7 +52,7 @@ def load_tokenizer(
       UserError: no tokenizer there, no chat template, no token that ends a turn, or a template that fails.
     """
     directory = local_directory(path, TOKENIZER_FILES)
-    tokenizer = _load(directory)
+    tokenizer = load_backend(directory)
     if chat_template:
         tokenizer.chat_template = read_template(chat_template)
     elif isinstance(tokenizer.chat_template, dict):
@@ -70,13 +68,13 @@ def load_tokenizer(
     return ChatTokenizer(
         tokenizer,
         source=os.fspath(path),
-        generation_eos_ids=_generation_eos_ids(directory),
+        generation_eos_ids=generation_eos_ids(directory),
     )
 
 
 def vocabulary_fingerprint(path: str | os.PathLike) -> str:
     """`ChatTokenizer.vocabulary_fingerprint` of a directory or hub id that need not have a chat template."""
-    return _hash_json(sorted(_load(local_directory(path, TOKENIZER_FILES)).get_vocab().items()))
+    return _hash_json(sorted(load_backend(local_directory(path, TOKENIZER_FILES)).get_vocab().items()))
 
 
 class ChatTokenizer:
@@ -241,37 +239,6 @@ class ChatTokenizer:
         return next((name for name in self._names.values() if before.endswith(name)), "\n")
 
 
-def _load(directory: pathlib.Path) -> Any:
-    """The transformers tokenizer of a directory, with its backend from the `tokenizers` library."""
-    has = {name: (directory / name).is_file() for name in _VOCABULARY_FILES}
-    if not any(has.values()):
-        raise UserError(f"{directory}: no tokenizer there (none of {', '.join(_VOCABULARY_FILES)})")
-    _refuse_code(directory / "tokenizer_config.json")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # whatever a broken or foreign file makes transformers raise
-        raise UserError(
-            f"{directory}: transformers cannot load this tokenizer ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first")
-    if has["tokenizer.model"] and not has["tokenizer.json"]:
-        tokenizer = match_sentencepiece(tokenizer, str(directory / "tokenizer.model"))
-    return tokenizer
-
-
-def _refuse_code(file: pathlib.Path) -> None:
-    """transformers would ignore a folder's own code where it knows the class, and give other ids than the code."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or for transformers to refuse
-        return
-    if isinstance(config, dict) and config.get("auto_map"):
-        raise UserError(f"{file}: auto_map asks for trust_remote_code; code from a checkpoint is never run")
-
-
 def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
     """A `tokenizers.Tokenizer` with the same ids that knows the tokens in `names` by their new names only."""
     from tokenizers import Tokenizer
@@ -293,21 +260,6 @@ def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
     if moved:
         raise UserError(f"the tokenizer's added tokens do not keep their ids when it is reloaded: {', '.join(moved)}")
     return backend
-
-
-def _generation_eos_ids(directory: pathlib.Path) -> list[int]:
-    file = directory / "generation_config.json"
-    if not file.is_file():
-        return []
-    try:
-        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        ids = [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{file}: `eos_token_id` cannot be read ({error})") from error
-    for i in ids:
-        if not 0 <= i < 2**31:
-            raise UserError(f"{file}: `eos_token_id` holds {i}, which no token has; take it out")
-    return ids
 
 
 def _alternation(texts: Iterable[str]) -> re.Pattern[str]:

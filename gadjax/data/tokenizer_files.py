@@ -1,15 +1,64 @@
-"""Tokenizers whose only vocabulary is a sentencepiece `tokenizer.model`."""
+"""Reads a tokenizer from a Hugging Face directory, with exactly the ids that its files define."""
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
 
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PROBES = ("Hello  world", "It's 12.5 % of x_y: (naïve) 東京", "one\ntwo")
 
 
-def match_sentencepiece(tokenizer: Any, file: str) -> Any:
+def load_backend(directory: pathlib.Path) -> Any:
+    """The transformers tokenizer of a directory, with its backend from the `tokenizers` library."""
+    has = {name: (directory / name).is_file() for name in _VOCABULARY_FILES}
+    if not any(has.values()):
+        raise UserError(f"{directory}: no tokenizer there (none of {', '.join(_VOCABULARY_FILES)})")
+    _refuse_code(directory / "tokenizer_config.json")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # whatever a broken or foreign file makes transformers raise
+        raise UserError(
+            f"{directory}: transformers cannot load this tokenizer ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first")
+    if has["tokenizer.model"] and not has["tokenizer.json"]:
+        tokenizer = _match_sentencepiece(tokenizer, str(directory / "tokenizer.model"))
+    return tokenizer
+
+
+def _refuse_code(file: pathlib.Path) -> None:
+    """transformers would ignore a folder's own code where it knows the class, and give other ids than the code."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or for transformers to refuse
+        return
+    if isinstance(config, dict) and config.get("auto_map"):
+        raise UserError(f"{file}: auto_map asks for trust_remote_code; code from a checkpoint is never run")
+
+
+def generation_eos_ids(directory: pathlib.Path) -> list[int]:
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        ids = [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file}: `eos_token_id` cannot be read ({error})") from error
+    for i in ids:
+        if not 0 <= i < 2**31:
+            raise UserError(f"{file}: `eos_token_id` holds {i}, which no token has; take it out")
+    return ids
+
+
+def _match_sentencepiece(tokenizer: Any, file: str) -> Any:
     """A tokenizer that gives sentencepiece's own ids, from one that transformers converted from `file`.
 
     transformers 5 converts by the class that the config names: a unigram model under `LlamaTokenizer`
