@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gadjax.config import field_value
+from gadjax.config.check import field_value
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand, is_url
 from gadjax.models.weights import named_leaves
@@ -271,7 +271,7 @@ class _KeepBest(policies.PreservationPolicy):
         return [best is not None and info.step == best[0] for info in checkpoints]
 
 
-# How good a value of a figure is: more is better. The keys are `gadjax.config.BEST`.
+# How good a value of a figure is: more is better. The keys are those of `config.checkpoint.best`.
 _QUALITY = {
     "nll": lambda value: -value,
     "rouge_l": lambda value: value,

@@ -122,6 +122,12 @@ def _parse(argv: list[str]) -> list[str]:
     argv = [_at_home(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
+    except SystemExit:  # absl has printed the help; the config's fields are no flags of its own
+        if _CONFIG in flags.FLAGS and "--helpxml" not in argv:
+            from gadjax.config.reference import help_text
+
+            print("\n" + help_text())
+        raise
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
     except BrokenPipeError:
@@ -134,7 +140,7 @@ def _parse(argv: list[str]) -> list[str]:
         # A mistake inside the file itself is the author's to see whole; one in an override has no frame there.
         if _raised_in_config(error, argv):
             raise
-        raise UserError(f"a --config.FIELD is not in the config: {_one_line(error)}; see configs/base.py") from None
+        raise UserError(f"a --config.FIELD is not in the config: {_one_line(error)}; see docs/config.md") from None
     _check_numbers()
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")

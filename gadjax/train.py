@@ -4,9 +4,10 @@ r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the co
     python -m gadjax.train --config=configs/qwen7b.py --config.data.train=my.parquet \
         --config.student=/models/Qwen2.5-7B-Instruct
 
-Every field of a config is described in configs/base.py and can be set as --config.FIELD=VALUE. The same command in the
-same workdir continues the run. Watchdogs warn when the discriminator saturates, answers run away, the KL explodes, the
-entropy collapses or throughput drops; those in --config.stop_on=kl,length stop the run, saved, with exit status 2.
+Every field of the config can be set as --config.FIELD=VALUE; --help lists them at its end, as does docs/config.md. The
+same command in the same workdir continues the run. Watchdogs warn when the discriminator saturates, answers run away,
+the KL explodes, the entropy collapses or throughput drops; those in --config.stop_on=kl,length stop the run, saved,
+with exit status 2.
 
 SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
 again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gadjax import hub
-from gadjax.config import field_value, resolve
+from gadjax.config.check import field_value, resolve
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as meshes

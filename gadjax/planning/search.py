@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from gadjax.config import field_value
+from gadjax.config.check import field_value
 from gadjax.errors import UserError
 from gadjax.planning.planner import CompiledProgram, Plan, make_plan
 from gadjax.planning.targets import Target

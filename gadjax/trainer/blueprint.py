@@ -11,7 +11,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from gadjax.config import field_value
+from gadjax.config.check import field_value
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState, TrainState

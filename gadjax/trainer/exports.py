@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from gadjax.checkpoint import Checkpoints, is_damage
-from gadjax.config import discriminator_checkpoint, field_value
+from gadjax.config.check import discriminator_checkpoint, field_value
 from gadjax.data.pipeline import Dataset
 from gadjax.data.tokenizer import vocabulary_fingerprint
 from gadjax.errors import UserError, first_line

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from gadjax.checkpoint import Checkpoints, is_damage
-from gadjax.config import grows_from_generator
+from gadjax.config.check import grows_from_generator
 from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState

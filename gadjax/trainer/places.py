@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from gadjax.checkpoint import Checkpoints, checkpoint_directory, using
-from gadjax.config import field_value
+from gadjax.config.check import field_value
 from gadjax.errors import UserError
 from gadjax.files import is_url, replace
 

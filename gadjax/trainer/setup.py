@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from gadjax.config import (
+from gadjax.config.check import (
     check_warmup_length,
     discriminator_checkpoint,
     needs_trained_discriminator,

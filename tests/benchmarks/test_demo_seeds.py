@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.demo_seeds import arms
-from gadjax.config import resolve
+from gadjax.config.check import resolve
 
 
 def generator_updates(config) -> int:

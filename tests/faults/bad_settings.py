@@ -32,7 +32,7 @@ CONFIGS = [
     ),
     run(
         "a field that is none",
-        r"a --config\.FIELD is not in the config: .*batchsize.*see configs/base\.py",
+        r"a --config\.FIELD is not in the config: .*batchsize.*see docs/config\.md",
         batchsize=8,
     ),
     run("a section's field that is none", r"a --config\.FIELD is not in the config: .*\blr\b", gad__lr=1),

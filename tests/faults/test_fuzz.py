@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from gadjax.config import FIELDS, resolve
+from gadjax.config.check import resolve
+from gadjax.config.fields import FIELDS
 from gadjax.data.prompts import read_prompts
 from gadjax.data.schema import ROLES, read_rows
 from gadjax.errors import UserError

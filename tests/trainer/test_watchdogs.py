@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from gadjax import config as configs
 from gadjax.checkpoint import Checkpoints
+from gadjax.config import fields as configs
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, read_metrics
 from gadjax.train import run

@@ -6,15 +6,8 @@ import math
 
 import pytest
 
-from gadjax.config import (
-    FIELDS,
-    STAGES,
-    discriminator_checkpoint,
-    field_value,
-    grows_from_generator,
-    resolve,
-    template_args,
-)
+from gadjax.config.check import discriminator_checkpoint, field_value, grows_from_generator, resolve, template_args
+from gadjax.config.fields import FIELDS, STAGES
 from gadjax.errors import UserError
 
 NAN = math.nan
@@ -51,20 +44,6 @@ def test_every_config_of_the_repository_resolves(repo):
         config.student = config.student or "student"
         config.data.train = config.data.train or "train.parquet"
         assert resolve(config).stages, name
-
-
-def flat(config, prefix=""):
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def test_the_fields_are_those_of_base(repo):
-    from configs.base import get_config
-
-    assert {name: type(value) for name, value in flat(get_config())} == FIELDS
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS))
@@ -153,12 +132,13 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ({"data.train": ""}, r"config\.data\.train is empty.*--config\.data\.train=PATH"),
         ({"stages": ("warmup", "gan")}, r"config\.stages is .*'gan'.*seqkd, warmup, gad"),
         ({"stages": ()}, r"config\.stages is \(\)"),
-        ({"stages": ("",)}, r"config\.stages is \('',\)"),
+        ({"stages": ("",)}, r"config\.stages is \(\)"),
+        ({"stages": ("warmup,,gad",)}, r"config\.stages is \('warmup', '', 'gad'\): name one or more of seqkd, "),
         ({"stages": (1, 2)}, r"config\.stages is \(1, 2\): name one or more of seqkd, warmup, gad"),
         ({"stages": ("gad", "gad")}, "each stage runs once"),
         (
             {"stop_on": ("kl,speed", "KL")},
-            r"config\.stop_on names speed, KL: .*discriminator, length, kl, entropy, thr",
+            r"config\.stop_on is \('kl', 'speed', 'KL'\): name one or more of discriminator, .*throughput, or none",
         ),
         ({"stop_on": (1,)}, r"config\.stop_on is \(1,\): name one or more of discriminator, "),
         ({"stages": ("gad", "warmup")}, "the order is seqkd, warmup, gad"),
@@ -183,8 +163,8 @@ def test_the_given_config_stays_as_it_is(tiny_config):
         ),
         ({"checkpoint.directory": "ftp://host/run"}, r"checkpoint\.directory is ftp://host/run: .* begins with gs://"),
         ({"checkpoint.directory": "s3://bucket/run"}, r"checkpoint\.directory is s3://bucket/run: .* gs://"),
-        ({"gad.kl_coefficient": NAN}, r"config\.gad\.kl_coefficient is nan: it must be at least 0"),
-        ({"gad.entropy_coefficient": NAN}, r"config\.gad\.entropy_coefficient is nan: it must be at least 0"),
+        ({"gad.kl_coefficient": NAN}, r"config\.gad\.kl_coefficient is nan: it must be a finite number"),
+        ({"gad.entropy_coefficient": NAN}, r"config\.gad\.entropy_coefficient is nan: it must be a finite number"),
         ({"gad.dual_clip": 1.0}, r"config\.gad\.dual_clip is 1\.0: it must be above 1"),
         ({"gad.dual_clip": 0.5}, r"config\.gad\.dual_clip is 0\.5: it must be above 1"),
         ({"gad.generator_learning_rate": math.inf}, r"config\.gad\.generator_learning_rate is inf: .* finite number"),
