@@ -16,7 +16,7 @@ from gadjax.errors import UserError
 from gadjax.files import expand
 
 if TYPE_CHECKING:
-    from gadjax.checkpoint import Checkpoints
+    from gadjax.workdir.checkpoints import Checkpoints
 FLAGS = flags.FLAGS
 
 
@@ -31,10 +31,11 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    from gadjax.checkpoint import Checkpoints
     from gadjax.models import layouts, lora
     from gadjax.parallel import mesh as meshes
-    from gadjax.trainer.exports import NETWORKS, export_network, network_model, read_workdir
+    from gadjax.workdir.checkpoints import Checkpoints
+    from gadjax.workdir.facts import NETWORKS, network_model, read_workdir
+    from gadjax.workdir.network_export import export_network
 
     workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
     config, facts = read_workdir(workdir)

@@ -7,10 +7,10 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.metrics import read_metrics
 from gadjax.train import run
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.workdir.checkpoints import Checkpoints
 
 TIMED = ("seconds/", "speed/")  # begin the names of figures that no two runs share
 

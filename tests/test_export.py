@@ -85,8 +85,8 @@ def test_the_cards_name_what_each_network_started_from(
 
 
 def test_is_the_checkpoints_parameters(command, finished_run, tmp_path):
-    from gadjax.checkpoint import Checkpoints
     from gadjax.parallel import mesh as meshes
+    from gadjax.workdir.checkpoints import Checkpoints
 
     out = tmp_path / "export"
     assert command("gadjax.export", f"--workdir={finished_run.workdir}", "--step=4", f"--out={out}").status == 0

@@ -12,7 +12,6 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.metrics import read_heldout, read_metrics
 from gadjax.models import layouts
@@ -21,6 +20,7 @@ from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.parallel import mesh as meshes
 from gadjax.train import run
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -232,7 +232,7 @@ class TestSeqKD:
 
     def test_tokens_are_the_teachers(self, seqkd_run, tiny_config):
         """An epoch is 24 rows in 3 steps: every answer once, whatever their order."""
-        from gadjax.trainer.setup import prepare_run
+        from gadjax.setup.prepare import prepare_run
 
         answers = prepare_run(tiny_config()).train.answers
         assert sum(line["tokens"] for line in train_lines(seqkd_run)) == sum(answers.lengths)

@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.harness.models import write_models
 from benchmarks.workers.gadjax_step import Run
 from benchmarks.workers.protocol import serve
-from gadjax.checkpoint import Checkpoints
 from gadjax.trainer.loop import saved_networks
+from gadjax.workdir.checkpoints import Checkpoints
 
 
 class Side:

@@ -5,6 +5,7 @@ Both builders give the same `Packed` structure, so a loss neither knows nor care
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -41,6 +42,20 @@ class Packed:
     def mask(self) -> Array:
         """[R, K] bool: slots that hold a response token."""
         return self.owner < self.last.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """How a network's sequences become rows, as for `pack`. Nothing of it changes a number but by rounding.
+
+    `share`: the prompts of groups, where the network's attention knows them (`gadjax.models.flash.shares_prompts`).
+    """
+
+    row_length: int
+    row_multiple: int = 1
+    adaptive: bool = False
+    share: bool = False
+    whole_groups: bool = False
 
 
 def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

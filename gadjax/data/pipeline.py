@@ -236,6 +236,14 @@ def shared_prompts(train: Dataset, heldout: Dataset) -> int:
     return sum(_digest(heldout.prompts[i]) in trained for i in range(len(heldout)))
 
 
+def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The rows of each different prompt, rising, in the order in which the prompts first come."""
+    groups: dict[bytes, list[int]] = {}
+    for row, ids in enumerate(prompts):
+        groups.setdefault(np.asarray(ids, np.int64).tobytes(), []).append(row)
+    return [np.array(rows) for rows in groups.values()]
+
+
 def _prompt_ids(rows: Rows, indices: np.ndarray, tokenizer: ChatTokenizer) -> list[np.ndarray]:
     chats = [rows.messages(i) for i in indices]
     try:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.evaluation.model_sources import BEST_STEP, CHECKPOINT, ModelSource
@@ -22,7 +21,8 @@ from gadjax.models.architecture import CAUSAL_LM, ModelConfig
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
-from gadjax.trainer.exports import network_model, read_workdir
+from gadjax.workdir.checkpoints import Checkpoints
+from gadjax.workdir.facts import network_model, read_workdir
 
 _HF_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _READ_WHOLE = 2**20  # bytes up to which a file of a checkpoint counts with its contents

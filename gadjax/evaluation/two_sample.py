@@ -17,6 +17,7 @@ import optax
 
 from gadjax.data.bins import round_up
 from gadjax.data.packing import Packed, one_per_row, padded
+from gadjax.data.pipeline import same_prompt
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
 from gadjax.evaluation import statistics
@@ -138,14 +139,6 @@ def two_sample_test(
     shares = right.mean(axis=1)
     sums, counts = [shares[rows].sum() for rows in groups], [len(rows) for rows in groups]
     return TwoSample(*statistics.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
-
-
-def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The rows of each different prompt, rising, in the order in which the prompts first come."""
-    groups: dict[bytes, list[int]] = {}
-    for row, ids in enumerate(prompts):
-        groups.setdefault(np.asarray(ids, np.int64).tobytes(), []).append(row)
-    return [np.array(rows) for rows in groups.values()]
 
 
 def widths(prompt: int, answer: int) -> tuple[int, int]:

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from gadjax.data.pipeline import same_prompt
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.local_models import LocalModel
 from gadjax.evaluation.prompt_sets import TeacherAnswer
 from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.evaluation.results import TwoSampleScore
-from gadjax.evaluation.two_sample import Classifier, adamw_for, same_prompt, two_sample_test
+from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
 from gadjax.models.model import Model, Params
-from gadjax.trainer.blueprint import state_shardings
+from gadjax.setup.blueprint import state_shardings
 
 
 @dataclasses.dataclass(frozen=True)

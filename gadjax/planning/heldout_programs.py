@@ -19,7 +19,7 @@ from gadjax.models.model import Params
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.engine import queue_width
-from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
+from gadjax.setup.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
 from gadjax.trainer.heldout import rows_of_each
 from gadjax.trainer.programs import HeldOutPrograms, abstract_rows
 

@@ -18,7 +18,7 @@ from gadjax.planning.estimate import CompiledProgram, ProgramEstimate, compile_p
 from gadjax.planning.known_students import ARCHITECTURES
 from gadjax.planning.run_programs import run_programs
 from gadjax.planning.targets import Target
-from gadjax.trainer.blueprint import Blueprint, make_method, make_networks
+from gadjax.setup.blueprint import Blueprint, make_method, make_networks
 
 # What a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")

@@ -13,7 +13,7 @@ import jax
 from gadjax.distill.state import GadState
 from gadjax.models.model import Model, Params
 from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, sizes_of
-from gadjax.trainer.blueprint import Blueprint
+from gadjax.setup.blueprint import Blueprint
 from gadjax.trainer.offload import Offload, Phase, read_part
 
 # The phase before each. A rollout's weights are cast or moved first, in the same phase.

@@ -15,8 +15,8 @@ from gadjax.parallel import mesh as meshes
 from gadjax.planning.heldout_programs import heldout_programs
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
+from gadjax.setup.blueprint import Blueprint, abstract_state, decoding_weights, make_method
 from gadjax.trainer import host_rows
-from gadjax.trainer.blueprint import Blueprint, abstract_state, decoding_weights, make_method
 from gadjax.trainer.programs import Programs, abstract_rows
 from gadjax.trainer.replay import past_groups
 from gadjax.trainer.stage_steps import row_shape

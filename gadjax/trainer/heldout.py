@@ -15,9 +15,9 @@ from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models import lora
 from gadjax.models.model import Params
 from gadjax.rollout.engine import Completion, queue_width
-from gadjax.trainer.blueprint import Blueprint, decoding_weights
+from gadjax.setup.blueprint import Blueprint, decoding_weights
+from gadjax.setup.prepare import Setup
 from gadjax.trainer.programs import HeldOutPrograms, abstract_rows, place_rows
-from gadjax.trainer.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)

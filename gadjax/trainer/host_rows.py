@@ -10,25 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gadjax.data.packing import Packed, pack
+from gadjax.data.packing import Packed, RowShape, pack
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Samples
 
 HostBatch = Mapping[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """How a network's sequences become rows, as for `pack`. Nothing of it changes a number but by rounding.
-
-    `share`: the prompts of groups, where the network's attention knows them (`gadjax.models.flash.shares_prompts`).
-    """
-
-    row_length: int
-    row_multiple: int = 1
-    adaptive: bool = False
-    share: bool = False
-    whole_groups: bool = False
 
 
 def teacher_rows(method: Method, batch: HostBatch, shape: RowShape) -> Packed:

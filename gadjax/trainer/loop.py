@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gadjax.checkpoint import Checkpoints, is_damage
 from gadjax.config.check import grows_from_generator
 from gadjax.data.pipeline import batches
 from gadjax.distill import state as states
@@ -26,22 +25,18 @@ from gadjax.models import lora
 from gadjax.models.model import Model, Params
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
+from gadjax.setup.blueprint import abstract_state, make_method, state_shardings
+from gadjax.setup.initial import initial_base, initial_discriminator, initial_generator
+from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.trainer.ahead import Ahead
-from gadjax.trainer.blueprint import abstract_state, make_method, state_shardings
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.trainer.replay import Groups, Replay
-from gadjax.trainer.setup import (
-    Setup,
-    initial_base,
-    initial_discriminator,
-    initial_generator,
-    stage_lengths,
-)
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.trainer.watchdogs import Teacher, Watchdogs
+from gadjax.workdir.checkpoints import Checkpoints, is_damage
 
 BEFORE = "before"  # the stage name of figures measured before any training
 _MEASUREMENT, _ROLLOUT = "measurement", "rollout"  # what is compiled ahead

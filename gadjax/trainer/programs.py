@@ -22,7 +22,7 @@ from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Samples
-from gadjax.trainer.blueprint import Blueprint, make_method, state_shardings
+from gadjax.setup.blueprint import Blueprint, make_method, state_shardings
 
 SAMPLED_FROM = ("prompt", "prompt_length", "row")  # of a batch
 _PROMPTS_AT_ONCE = 64

@@ -6,19 +6,21 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from gadjax.checkpoint import checkpoint_directory, clear_unfinished
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.errors import Stopped
 from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
-from gadjax.trainer.disk import check_space
-from gadjax.trainer.exports import NETWORKS, check_processes, check_workdir, export_network, prepare_workdir
-from gadjax.trainer.lock import WorkdirLock
+from gadjax.setup.prepare import Setup, prepare_run, stage_lengths
 from gadjax.trainer.loop import Run
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
-from gadjax.trainer.setup import Setup, prepare_run, stage_lengths
+from gadjax.workdir.checkpoints import checkpoint_directory, clear_unfinished
+from gadjax.workdir.disk import check_space
+from gadjax.workdir.facts import NETWORKS, prepare_workdir
+from gadjax.workdir.lock import WorkdirLock
+from gadjax.workdir.network_export import export_network
+from gadjax.workdir.resume import check_processes, check_workdir
 
 
 def train_and_export(

@@ -16,12 +16,12 @@ from gadjax.data.packing import Packed
 from gadjax.distill.state import GadState
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
+from gadjax.setup.blueprint import Blueprint, decoding_weights, make_method
+from gadjax.setup.prepare import Setup
 from gadjax.trainer import host_rows, throughput
-from gadjax.trainer.blueprint import Blueprint, decoding_weights, make_method
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Replay, past_groups
-from gadjax.trainer.setup import Setup
 
 HostBatch = dict[str, np.ndarray]
 Metrics = dict[str, Any]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ml_collections
 import pytest
 
-from gadjax.config import reference
-from gadjax.config.check import field_value, resolve
+from gadjax.config.check import field_value, reference, resolve
 from gadjax.config.fields import FIELDS, STAGES, WATCHDOGS, default_config
 
 

@@ -30,8 +30,8 @@ from gadjax.models.architecture import Lora, ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Samples, Sampling
+from gadjax.setup.blueprint import make_method, state_shardings
 from gadjax.trainer import host_rows
-from gadjax.trainer.blueprint import make_method, state_shardings
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.stage_steps import StageSteps
 
@@ -168,7 +168,7 @@ class Tiny:
         return steps, jax.device_put(self.state(method), shardings)
 
     def _setup(self, config: Any, mesh: jax.sharding.Mesh | None = None) -> types.SimpleNamespace:
-        """Stands in for `gadjax.trainer.setup.Setup`, which reads files."""
+        """Stands in for `gadjax.setup.prepare.Setup`, which reads files."""
         return types.SimpleNamespace(
             config=config,
             mesh=mesh,

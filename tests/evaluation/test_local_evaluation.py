@@ -125,7 +125,7 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     from gadjax.data.schema import read_rows
     from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
     from gadjax.models.model import Model
-    from gadjax.trainer.blueprint import state_shardings
+    from gadjax.setup.blueprint import state_shardings
 
     out, models, results = evaluated
     local = local_models.inspect(parse_source("m", models["before"]))

@@ -108,11 +108,11 @@ def main(argv: list[str]) -> None:
     import jax
 
     from gadjax import commands, train
-    from gadjax.checkpoint import Checkpoints
     from gadjax.parallel import mesh
     from gadjax.trainer import session
     from gadjax.trainer.loop import Run
     from gadjax.trainer.stage_steps import StageSteps
+    from gadjax.workdir.checkpoints import Checkpoints
 
     commands.use_compilation_cache = keep_small_programs
     mesh.make_mesh = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.train import run
 from gadjax.trainer import session
 from gadjax.trainer.loop import Run
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import assert_same_run
 
 pytestmark = [

@@ -12,7 +12,6 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.errors import UserError
 from gadjax.metrics import read_metrics
@@ -22,6 +21,7 @@ from gadjax.models.weights import read_hf_config
 from gadjax.train import run
 from gadjax.trainer import host_rows
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.workdir.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 

@@ -9,11 +9,11 @@ import signal
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import Stopped, UserError
 from gadjax.train import run
 from gadjax.trainer import session
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import assert_same_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")

@@ -24,7 +24,7 @@ from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import HloProgram
 from gadjax.planning.hlo_costs import largest_buffers
 from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
-from gadjax.trainer.blueprint import state_shardings
+from gadjax.setup.blueprint import state_shardings
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
 # No two sizes alike, so that a shape tells what it is of.

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.metrics import read_metrics
 from gadjax.train import run
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import TIMED
 
 STAGES = ("seqkd", "warmup", "gad")

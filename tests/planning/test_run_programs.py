@@ -16,10 +16,10 @@ from gadjax.planning.program import bytes_per_device
 from gadjax.planning.run_programs import full_batch, run_programs
 from gadjax.planning.targets import parse_topology
 from gadjax.rollout.sampler import Sampling
+from gadjax.setup.prepare import prepare_run
 from gadjax.trainer import host_rows
 from gadjax.trainer.loop import Run
 from gadjax.trainer.programs import HeldOutPrograms, Programs
-from gadjax.trainer.setup import prepare_run
 
 NAMES = {
     "weights for sampling": "decoding_params",

@@ -8,11 +8,12 @@ import jax
 import pytest
 
 from gadjax.data.pipeline import batches
+from gadjax.setup.blueprint import abstract_state
+from gadjax.setup.initial import initial_generator
+from gadjax.setup.prepare import prepare_run
 from gadjax.trainer.ahead import Ahead
-from gadjax.trainer.blueprint import abstract_state
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.setup import initial_generator, prepare_run
 from gadjax.trainer.stage_steps import StageSteps
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.evaluation.local_models import inspect
 from gadjax.evaluation.model_sources import parse_source
 from gadjax.metrics import read_metrics
 from gadjax.parallel import processes
 from gadjax.train import run
 from gadjax.trainer.heldout import HeldOut
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import stop_before
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")

@@ -10,8 +10,9 @@ import pytest
 from gadjax.data.packing import pack
 from gadjax.models.model import grow_discriminator
 from gadjax.rollout.engine import Engine
+from gadjax.setup.initial import initial_generator
+from gadjax.setup.prepare import prepare_run
 from gadjax.trainer.heldout import HeldOut
-from gadjax.trainer.setup import initial_generator, prepare_run
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 

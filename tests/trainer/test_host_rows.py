@@ -172,7 +172,7 @@ def test_padding_of_an_update(devices, median):
     Of 64 devices, shorter ones give each but three to five rows, of which the last is half empty on average.
     """
     count, samples, at_once = 256, 8, 9 * devices
-    # As `gadjax.trainer.blueprint` chooses them.
+    # As `gadjax.setup.blueprint` chooses them.
     parts = lambda each: next(n for n in range(1, 257) if 256 % n == 0 and 256 // n * each <= at_once)  # noqa: E731
     most = {"generator_micro_batches": parts(samples), "discriminator_micro_batches": parts(1 + samples)}
     method = dataclasses.replace(METHOD, num_samples=samples, **most)

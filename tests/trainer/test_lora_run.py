@@ -13,19 +13,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.models import layouts, lora
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 from gadjax.parallel import mesh as meshes
+from gadjax.setup.initial import initial_base, initial_discriminator, initial_generator
+from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer.exports import check_workdir, network_model, read_workdir
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.loop import Run
 from gadjax.trainer.session import describe
-from gadjax.trainer.setup import initial_base, initial_discriminator, initial_generator, prepare_run
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.workdir.checkpoints import Checkpoints
+from gadjax.workdir.facts import network_model, read_workdir
+from gadjax.workdir.resume import check_workdir
 from tests.runs import stop_before, untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")

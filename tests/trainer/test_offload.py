@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.train import run
 from gadjax.trainer.offload import Offload, read_part
+from gadjax.workdir.checkpoints import Checkpoints
 
 FIELDS = {"stages": ("warmup", "gad"), "checkpoint.every": 1, "eval_every": 2}
 
@@ -54,8 +54,9 @@ def assert_gone(before, after):
 def decoder_state(tiny_config):
     from gadjax.distill import state as states
     from gadjax.distill.state import GadState
-    from gadjax.trainer.blueprint import make_method
-    from gadjax.trainer.setup import initial_discriminator, initial_generator, prepare_run
+    from gadjax.setup.blueprint import make_method
+    from gadjax.setup.initial import initial_discriminator, initial_generator
+    from gadjax.setup.prepare import prepare_run
 
     setup = prepare_run(tiny_config())
     method, generator = make_method(setup, "gad"), initial_generator(setup)

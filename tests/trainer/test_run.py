@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
+from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
 from gadjax.trainer import loop
-from gadjax.trainer.exports import check_workdir
 from gadjax.trainer.loop import Run, figures_that_matter
-from gadjax.trainer.setup import prepare_run
 from gadjax.trainer.stage_steps import StageSteps
+from gadjax.workdir.checkpoints import Checkpoints
+from gadjax.workdir.resume import check_workdir
 from tests.runs import Gone, stop_before, untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -324,7 +324,8 @@ def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_
         fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}
         with pytest.raises(Gone):
             run(tiny_config(fields), tmp_path / (init or "student"))
-    from gadjax.trainer.setup import initial_generator, prepare_run
+    from gadjax.setup.initial import initial_generator
+    from gadjax.setup.prepare import prepare_run
 
     student = initial_generator(prepare_run(tiny_config()))
     np.testing.assert_array_equal(seen[""], student["embed"]["embedding"])

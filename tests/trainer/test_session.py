@@ -8,9 +8,9 @@ import pytest
 
 from gadjax import train
 from gadjax.progress import RunProgress
+from gadjax.setup.prepare import prepare_run
 from gadjax.trainer import session
 from gadjax.trainer.session import describe
-from gadjax.trainer.setup import prepare_run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -24,7 +24,7 @@ def test_the_student_is_named_as_the_config_names_it(tiny_config, tmp_path, stud
     snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123456789abcdef"
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(student)
-    monkeypatch.setattr("gadjax.trainer.setup.resolve_model", lambda name: snapshot)
+    monkeypatch.setattr("gadjax.setup.prepare.resolve_model", lambda name: snapshot)
     first = describe(prepare_run(tiny_config({"student": "org/tiny"}))).splitlines()[0]
     assert first.startswith("student: org/tiny, ") and first.endswith(" parameters, float32")
 

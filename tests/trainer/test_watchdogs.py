@@ -9,12 +9,12 @@ import re
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.config import fields as configs
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, read_metrics
 from gadjax.train import run
 from gadjax.trainer.watchdogs import BEGINS, COMPILING, ENDS, WATCHDOGS, Teacher, Watchdogs
+from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import untimed
 
 TRAINS = {"generator/loss": 1.0}

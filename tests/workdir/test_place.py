@@ -9,16 +9,17 @@ import pytest
 from etils import epath
 from etils.epath import backend, gpath
 
-from gadjax.checkpoint import Checkpoints, checkpoint_directory
 from gadjax.errors import UserError
 from gadjax.evaluation.local_models import _contents, inspect
 from gadjax.evaluation.model_sources import parse_source
+from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer import exports
-from gadjax.trainer.exports import check_workdir, prepare_workdir
-from gadjax.trainer.lock import WorkdirLock
-from gadjax.trainer.places import OWNER, check_place, take_place
-from gadjax.trainer.setup import prepare_run
+from gadjax.workdir import facts
+from gadjax.workdir.checkpoints import Checkpoints, checkpoint_directory
+from gadjax.workdir.facts import prepare_workdir
+from gadjax.workdir.lock import WorkdirLock
+from gadjax.workdir.place import OWNER, check_place, take_place
+from gadjax.workdir.resume import check_workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -115,11 +116,11 @@ def test_a_directory_that_cannot_be_made(tiny_config, tmp_path):
 
 
 def test_a_directory_that_one_machine_alone_sees(monkeypatch, tmp_path):
-    monkeypatch.setattr(exports, "_PATIENCE", 0)
+    monkeypatch.setattr(facts, "_PATIENCE", 0)
     with pytest.raises(
         UserError, match=r"^config\.checkpoint\.directory /away is not a folder that all processes share"
     ):
-        exports._wait_for(tmp_path / OWNER, "config.checkpoint.directory /away")
+        facts._wait_for(tmp_path / OWNER, "config.checkpoint.directory /away")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.train import run
-from gadjax.trainer.lock import FILE, WorkdirLock
+from gadjax.workdir.lock import FILE, WorkdirLock
 
 HOLD = """
 import sys
-from gadjax.trainer.lock import WorkdirLock
+from gadjax.workdir.lock import WorkdirLock
 import pathlib
 with WorkdirLock(pathlib.Path(sys.argv[1])) as lock:
     lock.take()

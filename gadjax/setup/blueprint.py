@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import field_value
+from gadjax.data.packing import RowShape
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState, TrainState
@@ -22,7 +23,6 @@ from gadjax.models.flash import Backend, choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Sampling
-from gadjax.trainer.host_rows import RowShape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from gadjax.model_card import model_card
+from gadjax.workdir.model_card import model_card
 
 CONFIG = {
     "student": "/home/ada/models/Qwen2.5-7B-Instruct",

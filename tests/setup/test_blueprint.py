@@ -10,7 +10,7 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.planning import run_programs as planned
 from gadjax.planning.planner import checked, make_blueprint
-from gadjax.trainer.blueprint import make_method
+from gadjax.setup.blueprint import make_method
 
 
 def blueprint(tiny_config, fields=None, devices=8):

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gadjax.checkpoint import checkpoint_directory
 from gadjax.errors import UserError
 from gadjax.files import is_url
-from gadjax.trainer.blueprint import abstract_state
-from gadjax.trainer.setup import Setup, stage_lengths
+from gadjax.setup.blueprint import abstract_state
+from gadjax.setup.prepare import Setup, stage_lengths
+from gadjax.workdir.checkpoints import checkpoint_directory
 
 _GB = 1e9
 

@@ -7,7 +7,6 @@ import functools
 import pathlib
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import (
@@ -17,18 +16,16 @@ from gadjax.config.check import (
     resolve,
     template_args,
 )
-from gadjax.data.pipeline import Dataset, prepare
+from gadjax.data.pipeline import Dataset, prepare, same_prompt
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.errors import UserError
-from gadjax.evaluation.two_sample import same_prompt
-from gadjax.models import layouts, lora
+from gadjax.models import lora
 from gadjax.models.architecture import CAUSAL_LM
-from gadjax.models.model import Params, grow_discriminator
-from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
+from gadjax.models.weights import check_weights, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
 from gadjax.progress import ProgressCallback
-from gadjax.trainer.blueprint import Blueprint, make_networks
+from gadjax.setup.blueprint import Blueprint, make_networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,38 +110,6 @@ def stage_lengths(setup: Setup) -> dict[str, int]:
     return {stage: s.steps or max(1, round(s.epochs * per_epoch)) for stage, s in sections.items()}
 
 
-def initial_base(setup: Setup) -> Params | None:
-    """What adapters stand on: the student's parameters in the compute dtype; None where there are no adapters."""
-    model = setup.generator
-    abstract = lora.frozen(layouts.abstract_params(model, setup.mesh, model.config.dtype))
-    return abstract and load_params(setup.student, model.config, abstract)
-
-
-def initial_generator(setup: Setup) -> Params:
-    """The student's float32 parameters in the training layout; with a base, adapters that change nothing."""
-    model, mesh = setup.generator, setup.mesh
-    if setup.config.random_init or model.config.lora:
-        shardings = lora.trained(layouts.param_shardings(model, mesh))
-        return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, "generator"))
-    return load_params(setup.student, model.config, layouts.abstract_params(model, mesh))
-
-
-def initial_discriminator(setup: Setup, generator: Params) -> Params:
-    """The discriminator's parameters: of the checkpoint `discriminator.init`, else grown with a fresh head.
-
-    Args:
-      generator: the trained parameters to grow it from, where no checkpoint is named.
-    """
-    model, shardings = setup.discriminator, lora.trained(layouts.param_shardings(setup.discriminator, setup.mesh))
-    key = _key(setup, "discriminator")
-    if setup.discriminator_init is None:
-        grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
-        return jax.jit(grow, out_shardings=shardings)(generator, key)
-    head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
-    abstract = layouts.abstract_params(model, setup.mesh)
-    return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
-
-
 def _check_sizes(setup: Setup) -> None:
     """Data, networks and config fit each other."""
     config, tokens = setup.config, setup.tokenizer.vocab_size
@@ -185,8 +150,3 @@ def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: Pr
         source_name=f"config.data.{split} {path}",
         progress=functools.partial(watch, f"tokenising data.{split}"),
     )
-
-
-def _key(setup: Setup, network: str) -> jax.Array:
-    number = ("generator", "discriminator").index(network)
-    return jax.random.fold_in(jax.random.key(setup.config.seed), 1000 + number)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
+from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer import disk
-from gadjax.trainer.setup import prepare_run
+from gadjax.workdir import disk
+from gadjax.workdir.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 

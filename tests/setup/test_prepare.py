@@ -15,9 +15,9 @@ from gadjax.errors import UserError
 from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import read_hf_config
+from gadjax.setup.blueprint import make_method
+from gadjax.setup.prepare import prepare_run, stage_lengths
 from gadjax.train import run
-from gadjax.trainer.blueprint import make_method
-from gadjax.trainer.setup import prepare_run, stage_lengths
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -29,7 +29,7 @@ def no_weights(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("weights before the checks were through")
 
-    monkeypatch.setattr("gadjax.trainer.setup.load_params", fail)
+    monkeypatch.setattr("gadjax.setup.prepare.load_params", fail)
     monkeypatch.setattr(Model, "init", fail)
 
 

@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from gadjax.checkpoint import Checkpoints
 from gadjax.errors import UserError
 from gadjax.metrics import read_metrics
 from gadjax.train import run
-from gadjax.trainer import disk
+from gadjax.workdir import disk
+from gadjax.workdir.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 

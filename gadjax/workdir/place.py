@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from gadjax.checkpoint import Checkpoints, checkpoint_directory, using
 from gadjax.config.check import field_value
 from gadjax.errors import UserError
 from gadjax.files import is_url, replace
+from gadjax.workdir.checkpoints import Checkpoints, checkpoint_directory, using
 
 OWNER = "workdir.txt"  # in a folder that is not in the workdir: the workdir whose checkpoints it holds
 

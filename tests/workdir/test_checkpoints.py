@@ -13,11 +13,11 @@ from etils import epath
 from orbax.checkpoint._src.path import atomicity_defaults
 from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 
-from gadjax.checkpoint import Checkpoints, clear_unfinished, is_damage
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState
 from gadjax.errors import UserError
 from gadjax.parallel import mesh as meshes
+from gadjax.workdir.checkpoints import Checkpoints, clear_unfinished, is_damage
 
 PROGRESS = {"stage": "gad", "stage_step": 2, "replay_added": 5}
 OPTIMIZER = states.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)

@@ -1,0 +1,58 @@
+"""Writes a run's network as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from gadjax.config.check import discriminator_checkpoint
+from gadjax.metrics import read_heldout, read_stages
+from gadjax.models import lora
+from gadjax.models.adapters import Adapters, merged_params
+from gadjax.models.model import Params
+from gadjax.models.save import save_pretrained
+from gadjax.models.weights import resolve_model
+from gadjax.workdir.facts import network_model, read_workdir
+from gadjax.workdir.model_card import model_card
+
+
+def export_network(workdir: pathlib.Path, network: str, params: Params, step: int, out: pathlib.Path) -> None:
+    """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card.
+
+    Adapters are merged into the student's weights, which are read anew, and stand in `adapter/` for PEFT too.
+
+    Args:
+      params: those that are trained.
+      step: of the run, that the parameters are of; the card tells of no later one.
+    """
+    config, facts = read_workdir(workdir)
+    model, metrics, apart = network_model(config, facts, network), workdir / "metrics.jsonl", None
+    if model.config.lora:
+        apart = Adapters(params, model.config.lora, config["student"])
+        params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), apart)
+    card = model_card(
+        kind=network,
+        base_model=_base_model(network, config),
+        config=config,
+        data_counts=facts["data"],
+        figures=read_heldout(metrics, last_step=step),
+        stages=read_stages(metrics, last_step=step),
+    )
+    save_pretrained(
+        out,
+        params,
+        model.config,
+        facts["hf_configs"][network],
+        kind=network,
+        adapters=apart,
+        tokenizer_dir=workdir / "tokenizer",
+        generation_config=facts["generation_config"],
+        model_card=card,
+        dtype=config["export_dtype"],
+    )
+
+
+def _base_model(network: str, config: dict[str, Any]) -> str:
+    """The hub id or path of the weights that a network started from; "" where they were random."""
+    named = discriminator_checkpoint(config) if network == "discriminator" else None
+    return named or ("" if config["random_init"] else config["student"])
