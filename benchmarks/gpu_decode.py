@@ -27,9 +27,10 @@ from benchmarks.harness import command, models, report
 from gadjax.data.packing import one_per_row
 from gadjax.distill.forward import response_logprobs
 from gadjax.errors import UserError, run_command
-from gadjax.models import cache as caches
-from gadjax.models import gpu_decode, layouts
-from gadjax.models.cache import Cache, Partial
+from gadjax.kernels import choose, kv_cache, triton_decode
+from gadjax.kernels.kv_cache import Cache
+from gadjax.kernels.online_softmax import Partial
+from gadjax.models import layouts
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.parallel import mesh as meshes
@@ -53,19 +54,19 @@ def attention(shape: tuple[int, ...], rounds: int, calls: int, *, interpret: boo
     rows, heads, queries, head_dim, limit = shape
     keys = jax.random.split(jax.random.key(0), 3)
     key, value = (jax.random.normal(k, (rows, limit, heads, head_dim), jnp.bfloat16) for k in keys[:2])
-    cache = caches.put_rows(caches.empty(rows, limit, heads, head_dim, "bfloat16"), key, value, jnp.arange(rows))
+    cache = kv_cache.put_rows(kv_cache.empty(rows, limit, heads, head_dim, "bfloat16"), key, value, jnp.arange(rows))
     query = jax.random.normal(keys[2], (rows, heads, queries, head_dim)) * head_dim**-0.5
     query, lengths = query.astype(jnp.bfloat16), jnp.linspace(0, limit, rows).astype(jnp.int32)
-    kernel = functools.partial(gpu_decode.attend, interpret=interpret)
+    kernel = functools.partial(triton_decode.attend, interpret=interpret)
     with jax.default_matmul_precision("highest"):
         exact = jax.tree.map(lambda x: x.astype(jnp.float32), cache)
-        wanted = jax.jit(caches.attend)(query.astype(jnp.float32), exact, lengths)
+        wanted = jax.jit(kv_cache.attend)(query.astype(jnp.float32), exact, lengths)
     got, wanted = (_answer(part)[np.asarray(lengths) > 0] for part in (jax.jit(kernel)(query, cache, lengths), wanted))
     return {
         "shape": shape,
         "error": float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted)),
         "kernel": _seconds(kernel, query, cache, lengths, rounds, calls),
-        "loop": _seconds(caches.attend, query, cache, lengths, rounds, calls),
+        "loop": _seconds(kv_cache.attend, query, cache, lengths, rounds, calls),
         "bytes": 2 * 2 * int(lengths.sum()) * heads * head_dim,
     }
 
@@ -114,7 +115,7 @@ def _timed(run: Callable[[], Any]) -> float:
 def main() -> None:
     arguments = command.parse(command.parser("benchmarks.gpu_decode", __doc__))
     device = jax.devices()[0]
-    if not arguments.quick and not gpu_decode.serves(device, "bfloat16", 128):
+    if not arguments.quick and choose.cache_attention(None, "bfloat16", 128) is not triton_decode.attend:
         raise UserError(f"{device.device_kind}: the kernel runs on CUDA GPUs from Ampere on; --quick interprets it")
     shapes, slots, calls, fields = _QUICK.values() if arguments.quick else (SHAPES, SLOTS, _CALLS, models.SMOLLM2)
     found = [attention(shape, arguments.rounds, calls, interpret=arguments.quick) for shape in shapes]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 BRANCH = 1 << 16
@@ -27,3 +28,8 @@ def visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """[B, T, S] bool: whether tokens of ids [B, T] may see those of ids [B, S] of their row, whatever their order."""
     of_query, of_key = queries[:, :, None], keys[:, None, :]
     return (of_key == of_query) | (of_key == root(of_query))
+
+
+def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
+    """[B, T, ...] with zeros, which is padding, at the end of each row, so that `multiple` divides T."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
-from gadjax.models.attention import CACHED
+from gadjax.kernels.cache_spans import WRITES
+from gadjax.kernels.group_attention import CACHED
 from gadjax.models.logprobs import LOGITS
-from gadjax.models.spans import WRITES
 from gadjax.planning.hlo import HloProgram, Instruction
 from gadjax.rollout.sampler import TOKEN_STEPS
 

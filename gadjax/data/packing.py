@@ -48,7 +48,7 @@ class Packed:
 class RowShape:
     """How a network's sequences become rows, as for `pack`. Nothing of it changes a number but by rounding.
 
-    `share`: the prompts of groups, where the network's attention knows them (`gadjax.models.flash.shares_prompts`).
+    `share`: the prompts of groups, where the network's attention knows them (`gadjax.kernels.choose.shares_prompts`).
     """
 
     row_length: int

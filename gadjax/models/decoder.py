@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from gadjax.kernels import choose
+from gadjax.kernels.causal_attention import causal_attention
 from gadjax.models.architecture import Lora, ModelConfig
-from gadjax.models.attention import causal_attention, rope_frequencies, rotate
 from gadjax.models.logprobs import LOGITS
-from gadjax.models.products import smaller_first_product
-from gadjax.parallel.mesh import constrain, gather_weight, platform
+from gadjax.models.rotary import rope_frequencies, rotate
+from gadjax.parallel.mesh import constrain, gather_weight
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeyValue = tuple[jax.Array, jax.Array]
@@ -87,8 +88,7 @@ class Projection(nnx.Module):
             y = self._outputs_first_product(x, gather(self.kernel, *self.outputs, *self.inputs), precision)
         else:
             kernel = gather(self.kernel, *self.inputs, *self.outputs)
-            product = smaller_first_product if platform(self.mesh) == "cpu" else jnp.tensordot
-            y = product(x, kernel, self.contracted, precision=precision)
+            y = choose.weight_product(self.mesh)(x, kernel, self.contracted, precision=precision)
         if self.lora:
             narrow = jnp.tensordot(x, gather(self.lora_a, *self.inputs, "rank"), axes=self.contracted)
             narrow = constrain(narrow, self.mesh, "batch", *[None] * (narrow.ndim - 1))
@@ -262,7 +262,7 @@ class Decoder(nnx.Module):
             for _, module in nnx.iter_modules(layer):
                 if isinstance(module, Projection):
                     module.fold_adapters()
-                    if platform(self.mesh) == "cpu":
+                    if choose.outputs_first(self.mesh):
                         module.put_outputs_first()
         return layers
 

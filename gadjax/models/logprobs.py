@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes, platform
+from gadjax.kernels import choose
+from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
 
 LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
 _TILE = 128  # positions that accelerators multiply at once
@@ -75,7 +76,7 @@ class _Plan:
 
     @classmethod
     def of(cls, states: tuple[int, ...], head: tuple[int, ...], mesh: Mesh | None, *settings: Any) -> _Plan:
-        plan = cls(*settings, mesh, gathers=platform(mesh) == "cpu")
+        plan = cls(*settings, mesh, gathers=choose.gathers_targets(mesh))
         if mesh is None:
             return plan
 

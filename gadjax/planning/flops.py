@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.extend import core
 
-from gadjax.models.gpu_decode import DECODE_ATTENTION
+from gadjax.kernels.triton_decode import DECODE_ATTENTION
 
 # Causal matrix products of an attention kernel, which is one opaque call, by a part of its name.
 _PRODUCTS = {"fwd": 2, "forward": 2, "dkv": 4, "dq": 3, "bwd": 5, "backward": 5}

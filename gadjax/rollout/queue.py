@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gadjax.models.attention import Lanes
+from gadjax.kernels.group_attention import Lanes
 
 IDLE = -1
 _PREFILL_TOKENS = 1024  # that are read at once, about: enough rows for a matrix product to be bound by computing

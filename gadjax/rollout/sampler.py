@@ -12,12 +12,11 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gadjax.models import cache as caches
-from gadjax.models import spans
-from gadjax.models.attention import Lanes, decoding_attention, group_attention
+from gadjax.kernels import cache_spans, choose, kv_cache
+from gadjax.kernels.cache_spans import Spans
+from gadjax.kernels.group_attention import Lanes, group_attention
 from gadjax.models.decoder import Attend, Decoder
 from gadjax.models.model import Model, Params
-from gadjax.models.spans import Spans
 from gadjax.parallel.mesh import BATCH, batch_shards
 from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
@@ -146,7 +145,7 @@ class _Loop:
         config, sizes, limit = self.model.config, self.sizes, self.sampling.max_response_length
         layers, heads = range(config.num_layers), self.model.cached_heads
         sizes_of_rows = heads, config.head_dim, config.dtype
-        cache = lambda rows, limit: spans.empty(self.model.mesh, rows * self.shards, limit, *sizes_of_rows)  # noqa: E731
+        cache = lambda rows, limit: choose.empty_cache(self.model.mesh, rows * self.shards, limit, *sizes_of_rows)  # noqa: E731
         count = self.shards * sizes.prompts * sizes.samples
         samples = Samples(
             tokens=jnp.full((count, limit), self.sampling.pad_id, jnp.int32),
@@ -188,8 +187,8 @@ class _Loop:
         )
         fresh = self.decoder.prefill(tokens, lengths)
         of_tokens = P(BATCH, None, "tensor")
-        put = self._on_devices(spans.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
-        widen = functools.partial(caches.widen, heads=self.model.cached_heads)
+        put = self._on_devices(cache_spans.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
+        widen = functools.partial(kv_cache.widen, heads=self.model.cached_heads)
         prompts = [
             put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
         ]
@@ -227,10 +226,10 @@ class _Loop:
         """Of one layer; its spans with the token in them are appended to `kept`."""
 
         config = self.model.config
-        over = decoding_attention(self.model.mesh, config.dtype, config.head_dim)
+        over = choose.cache_attention(self.model.mesh, config.dtype, config.head_dim)
 
         def local(query, key, value, prompts, own, reading):
-            own = spans.put_token(own, key, value, reading.length)
+            own = cache_spans.put_token(own, key, value, reading.length)
             seen = prompts, reading.seen, own, reading.length + 1
             return group_attention(query, *seen, reading.lanes, over), own
 
@@ -239,7 +238,7 @@ class _Loop:
         run = self._on_devices(local, specs, (heads, _OF_CACHES))
 
         def attend(query, key, value):
-            widen = functools.partial(caches.widen, heads=self.model.cached_heads)
+            widen = functools.partial(kv_cache.widen, heads=self.model.cached_heads)
             mixed, cache = run(query, widen(key), widen(value), prompts, own, reading)
             kept.append(cache)
             return mixed

@@ -17,9 +17,9 @@ from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.state import GadState, TrainState
 from gadjax.errors import UserError
+from gadjax.kernels.choose import Backend, attention_backend, shares_prompts
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import Lora, ModelConfig
-from gadjax.models.flash import Backend, choose_backend, shares_prompts
 from gadjax.models.model import Model, resolve_dtype
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Sampling
@@ -94,7 +94,7 @@ class Blueprint:
 
     @property
     def _backend(self) -> Backend:
-        return choose_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim)
+        return attention_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim)
 
     def sampling(self, temperature: float) -> Sampling:
         """How the student's answers are drawn at a temperature."""

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.harness import models
 from benchmarks.harness.limits import forward_flops, matrices, update_flops
-from gadjax.models import attention
+from gadjax.kernels import choose
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.planning.flops import count_flops
@@ -25,7 +25,7 @@ def test_matrices_are_all_weights_but_norms_and_the_table():
 @pytest.mark.parametrize("length", [8, 24])
 def test_forward_pass_against_the_traced_program(monkeypatch, length):
     """The plain attention computes all of the square that causal attention needs half of."""
-    monkeypatch.setattr(attention, "choose_backend", lambda *_: "plain")
+    monkeypatch.setattr(choose, "attention_backend", lambda *_: "plain")
     model = Model(CONFIG)
     tokens = jnp.zeros((1, length), jnp.int32)
     traced = jax.jit(model.logits).trace(model.abstract_params(), tokens, tokens, tokens)

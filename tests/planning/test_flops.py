@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gadjax.models import cache, gpu_decode
-from gadjax.models.flash import cudnn_attention, splash_attention
+from gadjax.kernels import kv_cache, triton_decode
+from gadjax.kernels.cudnn import cudnn_attention
+from gadjax.kernels.splash import splash_attention
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.flops import count_flops
 
@@ -93,6 +94,6 @@ def test_attention_kernels(kernel, backward):
 def test_the_decoding_kernel():
     """Two products over every position of the cache, with a query's group filled up to 16."""
     rows, heads, size, positions = 3, 2, 32, 4 * 16
-    stored = cache.empty(rows, positions, heads, size, "bfloat16", 16)
+    stored = kv_cache.empty(rows, positions, heads, size, "bfloat16", 16)
     query, lengths = jnp.zeros((rows, heads, 5, size), jnp.bfloat16), jnp.zeros(rows, jnp.int32)
-    assert flops(gpu_decode.attend, query, stored, lengths) == 2 * 2 * rows * heads * 16 * size * positions
+    assert flops(triton_decode.attend, query, stored, lengths) == 2 * 2 * rows * heads * 16 * size * positions

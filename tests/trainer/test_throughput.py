@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gadjax.data.packing import pack
-from gadjax.models import attention
+from gadjax.kernels import choose
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model
 from gadjax.planning.flops import count_flops
@@ -44,7 +44,7 @@ def of_one(length: int, predicted: int) -> float:
 
 def test_forward_flops_are_those_of_the_program(monkeypatch):
     """Of a dense program, in which every token meets every other and has its logits."""
-    monkeypatch.setattr(attention, "choose_backend", lambda *_: "plain")
+    monkeypatch.setattr(choose, "attention_backend", lambda *_: "plain")
     model = Model(CONFIG)
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     traced = jax.jit(model.logits).trace(model.abstract_params(), tokens, tokens, tokens)

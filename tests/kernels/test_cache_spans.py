@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models import cache as caches
-from gadjax.models import spans
+from gadjax.kernels import cache_spans, choose, kv_cache
+from gadjax.kernels.online_softmax import merge
 
 RNG = np.random.default_rng(0)
 ROWS, HEADS, DIM, LIMIT = 3, 2, 8, 150
@@ -17,7 +17,7 @@ ROWS, HEADS, DIM, LIMIT = 3, 2, 8, 150
 @pytest.fixture(autouse=True)
 def small_spans(monkeypatch):
     """So that few positions have several."""
-    monkeypatch.setattr(spans, "FIRST", 32)
+    monkeypatch.setattr(cache_spans, "FIRST", 32)
 
 
 def normal(*shape):
@@ -29,26 +29,26 @@ def normal(*shape):
     [(1, [1]), (32, [32]), (40, [32, 8]), (128, [32, 32, 64]), (150, [32, 32, 64, 22]), (512, [32, 32, 64, 128, 256])],
 )
 def test_sizes_double_up_to_the_limit(limit, expected):
-    assert spans.doubling(limit) == expected and sum(expected) == limit
+    assert cache_spans.doubling(limit) == expected and sum(expected) == limit
 
 
 def test_a_block_is_not_divided(monkeypatch):
     monkeypatch.undo()
-    assert spans.doubling(128) == [128] and spans.doubling(700) == [128, 128, 256, 188]
-    sizes = [cache.value.shape[::3] for cache in spans.empty(None, ROWS, 700, HEADS, DIM, "float32")]
+    assert cache_spans.doubling(128) == [128] and cache_spans.doubling(700) == [128, 128, 256, 188]
+    sizes = [cache.value.shape[::3] for cache in choose.empty_cache(None, ROWS, 700, HEADS, DIM, "float32")]
     assert sizes == [(1, 128), (1, 128), (1, 256), (1, 188)]
 
 
 def filled():
     """The same rows and tokens in spans and in one cache."""
     shape = ROWS, LIMIT, HEADS, DIM, "float32"
-    stored = spans.empty(None, *shape), (caches.empty(*shape),)
+    stored = choose.empty_cache(None, *shape), (kv_cache.empty(*shape),)
     assert len(stored[0]) == 4
     key, value, rows = normal(2, 100, HEADS, DIM), normal(2, 100, HEADS, DIM), np.array([2, ROWS])
-    stored = [spans.put_rows(one, key, value, rows) for one in stored]  # the second has no place
+    stored = [cache_spans.put_rows(one, key, value, rows) for one in stored]  # the second has no place
     for position in ([0, 31, 149], [31, 32, 128], [LIMIT - 1, 63, 64], [32, 0, 0]):
         key, value = normal(ROWS, HEADS, DIM), normal(ROWS, HEADS, DIM)
-        stored = [spans.put_token(one, key, value, np.array(position)) for one in stored]
+        stored = [cache_spans.put_token(one, key, value, np.array(position)) for one in stored]
     return stored
 
 
@@ -68,25 +68,31 @@ def test_tokens_and_rows_go_where_one_cache_has_them():
 @pytest.mark.parametrize("length", [[150, 1, 0], [33, 32, 31], [64, 65, 129], [0, 0, 0]])
 def test_attends_as_over_one_cache(length):
     several, one = filled()
-    query, length, other = normal(ROWS, HEADS, 2, DIM), np.array(length), caches.empty(ROWS, 16, HEADS, DIM, "float32")
-    rest = caches.attend(query, other, np.ones(ROWS, int))  # what is merged with a row of 0
-    found, wanted = (jax.jit(spans.attend, static_argnums=3)(query, x, length, caches.attend) for x in (several, one))
-    np.testing.assert_allclose(caches.merge(found, rest), caches.merge(wanted, rest), rtol=1e-5, atol=1e-6)
+    query, length, other = (
+        normal(ROWS, HEADS, 2, DIM),
+        np.array(length),
+        kv_cache.empty(ROWS, 16, HEADS, DIM, "float32"),
+    )
+    rest = kv_cache.attend(query, other, np.ones(ROWS, int))  # what is merged with a row of 0
+    found, wanted = (
+        jax.jit(cache_spans.attend, static_argnums=3)(query, x, length, kv_cache.attend) for x in (several, one)
+    )
+    np.testing.assert_allclose(merge(found, rest), merge(wanted, rest), rtol=1e-5, atol=1e-6)
 
 
 def test_spans_beyond_the_longest_row_are_not_read():
     """What is there counts for nothing, not even where it is not a number."""
     stored, query = filled()[0], normal(ROWS, HEADS, 2, DIM)
-    attend = jax.jit(spans.attend, static_argnums=3)
+    attend = jax.jit(cache_spans.attend, static_argnums=3)
     poisoned = (*stored[:2], *(jax.tree.map(lambda x: x * jnp.nan, cache) for cache in stored[2:]))
     short, longer = np.array([64, 0, 4]), np.array([64, 0, 65])
-    found = attend(query, poisoned, short, caches.attend)
-    jax.tree.map(np.testing.assert_array_equal, found, attend(query, stored, short, caches.attend))
-    assert np.isfinite(found.mixed).all() and np.isnan(attend(query, poisoned, longer, caches.attend).mixed).any()
+    found = attend(query, poisoned, short, kv_cache.attend)
+    jax.tree.map(np.testing.assert_array_equal, found, attend(query, stored, short, kv_cache.attend))
+    assert np.isfinite(found.mixed).all() and np.isnan(attend(query, poisoned, longer, kv_cache.attend).mixed).any()
 
 
 @pytest.mark.parametrize(("platform", "count"), [("cpu", 4), ("gpu", 1), ("tpu", 1)])
 def test_accelerators_have_one_cache(monkeypatch, platform, count):
     """Whose blocks a kernel or a loop reads."""
-    monkeypatch.setattr(spans, "platform", lambda mesh: platform)
-    assert len(spans.empty(None, ROWS, LIMIT, HEADS, DIM, "float32")) == count
+    monkeypatch.setattr(choose, "platform", lambda mesh: platform)
+    assert len(choose.empty_cache(None, ROWS, LIMIT, HEADS, DIM, "float32")) == count

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.products import smaller_first_product
+from gadjax.kernels.cpu_products import smaller_first_product
 
 RNG = np.random.default_rng(0)
 

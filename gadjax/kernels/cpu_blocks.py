@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gadjax.models.flash import lengthen
-from gadjax.models.loops import repeat
-from gadjax.segments import BRANCH, root, visible
+from gadjax.kernels.online_softmax import Partial, nothing, repeat, update
+from gadjax.segments import BRANCH, pad_rows, root, visible
 
 BLOCK = 64
 
@@ -31,7 +30,7 @@ def block_attention(
     """
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]
-    query, key, value, segments = (lengthen(x, block) for x in (query, key, value, segments))
+    query, key, value, segments = (pad_rows(x, block) for x in (query, key, value, segments))
     ids = _in_blocks(segments, block)  # [n, B, block]
     grouped = query.reshape(*query.shape[:2], kv_heads, -1, head_dim) * head_dim**-0.5
     query = _in_blocks(grouped, block).transpose(0, 1, 3, 4, 2, 5)  # [n, B, Nkv, G, block, D]
@@ -102,19 +101,16 @@ def _attention(query, key, value, ids):
 
 def _forward(query, key, value, ids):
     wide, pairs = _wide(query), _pairs(ids)
-    lowest = jnp.finfo(wide).min
 
     def step(state, i, j):
-        mixed, top, total = (x[i] for x in state)
-        logits = _logits(query[i], key[j], ids, i, j)
-        highest = jnp.maximum(top, jnp.max(logits, axis=-1))
-        weights, kept = jnp.exp(logits - highest[..., None]), jnp.exp(top - highest)
-        add = jnp.einsum("bkqt,bktd->bkqd", weights.astype(value.dtype), value[j], preferred_element_type=wide)
-        new = mixed * kept[..., None] + add, highest, total * kept + jnp.sum(weights, axis=-1)
-        return tuple(x.at[i].set(part) for x, part in zip(state, new, strict=True))
+        def times_values(weights):
+            return jnp.einsum("bkqt,bktd->bkqd", weights.astype(value.dtype), value[j], preferred_element_type=wide)
 
-    zeros = jnp.zeros(query.shape[:-1], wide)
-    mixed, top, total = _over_pairs(pairs, step, (jnp.zeros(query.shape, wide), jnp.full_like(zeros, lowest), zeros))
+        so_far = Partial(*(x[i] for x in state))
+        new = update(so_far, _logits(query[i], key[j], ids, i, j), times_values)
+        return Partial(*(x.at[i].set(part) for x, part in zip(state, new, strict=True)))
+
+    mixed, top, total = _over_pairs(pairs, step, nothing(query.shape, wide))
     empty = total == 0
     out = jnp.where(empty[..., None], 0.0, mixed / jnp.where(empty, 1.0, total)[..., None]).astype(query.dtype)
     normalizer = jnp.where(empty, 0.0, top + jnp.log(jnp.where(empty, 1.0, total)))

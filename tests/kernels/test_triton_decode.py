@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from gadjax.models import attention, gpu_decode
-from gadjax.models import cache as caches
+from gadjax.kernels import choose, kv_cache, triton_decode
+from gadjax.kernels.online_softmax import merge
 
 RNG = np.random.default_rng(0)
 HEADS, DIM = 2, 16
@@ -23,21 +23,21 @@ def normal(*shape):
 
 
 def filled(rows, limit):
-    cache = caches.empty(rows, limit, HEADS, DIM, "float32", 16)
-    return caches.put_rows(cache, normal(rows, limit, HEADS, DIM), normal(rows, limit, HEADS, DIM), np.arange(rows))
+    cache = kv_cache.empty(rows, limit, HEADS, DIM, "float32", 16)
+    return kv_cache.put_rows(cache, normal(rows, limit, HEADS, DIM), normal(rows, limit, HEADS, DIM), np.arange(rows))
 
 
 @pytest.mark.parametrize("queries", [1, 24, 70])  # a part of a tile, another, and more than one
 @pytest.mark.parametrize("programs", [1, 12, 1000])
 def test_it_is_the_loop_over_blocks(queries, programs, monkeypatch):
     """Whatever the number of programs that share a row; rows that see nothing, part of a block, or everything."""
-    monkeypatch.setattr(gpu_decode, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     lengths = np.array([70, 0, 1, 17, 64])
     cache, query = filled(len(lengths), 70), normal(len(lengths), HEADS, queries, DIM)
-    found = gpu_decode.attend(query, cache, lengths, interpret=True)
-    wanted = caches.attend(query, cache, lengths)
-    other = caches.attend(query, filled(len(lengths), 16), np.full(len(lengths), 16))
-    np.testing.assert_allclose(caches.merge(found, other), caches.merge(wanted, other), rtol=1e-5, atol=1e-6)
+    found = triton_decode.attend(query, cache, lengths, interpret=True)
+    wanted = kv_cache.attend(query, cache, lengths)
+    other = kv_cache.attend(query, filled(len(lengths), 16), np.full(len(lengths), 16))
+    np.testing.assert_allclose(merge(found, other), merge(wanted, other), rtol=1e-5, atol=1e-6)
     seen = lengths > 0
     np.testing.assert_allclose(found.top[seen], wanted.top[seen], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found.total[~seen], 0)
@@ -47,9 +47,9 @@ def test_each_row_is_read_up_to_its_own_length():
     """Not to the longest row's, as the loop does."""
     lengths = np.array([16, 70])
     cache, query = filled(2, 70), normal(2, HEADS, 3, DIM)
-    clean = gpu_decode.attend(query, cache, lengths, interpret=True)
-    poisoned = caches.Cache(cache.key.at[1:, 0].set(jnp.nan), cache.value.at[1:, 0].set(jnp.nan))
-    jax.tree.map(np.testing.assert_array_equal, gpu_decode.attend(query, poisoned, lengths, interpret=True), clean)
+    clean = triton_decode.attend(query, cache, lengths, interpret=True)
+    poisoned = kv_cache.Cache(cache.key.at[1:, 0].set(jnp.nan), cache.value.at[1:, 0].set(jnp.nan))
+    jax.tree.map(np.testing.assert_array_equal, triton_decode.attend(query, poisoned, lengths, interpret=True), clean)
 
 
 H100 = SimpleNamespace(platform="gpu", compute_capability="9.0")
@@ -71,10 +71,9 @@ AMD = SimpleNamespace(platform="gpu", compute_capability="gfx942")
     ],
 )
 def test_where_it_serves(device, dtype, head_dim, expected):
-    assert gpu_decode.serves(device, dtype, head_dim) == expected
     mesh = SimpleNamespace(devices=np.array([[device]]))
-    chosen = attention.decoding_attention(mesh, dtype, head_dim)
-    assert chosen is (gpu_decode.attend if expected else caches.attend)
+    chosen = choose.cache_attention(mesh, dtype, head_dim)
+    assert chosen is (triton_decode.attend if expected else kv_cache.attend)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -82,9 +81,9 @@ def test_it_lowers_for_cuda(dtype):
     """In the shape of a 14B model's prompts: 8 key-value heads, 5 queries for each of 8 samples."""
     blocks, rows, heads, size, dim = 16, 33, 8, 128, 128
     array = functools.partial(jax.ShapeDtypeStruct, dtype=dtype)
-    cache = caches.Cache(array((blocks, rows, heads, dim, size)), array((blocks, rows, heads, size, dim)))
+    cache = kv_cache.Cache(array((blocks, rows, heads, dim, size)), array((blocks, rows, heads, size, dim)))
     query, lengths = array((rows, heads, 40, dim)), jax.ShapeDtypeStruct((rows,), jnp.int32)
     device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
     with use_abstract_mesh(AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)):
-        text = jax.jit(gpu_decode.attend).trace(query, cache, lengths).lower(lowering_platforms=("cuda",)).as_text()
+        text = jax.jit(triton_decode.attend).trace(query, cache, lengths).lower(lowering_platforms=("cuda",)).as_text()
     assert "decode_attention" in text and "xla.gpu.triton" in text

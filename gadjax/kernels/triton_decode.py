@@ -7,30 +7,18 @@ ask the host at every block of every layer whether there is another.
 from __future__ import annotations
 
 import functools
-import importlib.util
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gadjax.models.cache import LOWEST, Cache, Partial, fold
-from gadjax.models.flash import is_ampere
+from gadjax.kernels.kv_cache import Cache
+from gadjax.kernels.online_softmax import LOWEST, Partial, fold, nothing, update
 
 DECODE_ATTENTION = "decode_attention"  # the kernel's name in programs
 _LEAST = 16  # rows and columns of a product on tensor cores
 _MOST = 64  # queries of a program, whose sums fill its registers
 _PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one waits for memory
-
-
-def serves(device: jax.Device, dtype: Any, head_dim: int) -> bool:
-    """Whether the kernel runs there: on what Triton knows, with tiles that fit and have powers of two for sizes.
-
-    And where this JAX still has Triton, which it means to drop.
-    """
-    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
-        return False
-    return is_ampere(device) and jnp.dtype(dtype).itemsize == 2 and head_dim in (16, 32, 64, 128)
 
 
 def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool = False) -> Partial:
@@ -85,24 +73,17 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
 
 
 def _kernel(length_ref, query_ref, key_ref, value_ref, mixed_ref, top_ref, total_ref, *, each: int):
-    """One row and head, its blocks from `each` times the share's number on."""
+    """One share, of `each` blocks, of one row and head."""
     length, query = length_ref[...], query_ref[...]
     size = value_ref.shape[1]
     dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
     def over_block(block, so_far):
-        mixed, top, total = so_far
         logits = dot(query, key_ref[block])
         position = block * size + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         logits = jnp.where(position < length, logits, LOWEST)
-        highest = jnp.maximum(top, jnp.max(logits, axis=-1))
-        weights, kept = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
-        value = value_ref[block]
-        mixed = mixed * kept[:, None] + dot(weights.astype(value.dtype), value)
-        return mixed, highest, total * kept + jnp.sum(weights, axis=-1)
+        return update(so_far, logits, lambda weights: dot(weights.astype(value_ref.dtype), value_ref[block]))
 
     first = each * pl.program_id(2)
     last = jnp.minimum(first + each, (length + size - 1) // size)
-    zeros = jnp.zeros(query.shape[0], jnp.float32)
-    start = jnp.zeros(query.shape, jnp.float32), jnp.full_like(zeros, LOWEST), zeros
-    mixed_ref[...], top_ref[...], total_ref[...] = jax.lax.fori_loop(first, last, over_block, start)
+    mixed_ref[...], top_ref[...], total_ref[...] = jax.lax.fori_loop(first, last, over_block, nothing(query.shape))

@@ -14,12 +14,15 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gadjax.models import attention, flash
+from gadjax.kernels import choose, splash
+from gadjax.kernels.causal_attention import causal_attention, plain_attention
+from gadjax.kernels.cpu_blocks import block_attention
+from gadjax.kernels.cudnn import cudnn_attention
 from gadjax.models.architecture import ModelConfig, Rope
-from gadjax.models.attention import causal_attention, plain_attention
-from gadjax.models.block_attention import block_attention
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import BATCH, make_mesh
+from gadjax.segments import BRANCH
+from tests.kernels.one_query import normal, one_query
 
 LENGTH = 1408  # of the programs: no other dimension has this size or that of its whole blocks, 1536
 SQUARE = re.compile(r"\w+\[[\d,]*\b(?:1408,1408|1536,1536)\]")
@@ -55,6 +58,28 @@ def assert_same(attend, arrays) -> jax.Array:
     return found[0]
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_causal_attention(kv_heads):
+    """A query sees the tokens of its own segment up to itself, and of its root; a group of heads shares keys."""
+    query, key, value = normal(3, 9, 6, 4), normal(3, 9, kv_heads, 4), normal(3, 9, kv_heads, 4)
+    branch = 2 + np.array([0, 1, 2]) * BRANCH  # the last row: a sequence, a prompt with two answers, padding
+    rows = [1, 1, 1, 2, 2, 3, 3, 3, 3], [1, 1, 1, 1, 1, 1, 0, 0, 0], [1, *branch[[0, 0, 1, 1, 2, 2]], 0, 0]
+    segments = np.array(rows)
+    out = np.asarray(causal_attention(*map(jnp.asarray, (query, key, value, segments))))
+    for b, t in np.ndindex(3, 9):
+        if segments[b, t] == 0:
+            continue
+        seen = [s for s in range(t + 1) if segments[b, s] in (segments[b, t], segments[b, t] % BRANCH)]
+        assert len(seen) == (
+            t + 1 if b == 1 else [1, 1, 2, 3, 4, 3, 4][t] if b == 2 else [1, 2, 3, 1, 2, 1, 2, 3, 4][t]
+        )
+        for head in range(6):
+            kv = head * kv_heads // 6
+            expected = one_query(query[b, t, head], key[b, seen, kv], value[b, seen, kv])
+            np.testing.assert_allclose(out[b, t, head], expected, atol=1e-5)
+    assert np.isfinite(out).all()  # padding too
+
+
 @pytest.mark.parametrize(
     ("batch", "length", "heads", "kv_heads", "head_dim"),
     [(2, 300, 4, 2, 128), (2, 256, 3, 3, 64), (1, 7, 4, 1, 8)],
@@ -67,8 +92,8 @@ def test_splash(batch, length, heads, kv_heads, head_dim):
 @pytest.mark.parametrize("fused_blocks", [1, 4])
 def test_splash_of_several_blocks(monkeypatch, fused_blocks):
     """With either kind of backward."""
-    monkeypatch.setattr(flash, "_FUSED_BLOCKS", fused_blocks)
-    assert flash.block_size(1100, 4, 64) < 1100
+    monkeypatch.setattr(splash, "_FUSED_BLOCKS", fused_blocks)
+    assert splash.block_size(1100, 4, 64) < 1100
     assert_same(functools.partial(causal_attention, backend="splash"), inputs(2, 1100, 2, 1, 64))
 
 
@@ -118,7 +143,7 @@ def test_splash_in_the_decoder(monkeypatch, remat):
         return jax.jit(jax.grad(total))(params)
 
     expected = gradients(None)
-    monkeypatch.setattr(attention, "choose_backend", lambda *_: "splash")
+    monkeypatch.setattr(choose, "attention_backend", lambda *_: "splash")
     found = gradients(make_mesh(1, 2, 4))
     jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-4), found, expected)
 
@@ -126,7 +151,7 @@ def test_splash_in_the_decoder(monkeypatch, remat):
 @pytest.mark.parametrize("length", [64, 37])
 def test_what_cudnn_is_asked(length):
     """The mask and the flags that cuDNN gets, given to the compiler's attention in its place."""
-    attend = functools.partial(flash.cudnn_attention, implementation="xla")
+    attend = functools.partial(cudnn_attention, implementation="xla")
     assert_same(attend, inputs(2, length, 4, 2, 8))
 
 
@@ -154,7 +179,7 @@ def device(platform: str, kind: str = "", **fields: str) -> SimpleNamespace:
 def test_choice(where, dtype, head_dim, backend):
     """By the devices that the program is compiled for, whatever this machine has."""
     mesh = SimpleNamespace(devices=np.array([[where]]))
-    assert flash.choose_backend(mesh, dtype, head_dim) == backend
+    assert choose.attention_backend(mesh, dtype, head_dim) == backend
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
@@ -170,16 +195,16 @@ def test_cpu_is_in_blocks(sizes):
 def test_blocks(itemsize):
     """Multiples of a TPU's 128 lanes that add little padding."""
     for length in range(1, 6000, 13):
-        block = flash.block_size(length, itemsize, 128)
+        block = splash.block_size(length, itemsize, 128)
         padded = length + -length % block
         assert block % 128 == 0
         assert block <= 1024
         assert padded - length < 3 * 128 or padded < 1.15 * length
-    assert flash.block_size(3584, 2, 128) == 896
-    assert flash.block_size(4096, 2, 128) == 1024
+    assert splash.block_size(3584, 2, 128) == 896
+    assert splash.block_size(4096, 2, 128) == 1024
 
 
-def compile_for(platform: str, devices, backend: flash.Backend | None = None) -> str:
+def compile_for(platform: str, devices, backend: choose.Backend | None = None) -> str:
     """The program of a forward and a backward pass on four devices: two to one head of keys."""
     mesh = make_mesh(1, 2, 2, devices=list(devices))
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.attention import plain_attention
-from gadjax.models.block_attention import _in_blocks, _pairs, block_attention
+from gadjax.kernels.causal_attention import plain_attention
+from gadjax.kernels.cpu_blocks import _in_blocks, _pairs, block_attention
 from gadjax.segments import BRANCH, visible
 
 

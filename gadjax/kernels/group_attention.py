@@ -1,0 +1,66 @@
+"""Attention of the token loop: over a prompt that several samples share, and over each sample's own response."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from gadjax.kernels import cache_spans, kv_cache
+from gadjax.kernels.cache_spans import AttendCache, Spans
+from gadjax.kernels.online_softmax import merge
+
+CACHED = "cached_attention"  # the named scope of attention over caches, in profiler traces
+
+
+class Lanes(NamedTuple):
+    """Where the slots' queries go: each of G prompts has N lanes, one for each of its samples; lane n of prompt g is
+    number g * N + n.
+    """
+
+    slot: jax.Array  # [G * N] the slot of each lane; any number for a lane without one
+    lane: jax.Array  # [S] the lane of each slot; any number for a slot that is idle
+
+
+@jax.named_scope(CACHED)
+def group_attention(
+    query: jax.Array,
+    prompts: Spans,
+    prompt_length: jax.Array,
+    responses: Spans,
+    response_length: jax.Array,
+    lanes: Lanes,
+    over: AttendCache = kv_cache.attend,
+) -> jax.Array:
+    """One token's attention over its prompt and over its own response.
+
+    A prompt is read once for all of its samples: the queries go to their prompts, and the results come back.
+
+    Args:
+      query: [S, Nq, D], one per slot.
+      prompts: hold G rows.
+      prompt_length: [G] tokens that are seen of each prompt.
+      responses: hold S rows.
+      response_length: [S] tokens that are seen of each response, the query's own included; at least 1.
+      lanes: which prompt a slot belongs to.
+      over: attends over one cache; see `choose.cache_attention`.
+
+    Returns:
+      [S, Nq, D] in the query's dtype.
+    """
+    slots, heads, head_dim = query.shape
+    kv_heads, count = responses[0].value.shape[2], prompts[0].value.shape[1]
+    grouped = (query * head_dim**-0.5).reshape(slots, kv_heads, -1, head_dim)
+    # Each slot over its own response.
+    own = cache_spans.attend(grouped, responses, response_length, over)
+    # The queries of a prompt's lanes, side by side, over that prompt.
+    asked = grouped[lanes.slot].reshape(count, -1, *grouped.shape[1:])  # [G, N, Nkv, Q, D]
+    asked = asked.swapaxes(1, 2).reshape(count, kv_heads, -1, head_dim)
+    shared = cache_spans.attend(asked, prompts, prompt_length, over)  # [G, Nkv, N * Q]
+
+    # From lanes back to slots.
+    def back(x):
+        x = x.reshape(count, kv_heads, -1, heads // kv_heads, *x.shape[3:]).swapaxes(1, 2)
+        return x.reshape(-1, *x.shape[2:])[lanes.lane]
+
+    return merge(jax.tree.map(back, shared), own).reshape(query.shape).astype(query.dtype)

@@ -1,0 +1,64 @@
+"""Rotary positions: frequencies, and what a rotation does to queries and keys."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gadjax.models.architecture import Rope
+from gadjax.models.rotary import rope_frequencies, rotate
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def test_rotation_is_relative():
+    """A query's product with a key depends on their distance alone, and lengths stay."""
+    frequencies = rope_frequencies(Rope(theta=50.0), 8)
+    query, key = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
+
+    def product(at: int, of: int) -> float:
+        return float(np.sum(rotate(query, np.array([[at]]), frequencies) * rotate(key, np.array([[of]]), frequencies)))
+
+    assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
+    assert abs(product(7, 3) - product(7, 4)) > 1e-3
+    rotated = rotate(query, np.array([[13]]), frequencies)
+    assert np.linalg.norm(rotated) == pytest.approx(np.linalg.norm(query), rel=1e-6)
+    np.testing.assert_array_equal(rotate(query, np.array([[0]]), frequencies), query)
+
+
+def test_rotation_pairs_the_halves():
+    """Channel i turns with channel i + D/2 (Hugging Face's layout)."""
+    x = np.zeros((1, 1, 1, 4), np.float32)
+    x[..., 1] = 1
+    out = np.asarray(rotate(x, np.array([[1]]), np.array([0.0, np.pi / 2], np.float32)))[0, 0, 0]
+    np.testing.assert_allclose(out, [0, 0, 0, 1], atol=1e-6)
+
+
+def test_rotation_keeps_the_dtype():
+    assert rotate(jnp.ones((1, 1, 1, 4), jnp.bfloat16), jnp.zeros((1, 1), int), np.ones(2)).dtype == jnp.bfloat16
+
+
+def test_frequencies():
+    plain = rope_frequencies(Rope(theta=10_000.0), 64)
+    assert plain.shape == (32,)
+    np.testing.assert_allclose(plain, 10_000.0 ** (-np.arange(32) / 32), rtol=1e-6)
+    np.testing.assert_allclose(rope_frequencies(Rope(10_000.0, "linear", 4.0), 64), plain / 4, rtol=1e-6)
+
+
+def test_llama3_frequencies():
+    """Short wavelengths stay, long ones are divided, and those between lie between."""
+    rope = Rope(10_000.0, "llama3", 8.0, 1.0, 4.0, 1024)
+    plain, scaled = rope_frequencies(Rope(10_000.0), 64), rope_frequencies(rope, 64)
+    wavelengths = 2 * np.pi / plain
+    short, long = wavelengths < 1024 / 4, wavelengths > 1024 / 1
+    np.testing.assert_allclose(scaled[short], plain[short], rtol=1e-6)
+    np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-6)
+    between = ~short & ~long
+    assert between.sum() > 2
+    assert ((scaled < plain) & (scaled > plain / 8))[between].all()
+    assert (np.diff(scaled) < 0).all()
