@@ -1,18 +1,19 @@
 """Which implementation of an operation runs on which platform: one table, and one choosing function per operation.
 
-| operation                 | chosen by           | CPU               | CUDA >= 8.0     | TPU >= v4 | elsewhere: the plain version       |
-| ------------------------- | ------------------- | ----------------- | --------------- | --------- | ---------------------------------- |
-| causal attention          | `attention_backend` | `cpu_blocks`      | `cudnn`         | `splash`  | `causal_attention.plain_attention` |
-| attention over a KV cache | `cache_attention`   | plain             | `triton_decode` | plain     | `kv_cache.attend`                  |
-| storage of a KV cache     | `empty_cache`       | `cache_spans`     | plain           | plain     | one cache, `kv_cache.empty`        |
-| product with weights      | `weight_product`    | `cpu_products`    | plain           | plain     | `jnp.tensordot`                    |
-| weights of the token loop | `outputs_first`     | [outputs, inputs] | plain           | plain     | [inputs, outputs], as in training  |
-| logits of the targets     | `gathers_targets`   | looked up         | plain           | plain     | masked sum over the vocabulary     |
+| operation                 | chosen by         | CPU               | CUDA >= 8.0   | TPU >= v4 | elsewhere: the plain version |
+| ------------------------- | ----------------- | ----------------- | ------------- | --------- | ---------------------------- |
+| causal attention          | attention_backend | cpu_blocks        | cudnn         | splash    | plain_attention              |
+| attention over a KV cache | cache_attention   | plain             | triton_decode | plain     | kv_cache.attend              |
+| storage of a KV cache     | empty_cache       | cache_spans       | plain         | plain     | one kv_cache                 |
+| product with weights      | weight_product    | cpu_products      | plain         | plain     | jnp.tensordot                |
+| weights of the token loop | outputs_first     | [outputs, inputs] | plain         | plain     | [inputs, outputs]            |
+| logits of the targets     | gathers_targets   | looked up         | plain         | plain     | a masked sum                 |
 
 Why each one, and not the plain version:
 
-- `cpu_blocks` and `splash` hold no logits, of which the plain attention holds several arrays [B, N, T, T]; they skip the
-  blocks above the diagonal, and `cpu_blocks` every block in which no token sees another. `cudnn` holds a mask [B, T, T].
+- `cpu_blocks` and `splash` hold no logits, of which the plain attention holds several arrays [B, N, T, T]. They skip
+  blocks above the diagonal, and `cpu_blocks` every block in which no token sees another. `cudnn` holds one mask
+  [B, T, T].
 - `triton_decode` is one kernel. On a GPU, the plain loop copies each block out of the cache and asks the host, at every
   block of every layer, whether there is another.
 - `cache_spans` splits a cache, because XLA's CPU backend reads whole arrays in place and copies a part of one.
