@@ -1,13 +1,13 @@
 """Which implementation of an operation runs on which platform: one table, and one choosing function per operation.
 
-| operation                 | chosen by         | CPU               | CUDA >= 8.0   | TPU >= v4 | elsewhere: the plain version |
-| ------------------------- | ----------------- | ----------------- | ------------- | --------- | ---------------------------- |
-| causal attention          | attention_backend | cpu_blocks        | cudnn         | splash    | plain_attention              |
-| attention over a KV cache | cache_attention   | plain             | triton_decode | plain     | kv_cache.attend              |
-| storage of a KV cache     | empty_cache       | cache_spans       | plain         | plain     | one kv_cache                 |
-| product with weights      | weight_product    | cpu_products      | plain         | plain     | jnp.tensordot                |
-| weights of the token loop | outputs_first     | [outputs, inputs] | plain         | plain     | [inputs, outputs]            |
-| logits of the targets     | gathers_targets   | looked up         | plain         | plain     | a masked sum                 |
+| operation              | chosen by         | CPU               | CUDA >= 8.0   | TPU >= v4 | elsewhere: plain  |
+| ---------------------- | ----------------- | ----------------- | ------------- | --------- | ----------------- |
+| causal attention       | attention_backend | cpu_blocks        | cudnn         | splash    | plain_attention   |
+| attention over a cache | cache_attention   | plain             | triton_decode | plain     | kv_cache.attend   |
+| storage of a cache     | empty_cache       | cache_spans       | plain         | plain     | one kv_cache      |
+| product with weights   | weight_product    | cpu_products      | plain         | plain     | jnp.tensordot     |
+| weights when decoding  | outputs_first     | [outputs, inputs] | plain         | plain     | [inputs, outputs] |
+| logits of the targets  | gathers_targets   | looked up         | plain         | plain     | a masked sum      |
 
 Why each one, and not the plain version:
 
