@@ -28,6 +28,7 @@ from gadjax.errors import UserError
 from gadjax.files import keeping, replace
 
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
+BEGINS, ENDS = "begins", "ends"  # states of a watchdog's warning
 _METRIC = ("kind", "stage", "step")  # what every line of metrics.jsonl has
 _SAMPLE = ("step", "stage")
 

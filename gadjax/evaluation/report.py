@@ -1,8 +1,8 @@
-"""One self-contained HTML file of an evaluation, for people.
+"""`report.html`: an evaluation as one self-contained page.
 
-It asks for nothing from anywhere: style sheet, script, charts and answers are in the file, and its
-Content-Security-Policy allows that style sheet and that script alone, by their hashes. Answers are data to the page,
-shown as text; nothing that a model wrote is read as HTML.
+The page requests nothing: style sheet, script, charts and answers are in the file. Its Content-Security-Policy allows
+only that style sheet and that script, by their hashes. The page shows answers as text; nothing that a model wrote is
+read as HTML.
 """
 
 from __future__ import annotations
@@ -26,16 +26,13 @@ _NO_RUN = "The evaluation names no run, so there are no curves."
 
 
 def write_report(directory: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` beside an evaluation's `results.json`.
+    """Writes `report.html` beside an evaluation's `results.json` and returns its path.
 
-    What the evaluation lacks (a judge, a teacher, a run, answers) is left out of the page, which says so.
+    The page leaves out what the evaluation lacks (a judge, a teacher, a run, answers), and says so.
 
     Args:
-      directory: that gadjax.evaluate wrote: `results.json`, and if there `answers/`, the verdicts and the run's
-        `metrics.jsonl` and `samples.jsonl` that results.json names.
-
-    Returns:
-      The file's path.
+      directory: the output of gadjax.evaluate: `results.json`; `answers/` and the verdicts, if they are there. The
+        run's `metrics.jsonl` and `samples.jsonl` are read too, if results.json names a run that is still there.
 
     Raises:
       UserError: `read_results` refuses results.json, or a file that it names cannot be read.
@@ -66,7 +63,7 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
     }
     out = directory / "report.html"
     with whole_output(out) as partial, writing(out):
-        # A lone surrogate cannot be in UTF-8; its escape is also what JSON has for it.
+        # UTF-8 cannot hold a lone surrogate; its escape is also JSON's.
         partial.write_text(_page(context), encoding="utf-8", errors="backslashreplace", newline="\n")
     return out
 
@@ -76,20 +73,10 @@ def _page(context: Mapping[str, Any]) -> str:
 
     folder = resources.files("gadjax.evaluation") / "page"
     style, script, page = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {_hash(script)}",
-            f"style-src {_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(page).render(context, policy=policy, style=style, script=script)
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
+    policy += "base-uri 'none'; form-action 'none'"
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(**options).from_string(page).render(context, policy=policy, style=style, script=script)
 
 
 def _hash(source: str) -> str:
@@ -102,22 +89,16 @@ def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any
         return None, _NO_RUN
     path = directory / workdir / "metrics.jsonl"  # an absolute workdir stands by itself
     if not path.is_file():
-        return (
-            None,
-            f"The run's metrics.jsonl is no longer in {pathlib.PurePath(workdir).name}, so there are no curves.",
-        )
+        name = pathlib.PurePath(workdir).name
+        return None, f"The run's metrics.jsonl is no longer in {name}, so there are no curves."
     curves = report_curves.run_figures(read_metrics(path))
-    return (curves, "") if curves["groups"] else (None, "The run has made no steps yet, so there are no curves.")
+    return (curves, "") if curves["panels"] else (None, "The run has no figures yet, so there are no curves.")
 
 
 def _summary(results: Mapping[str, Any]) -> str:
     models, sets = len(results["models"]), len(results["sets"])
-    parts = [
-        f"{models} {'model' if models == 1 else 'models'} on {sets} {'set' if sets == 1 else 'sets'} of prompts",
-        results["created"][:10],
-        f"gadjax {results['gadjax']}",
-    ]
-    return " · ".join(part for part in parts if part)
+    what = f"{models} {'model' if models == 1 else 'models'} on {sets} {'set' if sets == 1 else 'sets'} of prompts"
+    return " · ".join(filter(None, (what, results["created"][:10], f"gadjax {results['gadjax']}")))
 
 
 def _models(results: Mapping[str, Any]) -> list[dict[str, str]]:

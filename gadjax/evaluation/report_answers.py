@@ -1,4 +1,4 @@
-"""The report's answers, side by side: what its page browses, as one JSON value."""
+"""The report's answers side by side: one JSON value that the page's script browses."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 import pathlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from gadjax.data.prompts import read_jsonl
 from gadjax.errors import UserError
-from gadjax.evaluation.report_scores import TEACHER, colours, finite
+from gadjax.evaluation.axis import finite
+from gadjax.evaluation.model_sources import REFERENCE
+from gadjax.evaluation.report_scores import colours
+from gadjax.evaluation.results import TEACHER
 from gadjax.metrics import stage_title
 
-_TEXT_LIMIT = 20_000  # characters of a text that the page holds
-REFERENCE = "reference"
+_TEXT_LIMIT = 20_000  # characters: the page holds no more of a text
 _UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 
@@ -24,11 +26,11 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
 
     Returns:
       `columns` (who answered: `name`, `note`, `colour`), `sets` (names), `rows` (`set`, an index; `id`; `category`;
-      `prompt`, pairs of role and text; `answers`, by the column's index). A text is a string, or where it is longer
-      than the page holds, its first part and its whole length in characters.
+      `prompt`, pairs of role and text; `answers`, by the column's index). A text is a string, or its first part and
+      its length in characters if it is longer than the page holds.
 
     Raises:
-      UserError: a file of answers or verdicts is there and cannot be read.
+      UserError: a file of answers or verdicts cannot be read.
     """
     paint = colours(results["models"])
     columns = [{"name": TEACHER, "note": "", "colour": "quiet"}, {"name": REFERENCE, "note": "", "colour": "quiet"}]
@@ -58,7 +60,7 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
 
 
 def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
-    """Adds a run's `samples.jsonl` as a set: what the student said to held-out prompts after each stage.
+    """Adds a run's `samples.jsonl` as a set: the student's answers to held-out prompts after each stage.
 
     Raises:
       UserError: a line is not a sample.
@@ -94,16 +96,13 @@ def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def as_script(value: Any) -> str:
-    """JSON that HTML and JavaScript read as text and nothing else.
-
-    "<", ">" and "&" are written as escapes, so that no text ends the element that holds it or begins another.
-    """
+    """JSON in which "<", ">" and "&" are escapes, so that no text can end the element that holds it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Marks by set, id and model: means where an answer was judged several times."""
+    """Marks by set, id and model; if an answer was judged several times, their means."""
     name = results["verdicts"]
     path = directory / name if name else None
     if path is None or not path.is_file():
@@ -114,15 +113,12 @@ def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple
         found[key].append((finite(row.get("score")), finite(row.get("reference_score")), row.get("text") or ""))
     judged = {}
     for key, verdicts in found.items():
-        whole = [
-            (own, other) for own, other, _ in verdicts if own is not None and other is not None and own + other > 0
-        ]
-        part: dict[str, Any] = {"verdict": _text("\n\n".join(text for _, _, text in verdicts))}
+        whole = [(own, other) for own, other, _ in verdicts if None not in (own, other) and own + other > 0]
+        judged[key] = {"verdict": _text("\n\n".join(text for _, _, text in verdicts))}
         if whole:
-            part["mark"] = round(sum(own for own, _ in whole) / len(whole), 2)
-            part["reference"] = round(sum(other for _, other in whole) / len(whole), 2)
-            part["score"] = round(sum(100 * own / (own + other) for own, other in whole) / len(whole), 2)
-        judged[key] = part
+            marks = zip(*((own, other, 100 * own / (own + other)) for own, other in whole), strict=True)
+            means = (round(sum(values) / len(whole), 2) for values in marks)
+            judged[key] |= dict(zip(("mark", "reference", "score"), means, strict=True))
     return judged
 
 
@@ -137,8 +133,6 @@ def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
 
 
 def _note(model: Mapping[str, Any]) -> str:
-    parts: Sequence[str | None] = (
-        stage_title(model["stage"]) if model["stage"] else None,
-        None if model["step"] is None else f"step {model['step']:,}",
-    )
-    return ", ".join(part for part in parts if part)
+    stage = stage_title(model["stage"]) if model["stage"] else None
+    step = None if model["step"] is None else f"step {model['step']:,}"
+    return ", ".join(filter(None, (stage, step)))

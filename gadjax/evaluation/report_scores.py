@@ -1,34 +1,30 @@
-"""The report's figures and tables of `results.json`: scores, comparisons, lengths.
+"""The report's charts and tables of `results.json`: scores, comparisons, lengths.
 
-Of a tree as `read_results` checks it. What is null is left out: each of judge, two-sample test, KL and teacher is
-optional in an evaluation.
+All functions take the tree that `read_results` has checked, as JSON values. Judge, two-sample test, KL and teacher are
+optional in an evaluation; what is null is left out.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gadjax.evaluation import svg
+from gadjax.evaluation.axis import axis, finite, number
+from gadjax.evaluation.results import TEACHER, Histogram
 
-TEACHER = "teacher"
 
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A figure of a model on a set."""
+class Metric(NamedTuple):
+    """A figure of a model on a set; it is drawn if it has a meaning, else it is in the table only."""
 
     title: str
     unit: str
-    meaning: str
-    path: tuple[str, ...]  # into a model's scores; its interval is at low and high, or at PATH_low and PATH_high
+    path: tuple[str, ...]  # into a model's scores; an interval is at low and high, or at NAME_low and NAME_high
     digits: int
+    meaning: str = ""
     base: float = 0.0  # where bars start
     base_note: str = ""
-    drawn: bool = True  # else in the table only
 
     def bar(self, scores: Mapping[str, Any], name: str, colour: str) -> svg.Bar:
         """The figure with its interval."""
@@ -41,80 +37,41 @@ class Metric:
         return svg.Bar(name, finite(group.get(last)), low, high, colour)
 
 
+_JUDGED = "the judge's marks of the model's answer and the reference: mean of 100 s / (s + s_ref); higher is better"
+_TOLD = "how often a fresh classifier tells the model's answers from the teacher's; lower is better"
+_REVERSE = "from the model to the teacher, on the model's answers; lower is better"
+_FORWARD = "from the teacher to the model, on the teacher's answers; lower is better"
+_OVERLAP = "overlap with the teacher's answers, stemmed F-measure; what SeqKD trains for, no measure of quality"
 METRICS = (
-    Metric(
-        "Judge score",
-        "0 to 100",
-        "the judge's marks of the model's answer and the reference: mean of 100 s / (s + s_ref); higher is better",
-        ("judge", "score"),
-        1,
-        50.0,
-        "50: on a par with the reference",
-    ),
-    Metric(
-        "Two-sample accuracy",
-        "share",
-        "how often a fresh classifier tells the model's answers from the teacher's; lower is better",
-        ("two_sample", "accuracy"),
-        3,
-        0.5,
-        "0.5: cannot be told apart",
-    ),
-    Metric(
-        "Reverse KL",
-        "nats a token",
-        "from the model to the teacher, on the model's answers; lower is better",
-        ("kl", "reverse_per_token"),
-        3,
-    ),
-    Metric(
-        "Forward KL",
-        "nats a token",
-        "from the teacher to the model, on the teacher's answers; lower is better",
-        ("kl", "forward_per_token"),
-        3,
-    ),
-    Metric("Reverse KL", "nats an answer", "", ("kl", "reverse_per_response"), 1, drawn=False),
-    Metric("Forward KL", "nats an answer", "", ("kl", "forward_per_response"), 1, drawn=False),
-    Metric(
-        "ROUGE-L",
-        "0 to 1",
-        "overlap with the teacher's answers, stemmed F-measure; what SeqKD trains for, no measure of quality",
-        ("rouge_l",),
-        3,
-    ),
-    Metric("n-gram F1", "n = 1 to 5", "", ("ngram_f1_mean",), 3, drawn=False),
-    Metric("Length", "{length_unit}, mean", "", ("lengths", "mean"), 1, drawn=False),
-    Metric("Length", "{length_unit}, 95th %", "", ("lengths", "p95"), 0, drawn=False),
-    Metric("Cut", "share", "", ("lengths", "truncated"), 3, drawn=False),
-    Metric("Distinct", "1-grams", "", ("distinct", "1"), 3, drawn=False),
-    Metric("Distinct", "2-grams", "", ("distinct", "2"), 3, drawn=False),
-    Metric("Distinct", "3-grams", "", ("distinct", "3"), 3, drawn=False),
+    Metric("Judge score", "0 to 100", ("judge", "score"), 1, _JUDGED, 50.0, "50: on a par with the reference"),
+    Metric("Two-sample accuracy", "share", ("two_sample", "accuracy"), 3, _TOLD, 0.5, "0.5: cannot be told apart"),
+    Metric("Reverse KL", "nats a token", ("kl", "reverse_per_token"), 3, _REVERSE),
+    Metric("Forward KL", "nats a token", ("kl", "forward_per_token"), 3, _FORWARD),
+    Metric("Reverse KL", "nats an answer", ("kl", "reverse_per_response"), 1),
+    Metric("Forward KL", "nats an answer", ("kl", "forward_per_response"), 1),
+    Metric("ROUGE-L", "0 to 1", ("rouge_l",), 3, _OVERLAP),
+    Metric("n-gram F1", "n = 1 to 5", ("ngram_f1_mean",), 3),
+    Metric("Length", "{length_unit}, mean", ("lengths", "mean"), 1),
+    Metric("Length", "{length_unit}, 95th %", ("lengths", "p95"), 0),
+    Metric("Cut", "share", ("lengths", "truncated"), 3),
+    *(Metric("Distinct", f"{n}-grams", ("distinct", str(n)), 3) for n in range(1, 4)),
 )
 
 
-def finite(value: Any) -> float | None:
-    """A number that can be drawn; None for anything else."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
 def colours(models: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The colour class of each model, in their order; the teacher is quiet."""
+    """The colour class of each model, in their order, and of the teacher."""
     return {model["name"]: f"c{n % svg.COLOURS}" for n, model in enumerate(models)} | {TEACHER: "quiet"}
 
 
 def score_figures(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Bars of what was measured: `metrics`, of (title, meaning), and `groups` of a set's `panels`.
+    """Charts of all that was measured: `metrics`, of (title, meaning), and `groups` of a set's `panels`.
 
-    A panel has `title`, `unit` and `svg`; those of one metric have the same scale on every set.
+    A panel has `title`, `unit` and `svg`. The panels of one metric have the same scale on every set.
     """
     paint = colours(results["models"])
     groups: dict[str, list[dict[str, Any]]] = {}
     metrics = []
-    for metric in METRICS:
-        if not metric.drawn:
-            continue
+    for metric in (metric for metric in METRICS if metric.meaning):
         rows = {
             name: [bar for bar in _bars(metric, scores, paint) if bar.name != TEACHER or bar.value is not None]
             for name, scores in _by_set(results)
@@ -124,7 +81,7 @@ def score_figures(results: Mapping[str, Any]) -> dict[str, Any]:
             continue
         metrics.append((metric.title, metric.meaning))
         every = [v for bars in rows.values() for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None]
-        scale = svg.axis(every, include=[metric.base])
+        scale = axis(every, include=[metric.base])
         for name, bars in rows.items():
             label = f"{metric.title} on {name}: " + "; ".join(_words(bar, metric.digits) for bar in bars)
             drawing = svg.bars(label, bars, base=metric.base, scale=scale, note=metric.base_note, digits=metric.digits)
@@ -133,54 +90,38 @@ def score_figures(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score_table(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure as text: `columns` of (title, unit) and `groups` of a set's `rows` of a model's `cells`."""
-    paint = colours(results["models"])
-    groups = []
-    for name, scores in _by_set(results):
-        bars = {metric: {bar.name: bar for bar in _bars(metric, scores, paint)} for metric in METRICS}
-        models = [model for model in paint if model in scores]
-        groups.append((name, models, bars))
-    kept = [m for m in METRICS if any(bar.value is not None for _, _, bars in groups for bar in bars[m].values())]
-    return {
-        "columns": [(metric.title, metric.unit.format(length_unit=_length_unit(results))) for metric in kept],
-        "groups": [
-            {
-                "name": name,
-                "rows": [
-                    {"model": m, "colour": paint[m], "cells": [_cell(bars[metric][m], metric) for metric in kept]}
-                    for m in models
-                ],
-            }
-            for name, models, bars in groups
-        ],
+    """All figures as text: `columns` of (title, unit), and `groups` of a set's `rows` of a model's `cells`."""
+    paint, unit = colours(results["models"]), _length_unit(results)
+    by_set = {
+        name: {metric: {bar.name: bar for bar in _bars(metric, scores, paint)} for metric in METRICS}
+        for name, scores in _by_set(results)
     }
+    kept = [m for m in METRICS if any(bar.value is not None for bars in by_set.values() for bar in bars[m].values())]
+    groups = []
+    for name, bars in by_set.items():
+        rows = [
+            {"model": m, "colour": paint[m], "cells": [_cell(bars[metric][m], metric) for metric in kept]}
+            for m in paint
+            if m in results["scores"][name]
+        ]
+        groups.append({"name": name, "rows": rows})
+    return {"columns": [(metric.title, metric.unit.format(length_unit=unit)) for metric in kept], "groups": groups}
 
 
 def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Pairs of models by the judge: the set, both names, counts, the p-value as text, its test, a bar of shares."""
+    """Pairs of models by the judge: set, names, counts, the p-value as text, its test, and a bar of shares."""
     rows = []
     for name, pairs in results["comparisons"].items():
         for pair in pairs:
-            win, tie, lose, p = (pair[key] for key in ("win", "tie", "lose", "p"))
-            label = f"{pair['a']} wins {win}, ties {tie}, loses {lose} against {pair['b']}"
-            rows.append(
-                {
-                    "set": name,
-                    **{key: pair[key] for key in ("a", "b")},
-                    "win": win,
-                    "tie": tie,
-                    "lose": lose,
-                    "p": "< 0.001" if p < 0.001 else f"{p:.3f}",
-                    "significant": p < 0.05,
-                    "test": pair["test"],
-                    "svg": svg.shares(label, [("win", win), ("tie", tie), ("lose", lose)]),
-                }
-            )
+            label = "{a} wins {win}, ties {tie}, loses {lose} against {b}".format(**pair)
+            bar = svg.shares(label, [(key, pair[key]) for key in ("win", "tie", "lose")])
+            p = "< 0.001" if pair["p"] < 0.001 else f"{pair['p']:.3f}"
+            rows.append(pair | {"set": name, "p": p, "significant": pair["p"] < 0.05, "svg": bar})
     return rows
 
 
 def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Histograms by set: `name`, whether there is a `teacher`, and `panels` of a model's `name`, `svg`, `caption`."""
+    """Histograms by set: `name`, the `teacher`'s caption or None, and a model's `panels`."""
     paint, unit = colours(results["models"]), _length_unit(results)
     figures = []
     for name, scores in _by_set(results):
@@ -191,30 +132,20 @@ def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not models:
             continue
         width = found[models[0]].edges[1] - found[models[0]].edges[0]
-        top = max(share for part in found.values() for share in part.shares(width))
-        panels = [
-            {
-                "name": model,
-                "colour": paint[model],
-                "svg": svg.histogram(
-                    f"Lengths of {model} on {name}: {_lengths(scores[model], unit)}",
-                    found[model],
-                    teacher if model != TEACHER else None,
-                    colour=paint[model],
-                    top_share=top,
-                    unit=unit,
-                ),
-                "caption": _lengths(scores[model], unit),
-            }
-            for model in models
-        ]
+        top = max(share for part in found.values() for share in svg.shares_of(part, width))
+        panels = []
+        for model in models:
+            colour, caption = paint[model], _lengths(scores[model], unit)
+            label, other = f"Lengths of {model} on {name}: {caption}", teacher if model != TEACHER else None
+            drawing = svg.histogram(label, found[model], other, colour=colour, top_share=top, unit=unit)
+            panels.append({"name": model, "colour": colour, "svg": drawing, "caption": caption})
         caption = _lengths(scores[TEACHER], unit) if teacher else None
         figures.append({"name": name, "teacher": caption, "panels": panels})
     return figures
 
 
 def missing(results: Mapping[str, Any]) -> list[str]:
-    """What this evaluation did not measure, a sentence each."""
+    """Sentences that say what this evaluation did not measure."""
     scores = [model for by_model in results["scores"].values() for model in by_model.values()]
     measured = lambda key: any(model.get(key) for model in scores)  # noqa: E731
     parts = [
@@ -243,18 +174,19 @@ def _bars(metric: Metric, scores: Mapping[str, Any], paint: Mapping[str, str]) -
 def _cell(bar: svg.Bar, metric: Metric) -> tuple[str, str]:
     if bar.value is None:
         return "–", ""
-    parts = [svg.number(v, metric.digits) for v in (bar.low, bar.high) if v is not None]
-    return svg.number(bar.value, metric.digits), " to ".join(parts)
+    parts = [number(v, metric.digits) for v in (bar.low, bar.high) if v is not None]
+    return number(bar.value, metric.digits), " to ".join(parts)
 
 
 def _words(bar: svg.Bar, digits: int) -> str:
-    return f"{bar.name} " + ("not measured" if bar.value is None else svg.number(bar.value, digits))
+    return f"{bar.name} " + ("not measured" if bar.value is None else number(bar.value, digits))
 
 
-def _histogram(scores: Mapping[str, Any]) -> svg.Histogram | None:
-    edges, counts = (scores["lengths"]["histogram"][key] for key in ("edges", "counts"))
-    rising = all(left < right for left, right in itertools.pairwise(edges))
-    return svg.Histogram(edges, counts) if rising and sum(counts) else None
+def _histogram(scores: Mapping[str, Any]) -> Histogram | None:
+    """The histogram of lengths, or None if it cannot be drawn."""
+    found = Histogram(**scores["lengths"]["histogram"])
+    rising = all(left < right for left, right in itertools.pairwise(found.edges))
+    return found if rising and sum(found.counts) else None
 
 
 def _length_unit(results: Mapping[str, Any]) -> str:
@@ -263,9 +195,5 @@ def _length_unit(results: Mapping[str, Any]) -> str:
 
 def _lengths(scores: Mapping[str, Any], unit: str) -> str:
     mean, middle, cut = (scores["lengths"][key] for key in ("mean", "p50", "truncated"))
-    parts = [
-        f"mean {svg.number(mean, 0)}",
-        f"median {svg.number(middle, 0)} {unit}",
-        f"{svg.number(100 * cut, 1 if cut < 0.1 else 0)} % cut",
-    ]
-    return ", ".join(parts)
+    share = number(100 * cut, 1 if cut < 0.1 else 0)
+    return f"mean {number(mean, 0)}, median {number(middle, 0)} {unit}, {share} % cut"

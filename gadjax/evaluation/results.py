@@ -1,14 +1,11 @@
-"""`results.json`: what an evaluation found, as a tree of dataclasses, written whole and read with checks."""
+"""`results.json`: what an evaluation found, as a tree of dataclasses that is checked when it is read."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import types
-import typing
 from typing import Any
 
 from gadjax.errors import UserError
@@ -21,18 +18,18 @@ TEACHER = "teacher"  # the teacher's own entry among the scores of a set
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedModel:
-    """What was evaluated. `step` and `stage` are of a run's checkpoint."""
+    """A model that was evaluated; `step` and `stage` are those of a run's checkpoint."""
 
     name: str
     source: str
     kind: str  # "checkpoint", "export" or "api"
-    step: int | None = None
-    stage: str | None = None
+    step: int | None
+    stage: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedSet:
-    """Prompts that every model answered. `sha256`: of the file."""
+    """A set of prompts that every model answered; `sha256` is that of the file."""
 
     name: str
     path: str
@@ -43,7 +40,7 @@ class EvaluatedSet:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Who judged. `malformed`: pairs that got no verdict that can be read; `retried`: verdicts asked for once more."""
+    """The judge; `malformed` counts pairs without a readable verdict, `retried` verdicts that were asked for again."""
 
     model: str
     base_url: str
@@ -54,7 +51,7 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """`counts[i]` answers are from `edges[i]` up to `edges[i + 1]` long; the last edge belongs to the last bin."""
+    """`counts[i]` answers have lengths from `edges[i]` up to `edges[i + 1]`; the last bin includes its upper edge."""
 
     edges: list[float]
     counts: list[int]
@@ -62,7 +59,7 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Of a set's answers, in the unit `settings.length_unit`; `truncated`: the share that was cut at the limit."""
+    """Lengths of a set's answers in `settings.length_unit`; `truncated` is the share that the limit cut."""
 
     mean: float
     p50: float
@@ -84,7 +81,13 @@ class JudgeScore:
 
 @dataclasses.dataclass(frozen=True)
 class TwoSampleScore:
-    """See `gadjax.evaluation.two_sample.TwoSample`."""
+    """The accuracy of fresh classifiers on prompts that they did not see; 0.5 is indistinguishable.
+
+    Attributes:
+      accuracy: share of answers, half of them the teacher's, that were classified correctly.
+      low, high: 95 % bootstrap interval over prompts.
+      prompts: number of different prompts.
+    """
 
     accuracy: float
     low: float
@@ -97,9 +100,9 @@ class Kl:
     """Kullback-Leibler divergences in nats, with 95 % bootstrap intervals over prompts (`gadjax.evaluation.kl`).
 
     Attributes:
-      samples: responses to a prompt that were drawn from a model.
+      samples: responses to each prompt that were drawn from a model.
       forward_on: "drawn" from the teacher, or the "given" answers of the set.
-      teacher_temperature: of p; the model's is 1.
+      teacher_temperature: of the teacher's distribution; the model's is 1.
     """
 
     reverse_per_token: float
@@ -122,21 +125,21 @@ class Kl:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What is known of a model's answers to a set; `distinct` and `ngram_f1` by n, as text."""
+    """Figures of a model's answers to a set; `distinct` and `ngram_f1` are by n, as text."""
 
     prompts: int
     lengths: Lengths
     distinct: dict[str, float]
-    rouge_l: float | None = None
-    ngram_f1: dict[str, float] | None = None
-    judge: JudgeScore | None = None
-    two_sample: TwoSampleScore | None = None
-    kl: Kl | None = None
+    rouge_l: float | None
+    ngram_f1: dict[str, float] | None
+    judge: JudgeScore | None
+    two_sample: TwoSampleScore | None
+    kl: Kl | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """On how many prompts the judge puts `a` above, level with and below `b`; `p` of the named test, two-sided."""
+    """The number of prompts on which the judge scores `a` above, equal to and below `b`; `p` is two-sided."""
 
     a: str
     b: str
@@ -149,14 +152,14 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-    """The first run among the models; its metrics.jsonl has the curves."""
+    """The first run among the models; the report's curves are from its metrics.jsonl."""
 
     workdir: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All of `results.json`. `scores`: by set and model; `comparisons`: by set."""
+    """The contents of `results.json`; `scores` are by set and model, `comparisons` by set."""
 
     format: int
     gadjax: str
@@ -172,11 +175,11 @@ class Results:
 
 
 def write_results(directory: pathlib.Path, results: Results) -> pathlib.Path:
-    """Writes `directory/results.json`, whole or not at all, and gives its path.
+    """Writes `directory/results.json`, whole or not at all, and returns its path.
 
     Raises:
       UserError: it cannot be written.
-      ValueError: a number is not finite, which JSON has no way to say.
+      ValueError: a number is not finite, which JSON cannot hold.
     """
     path = directory / FILE
     text = json.dumps(dataclasses.asdict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -189,11 +192,14 @@ def read_results(directory: str | os.PathLike[str]) -> Results:
     """The results that `write_results` wrote.
 
     Raises:
-      UserError: there are none, or the file is damaged or of another format; it names the field.
+      UserError: there are none, or the file is damaged or of another format; the message names the field.
     """
+    import pydantic
+
     path = expand(directory) / FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run gadjax.evaluate --out={path.parent}") from None
     except ValueError as error:
@@ -201,17 +207,29 @@ def read_results(directory: str | os.PathLike[str]) -> Results:
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
         raise UserError(f"{path}: its format is {found!r}, but this gadjax reads {FORMAT}; evaluate again")
-    results = _read(Results, value, str(path))
+    try:
+        results = pydantic.TypeAdapter(Results).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        said = {"missing": "is missing", "unexpected_keyword_argument": "is not a field of this format"}.get(
+            first["type"]
+        )
+        said = said or f"is {json.dumps(first['input'])[:60]}: {first['msg']}"
+        raise UserError(f"{path}: `{'.'.join(map(str, first['loc']))}` {said}; evaluate again") from None
     _check(results, path)
     return results
 
 
+# Types must be exact (no text for a number), every field must be there, and no other; numbers are finite.
+Results.__pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+
 def _check(results: Results, path: pathlib.Path) -> None:
-    """What the types alone don't say."""
+    """Checks what types alone do not say."""
     models, sets = [model.name for model in results.models], [prompts.name for prompts in results.sets]
     for field in ("scores", "comparisons"):
         if strange := getattr(results, field).keys() - set(sets):
-            raise UserError(f"{path}: {field} tells of a set {min(strange)!r}, which is not among its sets")
+            raise UserError(f"{path}: {field} has a set {min(strange)!r}, which is not among its sets")
     for name in sets:
         if missing := set(models) - results.scores.get(name, {}).keys():
             raise UserError(f"{path}: scores.{name} lacks the model {min(missing)!r}")
@@ -219,41 +237,3 @@ def _check(results: Results, path: pathlib.Path) -> None:
             histogram = scores.lengths.histogram
             if len(histogram.edges) != len(histogram.counts) + 1:
                 raise UserError(f"{path}: scores.{name}.{model}.lengths.histogram needs one more edge than counts")
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as what the annotation `kind` says."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _read(next(option for option in arguments if option is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
-        value = _typed(value, dict, "an object", where)
-        if missing := [field.name for field in fields if field.name not in value]:
-            raise UserError(f"{where}: `{missing[0]}` is missing; evaluate again")
-        if strange := value.keys() - hints.keys():
-            raise UserError(f"{where}: `{min(strange)}` is not a field of this format; evaluate again")
-        return kind(**{name: _read(hint, value[name], f"{where}: {name}") for name, hint in hints.items()})
-    if origin is list:
-        items = _typed(value, list, "a list", where)
-        return [_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
-    if origin is dict:
-        items = _typed(value, dict, "an object", where)
-        return {name: _read(arguments[1], item, f"{where}.{name}") for name, item in items.items()}
-    if kind is float:
-        number = _typed(value, (int, float), "a number", where)
-        if not math.isfinite(number):
-            raise UserError(f"{where}: {number} is not finite; evaluate again")
-        return float(number)
-    names = {int: "a whole number", str: "text", bool: "true or false"}
-    return _typed(value, kind, names[kind], where)
-
-
-def _typed(value: Any, kind: Any, name: str, where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where}: {json.dumps(value)[:60]} where {name} is expected; evaluate again")
-    return value

@@ -1,129 +1,144 @@
-"""How an evaluation is done: every choice but the models and the prompts."""
+"""The settings of an evaluation, each declared once: the check, the flag and its line of `--help` follow from it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from gadjax.errors import UserError
 from gadjax.teacher.protocol import LIMIT_FIELDS, request_fields
 
-_OF_JUDGE = (
-    "reference_model",
-    "references",
-    "judge_teacher",
-    "judge_base_url",
-    "judge_limit_field",
-    "judge_request_fields",
-)
+DRAWN, GIVEN = "drawn", "given"  # the forward KL's responses
+
+
+def _setting(
+    default: Any,
+    description: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    of_judge: bool = False,
+) -> Any:
+    """A field that is at least `least`, above `above`, or one of `choices`; `of_judge`: it says nothing without one."""
+    metadata = {"description": description, "least": least, "above": above, "choices": choices, "of_judge": of_judge}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """The choices; each is a flag of the command of the same name.
+    """How an evaluation is done: every choice but the models and the sets of prompts."""
 
-    Attributes:
-      max_response_length: tokens of an answer at most.
-      max_prompts: of each set, the first so many; 0 for all.
-      batch_size: prompts decoded at once by a model of this machine.
-      dtype: of such models: "auto" is float32 on CPU, else bfloat16.
-      seed: of samples, the judge's order, folds and bootstrap.
-      base_url, concurrency, requests_timeout, max_retries: of API models: where, requests at once, seconds for an
-        attempt, attempts after the first.
-      limit_field: the field of their requests that says how long an answer may be.
-      request_fields: more of their requests, a JSON object as text or as a mapping; null leaves a field out.
-      input_price, output_price: of a million tokens, in any currency, for the estimates; None leaves costs out.
-      judge: the API's name of the judge; None for no judge.
-      judge_base_url, judge_limit_field, judge_request_fields: of requests to it and to the reference model; None for
-        `base_url`, `limit_field`, `request_fields`.
-      reference_model: writes the reference answers; None for the judge.
-      references: files with reference answers, by set.
-      judge_teacher: whether the teacher's answers are judged as a model's are.
-      judge_temperature, judge_max_tokens, judge_attempts: of a verdict: the first attempt's temperature, tokens, and
-        attempts until one can be read.
-      base: the checkpoint that classifiers of the two-sample test grow from; None for no test.
-      two_sample_folds, two_sample_epochs, two_sample_learning_rate, two_sample_temperature: of the test; at temperature
-        0 it is of the greedy answers; None for that of the sets' files, 1 where they do not say.
-      teacher: an open teacher with the models' tokenizer; None for no KL.
-      teacher_temperature: that its answers were collected with; None for that of the sets' files, 1 where they do not
-        say.
-      kl_samples: responses to a prompt that a KL is measured on.
-      kl_forward: the forward KL's responses: "drawn" from the teacher, or the "given" answers of the set.
-    """
-
-    max_response_length: int = 1536
-    max_prompts: int = 0
-    batch_size: int = 64
-    dtype: str = "auto"
-    seed: int = 0
-    base_url: str = "https://api.openai.com/v1"
-    concurrency: int = 16
-    requests_timeout: float = 120.0
-    max_retries: int = 8
-    limit_field: str = LIMIT_FIELDS[0]
-    request_fields: str | Mapping[str, Any] | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-    judge: str | None = None
-    judge_base_url: str | None = None
-    judge_limit_field: str | None = None
-    judge_request_fields: str | Mapping[str, Any] | None = None
-    reference_model: str | None = None
-    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    judge_teacher: bool = False
-    judge_temperature: float = 0.0
-    judge_max_tokens: int = 1024
-    judge_attempts: int = 3
-    base: str | None = None
-    two_sample_folds: int = 5
-    two_sample_epochs: int = 3
-    two_sample_learning_rate: float = 1e-5
-    two_sample_temperature: float | None = None
-    teacher: str | None = None
-    teacher_temperature: float | None = None
-    kl_samples: int = 4
-    kl_forward: Literal["drawn", "given"] = "drawn"
+    max_response_length: int = _setting(1536, "Tokens of an answer, at most.", least=1)
+    max_prompts: int = _setting(0, "Takes the first so many prompts of each set; 0 takes all.", least=0)
+    batch_size: int = _setting(64, "Prompts decoded at once; a stop loses eight batches at most.", least=1)
+    dtype: str = _setting(
+        "auto",
+        "Dtype of local models; auto: float32 on CPU, else bfloat16.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    seed: int = _setting(0, "Seed of samples, the order before the judge, folds and the bootstrap.", least=0)
+    base_url: str = _setting("https://api.openai.com/v1", "API of api:MODEL and the judge, up to /chat/completions.")
+    concurrency: int = _setting(16, "Requests under way at once.", least=1)
+    requests_timeout: float = _setting(120.0, "Seconds for one attempt at a request.", above=0)
+    max_retries: int = _setting(8, "Attempts at a request after the first.", least=0)
+    limit_field: str = _setting(
+        LIMIT_FIELDS[0], "Field of a request that limits the answer's tokens.", choices=LIMIT_FIELDS
+    )
+    request_fields: str | Mapping[str, Any] | None = _setting(
+        None, "More fields of a request, a JSON object; null leaves one out."
+    )
+    input_price: float | None = _setting(
+        None, "Price of a million tokens of prompts, in any currency; estimates then have a cost.", least=0
+    )
+    output_price: float | None = _setting(None, "Price of a million tokens of answers.", least=0)
+    judge: str | None = _setting(None, "The API's name of the judge; none: no answer is judged.")
+    judge_base_url: str | None = _setting(
+        None, "The API of the judge and the reference model; default: --base_url.", of_judge=True
+    )
+    judge_limit_field: str | None = _setting(
+        None, "--limit_field of their requests; default: --limit_field.", choices=LIMIT_FIELDS, of_judge=True
+    )
+    judge_request_fields: str | Mapping[str, Any] | None = _setting(
+        None, "--request_fields of their requests; default: --request_fields.", of_judge=True
+    )
+    reference_model: str | None = _setting(
+        None, "The API's name of the model that writes reference answers; default: the judge.", of_judge=True
+    )
+    references: Mapping[str, str] = _setting(
+        dict, "SET=FILE, ...: files with reference answers to the same chats, in `response`.", of_judge=True
+    )
+    judge_teacher: bool = _setting(False, "Judges the teacher's answers of the sets too.", of_judge=True)
+    judge_temperature: float = _setting(
+        0.0, "Temperature of the first attempt at a verdict; later ones are drawn at 1 or above.", least=0
+    )
+    judge_max_tokens: int = _setting(1024, "Tokens of a verdict, at most.", least=1)
+    judge_attempts: int = _setting(
+        3, "Attempts at a verdict that can be read, and at a reference answer that is not empty.", least=1
+    )
+    base: str | None = _setting(
+        None, "Directory or hub id that the two-sample test's classifiers start from; none: no two-sample test."
+    )
+    two_sample_folds: int = _setting(5, "Folds of the two-sample test's cross-validation.", least=2)
+    two_sample_epochs: int = _setting(3, "Passes over the training answers of a fold.", least=1)
+    two_sample_learning_rate: float = _setting(1e-5, "Learning rate of the classifiers.", above=0)
+    two_sample_temperature: float | None = _setting(
+        None,
+        "Temperature of the answers that are tested, 0: the greedy ones; default: that of the sets, or 1.",
+        least=0,
+    )
+    teacher: str | None = _setting(
+        None, "Directory or hub id of an open teacher with the models' tokenizer; none: no KL."
+    )
+    teacher_temperature: float | None = _setting(
+        None, "Temperature that the teacher's answers were sampled at; default: that of the sets, or 1.", above=0
+    )
+    kl_samples: int = _setting(4, "Responses to each prompt that a KL is measured on.", least=1)
+    kl_forward: str = _setting(
+        DRAWN,
+        "Responses of the forward KL: drawn from --teacher, or the answers given with the sets.",
+        choices=(DRAWN, GIVEN),
+    )
 
     @property
     def prices(self) -> tuple[float, float] | None:
-        """Of a million tokens of prompts and of answers, where they are known."""
+        """Prices of a million tokens of prompts and of answers, or None if they are not known."""
         return None if self.input_price is None else (self.input_price, self.output_price)
 
     def check(self) -> None:
-        """Refuses numbers that mean nothing, and choices that need another one.
+        """Refuses values outside of their bounds or choices, and settings that need another one.
 
         Raises:
           UserError: naming the flag.
         """
-        counts = ("max_response_length", "batch_size", "concurrency", "judge_max_tokens", "judge_attempts")
-        least = dict.fromkeys((*counts, "two_sample_epochs", "kl_samples"), 1)
-        least |= {"max_prompts": 0, "max_retries": 0, "two_sample_folds": 2, "seed": 0}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"--{name}={getattr(self, name)}: at least {lowest}")
-        for name in ("requests_timeout", "two_sample_learning_rate", "teacher_temperature"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"--{name}={value}: a number above 0")
-        for name in ("judge_temperature", "two_sample_temperature"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"--{name}={value}: a number that is not below 0")
-        choices = {"dtype": ("auto", "float32", "bfloat16"), "kl_forward": ("drawn", "given")}
-        choices |= {"limit_field": LIMIT_FIELDS, "judge_limit_field": (None, *LIMIT_FIELDS)}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"--{name}={getattr(self, name)}: one of {', '.join(filter(None, known))}")
+        for field in dataclasses.fields(self):
+            name, value, rule = field.name, getattr(self, field.name), field.metadata
+            if value is None and "None" not in field.type:
+                raise UserError(f"--{name} is None; leave it out, or give a value")
+            if value is None:
+                continue
+            if rule["choices"] and value not in rule["choices"]:
+                raise UserError(f"--{name}={value}: one of {', '.join(rule['choices'])}")
+            if rule["least"] is not None and not rule["least"] <= value < math.inf:
+                raise UserError(f"--{name}={value}: a number of at least {rule['least']}")
+            if rule["above"] is not None and not rule["above"] < value < math.inf:
+                raise UserError(f"--{name}={value}: a number above {rule['above']}")
+            if rule["of_judge"] and value and not self.judge:
+                raise UserError(f"--{name} is of the judge, but there is none: give --judge=MODEL, or leave it out")
         for name in ("request_fields", "judge_request_fields"):
             request_fields(getattr(self, name), f"--{name}")
-        for name in ("input_price", "output_price"):
-            price = getattr(self, name)
-            if price is None and (self.input_price, self.output_price) != (None, None):
+        for name, other in (("input_price", "output_price"), ("output_price", "input_price")):
+            if getattr(self, name) is None and getattr(self, other) is not None:
                 raise UserError(f"--{name} is missing; give it with the other price, 0 where it is free")
-            if price is not None and not (price >= 0 and math.isfinite(price)):
-                raise UserError(f"--{name}={price}: a number that is not below 0")
-        for name in _OF_JUDGE:
-            if getattr(self, name) and not self.judge:
-                raise UserError(f"--{name} is of the judge, but there is none: give --judge=MODEL, or leave it out")
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """The line of `--help` for a setting: its description, and its bounds or choices."""
+    rule = field.metadata
+    bounds = f" At least {rule['least']}." if rule["least"] is not None else ""
+    bounds += f" Above {rule['above']}." if rule["above"] is not None else ""
+    return rule["description"] + bounds + (f" One of {', '.join(rule['choices'])}." if rule["choices"] else "")

@@ -1,38 +1,39 @@
-"""Small charts as SVG: curves over a run's stages, bars with intervals, histograms, shares.
+"""Small charts as SVG text: curves over a run's stages, bars with intervals, histograms, shares of a bar.
 
-Pure text made of elements, so that all of it is escaped; colours and fonts come from the page's style sheet through
-class names ("c0" to "c5" for models, "quiet" for the teacher). A chart is an image with one label to a screen reader;
-pointing at a part of it shows that part's figures.
+Charts are built as XML elements, so all text in them is escaped. They have no colours or fonts of their own: the page's
+style sheet gives both by class name ("c0" to "c5" for models, "quiet" for the teacher), for light and dark pages. A
+screen reader reads a chart as one image with a label; pointing at a part shows that part's figures.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-WIDTH = 300.0  # of every chart, in its own units: pages scale it
-_LEFT, _RIGHT = 44.0, 12.0
-_STAGE_WIDTH = 52.0  # at least, so that a short stage is seen and its name fits
-_BUCKET = 3.0  # width over which neighbouring steps are averaged
-COLOURS = 6
+from gadjax.evaluation.axis import Axis, axis, number
+from gadjax.evaluation.results import Histogram
+
+COLOURS = 6  # classes "c0" to "c5"
+WIDTH = 300.0  # of every chart, in units of its own: the page scales it
+_LEFT, _RIGHT = 44.0, 12.0  # margins of charts with a y axis
+_STAGE_WIDTH = 52.0  # the least width of a stage, so that a short one is seen and its name fits
+_BUCKET = 3.0  # neighbouring steps within this width are averaged
 
 
-@dataclasses.dataclass(frozen=True)
-class Bar:
-    """A model's figure, with its 95 % interval where there is one."""
+class Bar(NamedTuple):
+    """A model's figure (None: not measured), with its 95 % interval where it has one."""
 
     name: str
-    value: float | None  # None: not measured
+    value: float | None
     low: float | None = None
     high: float | None = None
     colour: str = "c0"
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A figure after a step, with its 95 % interval where there is one."""
+class Point(NamedTuple):
+    """A figure after a step, with its 95 % interval where it has one."""
 
     step: int
     value: float
@@ -40,79 +41,9 @@ class Point:
     high: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A figure of each step."""
-
-    name: str
-    stages: Mapping[str, Sequence[tuple[int, float]]]  # by stage: steps and values, in order
-    colour: str = "c0"
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """A range and the places that are labelled in it."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    digits: int  # behind the point
-
-    def within(self, low: float, high: float) -> Axis:
-        """The axis with these ends, and those of its ticks between them."""
-        return Axis(low, high, tuple(tick for tick in self.ticks if low <= tick <= high), self.digits)
-
-    def share(self, value: float) -> float:
-        """Where a value lies, from 0 to 1; values outside are moved to the nearer end."""
-        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-
-    def label(self, value: float) -> str:
-        """A tick's text."""
-        if max(abs(self.low), abs(self.high)) < 1e-3:
-            return f"{value:.3g}".replace("-", "−")
-        if self.high - self.low >= 1e6:
-            return f"{value / 1e6:,g}M".replace("-", "−")
-        return number(value, self.digits)
-
-
-def number(value: float, digits: int | None = None) -> str:
-    """A figure as people read it; `digits` behind the point, by default enough for three that count."""
-    if digits is None:
-        size = abs(value)
-        if size and (size < 1e-3 or size >= 1e7):
-            return f"{value:.2e}".replace("-", "−")
-        digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    text = f"{value:,.{digits}f}"
-    return "0" + text[2:] if text.startswith("-0") and not float(text) else text.replace("-", "−")
-
-
-def axis(values: Sequence[float], *, include: Sequence[float] = (), count: int = 4) -> Axis:
-    """Round ticks around all finite values and those to include."""
-    known = [value for value in (*values, *include) if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(known), max(known)
-    if max(abs(low), abs(high)) < 1e-12:  # no scale of its own
-        low, high = 0.0, 1.0
-    elif high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - 0.1 * abs(low), high + 0.1 * abs(high)
-    step = _round_step((high - low) / count)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(n * step for n in range(first, last + 1))
-    return Axis(ticks[0], ticks[-1], ticks, max(0, -math.floor(math.log10(step) + 1e-9) + (step_digit(step) == 2.5)))
-
-
-def step_digit(step: float) -> float:
-    """The first digits of a step between ticks: 1, 2, 2.5 or 5."""
-    return round(step / 10 ** math.floor(math.log10(step) + 1e-9), 1)
-
-
-def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return power * next(digit for digit in (1, 2, 2.5, 5, 10) if digit * power >= rough * (1 - 1e-9))
-
-
 def curves(
     label: str,
-    lines: Sequence[Line],
+    line: Mapping[str, Sequence[tuple[int, float]]],
     points: Mapping[str, Sequence[Point]],
     stages: Mapping[str, tuple[int, int]],
     titles: Mapping[str, str],
@@ -120,23 +51,22 @@ def curves(
     reference: float | None = None,
     include: Sequence[float] = (),
 ) -> str:
-    """Figures over the steps of a run.
+    """A chart of a figure over the steps of a run, each stage at a scale of its own, so that short ones are seen.
 
-    Each stage has steps at its own scale, so that short stages are seen. A line is the mean of neighbouring
-    steps, the band behind it their range.
+    The line is the mean of neighbouring steps, the band behind it their range.
 
     Args:
       label: what a screen reader says.
-      lines: of the training steps.
-      points: held-out figures by stage; those of no stage in `stages` lie at the start.
-      stages: the first step (that before the stage) and the last of each, in order.
+      line: steps and values by stage, of the training steps.
+      points: held-out figures by stage; points of a stage that is not in `stages` are drawn at the start.
+      stages: by stage, in order: the step before its first, and its last.
       titles: of the stages.
       reference: value of a dashed line.
       include: values that the y axis reaches to.
     """
     height, top, bottom = 190.0, 22.0, 168.0
     svg = _chart(height, label)
-    left = {stage: place for stage, place in zip(stages, _places(stages), strict=True)}
+    left = dict(zip(stages, _places(stages), strict=True))
 
     def across(stage: str, step: float) -> float:
         if stage not in stages:
@@ -144,42 +74,40 @@ def curves(
         (start, end), (x, width) = stages[stage], left[stage]
         return x + width * (step - start) / max(1, end - start)
 
-    groups = [(line, stage, _buckets(steps, left[stage][1])) for line in lines for stage, steps in line.stages.items()]
+    groups = [[(across(stage, b.step), b) for b in _buckets(steps, left[stage][1])] for stage, steps in line.items()]
     held = [(stage, point) for stage in points for point in points[stage]]
-    heights = [bucket.mean for _, _, buckets in groups for bucket in buckets]
+    heights = [bucket.mean for places in groups for _, bucket in places]
     heights += [value for _, p in held for value in (p.value, p.low, p.high) if value is not None]
     y = axis(heights, include=[*include, *([] if reference is None else [reference])])
 
     def up(value: float) -> float:
         return bottom - (bottom - top) * y.share(value)
 
+    # The ground: stages with their names, the grid, and the steps where stages begin and end.
     for n, (stage, (x, width)) in enumerate(left.items()):
         _add(svg, "rect", cls="band" if n % 2 else "ground", x=x, y=top, width=width, height=bottom - top)
         _text(svg, x + width / 2, top - 7, titles.get(stage, stage), "stage", "middle")
-    for tick in y.ticks:
-        _add(svg, "line", cls="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=up(tick), y2=up(tick))
-        _text(svg, _LEFT - 6, up(tick) + 3.5, y.label(tick), "tick", "end")
+    _grid(svg, y, up)
     if reference is not None:
         _add(svg, "line", cls="reference", x1=_LEFT, x2=WIDTH - _RIGHT, y1=up(reference), y2=up(reference))
     _text(svg, _LEFT - 20, bottom + 15, "step", "tick", "end")
-    for step, x in [(start, left[stage][0]) for stage, (start, _) in stages.items()] + [
-        (end, sum(left[stage])) for stage, (_, end) in list(stages.items())[-1:]
-    ]:
+    ends = [(start, left[stage][0]) for stage, (start, _) in stages.items()]
+    ends += [(end, sum(left[stage])) for stage, (_, end) in list(stages.items())[-1:]]
+    for step, x in ends:
         _add(svg, "line", cls="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
         _text(svg, x, bottom + 15, f"{step:,}", "tick", "middle")
-    for line, stage, buckets in groups:
-        places = [(across(stage, bucket.step), bucket) for bucket in buckets]
+    # The training steps, then the held-out points above them.
+    for places in groups:
         edge = [(x, up(b.low)) for x, b in places] + [(x, up(b.high)) for x, b in reversed(places)]
-        _add(svg, "path", cls=f"range {line.colour}", d=_path(edge) + "Z")
-    for line, stage, buckets in groups:
-        _add(svg, "path", cls=f"line {line.colour}", d=_path((across(stage, b.step), up(b.mean)) for b in buckets))
+        _add(svg, "path", cls="range c0", d=_path(edge) + "Z")
+    for places in groups:
+        _add(svg, "path", cls="line c0", d=_path((x, up(b.mean)) for x, b in places))
     if held:
         _add(svg, "path", cls="line held", d=_path((across(stage, p.step), up(p.value)) for stage, p in held))
-    for _, stage, buckets in groups:
-        _hits(svg, [(across(stage, b.step), b) for b in buckets], top, bottom)
+    for places in groups:
+        _hits(svg, places, top, bottom)
     for stage, p in held:
-        mark = _add(svg, "g", cls="held")
-        x = across(stage, p.step)
+        mark, x = _add(svg, "g", cls="held"), across(stage, p.step)
         if p.low is not None and p.high is not None:
             _add(mark, "line", cls="whisker", x1=x, x2=x, y1=up(p.low), y2=up(p.high))
         _add(mark, "circle", cx=x, cy=up(p.value), r=3.2)
@@ -190,16 +118,23 @@ def curves(
 def bars(
     label: str, rows: Sequence[Bar], *, base: float, scale: Axis, note: str = "", digits: int | None = None
 ) -> str:
-    """A bar a row from `base`, named above it, with its interval; `note` names the dashed line at the base."""
+    """A chart of horizontal bars that start at `base`, each under its name, with its figure and interval.
+
+    Args:
+      label: what a screen reader says.
+      rows: from top to bottom.
+      base: where bars start.
+      scale: the x axis.
+      note: what the base means, written below a dashed line there.
+      digits: decimals of the figures.
+    """
     row, foot = 35.0, 22.0 + (13.0 if note else 0.0)
-    height = row * len(rows) + foot
-    x0, x1 = 8.0, WIDTH - 14.0
-    svg = _chart(height, label)
+    x0, x1, bottom = 8.0, WIDTH - 14.0, row * len(rows)
+    svg = _chart(bottom + foot, label)
 
     def across(value: float) -> float:
         return x0 + (x1 - x0) * scale.share(value)
 
-    bottom = row * len(rows)
     for tick in scale.ticks:
         _add(svg, "line", cls="grid", x1=across(tick), x2=across(tick), y1=2, y2=bottom)
         _text(svg, across(tick), bottom + 14, scale.label(tick), "tick", "middle")
@@ -207,12 +142,13 @@ def bars(
         _add(svg, "line", cls="reference", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
     for n, bar in enumerate(rows):
         y = row * n
-        _text(svg, x0 + 4, y + 13, _shorten(bar.name, 22), "name", "start", halo=True)
+        name = bar.name if len(bar.name) <= 22 else bar.name[:21] + "…"
+        _text(svg, x0 + 4, y + 13, name, "name over", "start")
         if bar.value is None:
-            _text(svg, x1, y + 13, "not measured", "tick", "end", halo=True)
+            _text(svg, x1, y + 13, "not measured", "tick over", "end")
             continue
         words = _interval(bar.value, bar.low, bar.high, digits)
-        _text(svg, x1, y + 13, words, "value", "end", halo=True)
+        _text(svg, x1, y + 13, words, "value over", "end")
         group = _add(svg, "g", cls=bar.colour)
         start, end = sorted((across(base), across(bar.value)))
         _add(group, "rect", cls="bar", x=start, y=y + 19, width=max(end - start, 1), height=11, rx=1.5)
@@ -220,83 +156,72 @@ def bars(
             ends, middle = [across(bar.low), across(bar.high)], y + 24.5
             d = f"M{ends[0]:.1f} {middle}H{ends[1]:.1f}"
             d += "".join(f"M{x:.1f} {middle - 4}V{middle + 4}" for x in ends)
-            for name in ("whisker halo", "whisker"):
-                _add(group, "path", cls=name, d=d)
+            for cls in ("whisker halo", "whisker"):
+                _add(group, "path", cls=cls, d=d)
         _title(group, f"{bar.name}: {words}")
-    if not note:
-        _add(svg, "line", cls="axis", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
-    else:
+    if note:
         side = scale.share(base)
         anchor = "start" if side < 0.3 else "end" if side > 0.7 else "middle"
         _text(svg, across(base), bottom + 27, note, "tick", anchor)
+    else:
+        _add(svg, "line", cls="axis", x1=across(base), x2=across(base), y1=2, y2=bottom + 3)
     return _svg(svg)
 
 
-@dataclasses.dataclass(frozen=True)
-class Histogram:
-    """Lengths of a model's answers, in tokens or words: counts between edges."""
-
-    edges: Sequence[float]  # one more than counts, rising
-    counts: Sequence[float]
-
-    def shares(self, width: float) -> list[float]:
-        """Percent of the answers in each bin, per `width` of length."""
-        total = sum(self.counts) or 1
-        spans = zip(self.edges, self.edges[1:], self.counts, strict=False)
-        return [100 * count / total * width / (right - left) for left, right, count in spans]
+def shares_of(histogram: Histogram, width: float) -> list[float]:
+    """The percentage of answers in each bin, per `width` of length, so that bins of other widths compare."""
+    total = sum(histogram.counts) or 1
+    spans = zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False)
+    return [100 * count / total * width / (right - left) for left, right, count in spans]
 
 
 def histogram(
     label: str, own: Histogram, teacher: Histogram | None, *, colour: str, top_share: float, unit: str
 ) -> str:
-    """A model's lengths, filled, with the teacher's as an outline.
+    """A chart of a model's lengths as filled bars, with the teacher's lengths as an outline.
 
     Args:
       label: what a screen reader says.
-      own: the model's.
-      teacher: its, or None.
+      own: the model's lengths.
+      teacher: the teacher's lengths, or None.
       colour: class of the model.
-      top_share: percent that the y axis reaches, so that panels side by side compare.
+      top_share: percentage that the y axis reaches, the same for charts side by side.
       unit: of lengths, "tokens" or "words".
     """
     height, top, bottom = 156.0, 10.0, 122.0
     svg = _chart(height, label)
-    both = [part for part in (own, teacher) if part]
     width = own.edges[1] - own.edges[0]
-    least, most = min(0, own.edges[0]), max(part.edges[-1] for part in both)
+    least, most = min(0, own.edges[0]), max(part.edges[-1] for part in (own, teacher) if part)
     x = axis([least, most], count=5).within(least, most)
     y = axis([top_share], include=[0.0], count=3)
 
-    def at(length: float, share: float) -> tuple[float, float]:
-        return _LEFT + (WIDTH - _RIGHT - _LEFT) * x.share(length), bottom - (bottom - top) * y.share(share)
+    def across(length: float) -> float:
+        return _LEFT + (WIDTH - _RIGHT - _LEFT) * x.share(length)
 
-    for tick in y.ticks:
-        _add(svg, "line", cls="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=at(0, tick)[1], y2=at(0, tick)[1])
-        _text(svg, _LEFT - 6, at(0, tick)[1] + 3.5, f"{y.label(tick)} %", "tick", "end")
+    def up(share: float) -> float:
+        return bottom - (bottom - top) * y.share(share)
+
+    _grid(svg, y, up, " %")
     for tick in x.ticks:
-        _text(svg, at(tick, 0)[0], bottom + 15, x.label(tick), "tick", "middle")
+        _text(svg, across(tick), bottom + 15, x.label(tick), "tick", "middle")
     _text(svg, (WIDTH + _LEFT - _RIGHT) / 2, bottom + 30, f"{unit} in an answer", "tick", "middle")
-    for left, right, share, count in zip(own.edges, own.edges[1:], own.shares(width), own.counts, strict=False):
-        (x0, y0), (x1, _) = at(left, share), at(right, share)
-        bar = _add(
-            svg, "rect", cls=f"bar {colour}", x=x0 + 0.4, y=y0, width=max(x1 - x0 - 0.8, 0.4), height=bottom - y0
-        )
+    for left, right, share, count in zip(own.edges, own.edges[1:], shares_of(own, width), own.counts, strict=False):
+        place = {"x": across(left) + 0.4, "width": max(across(right) - across(left) - 0.8, 0.4)}
+        bar = _add(svg, "rect", cls=f"bar {colour}", y=up(share), height=bottom - up(share), **place)
         _title(bar, f"{number(left, 0)} to {number(right, 0)} {unit}: {count:,.0f} answers")
     if teacher:
-        outline = [at(teacher.edges[0], 0)]
-        for left, right, share in zip(teacher.edges, teacher.edges[1:], teacher.shares(width), strict=False):
-            outline += [at(left, share), at(right, share)]
-        _add(svg, "path", cls="outline", d=_path([*outline, at(teacher.edges[-1], 0)]))
+        outline = [(across(teacher.edges[0]), up(0))]
+        for left, right, share in zip(teacher.edges, teacher.edges[1:], shares_of(teacher, width), strict=False):
+            outline += [(across(left), up(share)), (across(right), up(share))]
+        _add(svg, "path", cls="outline", d=_path([*outline, (across(teacher.edges[-1]), up(0))]))
     _add(svg, "line", cls="axis", x1=_LEFT, x2=WIDTH - _RIGHT, y1=bottom, y2=bottom)
     return _svg(svg)
 
 
 def shares(label: str, parts: Sequence[tuple[str, int]]) -> str:
-    """Counts as parts of one bar; `parts`: class of each and its count."""
+    """One bar divided by counts; `parts` are classes with their counts."""
     width, height = 200.0, 14.0
-    svg = ET.Element(
-        "svg", {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label, "class": "shares"}
-    )
+    svg = _chart(height, label, width=width, cls="shares")
     total, x = sum(count for _, count in parts) or 1, 0.0
     for cls, count in parts:
         if count:
@@ -308,8 +233,9 @@ def shares(label: str, parts: Sequence[tuple[str, int]]) -> str:
     return _svg(svg)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bucket:
+class _Bucket(NamedTuple):
+    """Neighbouring steps: their middle, first and last, and the mean and range of their values."""
+
     step: float
     first: int
     last: int
@@ -324,14 +250,13 @@ def _buckets(steps: Sequence[tuple[int, float]], width: float) -> list[_Bucket]:
     for n in range(count):
         part = steps[n * len(steps) // count : (n + 1) * len(steps) // count]
         values = [value for _, value in part]
-        middle = sum(step for step, _ in part) / len(part)
-        mean = math.fsum(values) / len(values)
+        middle, mean = sum(step for step, _ in part) / len(part), math.fsum(values) / len(values)
         buckets.append(_Bucket(middle, part[0][0], part[-1][0], mean, min(values), max(values)))
     return buckets
 
 
 def _places(stages: Mapping[str, tuple[int, int]]) -> list[tuple[float, float]]:
-    """Left edge and width of each stage: by its steps, but wide enough for its name."""
+    """Left edge and width of each stage: in proportion to its steps, but wide enough for its name."""
     whole = WIDTH - _RIGHT - _LEFT
     least = min(_STAGE_WIDTH, whole / max(1, len(stages)))
     lengths = [max(1, end - start) for start, end in stages.values()]
@@ -341,7 +266,7 @@ def _places(stages: Mapping[str, tuple[int, int]]) -> list[tuple[float, float]]:
 
 
 def _hits(svg: ET.Element, places: Sequence[tuple[float, _Bucket]], top: float, bottom: float) -> None:
-    """Places to point at, which say the figure there."""
+    """Adds invisible areas that show the figure of their steps when they are pointed at."""
     for n, (x, bucket) in enumerate(places):
         left = (x + places[n - 1][0]) / 2 if n else x - 1
         right = (x + places[n + 1][0]) / 2 if n + 1 < len(places) else x + 1
@@ -356,35 +281,36 @@ def _hits(svg: ET.Element, places: Sequence[tuple[float, _Bucket]], top: float, 
 
 def _interval(value: float, low: float | None, high: float | None, digits: int | None = None) -> str:
     text = number(value, digits)
-    if low is None or high is None:
-        return text
-    return f"{text} ({number(low, digits)} to {number(high, digits)})"
+    return text if low is None or high is None else f"{text} ({number(low, digits)} to {number(high, digits)})"
 
 
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _grid(svg: ET.Element, y: Axis, up, unit: str = "") -> None:
+    """Adds the horizontal lines of a y axis, with their labels."""
+    for tick in y.ticks:
+        _add(svg, "line", cls="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=up(tick), y2=up(tick))
+        _text(svg, _LEFT - 6, up(tick) + 3.5, y.label(tick) + unit, "tick", "end")
 
 
-def _path(points) -> str:
+def _path(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _chart(height: float, label: str) -> ET.Element:
-    view = f"0 0 {WIDTH:g} {height:g}"
-    return ET.Element("svg", {"viewBox": view, "role": "img", "aria-label": label, "class": "chart"})
+def _chart(height: float, label: str, *, width: float = WIDTH, cls: str = "chart") -> ET.Element:
+    view = f"0 0 {width:g} {height:g}"
+    return ET.Element("svg", {"viewBox": view, "role": "img", "aria-label": label, "class": cls})
 
 
 def _add(parent: ET.Element, tag: str, *, cls: str = "", **attributes: float | str) -> ET.Element:
+    """Adds an element of these classes; numbers get one decimal, and `_` in names becomes `-`."""
     texts = {
         k.replace("_", "-"): f"{v:.1f}".removesuffix(".0") if isinstance(v, float) else str(v)
         for k, v in attributes.items()
     }
-    return ET.SubElement(parent, tag, {**({"class": cls} if cls else {}), **texts})
+    return ET.SubElement(parent, tag, ({"class": cls} if cls else {}) | texts)
 
 
-def _text(parent: ET.Element, x: float, y: float, text: str, cls: str, anchor: str, *, halo: bool = False) -> None:
-    element = _add(parent, "text", cls=f"{cls} over" if halo else cls, x=x, y=y, text_anchor=anchor)
-    element.text = text
+def _text(parent: ET.Element, x: float, y: float, text: str, cls: str, anchor: str) -> None:
+    _add(parent, "text", cls=cls, x=x, y=y, text_anchor=anchor).text = text
 
 
 def _title(parent: ET.Element, text: str) -> None:

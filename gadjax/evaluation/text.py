@@ -109,6 +109,9 @@ def text_scores(texts: Sequence[str], lengths: Lengths, pairs: tuple[Sequence[st
         distinct={str(n): distinct_n(texts, n) for n in range(1, 4)},
         rouge_l=rouge_l(*pairs) if pairs else None,
         ngram_f1={str(n): ngram_f1(*pairs, n) for n in range(1, 6)} if pairs else None,
+        judge=None,
+        two_sample=None,
+        kl=None,
     )
 
 

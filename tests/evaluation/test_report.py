@@ -4,7 +4,6 @@ import base64
 import hashlib
 import html.parser
 import json
-import math
 import re
 import subprocess
 import sys
@@ -14,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gadjax.errors import UserError
+from gadjax.evaluation import axis as axes
 from gadjax.evaluation import report_answers, svg
 from gadjax.evaluation.report import write_report
+from gadjax.evaluation.results import Histogram
 from tests.evaluation import written_evaluation as written
 
 HOSTILE = {
@@ -74,13 +75,12 @@ def test_it_holds_every_section(page):
     assert all(labels)
     for title in ("Judge score on tea: before 18.0; GAD 48.0", "Two-sample accuracy on maths", "Reverse KL on tea"):
         assert any(title in label for label in labels), title
-    for curve in ("Negative log-likelihood", "Loss: policy gradient", "KL to the reference", "Accuracy", "Sampling"):
+    for curve in ("Negative log-likelihood", "Reward", "KL to the reference", "Discriminator's accuracy", "Entropy"):
         assert any(label.startswith(f"{curve} by step") for label in labels), curve
     assert "GAD wins 2, ties 0, loses 1 against before" in labels
     assert "0.042" in page.text and "sign test" in page.text
     assert "48.0 (44.0 to 52.0)" in page.text  # a figure with its interval
-    assert "new/figure" in page.text  # a figure that the report does not know
-    assert "1 figure was not finite" in page.text
+    assert "new/figure" not in page.text  # TensorBoard has the rest of the figures
 
 
 def test_it_asks_for_nothing_from_anywhere(page):
@@ -157,7 +157,7 @@ def test_the_run_shows_its_warnings(tmp_path):
     ]
     path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
     text = write_report(tmp_path / "e").read_text("utf-8")
-    section = text[text.index('id="warnings-title"') : text.index("<h3>Held-out prompts")]
+    section = text[text.index('id="warnings-title"') : text.index("training steps: mean")]
     assert section.count('<tr><th scope="row">kl</th><td>GAD</td>') == 2
     assert "33 to 38" in section and "from 1,039 on" in section
     assert "&lt;b&gt;KL&lt;/b&gt; is 0.7" in section and "lower config.gad.x" in section
@@ -184,8 +184,8 @@ def test_no_text_of_a_model_becomes_markup(tmp_path, text):
     row = next(row for row in page.data["rows"] if row["id"] == text)
     (answer,) = row["answers"].values()
     assert answer["text"] == answer["verdict"] == row["category"] == text
-    # Names in the page's own text too.
-    if not re.search("[\0/]", text):
+    # Names in the page's own text too; gadjax.evaluate cannot write a lone surrogate to results.json.
+    if not re.search("[\0/\ud800-\udfff]", text):
         results["models"][0]["source"] = results["settings"]["note"] = results["comparisons"]["tea"][0]["test"] = text
         written.save(tmp_path, results)
         shape = _shape(write_report(tmp_path))
@@ -301,7 +301,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_v
 
 @given(st.lists(numbers, min_size=1, max_size=5))
 def test_an_axis_holds_its_values_in_few_round_ticks(values):
-    axis = svg.axis(values)
+    axis = axes.axis(values)
     slack = 1e-12 + 1e-6 * max(map(abs, values))  # far below what can be seen
     assert axis.low <= min(values) + slack and axis.high >= max(values) - slack
     assert 2 <= len(axis.ticks) <= 8
@@ -312,14 +312,14 @@ def test_an_axis_holds_its_values_in_few_round_ticks(values):
 
 def test_numbers_as_people_read_them():
     shown = {0: "0.000", 1234.5: "1,234", 12.34: "12.3", -0.25: "−0.250", 1e-5: "1.00e−05", -0.0004: "−4.00e−04"}
-    assert {value: svg.number(value) for value in shown} == shown
-    assert svg.number(-0.001, 2) == "0.00"
+    assert {value: axes.number(value) for value in shown} == shown
+    assert axes.number(-0.001, 2) == "0.00"
 
 
 def test_curves_place_steps_in_their_stage():
     stages = {"seqkd": (0, 1000), "gad": (1000, 1010)}
-    lines = [svg.Line("", {"seqkd": [(n, 1.0) for n in range(1, 1001)], "gad": [(n, 2.0) for n in range(1001, 1011)]})]
-    drawing = svg.curves("label", lines, {"gad": [svg.Point(1010, 2.0)]}, stages, {"gad": "GAD"})
+    line = {"seqkd": [(n, 1.0) for n in range(1, 1001)], "gad": [(n, 2.0) for n in range(1001, 1011)]}
+    drawing = svg.curves("label", line, {"gad": [svg.Point(1010, 2.0)]}, stages, {"gad": "GAD"})
     assert ">1,000<" in drawing and ">1,010<" in drawing and ">GAD<" in drawing
     titles = re.findall("<title>(.*?)</title>", drawing)
     assert titles[-1] == "held-out, GAD, step 1,010: 2.00"
@@ -328,8 +328,5 @@ def test_curves_place_steps_in_their_stage():
 
 
 def test_histograms_of_other_bins_compare():
-    own = svg.Histogram([0, 10, 20], [1, 3])
-    other = svg.Histogram([0, 5, 10, 20], [1, 1, 2])
-    assert own.shares(10) == [25, 75]
-    assert other.shares(10) == [50, 50, 50]
-    assert math.isclose(sum(own.shares(10)), 100)
+    assert svg.shares_of(Histogram([0, 10, 20], [1, 3]), 10) == [25, 75]
+    assert svg.shares_of(Histogram([0, 5, 10, 20], [1, 1, 2]), 10) == [50, 50, 50]

@@ -12,10 +12,12 @@ from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
 from gadjax.evaluation.results import read_results, write_results
 
+UNMEASURED = dict.fromkeys(("rouge_l", "ngram_f1", "judge", "two_sample", "kl"))
+
 
 def scores(**fields) -> schema.Scores:
     lengths = schema.Lengths(3.5, 3.0, 7.0, 0.25, schema.Histogram([0.0, 4.0, 8.0], [2, 2]))
-    return schema.Scores(4, lengths, {"1": 0.5, "2": 0.75, "3": 1.0}, **fields)
+    return schema.Scores(4, lengths, {"1": 0.5, "2": 0.75, "3": 1.0}, **(UNMEASURED | fields))
 
 
 def results(**fields) -> schema.Results:
@@ -33,7 +35,7 @@ def results(**fields) -> schema.Results:
         created="2026-01-01T00:00:00+00:00",
         models=[
             schema.EvaluatedModel("gad", "/run@200", "checkpoint", 200, "gad"),
-            schema.EvaluatedModel("gpt", "api:gpt", "api"),
+            schema.EvaluatedModel("gpt", "api:gpt", "api", None, None),
         ],
         sets=[schema.EvaluatedSet("vicuna", "/v.jsonl", 4, "ab" * 32, True)],
         settings={"max_response_length": 16, "temperature": 0, "seed": 0},
@@ -114,21 +116,21 @@ ENTRY = ("scores", "vicuna", "gad")
     [
         (put(2, "format"), "its format is 2, but this gadjax reads 1"),
         (lambda v: without(v, "sets"), "`sets` is missing"),
-        (lambda v: without(v, *ENTRY, "kl"), r"scores.vicuna.gad: `kl` is missing"),
+        (lambda v: without(v, *ENTRY, "kl"), "`scores.vicuna.gad.kl` is missing"),
         (put(1, "surplus"), "`surplus` is not a field"),
-        (put("x", *ENTRY, "prompts"), 'prompts: "x" where a whole number is expected'),
-        (put(True, *ENTRY, "prompts"), "prompts: true where a whole number is expected"),
-        (put(1.5, *ENTRY, "prompts"), "prompts: 1.5 where a whole number"),
-        (put(None, *ENTRY, "lengths", "mean"), "lengths: mean: null where a number is expected"),
-        (put(float("nan"), *ENTRY, "judge", "score"), "judge: score: nan is not finite"),
-        (put([1.0, "2"], *ENTRY, "lengths", "histogram", "edges"), r'edges\[1\]: "2" where a number'),
+        (put("x", *ENTRY, "prompts"), 'prompts` is "x": Input should be a valid integer'),
+        (put(True, *ENTRY, "prompts"), "prompts` is true: Input should be a valid integer"),
+        (put(1.5, *ENTRY, "prompts"), "prompts` is 1.5: Input should be a valid integer"),
+        (put(None, *ENTRY, "lengths", "mean"), "lengths.mean` is null: Input should be a valid number"),
+        (put(float("nan"), *ENTRY, "judge", "score"), "judge.score` is NaN: Input should be a finite number"),
+        (put([1.0, "2"], *ENTRY, "lengths", "histogram", "edges"), 'edges.1` is "2": Input should be a valid number'),
         (put([1], *ENTRY, "lengths", "histogram", "counts"), "histogram needs one more edge than counts"),
-        (put({}, "models"), r"models: \{\} where a list is expected"),
-        (put([], *ENTRY), r"scores.vicuna.gad: \[\] where an object is expected"),
-        (put(1, "sets", 0, "has_teacher"), r"sets\[0\]: has_teacher: 1 where true or false"),
+        (put({}, "models"), r"`models` is \{\}: Input should be a valid array"),
+        (put([], *ENTRY), r"scores.vicuna.gad` is \[\]: Input should be an object"),
+        (put(1, "sets", 0, "has_teacher"), "`sets.0.has_teacher` is 1: Input should be a valid boolean"),
         (lambda v: without(v, *ENTRY), "scores.vicuna lacks the model 'gad'"),
         (lambda v: without(v, "scores", "vicuna"), "scores.vicuna lacks the model 'gad'"),
-        (put([], "comparisons", "dolly"), "comparisons tells of a set 'dolly'"),
+        (put([], "comparisons", "dolly"), "comparisons has a set 'dolly'"),
     ],
 )
 def test_damage(tmp_path, change, message):

@@ -11,7 +11,7 @@ from gadjax.evaluation import results as schema
 from gadjax.evaluation.table import markdown, print_scores, write_table
 
 LENGTHS = schema.Lengths(3.5, 3.0, 7.0, 0.25, schema.Histogram([0.0, 8.0], [4]))
-PLAIN = schema.Scores(4, LENGTHS, {"1": 0.5, "2": 0.75, "3": 1.0})
+PLAIN = schema.Scores(4, LENGTHS, {"1": 0.5, "2": 0.75, "3": 1.0}, None, None, None, None, None)
 
 
 def full(score: float) -> schema.Scores:
@@ -29,7 +29,10 @@ def results(**fields) -> schema.Results:
         format=1,
         gadjax="0",
         created="",
-        models=[schema.EvaluatedModel("before", "a", "export"), schema.EvaluatedModel("gad", "b", "export")],
+        models=[
+            schema.EvaluatedModel("before", "a", "export", None, None),
+            schema.EvaluatedModel("gad", "b", "export", None, None),
+        ],
         sets=[schema.EvaluatedSet(name, "", 4, "", True) for name in ("lmsys", "mine")],
         settings={"length_unit": "tokens", "two_sample_temperature": 0.7},
         judge=schema.Judge("gpt-4o", "http://x", "gpt-4o", 0, 0),
@@ -87,7 +90,7 @@ def test_the_terminal():
     gad = dataclasses.replace(full(48.9), kl=kl)
     of_set = {"before": full(45.8), "gad": gad, "teacher": PLAIN}
     found = results(scores={"lmsys": of_set, "mine": {"before": PLAIN, "[b]": PLAIN}})
-    found.models.append(schema.EvaluatedModel("[b]", "c", "export"))
+    found.models.append(schema.EvaluatedModel("[b]", "c", "export", None, None))
     assert printed(found) == [
         "",
         "LMSYS, 4 prompts",
