@@ -1,9 +1,9 @@
 """Segment ids: which tokens of a packed row see each other.
 
-A token sees those of its own id that are not after it, and those of its id's root. An id below `BRANCH` is its own
-root; `root + k * BRANCH`, k >= 1, are branches of it. So a group's prompt stands in a row once, as a root, with its
-responses as branches that see the prompt and themselves, not each other; and a row without branches is one of
-sequences that see only themselves. 0 is padding, which sees padding: its softmax stays finite, and nothing reads it.
+A token sees the tokens up to its own position that have its id, or the root of its id. An id below `BRANCH` is its own
+root, and the ids `root + k * BRANCH`, k >= 1, are its branches. So the prompt of a group stands in a row once, as a
+root; the responses are its branches, which see the prompt and themselves, but not each other. Without branches, each
+sequence of a row sees only itself. Id 0 is padding. It sees padding, so that its softmax is finite; nothing reads it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Ids = TypeVar("Ids", jax.Array, np.ndarray, int)
 
 
 def root(segments: Ids) -> Ids:
-    """The id that a token sees beside its own: the same one outside of branches."""
+    """The root of an id: what a branch sees besides itself. An id that is not a branch is its own root."""
     return segments % BRANCH
 
 
 def visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[B, T, S] bool: whether tokens of ids [B, T] may see those of ids [B, S] of their row, whatever their order."""
+    """[B, T, S] bool: whether tokens with ids [B, T] may see tokens with ids [B, S] of their row, in any order."""
     of_query, of_key = queries[:, :, None], keys[:, None, :]
     return (of_key == of_query) | (of_key == root(of_query))
 

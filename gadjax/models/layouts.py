@@ -35,19 +35,19 @@ _SPLIT_OVER_TENSOR = {
 
 
 def param_shardings(model: Model, mesh: Mesh, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
-    """The layout of a model's parameters: a tree of shardings. A size that does not divide stays whole."""
+    """A tree with the sharding of each parameter. An axis that the mesh does not divide is not split."""
     is_axes = lambda node: isinstance(node, tuple)  # noqa: E731
     sharding = lambda axes, leaf: logical_sharding(mesh, rules, axes, leaf.shape)  # noqa: E731
     return jax.tree.map(sharding, model.logical_axes(), model.abstract_params(), is_leaf=is_axes)
 
 
 def abstract_params(model: Model, mesh: Mesh, dtype: Any = None, rules: Rules = TRAINING_RULES) -> dict[str, Any]:
-    """A model's parameters in a layout, as `jax.ShapeDtypeStruct`s; float32 without a `dtype`."""
+    """The model's parameters as `jax.ShapeDtypeStruct`s with shardings, float32 or in `dtype`."""
     return with_shardings(model.abstract_params(), param_shardings(model, mesh, rules), dtype)
 
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
-    """The optimizer's state laid out like the parameters that its moments belong to, those that are trained."""
+    """The shardings of the optimizer's state: a moment lies where its trained parameter does, the rest is replicated."""
     state = jax.eval_shape(optimizer.init, lora.trained(model.abstract_params()))
     whole = replicated(mesh)
     return optax.tree.map_params(
@@ -60,29 +60,32 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, m
 
 
 def decoding_params(model: Model, params: Params, trained_on: Mesh | None = None) -> Params:
-    """The parameters as the token loop reads them: in the compute dtype, whole but for the tensor axis.
+    """The parameters as the token loop reads them: in the compute dtype, split over the tensor axis only.
 
-    This model's mesh may group the devices otherwise than `trained_on`, the one that they come from (None: the
-    same). Each move is one collective then: devices of a group exchange slices, put them in order where training
-    has a tensor axis of its own, and groups gather them. Asked for at once, the compiler makes every weight whole.
+    Args:
+      model: the sampled model, with the mesh of sampling.
+      params: parameters in the training layout.
+      trained_on: the mesh they come from, which may group the devices differently; None for the model's own.
     """
     params = cast_params(params, model.config.dtype)
     if model.mesh is None or model.mesh.size == 1:
         return params
-    exchanging = exchanging_mesh(trained_on or model.mesh, model.mesh)
+    # Three moves, each one collective: devices of a group exchange slices, put them in order if training has a tensor
+    # axis of its own, and gather them. Asked for all at once, the compiler would make every weight whole.
+    exchanging = _exchanging_mesh(trained_on or model.mesh, model.mesh)
     for mesh, rules in (exchanging, (model.mesh, TRAINING_RULES), (model.mesh, DECODING_RULES)):
         params = jax.lax.with_sharding_constraint(params, param_shardings(model, mesh, rules))
     return params
 
 
 def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
-    """The mesh that tokens are sampled on: the same devices in the same order, `tensor` neighbours sharing a weight.
+    """The mesh of sampling: the same devices in the same order, of which `tensor` neighbours share each weight.
 
     Args:
-      model: what is sampled.
-      mesh: of training.
-      tensor: devices along the tensor axis; 0 for the fewest, of those that divide the model's heads, with which a
-        device holds no more than `_DECODING_WEIGHTS`.
+      model: the sampled model.
+      mesh: the mesh of training.
+      tensor: devices along the tensor axis. 0 chooses the smallest number that divides the model's heads and leaves
+        at most `_DECODING_WEIGHTS` bytes of weights on a device.
 
     Raises:
       UserError: the devices cannot be grouped so.
@@ -102,10 +105,10 @@ def decoding_mesh(model: Model, mesh: Mesh, tensor: int) -> Mesh:
     return mesh_of(devices)
 
 
-def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
-    """The layout in which weights are between two meshes of the same devices, of which the second shares more.
+def _exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
+    """The layout of weights on their way from the training mesh to the decoding mesh, which splits fewer ways.
 
-    A device's part in it lies inside of its part in training: only neighbours along fsdp have to exchange slices.
+    A device's part of a weight lies inside its part in training, so that only neighbours along fsdp exchange slices.
     """
     data, fsdp, trained = (training.shape[name] for name in AXES)
     shared = decoding.shape["tensor"] // trained
@@ -115,16 +118,16 @@ def exchanging_mesh(training: Mesh, decoding: Mesh) -> tuple[Mesh, Rules]:
 
 
 def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mesh.tensor") -> None:
-    """Refuses a mesh that cannot split a model's sizes evenly: what does not divide would be whole on every device.
+    """Refuses a mesh that cannot split the model's sizes evenly: such a weight would be whole on every device.
 
-    Key-value heads are free: where the tensor axis has more devices than there are heads, devices share them.
+    The number of key-value heads is free: if the tensor axis has more devices, they share heads.
 
     Args:
       where: the model's path, for the message.
-      field: of the config, that sets the tensor axis.
+      field: the config's field that sets the tensor axis, for the message.
 
     Raises:
-      UserError: with the sizes that would work.
+      UserError: names the sizes that would work.
     """
     config, tensor, fsdp = model.config, mesh.shape["tensor"], mesh.shape["fsdp"]
     if name := _not_split(model, tensor):
@@ -140,7 +143,7 @@ def check_divides(model: Model, mesh: Mesh, where: str, field: str = "config.mes
 
 
 def _not_split(model: Model, tensor: int) -> str | None:
-    """The first of a model's sizes that so many devices cannot split, None where they split all."""
+    """The name of a size of the model that `tensor` does not divide, or None."""
     sizes = ((name, getattr(model.config, field)) for name, field in _SPLIT_OVER_TENSOR.items())
     return next((name for name, size in sizes if size % tensor), None)
 

@@ -69,5 +69,5 @@ _BY_KIND = {kind: chip for chip in _CHIPS for kind in chip.kinds}
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """The chip of a device, or None if its figures are not known, as those of a CPU."""
+    """The chip of a device, or None if its figures are not known; a CPU's are not."""
     return _BY_KIND.get(device.device_kind)

@@ -1,6 +1,6 @@
-"""The only imports of `jax._src`: two things that gadjax needs and that JAX has no public function for.
+"""The only imports of `jax._src`: what gadjax needs and JAX has no public function for.
 
-A newer JAX may move them. Then a `UserError` names the JAX versions that gadjax was tried with.
+A newer JAX may move it. Then a `UserError` names the JAX versions that gadjax was tried with.
 """
 
 from __future__ import annotations

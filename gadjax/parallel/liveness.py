@@ -1,10 +1,10 @@
-"""Notices that a process of the run is gone, and ends this one: what it computes with the others would wait forever.
+"""Ends this process if another process of the run is gone, since what they compute together would wait forever.
 
-Every process meets the others at a barrier every few seconds, on a thread: whatever their main threads do, the living
-come, and who does not is gone. JAX has heartbeats of its own, which are the second line, and the only one while weights
-are read (that keeps Python's threads waiting, for as long as a disk may take). They find the same, but end a process by
-an abort with a stack trace; and where a collective's exception came first, JAX would still wait for the dead at the
-exit. Process 0 holds the meeting place: where it is gone, JAX aborts the others at once.
+Each process has a thread that meets the others at a barrier every few seconds, whatever the main threads do; a process
+that does not come is gone. JAX's own heartbeats are a second line of defence. They end a process by an abort with a
+stack trace, and after an exception in a collective JAX would still wait for the dead process at exit. They are the only
+defence while weights are read, since Python's threads wait for the disk then. Process 0 holds the barrier: if it is
+gone, JAX aborts the others at once.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from typing import Any
 
 import jax
 
-BEAT = 2  # seconds between two meetings
+BEAT = 2  # seconds between two barriers
 PATIENCE = 25  # seconds that a process may be late
-# JAX ends a process half of this to all of it after another one's last sign of life: later than the watch, and still
-# within a minute.
+# JAX ends a process between half and all of these seconds after another one's last sign of life: later than
+# LivenessWatch, and within a minute.
 HEARTBEAT = 58
-SHUTDOWN = 30  # seconds that one process waits for the others to end too
-_LAST_WORDS = 10  # the same, where it failed
+SHUTDOWN = 30  # seconds that a process waits for the others at the end
+_SHUTDOWN_AFTER_FAILURE = 10
 
 
 class LivenessWatch:
-    """Of this process over the others, until the program ends."""
+    """Watches the other processes from this one, until the program ends."""
 
     def __init__(self, client: Any, *, beat: float = BEAT, patience: float = PATIENCE):
         """
         Args:
-          client: of JAX's coordination service.
+          client: JAX's connection to the coordination service.
           beat, patience: seconds, see `BEAT` and `PATIENCE`.
         """
         self._client, self._beat, self._patience = client, beat, patience
         self._met, self._leaving = 0, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="liveness watch")
         self._thread.start()
-        atexit.register(self._leave)  # after JAX's own, and so before it
+        atexit.register(self._leave)  # registered after JAX's handler, and so called before it
 
     def confirm(self) -> None:
-        """Returns when all processes have been met since this call. Where one is gone, this process ends instead."""
-        begun = self._met + 1  # the meeting in progress may have begun before
+        """Returns once all processes have been met after this call. If one is gone, this process ends instead."""
+        begun = self._met + 1  # the barrier in progress may have begun before the call
         while self._met <= begun and self._thread.is_alive():
             time.sleep(0.1)
 
@@ -61,27 +61,25 @@ class LivenessWatch:
             time.sleep(self._beat)
 
     def _end(self, error: str) -> None:
-        """At once: an orderly end would wait for the dead."""
+        """Ends this process at once: an orderly exit would wait for the dead process."""
         print(f"error: {describe(error, self._patience)}", file=sys.stderr)
         _exit(os.EX_TEMPFAIL)
 
     def _leave(self) -> None:
-        """The program ends. After a traceback the others may be at work: they are not waited for, unless they failed
-        as well.
-        """
+        """Called at exit. After an uncaught exception, waits for the others only if they fail too."""
         self._leaving.set()
         if hasattr(sys, "last_value"):
             try:
-                self._client.wait_at_barrier("gadjax_failed", 1000 * _LAST_WORDS)
+                self._client.wait_at_barrier("gadjax_failed", 1000 * _SHUTDOWN_AFTER_FAILURE)
             except jax.errors.JaxRuntimeError:
                 _exit(1)
 
 
 def describe(error: str, patience: float) -> str:
-    """What the user reads of a meeting that failed.
+    """The message for a barrier that failed.
 
     Args:
-      error: of the coordination service, which names those who did not come, one a line.
+      error: the coordination service's error, which names the missing processes, one per line.
       patience: seconds that they had.
     """
     missing = re.findall(r"^(?:\S*task:)?(\d+)$", error, re.MULTILINE)

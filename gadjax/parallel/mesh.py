@@ -1,4 +1,4 @@
-"""The device mesh, and which part of each array lives where."""
+"""The device mesh, and the rules that say how each logical axis of an array is split over it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from gadjax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> mesh axes; axes that are not named are whole everywhere
+Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> mesh axes; an axis that is not named is not split
 
 TENSOR_PARALLEL = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
-# Parameters and optimizer state while training: each device holds a slice, gathered layer by layer.
+# Parameters and optimizer state in training: each device holds a slice, and layers are gathered one at a time.
 TRAINING_RULES: Rules = {**TENSOR_PARALLEL, "embed": "fsdp"}
-# Parameters while decoding: every token reads all of them, so nothing is left to gather.
+# Parameters in decoding: each token reads all of them, so that they must not have to be gathered.
 DECODING_RULES: Rules = TENSOR_PARALLEL
-# Activations, in both.
+# Activations in both.
 ACTIVATION_RULES: Rules = {**TENSOR_PARALLEL, "batch": BATCH}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones). One of the sizes may be -1: the rest of the devices."""
+    """A mesh of these sizes over the given devices, or all. One size may be -1: it takes what the others leave.
+
+    Raises:
+      UserError: the sizes are impossible, or their product is not the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -45,46 +49,47 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
             f"mesh {sizes} does not cover the {len(devices)} devices; set --config.mesh.data, .fsdp and .tensor so "
             f"that their product is {len(devices)} (one may be -1)"
         )
-    # A slice of 8 x 8 chips takes a tensor axis of 4 too: part of a physical axis, which `jax.make_mesh` refuses.
+    # `jax.make_mesh` would refuse a tensor axis of 4 on a slice of 8 x 8 chips, which is a part of a physical axis.
     grid = mesh_utils.create_device_mesh([sizes[name] for name in AXES], devices, allow_split_physical_axes=True)
     return mesh_of(grid)
 
 
 def mesh_of(devices: np.ndarray, names: tuple[str, ...] = AXES) -> Mesh:
+    """A mesh over an array of devices, with one dimension per axis; the compiler is free to choose layouts on it."""
     return Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def platform(mesh: Mesh | None) -> str:
-    """Of the devices that a mesh is of: "cpu", "gpu" or "tpu"; they need not be here. Without one, of JAX's default."""
+    """The platform of `first_device`: "cpu", "gpu" or "tpu". The mesh's devices need not be on this machine."""
     return first_device(mesh).platform
 
 
 def first_device(mesh: Mesh | None) -> jax.Device:
-    """Of a mesh, which stands for all of them; without one, JAX's default."""
+    """The mesh's first device, or JAX's default device if `mesh` is None."""
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Parts that a batch of rows is split into."""
+    """The number of parts that a batch of rows is split into."""
     return math.prod(mesh.shape[name] for name in BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, P())
 
 
 def rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """Rows split over the batch axes, after `leading` axes that are whole."""
+    """The sharding of an array whose rows, after `leading` other axes, are split over the batch axes."""
     return NamedSharding(mesh, P(*[None] * leading, BATCH))
 
 
 def place(arrays: Any, shardings: Any) -> Any:
-    """Host arrays on the devices: each process puts there the parts that its own devices hold.
+    """Puts host arrays on the devices. Each process places the parts that its own devices hold.
 
     Args:
       arrays: a tree of numpy arrays, the same in every process.
-      shardings: its layout: a sharding for all, or a tree of them.
+      shardings: one sharding for all arrays, or a tree with one for each.
     """
 
     def put(sharding, array):
@@ -97,27 +102,25 @@ def place(arrays: Any, shardings: Any) -> Any:
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
-    """Pins an activation's layout by its logical axes, one a dimension; without a mesh, leaves it to the compiler.
+    """An activation with its layout fixed by its logical axes, one per dimension; unchanged if `mesh` is None.
 
-    Left to itself the compiler prefers to keep weights where they are and to split activations over the hidden axis,
-    so that every device holds the whole batch.
+    The compiler, if free to choose, keeps weights where they are and splits activations over the hidden axis, so that
+    every device holds the whole batch.
     """
-    if mesh is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, logical_sharding(mesh, ACTIVATION_RULES, axes, x.shape))
+    return _in_layout(x, mesh, axes, ACTIVATION_RULES)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather_weight(weight: jax.Array, mesh: Mesh | None, axes: tuple[str, ...]) -> jax.Array:
-    """A weight of the training layout in the decoding one, for one use; its gradient goes back as slices.
+    """A weight moved from the training layout to the decoding layout, for one use. Its gradient goes back as slices.
 
-    Left to the compiler, a product over an axis that is split becomes a chain of partial products, each of which reads
-    and writes the whole result, and a gradient is summed whole on every device before it is cut.
+    The compiler, if free to choose, makes a product over a split axis a chain of partial products, each of which reads
+    and writes the whole result; and it sums a gradient whole on every device before it cuts it.
 
     Args:
-      weight: in the compute dtype, which is what travels.
-      mesh: None changes nothing.
-      axes: its logical axes.
+      weight: in the compute dtype, so that no more bytes travel than are used.
+      mesh: None leaves the weight as it is.
+      axes: the weight's logical axes.
     """
     return _in_layout(weight, mesh, axes, DECODING_RULES)
 
@@ -132,34 +135,35 @@ gather_weight.defvjp(
 )
 
 
-def _in_layout(x: jax.Array, mesh: Mesh | None, axes: tuple[str, ...], rules: Rules) -> jax.Array:
+def _in_layout(x: jax.Array, mesh: Mesh | None, axes: tuple[str | None, ...], rules: Rules) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, logical_sharding(mesh, rules, axes, x.shape))
 
 
 def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
-    """A tree of `jax.ShapeDtypeStruct`s with a layout: what restoring or reading arrays into it asks for.
+    """A tree of `jax.ShapeDtypeStruct`s with shardings, as restoring a checkpoint or reading weights needs it.
 
     Args:
-      abstract: the tree, of anything with a shape and a dtype.
-      shardings: its layout, leaf by leaf.
-      dtype: in place of the leaves' own.
+      abstract: a tree of anything with a shape and a dtype.
+      shardings: a tree with one sharding per leaf.
+      dtype: replaces the leaves' own dtypes.
     """
     leaf = lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s)  # noqa: E731
     return jax.tree.map(leaf, abstract, shardings)
 
 
 def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tuple[str, ...]:
-    """The mesh axes that split a logical axis of this size; none where it does not divide."""
+    """The mesh axes that split a logical axis of this size; none if they do not divide the size."""
     names = rules.get(axis, ())
     names = (names,) if isinstance(names, str) else names
     return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 
 
 def logical_sharding(mesh: Mesh, rules: Rules, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of an array of this shape by its logical axes; a dimension that does not divide is not split."""
     parts = (dividing_axes(mesh, rules, axis, size) for axis, size in zip(axes, shape, strict=True))
     return NamedSharding(mesh, P(*(part or None for part in parts)))
 
 
 def divisors(size: int) -> list[int]:
-    """Of a positive number, ascending."""
+    """The divisors of a positive number, in ascending order."""
     return [n for n in range(1, size + 1) if size % n == 0]

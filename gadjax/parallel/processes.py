@@ -1,15 +1,16 @@
 """Several processes that train as one: how they find each other, and what they agree on.
 
-Every process runs the same program on the same host data: the order of the batches, their packing into rows and what is
-drawn on the host are functions of the config and the data alone, and sampled tokens come back whole to every process.
-Of a step's arrays each puts on its devices the parts that these hold (`gadjax.parallel.mesh.place`): that is its slice.
-So a run does not depend on how many processes share it, a batch may have fewer parts than there are processes, and the
-tensor axis may span them. The price is small: each holds the token ids of the data, and packs all rows of a step.
+Every process runs the same program on the same host data. The order of the batches, their packing into rows and all
+random draws on the host depend on the config and the data alone, and every process gets all sampled tokens. A process
+places only those parts of a step's arrays that its own devices hold (`gadjax.parallel.mesh.place`). So a run does not
+depend on the number of processes, a batch may have fewer parts than there are processes, and the tensor axis may span
+them. The cost is small: each process holds the token ids of the data and packs all rows of a step.
 
-Process 0 alone writes to the workdir, but for checkpoints, which Orbax writes from all of them.
+Only process 0 writes to the workdir, except for checkpoints, which Orbax writes from all processes.
 
-A process that is gone ends the others within a minute: while they train or export with a line that names it and status
-75 (`gadjax.parallel.liveness`), before that, or where it was process 0, by JAX's abort (status 134 in a shell).
+If a process is gone, the others end within a minute. While they train or export, they print a line that names it and
+end with status 75 (`gadjax.parallel.liveness`). Before that, or if it was process 0, JAX aborts them (status 134 in a
+shell).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from gadjax.parallel.liveness import HEARTBEAT, SHUTDOWN, LivenessWatch
 
 _PATIENCE = 300  # seconds that a process waits for the others to start
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_MESSAGE = 4096  # bytes of what processes tell each other at once
-_watches: list[LivenessWatch] = []  # one, once there is something to watch
+_MESSAGE = 4096  # bytes that a process can tell the others at once
+_watches: list[LivenessWatch] = []  # at most one, from the first `watched` on
 
 
 def start(
@@ -45,17 +46,17 @@ def start(
     *,
     patience: int = _PATIENCE,
 ) -> None:
-    """Joins the other processes of a run, where there are any; before anything else uses JAX's devices.
+    """Joins the other processes of the run, if there are any. Call it before anything uses JAX's devices.
 
-    Without arguments the others are found where `srun` started several tasks, or on a host of a TPU pod. Anywhere else
-    a process is alone, and nothing is waited for or asked over a network.
+    Without arguments, the others are found if `srun` started several tasks or this is a host of a TPU pod. Otherwise
+    the process is alone, and does not use the network.
 
     Args:
-      coordinator: "HOST:PORT" of process 0, which listens there; all three arguments are given, or none.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
-      patience: seconds to wait for the others. Then the program ends with status 2, as if by a `UserError`: JAX itself
-        would end it, with a stack trace.
+      coordinator: "HOST:PORT" where process 0 listens. Give all three arguments or none.
+      num_processes: the number of processes.
+      process_id: the number of this one, from 0.
+      patience: seconds to wait for the others. Then the program ends with one line and status 2, as after a
+        `UserError`; JAX would end it with a stack trace.
 
     Raises:
       UserError: the arguments cannot work, or process 0 cannot listen.
@@ -71,7 +72,7 @@ def start(
             if process_id == 0:
                 _check_free(coordinator)
             where = f"at --coordinator={coordinator}: is process 0 running there, can its port be reached, and are all"
-            # Else JAX looks for a cluster that may be none of this run's, to choose GPUs by.
+            # JAX must not choose GPUs by a cluster that it finds: it may have nothing to do with this run.
             _join(f"{where} {num_processes} running?", patience, cluster_detection_method="deactivate", **arguments)
     elif _slurm_tasks(os.environ) > 1:
         where = "of the Slurm step: are they all running, and can the first one's ports be reached?"
@@ -81,21 +82,21 @@ def start(
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is process 0, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that all processes get through, or none: a `UserError` of one of them is raised by all.
+    """A block that all processes complete, or none: a `UserError` in one of them is raised in all.
 
-    Also a barrier: what one process wrote inside, the others can read after it. The first process raises the error
-    with its message; the others raise `SaidElsewhere`, so that it is shown once.
+    The block's end is a barrier: the others can read afterwards what one process wrote inside. Process 0 raises the
+    `UserError`; the others raise `SaidElsewhere`, so that the message is shown once.
     """
     if count() == 1:
         yield
@@ -118,8 +119,8 @@ def together() -> Iterator[None]:
 def watched() -> Iterator[None]:
     """A block in which the processes work together; this one ends if another is gone (`gadjax.parallel.liveness`).
 
-    All enter it at about the same time. They are watched until the program ends; an error of this block that a lost
-    process may be the cause of is held back until all have been met.
+    All processes enter it at about the same time, and the watch lasts until the program ends. An exception that a lost
+    process may have caused is held back until all processes have been met.
     """
     if count() == 1:
         yield
@@ -130,7 +131,7 @@ def watched() -> Iterator[None]:
         yield
     except (UserError, Stopped):
         raise
-    except Exception:  # of whatever lost its other end
+    except Exception:  # perhaps of a collective whose other end is gone
         _watches[0].confirm()
         raise
 
@@ -139,7 +140,7 @@ def check_equal(values: Mapping[str, str]) -> None:
     """Raises a `UserError`, as `together` does, unless every process gives the same values.
 
     Args:
-      values: a few short ones, by what they are of.
+      values: a few short values by name; the names appear in the message.
     """
     first, *others = map(json.loads, _tell(json.dumps(values)))
     for index, told in enumerate(others, start=1):
@@ -152,7 +153,7 @@ def check_equal(values: Mapping[str, str]) -> None:
 
 
 def as_first_says(value: bool) -> bool:
-    """The first process's value, in all of them; a barrier."""
+    """Process 0's value, in every process; a barrier."""
     return bool(_tell("yes" if value else "")[0])
 
 
@@ -168,7 +169,7 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _check_free(coordinator: str) -> None:
-    """Where the port is taken, JAX would say so, or now and then crash."""
+    """Raises a `UserError` if the port is taken, on which JAX sometimes crashes."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     port = int(coordinator.rpartition(":")[2])
@@ -182,7 +183,7 @@ def _check_free(coordinator: str) -> None:
 
 
 def _join(others: str, patience: int, **arguments: Any) -> None:
-    """`jax.distributed.initialize`, and an end in one line where it would abort. `others`: for that line."""
+    """Calls `jax.distributed.initialize`; where it would abort, ends in one line, which contains `others`."""
     joined = threading.Event()
 
     def give_up() -> None:
@@ -205,18 +206,18 @@ def _join(others: str, patience: int, **arguments: Any) -> None:
 
 
 def _slurm_tasks(environ: Mapping[str, str]) -> int:
-    """Tasks that `srun` started together with this one; 1 in a batch script, or outside of Slurm."""
+    """The number of tasks that `srun` started together, this one included; 1 in a batch script or without Slurm."""
     if not all(name in environ for name in _SLURM):
         return 1
-    tasks = environ["SLURM_NTASKS"]  # in an interactive shell it is the allocation's, the shell itself one task
+    tasks = environ["SLURM_NTASKS"]  # in an interactive shell, which is one task, this is the allocation's number
     return min(int(tasks), int(environ.get("SLURM_STEP_NUM_TASKS", tasks)))
 
 
 def _slurm_gpus(environ: Mapping[str, str]) -> list[int] | None:
-    """The GPUs of this task, counted among those that it sees; None for JAX's choice: one, numbered as the task is.
+    """The indices of this task's GPUs among those that it sees, or None to leave the choice to JAX.
 
-    That choice would leave GPUs idle where a node has one task, and name one that is not there where a task sees no
-    more than its own (--gpus-per-task).
+    JAX takes one GPU, with the task's number. With one task per node this would leave GPUs idle, and with
+    --gpus-per-task, where a task sees its own GPU only, it would name one that is not there.
     """
     seen = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     one_a_node = environ.get("SLURM_STEP_NUM_NODES") == environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])
@@ -224,10 +225,9 @@ def _slurm_gpus(environ: Mapping[str, str]) -> list[int] | None:
 
 
 def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
-    """Whether this is one of several hosts of TPUs, as JAX will find it.
+    """Whether this is one of several TPU hosts, as `jax.distributed.initialize` will find, which fails on a single one.
 
-    JAX has no public question for it, and `jax.distributed.initialize` fails where there is nothing to find. The
-    metadata server is asked only on a TPU VM: notebooks with a TPU name their single host in the environment.
+    The metadata server is asked on a TPU VM only. Notebooks with a TPU name their single host in the environment.
     """
     if not jax_internals.on_tpu_vm():
         return False
@@ -238,7 +238,7 @@ def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
 
 
 def _tell(message: str) -> list[str]:
-    """The messages of all processes, cut to what fits; a barrier."""
+    """The messages of all processes, cut to `_MESSAGE` bytes; a barrier."""
     if count() == 1:
         return [message]
     own = np.zeros(_MESSAGE, np.uint8)
