@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 from ml_collections import ConfigDict
 
-from gadjax.config.check import reference
+from gadjax.config import reference
 from gadjax.config.fields import FIELDS, STAGES, RunFields
 from gadjax.errors import UserError
 from gadjax.files import is_url, parse_json

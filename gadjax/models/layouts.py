@@ -47,7 +47,7 @@ def abstract_params(model: Model, mesh: Mesh, dtype: Any = None, rules: Rules = 
 
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, model: Model, mesh: Mesh) -> Any:
-    """The shardings of the optimizer's state: a moment lies where its trained parameter does, the rest is replicated."""
+    """The shardings of the optimizer's state: moments lie like the trained parameters, the rest is replicated."""
     state = jax.eval_shape(optimizer.init, lora.trained(model.abstract_params()))
     whole = replicated(mesh)
     return optax.tree.map_params(
