@@ -1,4 +1,4 @@
-"""Bin packing: groups of sequences into micro-batches, and sequences into rows, with little padding and few shapes."""
+"""Bin packing of sequences into rows, and of rows into micro-batches, with little padding and few array shapes."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-Layout = list[list[list[int]]]  # of micro-batches, of rows, of sequences
+Layout = list[list[list[int]]]  # layout[micro-batch][row]: the numbers of its sequences
 
-_ROW_STEPS = 16  # distinct numbers of rows an octave: at most 1/16 of them is there for the shape's sake
-_SLOT_STEPS = 8  # the same of response slots
-_LEAST_SLOTS = 16  # of which all numbers of slots are multiples
-_FEW_TOKENS = 2**14  # in an update of no more, fewer steps: it would compile for longer than they save
+_ROW_STEPS = 16  # allowed numbers of rows per octave, so at most 1/16 of the rows is padding
+_SLOT_STEPS = 8  # allowed numbers of response slots per octave
+_LEAST_SLOTS = 16  # divides every number of response slots
+_FEW_TOKENS = 2**14  # updates of no more tokens get fewer shapes: compiling one takes longer than its padding
 
 
 @dataclasses.dataclass(frozen=True)
 class BinSizes:
-    """Tokens of a run's groups: of their prompts [G] where these are shared, else 0, and of what follows [G, size]."""
+    """Tokens of one minibatch: G groups of consecutive sequences, a group's sequences having one prompt."""
 
-    prompts: np.ndarray
-    needs: np.ndarray
+    prompts: np.ndarray  # [G] tokens of the prompt if a row holds it once for its group; else 0
+    needs: np.ndarray  # [G, size] tokens that each sequence adds to a row
 
     @classmethod
     def of(cls, prompts: Sequence, responses: Sequence, group: int, share: bool) -> BinSizes:
-        """Of token arrays, `group` consecutive ones with one prompt."""
+        """The sizes of token arrays in groups of `group`; `share` says whether a row holds a group's prompt once."""
         asked = np.array([len(prompt) for prompt in prompts]).reshape(-1, group)
         answers = np.array([len(response) for response in responses]).reshape(-1, group)
         return cls(asked[:, 0], answers) if share else cls(0 * asked[:, 0], asked + answers)
 
     @property
     def alone(self) -> np.ndarray:
-        """Columns of each sequence in a row of its own."""
+        """[G, size] columns that each sequence takes in a row of its own."""
         return self.prompts[:, None] + self.needs
 
     @property
     def totals(self) -> np.ndarray:
-        """Columns of each group, in one row."""
+        """[G] columns that each group takes in one row."""
         return self.prompts + self.needs.sum(axis=1)
 
 
 def fit(
-    runs: Sequence[BinSizes],
+    minibatches: Sequence[BinSizes],
     row_length: int,
     *,
     micro_batches: int,
@@ -51,58 +51,65 @@ def fit(
     together: bool = False,
     whole_groups: bool = False,
 ) -> tuple[list[Layout], int]:
-    """A layout for each run, all of one shape, and rows of a micro-batch; the arguments are those of `packing.pack`."""
-    sequences, group = runs[0].needs.size, runs[0].needs.shape[1]
+    """A layout for each minibatch, all of one shape, and the rows of a micro-batch; arguments as for `packing.pack`."""
+    sequences, group = minibatches[0].needs.size, minibatches[0].needs.shape[1]
     units, at_least = (sequences // group, 1) if whole_groups else (sequences, group if together else 1)
     limit = full_rows(units, micro_batches, row_multiple, at_least)
-    tokens = _tokens(runs)
+    tokens = _tokens(minibatches)
     steps = _ROW_STEPS if tokens > _FEW_TOKENS else _ROW_STEPS // 4
     grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
     for parts, rows in _shapes(-(-tokens // row_length), micro_batches, limit, row_multiple, adaptive, grid):
-        layouts = [_assign(run, parts, rows, row_length, together) for run in runs]
+        layouts = [_assign(sizes, parts, rows, row_length, together) for sizes in minibatches]
         if None not in layouts:
             return layouts, rows
-    raise AssertionError("where every sequence, or every whole group, has a row, all fit")
+    raise AssertionError("the largest shape has a row for every sequence, or for every whole group")
 
 
 def full_rows(sequences: int, parts: int, row_multiple: int = 1, group: int = 1) -> int:
-    """Rows of each of so many micro-batches where every sequence, or every whole group, fills a row.
+    """Rows of a micro-batch if every sequence fills a row.
 
     Args:
-      sequences: their number, or that of the groups; a multiple of `group`, those of which stay together.
-      row_multiple: divides the rows.
+      sequences: number of sequences, or of whole groups that fill a row each.
+      parts: number of micro-batches.
+      row_multiple: divides the number of rows.
+      group: this many sequences stay in one micro-batch; divides `sequences`.
     """
     return multiple_of(-(-(sequences // group) // parts) * group, row_multiple)
 
 
-def slots_for(held: int, row_length: int, runs: Sequence[BinSizes]) -> int:
-    """Response slots of a row, where none has more than `held` response tokens; in a small update quarters of a row."""
-    small = _tokens(runs) <= _FEW_TOKENS
+def slots_for(held: int, row_length: int, minibatches: Sequence[BinSizes]) -> int:
+    """Response slots of a row, if no row holds more than `held` response tokens."""
+    small = _tokens(minibatches) <= _FEW_TOKENS
     slots = multiple_of(held, -(-row_length // 4)) if small else round_up(held, _LEAST_SLOTS, _SLOT_STEPS)
     return min(slots, row_length)
 
 
-def _tokens(runs: Sequence[BinSizes]) -> int:
-    return max(int(run.totals.sum()) for run in runs)
+def _tokens(minibatches: Sequence[BinSizes]) -> int:
+    return max(int(sizes.totals.sum()) for sizes in minibatches)
 
 
 def round_up(value: int, multiple: int = 1, steps: int = 8) -> int:
-    """The next size in a geometric grid of so many steps an octave that `multiple` divides.
+    """`value` rounded up to a multiple of `multiple` in a geometric grid of `steps` sizes per octave.
 
-    Few distinct shapes (so few compilations) for at most 1 / `steps` of padding.
+    So few shapes are compiled, for at most 1 / `steps` of padding.
     """
     value = max(value, 1)
     quantum = max(1, 2 ** (value - 1).bit_length() // (2 * steps))
     return multiple_of(value, multiple_of(quantum, multiple))
 
 
+def multiple_of(value: int, of: int) -> int:
+    """`value` rounded up to a multiple of `of`."""
+    return -(-value // of) * of
+
+
 def _shapes(
     least: int, parts: int, limit: int, row_multiple: int, adaptive: bool, grid: Callable[[int], int]
 ) -> Iterator[tuple[int, int]]:
-    """Micro-batches and rows of each, least padding first: from `least` rows in all to `parts` times `limit`.
+    """Numbers of micro-batches and of rows in each, the least padding first, up to `parts` times `limit`.
 
-    The totals are those of the grid, which rounds up to them; of each, an adaptive batch tries every number of rows a
-    micro-batch that is more than half of the limit, for groups fit into some and not into others.
+    The total number of rows starts at `least` and is rounded up by `grid`. An adaptive batch splits each total in every
+    way that leaves more than half of `limit` rows to a micro-batch: groups may fit in one way and not in another.
     """
     before, total = least - 1, grid(least)
     while total < parts * limit:
@@ -120,8 +127,8 @@ def _shapes(
 
 
 def _assign(sizes: BinSizes, parts: int, rows: int, capacity: int, together: bool) -> Layout | None:
-    """Groups to micro-batches, and their sequences to rows, first fit in decreasing order; None if they do not fit."""
-    if not together:  # any row will do: all micro-batches are one
+    """A layout in `parts` micro-batches of `rows` rows, by first fit in decreasing order; None if not all fit."""
+    if not together:  # all rows serve all sequences: fill one large micro-batch, then cut it
         layout = _assign(sizes, 1, parts * rows, capacity, together=True)
         return layout and [layout[0][m * rows : (m + 1) * rows] for m in range(parts)]
     size = sizes.needs.shape[1]
@@ -143,9 +150,9 @@ def _assign(sizes: BinSizes, parts: int, rows: int, capacity: int, together: boo
 
 
 def _first_fit(prompt: int, needs: np.ndarray, free: np.ndarray) -> tuple[list[int], np.ndarray] | None:
-    """Rows that take a group's sequences one after another, and what is free then, or None if one finds no room.
+    """A row for each of a group's sequences, and the columns that stay free; None if one finds no room.
 
-    Rows that have the prompt come before those that would need it too.
+    A row that already holds the group's prompt comes before a row that would need it too.
     """
     free, places = free.copy(), []
     for need in needs:
@@ -158,8 +165,3 @@ def _first_fit(prompt: int, needs: np.ndarray, free: np.ndarray) -> tuple[list[i
         free[row] -= need
         places.append(row)
     return places, free
-
-
-def multiple_of(value: int, of: int) -> int:
-    """`value`, rounded up to a multiple."""
-    return -(-value // of) * of

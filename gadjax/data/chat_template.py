@@ -1,4 +1,4 @@
-"""Chat templates as a run needs them: given by text or file, with arguments and date fixed in the text itself."""
+"""Chat templates whose arguments and date are fixed in the text itself."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from gadjax.errors import UserError
 from gadjax.files import expand
 
 TEMPLATE_FLAG = "--config.data.chat_template"
-# Llama 3.1's own default: what its template prints where no date is known.
-DEFAULT_DATE = "2024-07-26"
+DEFAULT_DATE = "2024-07-26"  # what Llama 3.1's template prints if it gets no date
 
 _MARK, _END = "gadjax pins", "{# end of pins #}"
 _HASH = "\\u0023"
 _PINNED = re.compile(rf"\A\{{# {_MARK} ([^\n]*) #\}}\n.*?\n{re.escape(_END)}\n", re.DOTALL)
-_RESERVED = ("messages", "add_generation_prompt")  # what transformers passes itself, beside the special tokens
+_RESERVED = ("messages", "add_generation_prompt")  # passed by transformers, as the special tokens are
 
 _STRFTIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def pin(template: str, args: Mapping[str, Any], date: str | None) -> str:
-    """The template with a beginning that fixes its arguments and its date, wherever it is rendered.
+    """The template with lines before it that fix its arguments and its date, wherever it is rendered.
 
-    So an export gives transformers the prompts that the student learned on. What the beginning of an earlier `pin`
-    fixed stays, unless it is given anew. Who passes an argument to the template gets that one.
+    So transformers renders an export's prompts as the student learned them. Values from an earlier `pin` stay unless
+    they are given again. A caller who passes an argument to the template overrides the fixed value.
 
     Args:
       template: Jinja, as transformers renders it.
       args: JSON values by name.
-      date: "YYYY-MM-DD", for templates that print one; if None, that of an earlier `pin`, else `DEFAULT_DATE`.
+      date: "YYYY-MM-DD", for templates that print a date; None for the earlier `pin`'s, or else `DEFAULT_DATE`.
 
     Raises:
-      UserError: the date is none, or a name cannot be that of an argument.
+      UserError: the date has another form, or no argument can have one of the names.
     """
     earlier = _PINNED.match(template)
     pins = json.loads(earlier[1]) if earlier else {}
@@ -52,15 +51,15 @@ def pin(template: str, args: Mapping[str, Any], date: str | None) -> str:
     if not lines:
         return template
     pins = ({"date": day.isoformat()} if dated else {}) | {"args": args}
-    # "#" could end the comment. The line breaks after tags vanish in the rendering.
+    # Escape "#", which could end the comment. Rendering removes the line breaks after tags.
     mark = f"{{# {_MARK} {json.dumps(pins).replace('#', _HASH)} #}}"
     return "\n".join([mark, *lines, _END, template])
 
 
 def _fixed_clock(template: str, day: datetime.date) -> str:
-    """Replaces the clock that transformers gives to templates, `strftime_now(format)`, by `day`.
+    """A macro that replaces `strftime_now(format)`, the clock that transformers gives to templates, by `day`.
 
-    A format that is not written out in the template makes the rendering fail with a message that says so.
+    It knows the formats that are written out in the template; rendering fails for a computed one.
     """
     formats = dict.fromkeys(match[2] for match in _STRFTIME_CALL.finditer(template))
     cases = "".join(
@@ -72,11 +71,12 @@ def _fixed_clock(template: str, day: datetime.date) -> str:
 
 
 def _default(name: str, value: Any) -> str:
+    """Jinja that sets a variable if it has no value."""
     return f"{{% if {name} is not defined or {name} is none %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
 
 
 def _literal(value: Any) -> str:
-    """A JSON value in Jinja, which has no `null` and reads escapes as Python does."""
+    """A JSON value as Jinja, which has no `null` and reads escapes as Python does."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_literal(name)}: {_literal(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
@@ -85,10 +85,10 @@ def _literal(value: Any) -> str:
 
 
 def parse_date(date: str) -> datetime.date:
-    """The day that "YYYY-MM-DD" names.
+    """The day of a date "YYYY-MM-DD".
 
     Raises:
-      UserError: another form, or no such day.
+      UserError: the date has another form, or there is no such day.
     """
     try:
         return datetime.date.fromisoformat(date)
@@ -97,10 +97,10 @@ def parse_date(date: str) -> datetime.date:
 
 
 def read_template(given: str) -> str:
-    """The template itself: `given` as it is if it is Jinja, or the content of the file that it names.
+    """`given` itself if it is a Jinja template, or else the content of the file with this name.
 
     Raises:
-      UserError: neither.
+      UserError: it is neither.
     """
     if "{" in given:
         return given

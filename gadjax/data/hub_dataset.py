@@ -1,8 +1,10 @@
-"""Datasets of the Hugging Face hub, from their Parquet files alone.
+"""Finds the Parquet files of a dataset of the Hugging Face hub, `hf:OWNER/NAME/SPLIT` or `hf:OWNER/NAME/CONFIG/SPLIT`.
 
-`hf:OWNER/NAME/SPLIT:FIELD` names one, or `hf:OWNER/NAME/CONFIG/SPLIT:FIELD` where it has several configs. The hub keeps
-every public dataset as Parquet on a branch of its own, CONFIG/SPLIT/0000.parquet and on; where there is none, the
-dataset's own Parquet files are looked through. NAME may be a folder on this machine with such files.
+The hub keeps every public dataset as Parquet on a branch of its own, as CONFIG/SPLIT/0000.parquet and on. A dataset
+without that branch is searched for Parquet files of its own. NAME may be a folder on this machine with such files.
+
+Files come through the hub's download cache, so that a rerun works without a network; the hub's file system
+(`HfFileSystem`) would read them over the network each time.
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from gadjax.data.dataset_name import parse
 from gadjax.errors import UserError, first_line
@@ -19,14 +20,14 @@ from gadjax.files import expand
 
 _CONVERTED = "refs/convert/parquet"
 _FILE = re.compile(r"(?P<split>[\w.-]+?)(-\d+-of-\d+(-\w+)?)?\.parquet")
-_DEFAULT = "default"  # the config's name where a dataset does not name any
+_DEFAULT = "default"  # the name of a dataset's only config
 
 
 def files(text: str) -> list[pathlib.Path]:
-    """The Parquet files of a split, in order; fetched from the hub, or in its cache.
+    """The Parquet files of a split, in order, from a folder, the hub's cache or the hub.
 
     Raises:
-      UserError: no such dataset, config or split, or the hub does not give it.
+      UserError: there is no such dataset, config or split, or the hub does not give it.
     """
     source = parse(text)
     folder = expand(source.path)
@@ -36,46 +37,34 @@ def files(text: str) -> list[pathlib.Path]:
     parts = source.path.split("/")
     if len(parts) > 3 or not all(re.fullmatch(r"[\w.-]+", part) for part in parts):
         raise UserError(f"{text}: no such folder, and no id of the hub's datasets such as OWNER/NAME")
-    name, config = "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
-    revision, names = _listed(text, name)
-    from huggingface_hub import hf_hub_download
-
-    return [
-        pathlib.Path(
-            _asked(text, lambda file=file: hf_hub_download(name, file, repo_type="dataset", revision=revision))
-        )
-        for file in _choose(text, names, config, source.split)
-    ]
-
-
-def _listed(text: str, name: str) -> tuple[str | None, list[str]]:
-    """Revision and names of a dataset's Parquet files."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    revision: str | None = _CONVERTED
-
-    def listed() -> list[str]:
-        nonlocal revision
-        try:
-            return HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
-        except RevisionNotFoundError:  # a private dataset, or a hub of one's own
-            revision = None
-            return HfApi().list_repo_files(name, repo_type="dataset")
-
-    names = _asked(text, listed)
-    return revision, sorted(file for file in names if file.endswith(".parquet"))
-
-
-def _asked(text: str, ask: Callable[[], Any]) -> Any:
     try:
-        return ask()
+        return _download(text, "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, source.split)
+    except UserError:
+        raise
     except Exception as error:  # the hub's own, and whatever its HTTP client raises: time-outs, proxies, TLS
         raise UserError(f"{text}: the hub does not give it ({first_line(error)})") from None
 
 
+def _download(text: str, name: str, config: str | None, split: str) -> list[pathlib.Path]:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    revision: str | None = _CONVERTED
+    try:
+        names = HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+    except RevisionNotFoundError:  # a private dataset, or a hub of one's own
+        revision = None
+        names = HfApi().list_repo_files(name, repo_type="dataset")
+    chosen = _choose(text, sorted(file for file in names if file.endswith(".parquet")), config, split)
+    return [pathlib.Path(hf_hub_download(name, file, repo_type="dataset", revision=revision)) for file in chosen]
+
+
 def _choose(text: str, names: Sequence[str], config: str | None, split: str) -> list[str]:
-    """The files of one config's split."""
+    """The files of one config's split.
+
+    Raises:
+      UserError: there is no such config or split.
+    """
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         *folders, file = name.split("/")

@@ -1,6 +1,6 @@
-"""Prompt-response sequences as rows of tokens: one sequence a row on the device, or many a row packed by the host.
+"""Prompt-response sequences as rows of tokens: one sequence per row on the device, or many per row, packed by the host.
 
-Both builders give the same `Packed` structure, so a loss neither knows nor cares how its rows were laid out.
+Both builders return the same `Packed` structure, so a loss does not depend on how its rows were laid out.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Array = jax.Array | np.ndarray
 
 @struct.dataclass
 class Packed:
-    """Sequences laid out in R rows of L columns, with K response slots a row.
+    """Sequences laid out in R rows of L columns, with K response slots per row.
 
-    A leading axis of micro-batches may stand before every field. Sequences are numbered 0..S-1 in the caller's order
-    over all micro-batches, whichever of them holds them, so that what is known of a sequence, and what is found out,
-    are arrays [S] without another order.
+    A leading axis of micro-batches may stand before every field. The S sequences are numbered 0..S-1 in the caller's
+    order, over all micro-batches. So an array [S] holds what is known, or computed, about each sequence, whatever the
+    layout.
     """
 
     tokens: Array  # [R, L] int32
     positions: Array  # [R, L] int32, from 0 in every sequence
-    segments: Array  # [R, L] int32, 0 = padding: which tokens see each other (`gadjax.segments`)
-    source: Array  # [R, K] int32: the column whose hidden state predicts the response token of this slot
-    target: Array  # [R, K] int32: that response token
-    owner: Array  # [R, K] int32: its sequence; S where the slot is empty
-    step: Array  # [R, K] int32: its place in the response
-    last: Array  # [S] int32: row * L + column of the sequence's last token; -1 where it is in another micro-batch
+    segments: Array  # [R, L] int32, 0 = padding; says which tokens attend to each other (`gadjax.segments`)
+    source: Array  # [R, K] int32: the column whose hidden state predicts the slot's response token
+    target: Array  # [R, K] int32: the slot's response token
+    owner: Array  # [R, K] int32: the slot's sequence; S if the slot is empty
+    step: Array  # [R, K] int32: the token's place in its response, from 0
+    last: Array  # [S] int32: row * L + column of the sequence's last token; -1 if it is in another micro-batch
 
     @property
     def mask(self) -> Array:
@@ -59,7 +59,7 @@ class RowShape:
 
 
 def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of several lengths as rows [S, width], filled up with zeros, and their lengths [S]: int32."""
+    """Token ids as rows [S, width], padded on the right with 0, and their lengths [S]; both int32."""
     rows = np.zeros((len(sequences), width), np.int32)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence
@@ -67,11 +67,13 @@ def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, 
 
 
 def one_per_row(prompt: Array, prompt_length: Array, response: Array, response_length: Array) -> Packed:
-    """Each sequence in a row of its own, in place: no token is moved, so it runs inside a jitted step.
+    """Each sequence in a row of its own. No token is moved, so it runs inside a jitted step.
 
     Args:
-      prompt: [S, P], right-padded; prompt_length: [S].
-      response: [S, T], right-padded; response_length: [S], at least 1.
+      prompt: [S, P] token ids, padded on the right.
+      prompt_length: [S].
+      response: [S, T] token ids, padded on the right.
+      response_length: [S], at least 1.
     """
     count, width = prompt.shape
     limit = response.shape[1]
@@ -108,31 +110,31 @@ def pack(
     whole_groups: bool = False,
     minibatches: int | None = None,
 ) -> Packed:
-    """Packs sequences into rows, on the host, and the rows into micro-batches of one shape.
+    """Packs sequences into rows, and the rows into micro-batches of one shape; runs on the host.
 
     Args:
-      prompts, responses: token arrays without padding; every response has at least one token.
-      row_length: columns of a row; at least the longest sequence.
+      prompts, responses: token ids without padding; every response has at least one token.
+      row_length: columns of a row, at least as many as the longest sequence has.
       micro_batches: M.
-      row_multiple: the number of rows is a multiple of this (the shards of the batch).
-      adaptive: M is the most of micro-batches. A batch of short sequences gets fewer, of no more rows each than M of
-        them have where every sequence, or every whole group, fills a row.
-      group: so many consecutive sequences have the same prompt.
-      together: a group is in one micro-batch.
-      share: a prompt stands once in a row, whatever number of its responses follow (`gadjax.segments`).
-      whole_groups: a row has room for a group of which every sequence is as long as it can be.
-      minibatches: J equal runs of consecutive sequences, each packed for itself and numbered from 0; None for one.
+      row_multiple: divides the number of rows, so that they divide over the shards of the batch.
+      adaptive: M is a maximum. A batch of short sequences gets fewer micro-batches, each of no more rows than M of
+        them have when every sequence, or every whole group, fills a row.
+      group: this many consecutive sequences have the same prompt.
+      together: a group stays in one micro-batch.
+      share: a row holds a prompt once, followed by all its responses in that row (`gadjax.segments`).
+      whole_groups: a row has room for a group whose sequences are all as long as they can be.
+      minibatches: J equal parts of consecutive sequences, each packed alone and numbered from 0; None for one part.
 
     Returns:
-      numpy `Packed` with a leading axis M, or the axes [J, M]. Rows and slots are rounded up so that shapes
-      recur.
+      `Packed` of numpy arrays with a leading axis M, or with leading axes [J, M]. Rows and slots are rounded up, so
+      that few shapes occur.
 
     Raises:
       ValueError: a sequence is longer than a row, or the sequences do not divide into groups.
     """
     count = minibatches or 1
     if len(prompts) % (count * group):
-        raise ValueError(f"{len(prompts)} sequences do not divide into {count} runs of groups of {group}")
+        raise ValueError(f"{len(prompts)} sequences do not divide into {count} minibatches of groups of {group}")
     size = len(prompts) // count
     runs = [slice(j * size, (j + 1) * size) for j in range(count)]
     sizes = [BinSizes.of(prompts[run], responses[run], group, share) for run in runs]
@@ -140,8 +142,10 @@ def pack(
         if (longest := int(run.alone.max())) > row_length:
             worst = j * size + int(run.alone.argmax())
             raise ValueError(f"sequence {worst} of {longest} tokens does not fit a row of {row_length}")
+    # Choose which sequences go to which row.
     options = dict(row_multiple=row_multiple, adaptive=adaptive, together=together, whole_groups=whole_groups)
     layouts, rows = fit(sizes, row_length, micro_batches=micro_batches, **options)
+    # Choose the number of slots that holds every row's responses.
     held = (
         sum(len(responses[run.start + i]) for i in row)
         for run, layout in zip(runs, layouts, strict=True)
@@ -149,6 +153,7 @@ def pack(
         for row in part
     )
     shape = rows, row_length, slots_for(max(held), row_length, sizes)
+    # Write the tokens into their rows.
     packed = [
         _lay_out(prompts[run], responses[run], layout, shape, group if share else 1)
         for run, layout in zip(runs, layouts, strict=True)
@@ -157,9 +162,9 @@ def pack(
 
 
 def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tuple[int, int, int], group: int) -> Packed:
-    """The rows of a layout: [M, ...] of `shape`, (rows, columns, slots).
+    """The layout as arrays [M, ...] of `shape`: rows, columns and slots.
 
-    `group`: so many consecutive sequences share their prompt where they are in one row.
+    Up to `group` consecutive sequences share their prompt if they are in one row.
     """
     (rows, row_length, slots), parts, count = shape, len(layout), len(prompts)
     wide, narrow = (parts, rows, row_length), (parts, rows, slots)
@@ -176,7 +181,7 @@ def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tupl
                 held = slice(column, column + len(prompt))
                 tokens[m, r, held], segments[m, r, held] = prompt, segment
                 positions[m, r, held] = np.arange(len(prompt))
-                before = column = held.stop
+                prompt_end = column = held.stop
                 for branch, sequence in enumerate(sequences, start=1):
                     response = responses[sequence]
                     length = len(response)
@@ -186,7 +191,7 @@ def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tupl
                     segments[m, r, held] = segment + branch * BRANCH * (len(sequences) > 1)
                     held = slice(slot, slot + length)
                     source[m, r, held] = np.arange(column - 1, column + length - 1)
-                    source[m, r, slot] = before - 1
+                    source[m, r, slot] = prompt_end - 1  # the first token follows the prompt, maybe many columns back
                     target[m, r, held], owner[m, r, held], step[m, r, held] = response, sequence, np.arange(length)
                     column, slot = column + length, slot + length
                     last[m, sequence] = r * row_length + column - 1

@@ -1,4 +1,4 @@
-"""Opening Parquet files, with the errors that a user can mend."""
+"""Opens Parquet files; errors tell a user which file to mend."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gadjax.errors import UserError, first_line
 
 @contextlib.contextmanager
 def open_parquet(file: str | os.PathLike[str], **options: Any) -> Iterator[pq.ParquetFile]:
-    """The file, to be read inside the block; `options` are `pyarrow.parquet.ParquetFile`'s.
+    """The open file, to read inside the block; `options` are those of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-      UserError: naming the file, for whatever Arrow cannot open or read.
+      UserError: Arrow cannot open or read the file.
     """
     try:
         with pq.ParquetFile(file, **options) as parquet:
@@ -28,11 +28,7 @@ def open_parquet(file: str | os.PathLike[str], **options: Any) -> Iterator[pq.Pa
 
 
 def check_columns(file: str | os.PathLike[str], names: Sequence[str], required: Sequence[str]) -> None:
-    """Refuses a file whose columns, `names`, lack one that is required.
-
-    Raises:
-      UserError: naming the file, the column, and those that it has.
-    """
+    """Raises a `UserError` if the file's columns, `names`, lack one of `required`."""
     for name in required:
         if name not in names:
             raise UserError(f"{file}: column `{name}` is missing; the file has {', '.join(names) or 'no columns'}")

@@ -1,10 +1,8 @@
-"""Rows to batches of token ids: one pass that tokenises, then Grain for the order.
+"""Turns rows into batches of token ids: one pass tokenises them, then Grain gives the order.
 
-The order of the rows is one global permutation by seed and epoch. Its first `steps_per_epoch * batch_size`
-entries are the epoch's batches; the remainder (fewer rows than a batch) sits that epoch out, and since
-every epoch has its own permutation it is another remainder each time. Batch k depends on (data, seed, k) alone: each
-of several processes makes the whole of it, and takes its slice where rows go to devices (`gadjax.parallel.processes`
-says why).
+Each epoch has its own permutation of all rows, from the seed. The first `steps_per_epoch * batch_size` rows are its
+batches. The rest, fewer than a batch, are left out of that epoch. Batch k depends on (data, seed, k) alone, so each of
+several processes makes whole batches and takes its slice when rows go to devices (`gadjax.parallel.processes`).
 """
 
 from __future__ import annotations
@@ -22,22 +20,22 @@ from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.errors import UserError
 
 _WIDTH_MULTIPLE = 16
-_CHUNK = 512  # rows tokenised in one call: enough for the tokenizer's threads, few enough for a progress bar
+_CHUNK = 512  # rows tokenised in one call: enough for the tokenizer's threads, and few enough to show progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """What became of the rows: `rows` is the sum of `usable` and the three `dropped_*`.
 
-    A row counts as dropped once, by the first reason that holds, in the order of the fields.
+    A dropped row counts once, for the first reason that applies, in the order of the fields.
     """
 
     rows: int
     usable: int
-    dropped_marked: int  # the API marked the row as no answer (a content filter, a refusal, a tool call, ...)
+    dropped_marked: int  # the API gave no answer to learn from (a content filter, a refusal, a tool call, ...)
     dropped_cut: int  # the API cut the answer, and `cut_answers` is "drop"
     dropped_long_prompt: int  # the prompt is longer than `max_prompt_length`
-    truncated_answers: int  # usable, the answer cut by us at `max_response_length`: it carries no EOS
+    truncated_answers: int  # usable, but cut here at `max_response_length`, so without EOS
 
 
 class Ragged:
@@ -47,7 +45,7 @@ class Ragged:
         sequences = list(sequences)
         self.lengths = np.array([len(ids) for ids in sequences], np.int32)  # [rows]
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
-        self.flat = np.concatenate([np.zeros(0, np.int32), *sequences])  # all, one after another
+        self.flat = np.concatenate([np.zeros(0, np.int32), *sequences])  # int32 [tokens]: all sequences in order
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,15 +66,15 @@ class Ragged:
 class Dataset:
     """The usable rows as token ids, with random access.
 
-    Every batch of a dataset has the same shapes: P = `prompt_width` and T = `response_width` are its
-    longest prompt and answer, rounded up to a multiple of 16 within the configured maxima.
+    All batches of a dataset have the same shapes. P = `prompt_width` and T = `response_width` are its longest prompt
+    and answer, rounded up to a multiple of 16, at most the configured maxima.
     """
 
     source: Rows
     counts: Counts
-    prompts: Ragged  # with the generation prompt
-    answers: Ragged  # with the turn-end id where `ended`
-    ended: np.ndarray  # bool [usable]: the answer is complete and carries its turn-end id
+    prompts: Ragged  # each ends with the generation prompt
+    answers: Ragged  # each ends with the turn-end id if `ended`
+    ended: np.ndarray  # bool [usable]: the answer is complete
     rows: np.ndarray  # int32 [usable]: index into `source`
     pad_id: int
     prompt_width: int
@@ -97,7 +95,7 @@ class Dataset:
         }
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices`, all int32 and padded on the right.
+        """The examples at `indices`, as int32 arrays padded on the right.
 
         Returns:
           prompt [B, P], prompt_length [B], teacher [B, T], teacher_length [B], row [B] (index into `source`).
@@ -126,7 +124,7 @@ def prepare(
     source_name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Tokenises every row that can be used and counts the others (`docs/algorithm.md`, section 4).
+    """Tokenises every row that can be used and counts the others (docs/algorithm.md, section 4).
 
     Args:
       rows: what `read_rows` read.
@@ -144,6 +142,7 @@ def prepare(
         raise UserError(f"data.cut_answers is {cut_answers!r}; expected 'drop' or 'keep'")
     wanted = ~rows.marked if cut_answers == "keep" else ~(rows.marked | rows.cut)
     candidates = np.flatnonzero(wanted)
+    # Tokenise prompts and answers, chunk by chunk; drop long prompts and cut long answers.
     prompts, answers, ended, kept = [], [], [], []
     truncated = 0
     for start in range(0, len(candidates), _CHUNK):
@@ -197,19 +196,18 @@ def batches(
     num_epochs: int | None = None,
     start_step: int = 0,
 ) -> Any:
-    """The shuffled batches, of `Dataset.batch`.
+    """A Grain iterator over shuffled batches, each as `Dataset.batch` returns it.
+
+    The iterator's state, for `get_state` and `set_state`, is {"next_index": step}.
 
     Args:
       batch_size: B, over all processes.
       seed: fixes the order, together with the epoch.
-      num_epochs: passes over the data; None never ends.
-      start_step: batches to skip without reading them, counted from the start of the first epoch.
-
-    Returns:
-      A Grain iterator; its `get_state()` is {"next_index": step} and can be given to `set_state`.
+      num_epochs: passes over the data; None for endless ones.
+      start_step: number of batches to skip, unread, from the start of the first epoch.
 
     Raises:
-      UserError: a batch larger than the dataset.
+      UserError: the batch is larger than the dataset.
     """
     import grain
 
@@ -224,14 +222,14 @@ def batches(
         .map(dataset.batch)
         .repeat(num_epochs)
     )
-    # The data is in memory: one thread, a few batches ahead.
+    # One thread and a short buffer are enough, because the data is in memory.
     iterator = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
     iterator.set_state({"next_index": start_step})
     return iterator
 
 
 def shared_prompts(train: Dataset, heldout: Dataset) -> int:
-    """How many held-out prompts are also trained on; figures on those say nothing about new prompts."""
+    """Number of held-out prompts that are trained on too, whose figures say nothing about new prompts."""
     trained = {_digest(train.prompts[i]) for i in range(len(train))}
     return sum(_digest(heldout.prompts[i]) in trained for i in range(len(heldout)))
 
@@ -245,6 +243,7 @@ def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _prompt_ids(rows: Rows, indices: np.ndarray, tokenizer: ChatTokenizer) -> list[np.ndarray]:
+    """The prompts' token ids; an error names the row whose chat cannot be tokenised."""
     chats = [rows.messages(i) for i in indices]
     try:
         return tokenizer.prompt_ids_batch(chats)
@@ -263,7 +262,7 @@ def _width(sequences: Ragged, limit: int) -> int:
 
 
 def _grain_seed(seed: int) -> int:
-    """Spreads seeds out: Grain shuffles epoch e by seed + e, and runs 0, 1, 2 should share no permutation."""
+    """A seed far from those of neighbours: Grain shuffles epoch e by seed + e, and runs 0, 1, 2 must differ."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 

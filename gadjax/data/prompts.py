@@ -1,10 +1,10 @@
-"""Prompts, for the teacher or a student, from JSONL, Parquet, plain text, or a dataset by its name."""
+"""Reads prompts, for the teacher or a student, from JSONL, Parquet, plain text, or a dataset by its name."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +25,7 @@ _COLUMNS = ("id", "category", "sample", *_ONE_OF)
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One chat for the teacher to answer."""
+    """One chat to answer."""
 
     id: str
     content: Messages  # ends with a user turn
@@ -33,7 +33,7 @@ class Prompt:
 
 
 class PromptRow(NamedTuple):
-    """A prompt with the row that it is read from, and that row's place for messages, `FILE:LINE` or `FILE: row N`."""
+    """A prompt with its row, and the row's place for messages: `FILE:LINE` or `FILE: row N`."""
 
     prompt: Prompt
     place: str
@@ -41,21 +41,21 @@ class PromptRow(NamedTuple):
 
 
 def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> list[Prompt]:
-    """Reads prompts in the order of the file.
+    """The prompts of a file or dataset, in its order.
 
-    JSONL and Parquet rows hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold
-    `id` and `category`; a text file holds one prompt a line. A row without an id gets one made from its
-    content, so that answers stay with their prompts when the file's order changes. Of a teacher's rows with several
-    answers to one prompt (`sample`), it is one prompt.
+    Rows of JSONL and Parquet hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold `id`
+    and `category`. A text file holds one prompt per line. A row without an id gets one from its content, so answers
+    stay with their prompts if the order changes. A teacher's rows with several answers to one prompt (`sample`) are
+    one prompt.
 
     Args:
       path: of the file; or a dataset's name, `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD`
-        (`tfds`). FIELD holds text, or chats, of which what follows the last user turn is left out; without FIELD the
-        rows are as those of a file.
-      flag: that names it, for messages.
+        (`tfds`). FIELD holds text, or chats, whose turns behind the last user turn are left out. Without FIELD, the
+        rows are as in a file.
+      flag: names the path in messages.
 
     Raises:
-      UserError: naming the file and the line (counted from 1) or row (from 0).
+      UserError: names the file and the line (from 1) or row (from 0).
     """
     return [found.prompt for found in read_prompt_rows(path, flag=flag)]
 
@@ -63,11 +63,11 @@ def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> li
 def read_prompt_rows(
     path: str | os.PathLike[str], columns: Sequence[str] = (), *, flag: str = "--prompts"
 ) -> list[PromptRow]:
-    """As `read_prompts`, each prompt with its row: the first, of a teacher's rows with several answers to it.
+    """The prompts as by `read_prompts`, each with its row; the first row, if several answer one prompt.
 
     Args:
-      columns: more that a row holds, as they stand in the file; in TFDS, which has no missing values, what is not
-        there is empty text or a number below 0.
+      columns: more columns to read, with the file's own values. TFDS has no missing values: empty text, or a number
+        below 0, stands for one.
     """
     found: list[PromptRow] = []
     known: dict[str, tuple[str, Messages]] = {}
@@ -94,15 +94,21 @@ def read_prompt_rows(
 def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file or a dataset, each with its place."""
     name = os.fspath(path)
+    field = parse(name).field if name.startswith((HUB, TFDS)) else None
+    own, one_of = ((field, "category"), (field,)) if field else (_COLUMNS, _ONE_OF)
+    wanted = tuple(dict.fromkeys((*own, *columns)))
     if name.startswith((HUB, TFDS)):
-        field = parse(name).field
-        own, one_of = ((field, "category"), (field,)) if field else (_COLUMNS, _ONE_OF)
-        for place, row in _dataset(name, tuple(dict.fromkeys((*own, *columns))), one_of):
+        if name.startswith(TFDS):
+            rows = tfds.examples(name, wanted, one_of)
+        else:
+            files = hub_dataset.files(name)
+            rows = itertools.chain.from_iterable(read_columns(file, wanted, one_of) for file in files)
+        for place, row in rows:
             more = {column: row[column] for column in columns if column in row and column != field}
             yield place, _of_field(row, field, place) | more
         return
     path = expand(path)
-    readers = {".jsonl": read_jsonl, ".parquet": functools.partial(_read_parquet, columns=columns), ".txt": _read_text}
+    readers = {".jsonl": read_jsonl, ".parquet": lambda path: read_columns(path, wanted, one_of), ".txt": _read_text}
     if path.suffix not in readers:
         raise UserError(
             f"{flag}={path}: expected a file that ends in {', '.join(readers)}, or a dataset as hf:OWNER/NAME/SPLIT "
@@ -113,19 +119,10 @@ def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> It
     yield from readers[path.suffix](path)
 
 
-def _dataset(name: str, wanted: Sequence[str], one_of: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if name.startswith(TFDS):
-        yield from tfds.examples(name, wanted, one_of)
-        return
-    for file in hub_dataset.files(name):
-        yield from read_columns(file, wanted, one_of)
-
-
 def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, Any]:
-    """A dataset's row as one of a file of prompts."""
+    """A dataset's row in the form of a prompt file's row."""
     if field is None:
-        # TFDS has no missing values: text that is not there is empty.
-        return {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}
+        return {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}  # "": missing in TFDS
     value = row[field]
     if isinstance(value, str):
         prompt: dict[str, Any] = {"prompt": value}
@@ -141,7 +138,7 @@ def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, A
 
 
 def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its place, `FILE:LINE`, for messages."""
+    """The objects of a JSONL file, each with its place for messages, `FILE:LINE`."""
     for place, line in _lines(path):
         try:
             row = parse_json(line)
@@ -160,7 +157,7 @@ def _read_text(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, each with its place."""
+    """The lines of a file that are not blank, each with its place."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
@@ -172,17 +169,13 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
                 yield place, text
 
 
-def _read_parquet(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from read_columns(path, tuple(dict.fromkeys((*_COLUMNS, *columns))), _ONE_OF)
-
-
 def read_columns(
     path: pathlib.Path, wanted: Sequence[str], one_of: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet file, each with its place: those `wanted` columns that it has, of which `one_of` at least.
+    """The rows of a Parquet file, each with its place; a row holds the `wanted` columns that the file has.
 
     Raises:
-      UserError: naming the file, and the column or the row (from 0).
+      UserError: the file has none of `one_of`, or cannot be read. Names the file and the column or row (from 0).
     """
     with open_parquet(path) as file:
         names = file.schema_arrow.names
@@ -200,13 +193,17 @@ def read_columns(
             row = {name: table[name][number].as_py() for name in columns}
         except UnicodeDecodeError:
             raise UserError(f"{place}: text that is not valid UTF-8 (a lone surrogate?)") from None
-        except ValueError as error:  # a value that Python cannot hold: fields of one name, times beyond its calendar
+        except ValueError as error:  # Python cannot hold the value: two fields of one name, a time beyond its calendar
             raise UserError(f"{place}: cannot be read ({first_line(error)}); leave it out") from None
         yield place, row
 
 
 def chat_of(row: dict[str, Any], place: str) -> Messages:
-    """The chat of a row: its `content`, or its `prompt` as the user's turn."""
+    """The chat of a row: its `content`, or its `prompt` as a user turn.
+
+    Raises:
+      UserError: there is no chat, or it cannot be used.
+    """
     prompt = text_of(row, "prompt", place)
     if row.get("content") is None:
         if prompt is None:
@@ -239,7 +236,11 @@ def _chat(chat: Any, place: str) -> Messages:
 
 
 def text_of(row: dict[str, Any], field: str, place: str) -> str | None:
-    """The text of a row's field, an id's number as text; None where there is none."""
+    """The text of a row's field, or None; a number is allowed as an id.
+
+    Raises:
+      UserError: the field holds something else, or text that is not Unicode.
+    """
     value = row.get(field)
     if field == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -1,7 +1,8 @@
-"""The teacher's Parquet: read, checked row by row, kept as Arrow columns.
+"""Reads the teacher's Parquet, checks it row by row, and keeps it as Arrow columns.
 
-The schema is that of the published LMSYS-Chat-GPT-5-Chat-Response (`docs/algorithm.md`, section 4); a file from
-anywhere in this schema trains without conversion. Columns that training does not need are not read.
+The schema is that of the published LMSYS-Chat-GPT-5-Chat-Response (docs/algorithm.md, section 4). A file with this
+schema, from anywhere, trains without conversion. Columns that training does not need are not read. Each file is read
+alone, not through `pyarrow.dataset`, so that files may differ in their kinds of strings and an error names the file.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ Messages = list[dict[str, str]]  # a chat: each {"role": ..., "content": ...}
 
 ROLES = ("system", "user", "assistant")
 
-# What OpenAI-compatible servers write when the answer stopped at a token limit.
+# Finish reasons of OpenAI-compatible servers: the answer stopped at a token limit.
 CUT_REASONS = ("length", "max_tokens")
-# What they write when there is no answer to learn from, whatever text came along.
+# Finish reasons of answers that there is nothing to learn from, whatever their text.
 MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_call")
 
 _REQUIRED = ("content", "teacher_response")
 _OPTIONAL = ("category", "finish_reason")
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+# A column of nulls alone has type null; the check of its rows says what is wrong with it.
+_TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def status_of(answer: str | None, finish_reason: str | None) -> str:
-    """What an answer is to training: "whole", "cut" (at a token limit) or "marked" (there is none to learn from).
+    """What an answer is to training: "whole", "cut" at a token limit, or "marked" (there is none to learn from).
 
-    The rule of `Rows.cut` and `Rows.marked` for one answer; a marked one that was cut is "marked".
+    This is the rule of `Rows.cut` and `Rows.marked`, except that an answer that is both is "marked".
     """
     if finish_reason in MARKED_REASONS:
         return "marked"
@@ -58,17 +62,19 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """All rows of the files, in the order of the files; Python objects are made one row at a time.
+    """All rows of the files, in the order of the files. Python objects are made one row at a time.
 
-    `cut[i]`: the API stopped the answer at a token limit. `marked[i]`: the API says that there is no answer
-    to learn from (filtered, refused, failed, a tool call), or the answer is empty because the limit was
-    reached before it began.
+    Attributes:
+      files: names of the files.
+      cut: bool [rows], the API stopped the answer at a token limit.
+      marked: bool [rows], there is no answer to learn from: it was filtered, refused, failed or a tool call, or is
+        empty because the limit was reached before it began.
     """
 
     files: tuple[str, ...]
-    cut: np.ndarray  # bool [rows]
-    marked: np.ndarray  # bool [rows]
-    _file_ends: np.ndarray  # int64 [files], rows up to and including each file
+    cut: np.ndarray
+    marked: np.ndarray
+    _file_ends: np.ndarray  # int64 [files], number of rows up to the end of each file
     _offsets: np.ndarray  # int64 [rows + 1], into the messages
     _roles: pa.LargeStringArray  # [messages]
     _contents: pa.LargeStringArray  # [messages]
@@ -82,24 +88,20 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return Row(
-            self.messages(index),
-            self._answers[index].as_py() or "",
-            self._categories[index].as_py(),
-            self._finish_reasons[index].as_py(),
-        )
+        category, reason = self._categories[index].as_py(), self._finish_reasons[index].as_py()
+        return Row(self.messages(index), self.answer(index), category, reason)
 
     def messages(self, index: int) -> Messages:
-        """The chat of row `index`."""
+        """The chat of a row."""
         turns = range(self._offsets[index], self._offsets[index + 1])
         return [{"role": self._roles[i].as_py(), "content": self._contents[i].as_py()} for i in turns]
 
     def answer(self, index: int) -> str:
-        """The teacher's answer of row `index`."""
+        """The teacher's answer of a row."""
         return self._answers[index].as_py() or ""
 
     def where(self, index: int) -> str:
-        """Names row `index` for a message: `FILE: row N`, counted from 0 within its file."""
+        """The place of a row for messages, `FILE: row N`, counted from 0 in each file."""
         file = int(np.searchsorted(self._file_ends, index, side="right"))
         start = int(self._file_ends[file - 1]) if file else 0
         return f"{self.files[file]}: row {index - start}"
@@ -109,22 +111,21 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     """Reads and checks teacher Parquet.
 
     Args:
-      paths: a file, a glob, a directory of `*.parquet` shards, a TFDS dataset `tfds:NAME/SPLIT` of the same
-        columns, or a sequence of these. Within a glob or a directory the files are read in the order of their names.
+      paths: a file, a glob, a directory of `*.parquet` shards, a TFDS dataset `tfds:NAME/SPLIT` with the same columns,
+        or a sequence of these. The files of a glob or a directory are read in the order of their names.
 
     Raises:
-      UserError: naming the file, the row (counted from 0) and the reason.
+      UserError: names the file, the row (from 0) and the reason.
     """
     files = _find_files(paths)
     tables = [_read_file(file) for file in files]
     columns = {name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"}
     lengths = np.concatenate([table["lengths"] for table in tables])
-    empty = _blank(columns["answers"])
     cut = _is_in(columns["finish_reasons"], CUT_REASONS)
     return Rows(
         files=tuple(files),
         cut=cut,
-        marked=_is_in(columns["finish_reasons"], MARKED_REASONS) | (cut & empty),
+        marked=_is_in(columns["finish_reasons"], MARKED_REASONS) | (cut & _blank(columns["answers"])),
         _file_ends=np.cumsum([len(table["lengths"]) for table in tables], dtype=np.int64),
         _offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         **{f"_{name}": column for name, column in columns.items()},
@@ -132,34 +133,32 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
 
 
 def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """The files and TFDS datasets that the paths name, in order."""
     entries = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not entries:
         raise UserError("no Parquet file was named; give a file, a glob or a directory")
     files: list[str] = []
     for entry in (os.fspath(expand(path)) for path in entries):
-        if entry.startswith(TFDS):
-            files.append(entry)
+        if entry.startswith(TFDS) or os.path.isfile(entry):
+            found = [entry]
         elif os.path.isdir(entry):
             found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))
             if not found:
                 raise UserError(f"{entry}: the directory holds no *.parquet file")
-            files += found
-        elif os.path.isfile(entry):
-            files.append(entry)
-        elif os.path.exists(entry):  # a pipe would be waited for, and read once
+        elif os.path.exists(entry):  # reading a pipe would wait, and could not be repeated
             raise UserError(f"{entry}: not a regular file; write the data to one")
         elif glob.has_magic(entry):
             found = sorted(path for path in glob.glob(entry, recursive=True) if os.path.isfile(path))
             if not found:
                 raise UserError(f"{entry}: no file matches this pattern")
-            files += found
         else:
             raise UserError(f"{entry}: no such file")
+        files += found
     return files
 
 
 def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
-    """Reads one file: roles and contents [messages], other columns [rows], turns a row as `lengths`."""
+    """The checked columns of one file: roles and contents [messages], others [rows]; `lengths` counts a row's turns."""
     table = _read_table(file)
     if not table.num_rows:
         raise UserError(f"{file}: the file has no rows")
@@ -167,7 +166,7 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
     names = table.column_names
     chats = table["content"]
     _reject(file, pc.is_null(chats), "`content` is null; every row needs a chat")
-    lengths = _numpy(pc.list_value_length(chats)).astype(np.int64)
+    lengths = np.asarray(pc.list_value_length(chats)).astype(np.int64)
     _reject(file, lengths == 0, "the chat in `content` is empty")
     turns = pc.list_flatten(chats)
     rows_of_turns = np.repeat(np.arange(len(lengths)), lengths)
@@ -187,7 +186,7 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
 
 
 def _read_table(file: str) -> pa.Table:
-    """Those columns of a file that training reads."""
+    """The columns of a file that training reads."""
     if file.startswith(TFDS):
         table = tfds.read_table(file, _REQUIRED + _OPTIONAL)
         _check_schema(file, table.schema)
@@ -205,7 +204,7 @@ def _check_schema(file: str, schema: pa.Schema) -> None:
             raise UserError(f"{file}: column `{name}` is there {schema.names.count(name)} times")
     content = schema.field("content").type
     wanted = "list<struct<role: string, content: string>>"
-    if not _is_list(content) or not pa.types.is_struct(content.value_type):
+    if not isinstance(content, _LISTS) or not pa.types.is_struct(content.value_type):
         raise UserError(f"{file}: column `content` has type {content}; expected {wanted}")
     for name in ("role", "content"):
         index = content.value_type.get_field_index(name)
@@ -233,12 +232,12 @@ def _check_rows(
         ends = _is_in(roles, (role,))[last]
         _reject(file, ends, f"the chat ends with the {role}; it must end with a user turn")
     excused = _is_in(columns["finish_reasons"], CUT_REASONS + MARKED_REASONS)
-    _reject(file, _numpy(pc.is_null(answers)) & ~excused, "`teacher_response` is null")
+    _reject(file, np.asarray(pc.is_null(answers)) & ~excused, "`teacher_response` is null")
     _reject(file, _blank(answers) & ~excused, "`teacher_response` is empty or only white space")
 
 
 def _check_unicode(file: str, name: str, column: pa.LargeStringArray, rows_of_turns: np.ndarray) -> None:
-    """Parquet does not check its strings; a lone surrogate or stray byte would crash a run much later."""
+    """Rejects text that is not UTF-8, which Parquet does not check, before it fails in the middle of a run."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -259,43 +258,27 @@ def _decodes(scalar: pa.LargeStringScalar) -> bool:
 def _reject(
     file: str, bad: pa.Array | pa.ChunkedArray | np.ndarray, reason: str, rows: np.ndarray | None = None
 ) -> None:
-    """Raises for the first True of `bad`, naming its row (`rows` maps entries of `bad` to rows)."""
-    bad = _numpy(bad)
+    """Raises a `UserError` that names the row of the first True in `bad`, whose entry i belongs to row `rows[i]`."""
+    bad = np.asarray(bad)
     if bad.any():
         first = int(np.argmax(bad))
         raise UserError(f"{file}: row {first if rows is None else rows[first]}: {reason}")
 
 
 def _strings(column: pa.Array | pa.ChunkedArray) -> pa.LargeStringArray:
-    """Any string type, dictionaries and views included, as one array; its 64-bit offsets fit any size."""
+    """A column of any string type as one array, with 64-bit offsets, which fit any size."""
     column = column.cast(pa.large_string())
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _is_in(column: pa.LargeStringArray, values: Sequence[str]) -> np.ndarray:
-    return _numpy(pc.is_in(column, value_set=pa.array(values, pa.large_string())))
+    return np.asarray(pc.is_in(column, value_set=pa.array(values, pa.large_string())))
 
 
 def _blank(column: pa.LargeStringArray) -> np.ndarray:
-    """Where the text is null, empty or only white space."""
-    return _numpy(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
-
-
-def _numpy(mask: pa.Array | pa.ChunkedArray | np.ndarray) -> np.ndarray:
-    if isinstance(mask, pa.Array):
-        return mask.to_numpy(zero_copy_only=False)
-    return mask if isinstance(mask, np.ndarray) else mask.to_numpy()
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    tests = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
-    return any(getattr(pa.types, test)(kind) for test in tests)
+    """bool [rows]: the text is null, empty or only white space."""
+    return np.asarray(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    # A column of nulls only has type null: the check of the rows says what is wrong with it.
-    return any(
-        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    )
+    return (kind.value_type if pa.types.is_dictionary(kind) else kind) in _TEXTS

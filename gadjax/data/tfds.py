@@ -1,8 +1,8 @@
-"""TensorFlow Datasets in array_record files, read and written without TensorFlow.
+"""Reads and writes TensorFlow Datasets in array_record files, without TensorFlow.
 
-`tfds:NAME/SPLIT:FIELD` names one: NAME is a dataset of the data directory (`TFDS_DATA_DIR`, or ~/tensorflow_datasets),
-with config and version where it has them, or a folder of one version; SPLIT may be a slice such as `train[:10%]`.
-Nothing is downloaded or prepared: most builders need TensorFlow for that
+`tfds:NAME/SPLIT:FIELD` names one. NAME is a dataset of the data directory (`TFDS_DATA_DIR`, or ~/tensorflow_datasets),
+with config and version if it has them, or the folder of one version. SPLIT may be a slice such as `train[:10%]`.
+Nothing is downloaded or prepared, because most builders need TensorFlow for that
 (https://www.tensorflow.org/datasets/tfless_tfds).
 """
 
@@ -28,7 +28,7 @@ _DATASET = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _ROWS_A_SHARD = 50_000
 _ROWS_A_BATCH = 1024
-# Features of a published dataset that are no text. TFDS has no missing values: text is "" then, and these are:
+# Number features of a published dataset: type, and the value that stands for a missing one. Missing text is "".
 _NUMBERS = {
     "created": (np.int64, 0),
     "prompt_tokens": (np.int64, -1),
@@ -44,13 +44,10 @@ _SPLIT = "train"
 
 
 def open_source(text: str) -> Sequence[dict[str, Any]]:
-    """The examples of a split, by random access: NumPy values, text as bytes.
-
-    Args:
-      text: `tfds:NAME/SPLIT`, a field is ignored.
+    """The examples of the split `tfds:NAME/SPLIT`, by random access: NumPy values, text as bytes.
 
     Raises:
-      UserError: no such dataset or split, or not in array_record files.
+      UserError: there is no such dataset or split, or not in array_record files.
     """
     source = parse(text)
     import tensorflow_datasets as tfds
@@ -73,17 +70,17 @@ def open_source(text: str) -> Sequence[dict[str, Any]]:
 
 
 def examples(text: str, wanted: Sequence[str], one_of: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The examples of a split as plain Python values, each with its place, for messages.
+    """The examples of a split as Python values, each with its place for messages.
 
-    A sequence of features, which TFDS gives as one sequence for each feature, is a list of dictionaries again.
+    A sequence of features, which TFDS returns as one sequence for each feature, becomes a list of dictionaries.
 
     Args:
-      text: `tfds:NAME/SPLIT`, a field is ignored.
-      wanted: features to take, as far as they are there.
-      one_of: features of which one must be there.
+      text: `tfds:NAME/SPLIT`; a field is ignored.
+      wanted: features to take, as far as the dataset has them.
+      one_of: features of which the dataset must have one.
 
     Raises:
-      UserError: as `open_source`; none of `one_of`; or text that is not UTF-8, naming the example (from 0).
+      UserError: as by `open_source`; or none of `one_of` is there, or an example (from 0) has text that is not UTF-8.
     """
     source = open_source(text)
     for number in range(len(source)):
@@ -98,32 +95,23 @@ def examples(text: str, wanted: Sequence[str], one_of: Sequence[str] = ()) -> It
 
 
 def read_table(text: str, columns: Sequence[str]) -> pa.Table:
-    """Those of the columns that a dataset has; its empty text, which stands for none, is null.
-
-    Raises:
-      UserError: as `examples`.
-    """
-    rows = [
-        {name: value if value != "" else None for name, value in example.items()}
-        for _, example in examples(text, columns)
-    ]
-    return pa.Table.from_pylist(rows)
+    """The columns that a dataset has, with null for empty text, which stands for none; errors as by `examples`."""
+    rows = (example for _, example in examples(text, columns))
+    return pa.Table.from_pylist([{name: value if value != "" else None for name, value in row.items()} for row in rows])
 
 
 def publish(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Writes a teacher's Parquet as a TFDS dataset of one split, `train`; in the order of its rows.
+    """Writes a teacher's Parquet as a TFDS dataset and returns its version's folder.
 
-    Floats are float32, which is all that TFDS' files keep. The dataset appears whole or not at all.
+    The dataset has one split, `train`, in the order of the rows. Floats become float32, the only kind that TFDS keeps.
+    The folder appears whole or not at all.
 
     Args:
-      file: Parquet of the teacher's schema; other columns are left out.
+      file: Parquet with the teacher's schema; other columns are left out.
       folder: DATA_DIR/NAME/VERSION, or DATA_DIR/NAME for version 1.0.0.
 
-    Returns:
-      The folder of the version.
-
     Raises:
-      UserError: the file cannot be read, or the folder has another form or is there already.
+      UserError: the file cannot be read, or the folder has another form or exists already.
     """
     version = folder.name if _VERSION.fullmatch(folder.name) else "1.0.0"
     if version != folder.name or folder.parent.name == "":

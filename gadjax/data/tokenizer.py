@@ -1,11 +1,12 @@
-"""Chats to token ids, and ids back to text.
+"""Turns chats into token ids, and ids back into text.
 
-The ids are those of transformers' `apply_chat_template`, with two differences that a training run needs:
-the date that a template prints is fixed, and text inside a message never becomes a control token
-(`docs/algorithm.md`, section 4). The second is done by renaming. A private copy of the tokenizer knows every control
-token under a random name instead of its own text. A rendered chat has the control tokens that the template wrote
-renamed and is then encoded in one piece, so that in a message "<|im_end|>" is ordinary text, and all other
-ids are what they would have been.
+The ids are those of transformers' `apply_chat_template`, with two differences. The date that a template prints is
+fixed, so that every run and export sees the same prompts. And text inside a message never becomes a control token, so
+that no user can write one.
+
+The second is done by renaming. A private copy of the tokenizer knows every control token by a random name instead of
+its text. In a rendered chat, the control tokens that the template wrote get these names before the chat is encoded in
+one piece. So "<|im_end|>" inside a message is ordinary text, and all other ids stay as they are.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from gadjax.data.tokenizer_files import generation_eos_ids, load_backend
 from gadjax.errors import UserError
 from gadjax.hub import TOKENIZER_FILES, local_directory
 
-# "<|fim_prefix|>" and its kind are not flagged special in every tokenizer, but no text means them literally.
+# Some tokenizers do not flag "<|fim_prefix|>" and the like as special, but no text means them literally.
 _MARKUP = re.compile(r"<\|[^|<>]*\|>")
-_ANSWER = "gadjaxanswer"  # stands for an answer when the template is asked how it frames one
+_ANSWER = "gadjaxanswer"  # an answer that shows how the template frames one
 
 
 def load_tokenizer(
@@ -41,15 +42,14 @@ def load_tokenizer(
     """Loads the tokenizer of a local directory or hub id, ready for chats.
 
     Args:
-      path: directory or hub id. Code from it is never run. A directory whose only vocabulary is a
-        sentencepiece `tokenizer.model` works too.
-      chat_template: a Jinja template, or the path of a file with one, instead of the tokenizer's own.
+      path: directory or hub id, whose code is never run. A sentencepiece `tokenizer.model` alone is enough.
+      chat_template: a Jinja template, or the path of a file with one, that replaces the tokenizer's own.
       template_args: more variables for the template, e.g. `{"enable_thinking": False}` for Qwen3.
-      date: the day, "YYYY-MM-DD", that templates with a date print. Where it or an argument is not given, that
-        which `save` wrote holds; else `chat_template.DEFAULT_DATE`.
+      date: "YYYY-MM-DD", the day that templates with a date print. The default for the date and for each argument is
+        what `save` wrote, then `chat_template.DEFAULT_DATE`.
 
     Raises:
-      UserError: no tokenizer there, no chat template, no token that ends a turn, or a template that fails.
+      UserError: there is no tokenizer, no chat template or no token that ends a turn, or the template fails.
     """
     directory = local_directory(path, TOKENIZER_FILES)
     tokenizer = load_backend(directory)
@@ -65,46 +65,36 @@ def load_tokenizer(
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(f"{path}: the tokenizer's chat_template is {tokenizer.chat_template!r}; expected Jinja text")
     tokenizer.chat_template = pin(tokenizer.chat_template, template_args or {}, date)
-    return ChatTokenizer(
-        tokenizer,
-        source=os.fspath(path),
-        generation_eos_ids=generation_eos_ids(directory),
-    )
+    return ChatTokenizer(tokenizer, source=os.fspath(path), generation_eos_ids=generation_eos_ids(directory))
 
 
 def vocabulary_fingerprint(path: str | os.PathLike) -> str:
-    """`ChatTokenizer.vocabulary_fingerprint` of a directory or hub id that need not have a chat template."""
+    """`ChatTokenizer.vocabulary_fingerprint` of a directory or hub id, which needs no chat template."""
     return _hash_json(sorted(load_backend(local_directory(path, TOKENIZER_FILES)).get_vocab().items()))
 
 
 class ChatTokenizer:
-    """A tokenizer with one pinned chat template and one way to end an answer. Made by `load_tokenizer`.
+    """A tokenizer with one fixed chat template; made by `load_tokenizer`.
 
     Attributes:
-      turn_end_id: the id that the chat template closes an assistant turn with; ends every complete answer.
-      eos_ids: ids that end a sampled response: `turn_end_id` first, then those of `generation_config.json`
-        and the tokenizer's own.
-      pad_id: filler for padded positions; may equal an EOS id, so lengths and not ids say where padding
-        begins.
-      vocab_size: number of ids the tokenizer knows (a model's embedding may have more rows).
-      control_ids: ids that no text can produce (text outside the vocabulary, where one has an unknown
-        token, aside); only the template writes them, and `turn_end_id` follows an answer.
+      turn_end_id: id with which the chat template closes an assistant turn, and so the end of every complete answer.
+      eos_ids: ids that end a sampled response: `turn_end_id`, then those of `generation_config.json`, then the
+        tokenizer's own.
+      pad_id: id at padded positions. It may be an EOS id, so lengths say where padding begins, not ids.
+      vocab_size: number of ids that the tokenizer knows; a model's embedding may have more rows.
+      control_ids: ids that only the template can write. Text cannot, except that a tokenizer with an unknown token
+        writes that one for text outside its vocabulary.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        source: str,
-        generation_eos_ids: Sequence[int] = (),
-    ):
+    def __init__(self, tokenizer: Any, *, source: str, generation_eos_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._source = source
 
+        # Find the token that ends an answer: the first added token behind one in a rendered chat.
         framed = self._render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}], False)
         before, shown, after = framed.rpartition(_ANSWER)
         added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        closing = _alternation(added).search(after) if shown else None
+        closing = _any_of(added).search(after) if shown else None
         self.turn_end_id = added[closing[0]] if closing else tokenizer.eos_token_id
         if self.turn_end_id is None:
             raise UserError(
@@ -116,76 +106,75 @@ class ChatTokenizer:
         self.pad_id: int = self.turn_end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size: int = len(tokenizer)
 
+        # Find the control tokens.
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        control = {
-            text: i
-            for text, i in added.items()
-            if i in special or i in self.eos_ids or i == self.pad_id or _MARKUP.fullmatch(text)
-        }
+        special |= {*self.eos_ids, self.pad_id}
+        control = {text: i for text, i in added.items() if i in special or _MARKUP.fullmatch(text)}
         self.control_ids = frozenset(control.values())
-        # Random, so that no message can contain it; ids do not depend on it.
+
+        # Give each a name, and a disguise that stands for its text inside messages while the template renders. They
+        # are random, so that no message can contain them. Ids do not depend on them.
         nonce = secrets.token_hex(16)
         self._names = {text: f"<{nonce}n{i}>" for text, i in control.items()}
         self._disguises = {text: f"<{nonce}d{i}>" for text, i in control.items()}
-        self._control = _alternation(control)
+        self._control = _any_of(control)
         self._renaming = {**self._names, **{disguise: text for text, disguise in self._disguises.items()}}
         self._renamed = re.compile(f"<{nonce}d[0-9]+>|{self._control.pattern}")
         self._encoder = _renamed_backend(tokenizer, self._names)
         self._answer_context = self._find_answer_context(before)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """The chat under the template, with the generation prompt at its end: int32 [prompt].
+        """The rendered chat, with the generation prompt at its end, as token ids: int32 [prompt].
 
-        A BOS stands there once if the template writes one, and not at all if it does not.
+        There is one BOS if the template writes it, and none if it does not.
 
         Raises:
-          UserError: an empty chat, an unknown role, text that is not Unicode, or a chat that the template
-            refuses.
+          UserError: the chat is empty, has an unknown role or text that is not Unicode, or the template refuses it.
         """
         return self.prompt_ids_batch([messages])[0]
 
     def prompt_ids_batch(self, chats: Iterable[Sequence[Mapping[str, str]]]) -> list[np.ndarray]:
-        """`prompt_ids` of many chats, in parallel where there are cores."""
+        """`prompt_ids` of many chats, in parallel on several cores."""
         return self._encode([self._prompt_text(messages) for messages in chats])
 
     def response_ids(self, text: str, ended: bool) -> np.ndarray:
-        """An answer's text without special tokens, then `turn_end_id` if it `ended`: int32 [response].
+        """An answer's text as token ids, then `turn_end_id` if it `ended`: int32 [response].
 
         Raises:
-          UserError: text that is not Unicode.
+          UserError: the text is not Unicode.
         """
         return self.response_ids_batch([text], [ended])[0]
 
     def response_ids_batch(self, texts: Sequence[str], ended: Sequence[bool]) -> list[np.ndarray]:
-        """`response_ids` of many answers, in parallel where there are cores."""
+        """`response_ids` of many answers, in parallel on several cores."""
         for text in texts:
             _check_text(text)
-        answers = self._encode_answers(list(texts))
         end = np.array([self.turn_end_id], np.int32)
+        answers = self._encode_answers(list(texts))
         return [np.concatenate([ids, end]) if e else ids for ids, e in zip(answers, ended, strict=True)]
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; without the control tokens unless told otherwise."""
+        """The text of `ids`, by default without control tokens."""
         ids = np.asarray(ids).tolist()
         if skip_special_tokens:
             ids = [i for i in ids if i not in self.control_ids]
-        # Clean-up (on in Llama 3.1's config; transformers 5 ignores it for BPE) would rewrite " ." to ".".
+        # Clean-up, which Llama 3.1's config asks for, would turn " ." into ".".
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the tokenizer, its chat template pinned, for transformers to load and render the same prompts."""
+        """Writes the tokenizer with its fixed chat template, so that transformers renders the same prompts."""
         self._tokenizer.save_pretrained(directory)
 
     def fingerprint(self) -> str:
-        """Hash of what turns text into ids: vocabulary, template with its arguments and date, EOS ids."""
+        """Hash of all that turns text into ids: vocabulary, template with its arguments and date, EOS ids."""
         return _hash_json([self.vocabulary_fingerprint(), self._tokenizer.chat_template, self.eos_ids])
 
     def vocabulary_fingerprint(self) -> str:
-        """Hash of which id means which token: equal for models that can read each other's ids."""
+        """Hash of the vocabulary; equal for models that can read each other's ids."""
         return _hash_json(sorted(self._tokenizer.get_vocab().items()))
 
     def _prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The rendered chat, in which control tokens of the template have their private names."""
+        """The rendered chat, with the template's control tokens under their names."""
         if not messages:
             raise UserError("the chat is empty")
         disguised = []
@@ -199,6 +188,7 @@ class ChatTokenizer:
         return self._rename(self._render(disguised, True))
 
     def _rename(self, rendered: str) -> str:
+        """Control tokens become their names, and disguises the text of messages again."""
         return self._renamed.sub(lambda match: self._renaming[match[0]], rendered)
 
     def _render(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
@@ -218,17 +208,16 @@ class ChatTokenizer:
             return self._encode(texts)
         skip = self._encode([self._answer_context])[0]
         answers = self._encode([self._answer_context + text for text in texts])
-        # A text whose beginning merges with the context's end is encoded alone.
+        # If a text's beginning merges with the end of the context, the text is encoded alone.
         apart = [not np.array_equal(ids[: len(skip)], skip) for ids in answers]
         alone = iter(self._encode([text for text, is_apart in zip(texts, apart, strict=True) if is_apart]))
         return [next(alone) if is_apart else ids[len(skip) :] for ids, is_apart in zip(answers, apart, strict=True)]
 
     def _find_answer_context(self, before: str) -> str:
-        """What an answer must be encoded behind, to start as a sampled one does; "" for most tokenizers.
+        """Text to encode before an answer, so that it starts as a sampled one does; "" for most tokenizers.
 
-        Sentencepiece tokenizers put a space before a text's first word. After "[/INST] " that is what the
-        model writes; after "<|assistant|>\\n" it is not, and the discriminator would know the teacher by
-        its first token.
+        Sentencepiece tokenizers put a space before a text's first word. A model writes that space after "[/INST] ", but
+        not after "<|assistant|>\\n", where the discriminator would tell the teacher by its first token.
         """
         word, newline, line = self._encode(["a", "\n", "\na"])
         splits = np.array_equal(line[: len(newline)], newline)
@@ -240,15 +229,15 @@ class ChatTokenizer:
 
 
 def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
-    """A `tokenizers.Tokenizer` with the same ids that knows the tokens in `names` by their new names only."""
+    """A `tokenizers.Tokenizer` with the same ids, in which the tokens of `names` have their new names only."""
     from tokenizers import Tokenizer
 
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     spec |= {"truncation": None, "padding": None, "post_processor": None}
-    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    for token in spec["added_tokens"]:
+    added, model = spec["added_tokens"], spec["model"]
+    ids = {token["content"]: token["id"] for token in added}
+    for token in added:
         token["content"] = names.get(token["content"], token["content"])
-    model = spec["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
     else:
@@ -262,8 +251,8 @@ def _renamed_backend(tokenizer: Any, names: Mapping[str, str]) -> Any:
     return backend
 
 
-def _alternation(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of `texts`, the longest first; nothing at all if there are none."""
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches any of `texts`, the longest first; nothing if there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 

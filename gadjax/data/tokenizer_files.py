@@ -13,7 +13,11 @@ _PROBES = ("Hello  world", "It's 12.5 % of x_y: (naïve) 東京", "one\ntwo")
 
 
 def load_backend(directory: pathlib.Path) -> Any:
-    """The transformers tokenizer of a directory, with its backend from the `tokenizers` library."""
+    """The transformers tokenizer of a directory, in its fast form.
+
+    Raises:
+      UserError: there is no tokenizer, transformers cannot load it, or its ids cannot be reproduced.
+    """
     has = {name: (directory / name).is_file() for name in _VOCABULARY_FILES}
     if not any(has.values()):
         raise UserError(f"{directory}: no tokenizer there (none of {', '.join(_VOCABULARY_FILES)})")
@@ -34,7 +38,7 @@ def load_backend(directory: pathlib.Path) -> Any:
 
 
 def _refuse_code(file: pathlib.Path) -> None:
-    """transformers would ignore a folder's own code where it knows the class, and give other ids than the code."""
+    """Refuses a tokenizer with code of its own: transformers may ignore that code, and then give other ids."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # absent, or for transformers to refuse
@@ -44,6 +48,7 @@ def _refuse_code(file: pathlib.Path) -> None:
 
 
 def generation_eos_ids(directory: pathlib.Path) -> list[int]:
+    """The EOS ids of a directory's generation_config.json; none without that file."""
     file = directory / "generation_config.json"
     if not file.is_file():
         return []
@@ -59,15 +64,14 @@ def generation_eos_ids(directory: pathlib.Path) -> list[int]:
 
 
 def _match_sentencepiece(tokenizer: Any, file: str) -> Any:
-    """A tokenizer that gives sentencepiece's own ids, from one that transformers converted from `file`.
+    """A tokenizer with sentencepiece's own ids, from one that transformers converted from the `tokenizer.model`.
 
-    transformers 5 converts by the class that the config names: a unigram model under `LlamaTokenizer`
-    becomes BPE, and without a class the space before the first word and the model's white-space rules are
-    left out. A tokenizer whose ids are sentencepiece's comes back as it is; another is rebuilt by the rules
-    in the file.
+    transformers 5 converts by the class that the config names. So it makes BPE of a unigram model under
+    `LlamaTokenizer`; without a class, it leaves out the space before the first word and the model's white-space rules.
+    A tokenizer with the right ids comes back as it is. Another one is rebuilt by the rules in the file.
 
     Raises:
-      UserError: not a sentencepiece model, or one of a kind whose ids cannot be reproduced.
+      UserError: the file is no sentencepiece model, or one whose ids cannot be reproduced.
     """
     try:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
@@ -90,7 +94,7 @@ def _match_sentencepiece(tokenizer: Any, file: str) -> Any:
 
     from transformers import PreTrainedTokenizerFast
 
-    # Under its old class a saved copy would be rebuilt by that class's rules when it is loaded.
+    # A saved copy with the old class would be rebuilt by that class's rules when it is loaded.
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=tokenizer.chat_template,
@@ -104,10 +108,10 @@ def _encode(backend: Any) -> list[list[int]]:
 
 
 def _rebuilt(backend: Any, proto: Any) -> Any:
-    """`backend` with the model, normalizer and decoder that the sentencepiece `proto` describes."""
+    """A copy of `backend` with the model, normalizer and decoder that the sentencepiece `proto` describes."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
-    backend = Tokenizer.from_str(backend.to_str())  # a copy without the words that the old model has cached
+    backend = Tokenizer.from_str(backend.to_str())  # from text, without the cached words of the old model
     rules, trained = proto.normalizer_spec, proto.trainer_spec
     if trained.model_type == trained.UNIGRAM:
         pieces = [(piece.piece, piece.score) for piece in proto.pieces]

@@ -14,7 +14,8 @@ from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.progress import ProgressCallback
-from gadjax.teacher.client import TeacherClient, ask_many
+from gadjax.teacher.client import TeacherClient
+from gadjax.teacher.collector import ask_many
 from gadjax.teacher.protocol import LIMIT_FIELDS, RequestSettings, request_fields
 from gadjax.teacher.usage import expected_tokens
 

@@ -1,4 +1,8 @@
-"""One request to a teacher behind an OpenAI-compatible chat API, with retries of our own."""
+"""Asks a teacher behind an OpenAI-compatible chat API: one request with retries, or many at a time.
+
+The `openai` client sends the requests. Its own retries are off, because these ones share their waits and limits, stop
+on demand, and count what each attempt may cost.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import json
 import random
 import re
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import openai
@@ -23,54 +27,46 @@ from gadjax.teacher.usage import expected_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-_LONGEST_WAIT = 60.0  # seconds between attempts, where the server names no time
-_UNREACHABLE_AFTER = 3  # attempts at a request without any answer, while the server has never answered anything
-_HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # whatever the status
+_LONGEST_WAIT = 60.0  # seconds between attempts, unless the server names a time
+_UNREACHABLE_AFTER = 3  # attempts of a request without an answer, before the server has answered anything
+_HOPELESS_CODES = ("insufficient_quota", "model_not_found")  # no request can succeed, whatever the status
 _CHAT = "/chat/completions"
-_UNKNOWN = {_CHAT: "--model={} is unknown there"}  # what else a 404 can mean
-_MAYBE_MADE = (408, 502, 504, 524)  # a gateway gave up, and the model behind it may not have
-_LEAST_PATIENCE = 8  # failed questions in a row after which `ask_many` gives up, at least
-_LOAD = (429, 503)  # statuses by which a server says that it is asked too much
+_UNKNOWN = {_CHAT: "--model={} is unknown there"}  # another meaning of HTTP 404, by path
+_MAYBE_MADE = (408, 502, 504, 524)  # a gateway gave up, but the model behind it may have answered
+_LOAD = (429, 503)  # the server is asked too much
 
 T = TypeVar("T")
-Q = TypeVar("Q")
 
 
 class RowFailed(Exception):
-    """One prompt got no answer; others may. The message says why."""
+    """One prompt got no answer, but others may; the message says why."""
 
 
 class _Transient(Exception):
     """An attempt failed in a way that may pass."""
 
     def __init__(
-        self,
-        message: str,
-        wait: float | None = None,
-        *,
-        remedy: str = "",
-        load: bool = False,
-        billed: bool = False,
+        self, message: str, wait: float | None = None, *, remedy: str = "", load: bool = False, billed: bool = False
     ):
         super().__init__(message)
         self.wait = wait  # seconds that the server asked for
-        self.remedy = remedy  # where nothing came back: what to do if nothing ever does
+        self.remedy = remedy  # what to do if the server never answers
         self.load = load  # the server is asked too much
-        self.billed = billed  # an answer may have been made, and has to be paid for
+        self.billed = billed  # the answer may have been made, and must be paid for
 
 
 class Account(Protocol):
-    """Who is told of the attempts at one prompt, since each may cost money."""
+    """Is told of every attempt at one prompt, because each may cost money."""
 
     async def begin(self) -> None:
-        """Before each attempt; may wait, or raise to end the asking."""
+        """Called before an attempt; may wait, or raise to end the asking."""
 
     def failed(self, *, billed: bool) -> None:
-        """After an attempt without an answer; `billed` where it may have been made and has to be paid for."""
+        """Called after an attempt without an answer; `billed` if it may have to be paid for."""
 
 
 class TeacherClient:
-    """Asks the API; `await ask(content)` from any number of tasks. An async context manager."""
+    """Asks the API; any number of tasks may `await ask(content)` at once. An async context manager."""
 
     def __init__(
         self,
@@ -90,19 +86,18 @@ class TeacherClient:
     ):
         """
         Args:
-          base_url: of the API, up to and without /chat/completions.
-          model: the name that requests carry.
-          sampling: drawn with.
-          api_key: None sends a dummy, which servers of one's own accept; api.openai.com needs one.
-          name: what answers are said to be of, where it differs from `model`.
-          system: a system prompt that comes before every chat.
-          timeout: of one attempt, seconds.
+          base_url: of the API, up to but without /chat/completions.
+          model: its name in requests.
+          sampling: how answers are drawn.
+          api_key: api.openai.com needs one. None sends a dummy, which one's own servers accept.
+          name: the model's name in the ledger; `model` by default.
+          system: a system prompt before every chat.
+          timeout: seconds of one attempt.
           max_retries: attempts after the first.
           first_wait: mean seconds before the second attempt; each later wait is twice as long.
-          limits: on attempts under way and a minute; by default none.
-          limit_field: of requests, that says how long an answer may be; newer models of OpenAI take
-            "max_completion_tokens" alone.
-          fields: more of requests, such as {"reasoning_effort": "low"}.
+          limits: on attempts in flight and per minute; none by default.
+          limit_field: field of requests for the longest answer; newer models of OpenAI take "max_completion_tokens".
+          fields: more fields of requests, such as {"reasoning_effort": "low"}.
 
         Raises:
           UserError: the URL is no HTTP URL, or the key is missing or cannot be sent.
@@ -117,17 +112,16 @@ class TeacherClient:
         self.model, self.name, self.sampling, self.system = model, name or model, sampling, system
         self.fields, self._limit_field = dict(fields or {}), limit_field
         self.limits = limits or Limits(1_000_000)
-        self.stop = self.limits.stop  # when set, no attempt begins and no wait lasts
+        self.stop = self.limits.stop  # once set, no attempt begins and waits end
         self.retries = 0
         self._secrets = [secret for secret in (api_key, url.password) if secret]
         self._timeout, self._max_retries, self._first_wait = timeout, max_retries, first_wait
-        self._answered = False  # anything at all, an error included
+        self._answered = False  # the server has answered anything, even an error
         self._random = random.Random()
+        key = api_key or "none"
         try:
-            self._client = openai.AsyncOpenAI(
-                base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
-            )
-        except Exception as error:  # the HTTP library's own, of URLs that the standard library lets pass
+            self._client = openai.AsyncOpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0)
+        except Exception as error:  # the HTTP library refuses a URL that the standard library accepts
             raise bad_url(base_url, f"{first_line(error)}; ") from None
 
     async def __aenter__(self) -> TeacherClient:
@@ -137,7 +131,7 @@ class TeacherClient:
         await self._client.close()
 
     def request(self, content: Messages, sample: int = 0) -> dict[str, Any]:
-        """The body of the request for the `sample`-th answer to a chat, from 0; it shows where there is a seed."""
+        """The body of the request for answer number `sample` to a chat; the number changes a seed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         sampling = dataclasses.asdict(self.sampling_of(sample))
         sampling[self._limit_field] = sampling.pop("max_tokens")
@@ -145,25 +139,25 @@ class TeacherClient:
         return {name: value for name, value in fields.items() if value is not None} | self.fields
 
     def sampling_of(self, sample: int) -> RequestSettings:
-        """How the `sample`-th answer to a chat is drawn: each with a seed of its own, if with any."""
+        """How answer number `sample` to a chat is drawn: as all are, but with a seed of its own."""
         if self.sampling.seed is None:
             return self.sampling
         return dataclasses.replace(self.sampling, seed=self.sampling.seed + sample)
 
     def fingerprint(self, content: Messages, sample: int = 0) -> str:
-        """Names the request: the same model, chat and sampling give the same text."""
+        """Hash of the request; the same model, chat and sampling have the same one."""
         body = json.dumps(self.request(content, sample), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
     async def ask(self, content: Messages, sample: int = 0, account: Account | None = None) -> LedgerEntry:
         """The teacher's answer to a chat.
 
-        Waits between attempts grow exponentially with jitter; a server's Retry-After is kept to, by all that ask.
+        Waits between attempts grow exponentially, with jitter. All requests keep to a server's Retry-After.
 
         Args:
           content: the chat.
-          sample: which of the answers to it, from 0.
-          account: told of every attempt.
+          sample: number of the answer to this chat, from 0.
+          account: is told of every attempt.
 
         Raises:
           RowFailed: the API refuses this chat, or every attempt failed.
@@ -173,14 +167,11 @@ class TeacherClient:
         return await self._retrying(lambda: self._limited(content, sample, account))
 
     async def call(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
-        """Another request to the API, repeated as `ask` repeats.
+        """The result of another request to the API, with retries and errors as by `ask`.
 
         Args:
-          send: makes the request; called anew for each attempt. A ValueError of its, of a malformed response, is a
-            fault that may pass.
+          send: makes one attempt. A ValueError means a malformed response, which is tried again.
           path: of the request below the base URL, for messages.
-
-        Raises: as `ask`.
         """
 
         async def attempt() -> T:
@@ -199,9 +190,8 @@ class TeacherClient:
                 return await attempt()
             except _Transient as failure:
                 if failure.remedy and not self._answered and number + 1 >= _UNREACHABLE_AFTER:
-                    raise UserError(
-                        f"nothing answers at --base_url={self.base_url} ({failure}); {failure.remedy}"
-                    ) from None
+                    message = f"nothing answers at --base_url={self.base_url} ({failure}); {failure.remedy}"
+                    raise UserError(message) from None
                 if number == self._max_retries:
                     raise RowFailed(f"{failure}, {number + 1} attempts") from None
                 self.retries += 1
@@ -212,7 +202,7 @@ class TeacherClient:
         jitter = self._random.uniform(0.5, 1.5)
         wait = min(self._first_wait * 2**attempt, _LONGEST_WAIT) * jitter
         if asked is not None:
-            # Jitter on top, so that the requests refused together don't return together.
+            # Requests that were refused together must not return together.
             wait = min(asked, LONGEST_ASKED_WAIT) + self._first_wait * jitter
         try:
             await asyncio.wait_for(self.stop.wait(), wait)
@@ -220,7 +210,7 @@ class TeacherClient:
             return
 
     async def _limited(self, content: Messages, sample: int, account: Account | None) -> LedgerEntry:
-        """One attempt, within the limits."""
+        """One attempt, within the limits; tells the account and the limits what it took."""
         if account:
             await account.begin()
         used: int | None = 0
@@ -228,7 +218,7 @@ class TeacherClient:
         try:
             slot = await self.limits.acquire(expected_tokens(content, self.system) + self.sampling.max_tokens)
             try:
-                billed, used = True, None  # until it is known; also where this task is cancelled
+                billed, used = True, None  # the cost is unknown until the attempt ends, or if its task is cancelled
                 answer = await self._attempt(content, sample)
             except _Transient as failure:
                 billed, used = failure.billed, None if failure.billed else 0
@@ -251,7 +241,7 @@ class TeacherClient:
 
     async def _attempt(self, content: Messages, sample: int) -> LedgerEntry:
         body = self.request(content, sample)
-        more = {name: body.pop(name) for name in self.fields}  # which the client may not know
+        more = {name: body.pop(name) for name in self.fields}  # the client may not know these fields
         raw = await self._send(
             lambda client: client.chat.completions.with_raw_response.create(**body, extra_body=more), _CHAT
         )
@@ -261,6 +251,7 @@ class TeacherClient:
             raise _Transient(f"malformed answer: {self.clean(str(error))}", billed=True) from None
 
     async def _send(self, send: Callable[[openai.AsyncOpenAI], Awaitable[T]], path: str) -> T:
+        """Sends once; raises what an error of the `openai` client means."""
         try:
             answer = await send(self._client)
         except openai.APITimeoutError:
@@ -268,7 +259,7 @@ class TeacherClient:
             raise _Transient(f"no answer within {self._timeout:g} s", remedy=remedy, billed=True) from None
         except openai.APIConnectionError as error:
             cause = self.clean(str(error.__cause__ or error))
-            # What was never connected was never asked. The HTTP library is openai's choice, and so is the class.
+            # A request that never connected was not received. The class is that of the client's HTTP library.
             sent = type(error.__cause__).__name__ != "ConnectError"
             remedy = "start the server or mend the URL"
             raise _Transient(f"connection failed: {cause}", remedy=remedy, billed=sent) from None
@@ -280,13 +271,13 @@ class TeacherClient:
 
     def _status_failure(self, error: openai.APIStatusError, path: str) -> Exception:
         status, body = error.status_code, error.body
-        said = body.get("message") or body.get("detail") if isinstance(body, dict) else body  # "detail": FastAPI's
+        said = body.get("message") or body.get("detail") if isinstance(body, dict) else body  # FastAPI says "detail"
         said = self.clean(str(said or error.message))
         if status in (401, 403):
             return UserError(f"{self.base_url} refuses the key in OPENAI_API_KEY (HTTP {status}: {said})")
         if error.code in _HOPELESS_CODES or (status == 404 and "model" in said.lower()):
             return UserError(f"{self.base_url} refuses --model={self.model} (HTTP {status}: {said})")
-        if status == 404:  # servers word a wrong path in many ways, few of which name the model
+        if status == 404:  # a wrong path; servers say so in many ways, but seldom name the model then
             return UserError(
                 f"--base_url={self.base_url} has no {path} (HTTP 404: {said}); the URL may lack /v1 at its end, or "
                 f"{_UNKNOWN.get(path, 'the API does not offer this, or not to this key').format(self.model)}"
@@ -306,67 +297,9 @@ class TeacherClient:
         return RowFailed(f"HTTP {status}: {said}")
 
     def clean(self, text: str) -> str:
-        """A server's message on one short line, without the key, whole or masked as some servers echo it."""
+        """A server's message on one short line, without the key and what looks like one, even half masked."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         text = re.sub(r"\bsk-[\w*.-]+", "***", text)
         text = " ".join(text.split())
         return text if len(text) <= 200 else text[:197] + "..."
-
-
-async def ask_many(
-    client: TeacherClient,
-    questions: Sequence[Q],
-    ask: Callable[[Q], Awaitable[None]],
-    *,
-    concurrency: int,
-    remedy: str = "",
-) -> list[tuple[Q, str]]:
-    """Asks every question, `concurrency` at a time, and returns those that failed, each with the reason.
-
-    After an error of `ask`, or once `client.stop` is set, no other question begins. Those under way are waited for,
-    because their answers are paid for.
-
-    Args:
-      client: asks the questions.
-      questions: in the order of asking.
-      ask: asks one question through `client` and keeps its answer.
-      concurrency: number of questions under way at once, at most.
-      remedy: end of the error message after many failures in a row.
-
-    Raises:
-      UserError: many questions in a row failed.
-      Exception: an error of `ask` other than `RowFailed`.
-    """
-    waiting = iter(questions)
-    failures: list[tuple[Q, str]] = []
-    in_a_row = 0
-
-    async def work() -> None:
-        nonlocal in_a_row
-        for question in waiting:
-            if client.stop.is_set():
-                return
-            try:
-                await ask(question)
-            except RowFailed as error:
-                failures.append((question, str(error)))
-                in_a_row += 1
-                if in_a_row == max(_LEAST_PATIENCE, concurrency):
-                    client.stop.set()
-                    raise UserError(
-                        f"{in_a_row} questions in a row to {client.model} at --base_url={client.base_url} failed, the "
-                        f"last with: {error}{remedy}"
-                    ) from None
-            except Exception:
-                client.stop.set()
-                raise
-            else:
-                in_a_row = 0
-
-    ends = await asyncio.gather(*(work() for _ in range(min(concurrency, len(questions)))), return_exceptions=True)
-    for error in ends:
-        # Workers that `stop` woke from a wait end as cancelled.
-        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
-            raise error
-    return failures

@@ -1,4 +1,4 @@
-"""Asks the teacher for what the ledger lacks, and turns the ledger into the Parquet that training reads."""
+"""Asks the teacher for what the ledger lacks, and writes the ledger as the Parquet that training reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +18,11 @@ from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
 from gadjax.files import whole_output, writing
 from gadjax.teacher.budget import Budget, BudgetReached
-from gadjax.teacher.client import TeacherClient, ask_many
+from gadjax.teacher.client import RowFailed, TeacherClient
 from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.usage import most_usage
 
-# The published schema (`docs/algorithm.md`, section 4), then provenance, which training ignores.
+# The published schema (docs/algorithm.md, section 4), then provenance, which training ignores.
 SCHEMA = pa.schema(
     [
         ("content", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
@@ -44,35 +44,39 @@ SCHEMA = pa.schema(
     ]
 )
 
+_LEAST_PATIENCE = 8  # questions that fail in a row before `ask_many` gives up, at least
 _SYNC_SECONDS = 0.5
 _ROW_GROUP = 1024
 
 
+Q = TypeVar("Q")
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One request of a collection: the `sample`-th answer to a prompt, from 0."""
+    """One request of a collection: answer number `sample` to a prompt, from 0."""
 
     prompt: Prompt
     sample: int = 0
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The question's name in messages."""
         return f"{self.prompt.id}, sample {self.sample}" if self.sample else self.prompt.id
 
 
 @dataclasses.dataclass
 class Collected:
-    """What a run came to."""
+    """The outcome of a collection."""
 
     received: int = 0
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the question -> why
-    unasked: int = 0  # for want of budget
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)  # name of the question -> reason
+    unasked: int = 0  # questions that the budget had no room for
 
 
 @dataclasses.dataclass
 class Tally:
-    """What a file of answers holds."""
+    """Counts of a file of answers."""
 
     rows: int = 0
     cut: Counter[str] = dataclasses.field(default_factory=Counter)  # by finish reason
@@ -85,7 +89,7 @@ class Tally:
             getattr(self, status)[str(finish_reason)] += 1
 
     def lines(self) -> list[str]:
-        """What training leaves out, in words; none where it takes all."""
+        """A line about what training leaves out, or no line if it takes all."""
         parts = []
         if self.cut:
             parts.append(f"{self.cut.total()} cut at --max_tokens ({_counts(self.cut)})")
@@ -99,7 +103,7 @@ def _counts(counter: Counter[str]) -> str:
 
 
 def questions(prompts: Sequence[Prompt], samples: int = 1) -> list[Question]:
-    """All requests of a collection: first answers to all prompts, then second ones, so that a budget's end is even."""
+    """All requests of a collection: first answers to all prompts, then second ones, so that a budget ends evenly."""
     return [Question(prompt, sample) for sample in range(samples) for prompt in prompts]
 
 
@@ -112,13 +116,13 @@ async def collect(
     budget: Budget | None = None,
     on_answer: Callable[[LedgerEntry], None] = lambda answer: None,
 ) -> Collected:
-    """Asks what the ledger lacks, `concurrency` at a time; appends every answer as it comes.
+    """Asks what the ledger lacks, `concurrency` questions at a time, and appends every answer as it comes.
 
-    Where no prompt can succeed, or many in a row fail, no new request begins; those under way are waited for,
-    since their answers are paid for. The same where the budget has no room for another.
+    If no prompt can succeed, if many in a row fail, or if the budget has no room, no other request begins. The requests
+    under way are waited for, because their answers are paid for.
 
     Raises:
-      UserError: why no prompt can succeed, or the ledger cannot be written.
+      UserError: no prompt can succeed, or the ledger cannot be written.
     """
     missing = [one for one in asked if key(teacher, one) not in ledger]
     result = Collected()
@@ -166,13 +170,72 @@ async def _sync_often(ledger: Ledger, stop: asyncio.Event) -> None:
         raise
 
 
+async def ask_many(
+    client: TeacherClient,
+    questions: Sequence[Q],
+    ask: Callable[[Q], Awaitable[None]],
+    *,
+    concurrency: int,
+    remedy: str = "",
+) -> list[tuple[Q, str]]:
+    """Asks every question, `concurrency` at a time, and returns those that failed, each with the reason.
+
+    After an error of `ask`, or once `client.stop` is set, no other question begins. The questions under way are waited
+    for, because their answers are paid for.
+
+    Args:
+      client: asks the questions.
+      questions: in the order of asking.
+      ask: asks one question through `client` and keeps its answer.
+      concurrency: number of questions under way at once, at most.
+      remedy: end of the error message after many failures in a row.
+
+    Raises:
+      UserError: many questions in a row failed.
+      Exception: an error of `ask` other than `RowFailed`.
+    """
+    waiting = iter(questions)
+    failures: list[tuple[Q, str]] = []
+    in_a_row = 0
+
+    async def work() -> None:
+        nonlocal in_a_row
+        for question in waiting:
+            if client.stop.is_set():
+                return
+            try:
+                await ask(question)
+            except RowFailed as error:
+                failures.append((question, str(error)))
+                in_a_row += 1
+                if in_a_row == max(_LEAST_PATIENCE, concurrency):
+                    client.stop.set()
+                    raise UserError(
+                        f"{in_a_row} questions in a row to {client.model} at --base_url={client.base_url} failed, the "
+                        f"last with: {error}{remedy}"
+                    ) from None
+            except Exception:
+                client.stop.set()
+                raise
+            else:
+                in_a_row = 0
+
+    workers = min(concurrency, len(questions))
+    ends = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
+    for error in ends:
+        # Workers whose wait `stop` ended are cancelled.
+        if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+            raise error
+    return failures
+
+
 def key(teacher: TeacherClient, asked: Question) -> Key:
-    """Where the ledger keeps the answer."""
+    """The ledger's key of the answer to a question."""
     return Key(asked.prompt.id, teacher.fingerprint(asked.prompt.content, asked.sample), asked.sample)
 
 
 def question(teacher: TeacherClient, asked: Question) -> dict[str, Any]:
-    """What is asked, and how: fields of the answer's row."""
+    """The fields of the answer's row that say what is asked, and how."""
     prompt = asked.prompt
     fields = {"content": prompt.content, "category": prompt.category, "model": teacher.name, "system": teacher.system}
     more = {"request_fields": json.dumps(teacher.fields, sort_keys=True)} if teacher.fields else {}
@@ -180,10 +243,10 @@ def question(teacher: TeacherClient, asked: Question) -> dict[str, Any]:
 
 
 def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Question], ledger: Ledger) -> Tally:
-    """Writes every answer of the ledger, a whole file or none; says what they are.
+    """Writes every answer of the ledger to a Parquet file, whole or not at all, and returns counts.
 
-    First the answered questions, in their order, then the others in the order of arrival: answers to prompts of
-    earlier runs, or to these with other settings. Without any answer no file is written.
+    Answers to `asked` come first, in its order. Answers to other prompts, or with other settings, follow in the order
+    of arrival. Without an answer, no file is written.
 
     Raises:
       UserError: the file cannot be written, or holds more rows than the ledger.
@@ -201,14 +264,14 @@ def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Qu
                 row = ledger[name]
                 row |= {"teacher_response": row["text"], "sample": name.sample}
                 tally.count(row["text"], row["finish_reason"])
-                # A category or a --model_name may be another by now.
+                # A category or --model_name may have changed since the answer came.
                 rows.append(row | question(teacher, known[name]) if name in known else row)
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     return tally
 
 
 def check_complete(path: pathlib.Path, ledger: Ledger) -> None:
-    """Refuses a Parquet file that the ledger cannot replace without a loss."""
+    """Raises a `UserError` if the Parquet file holds more than the ledger, or is no Parquet file."""
     if not path.exists():
         return
     try:

@@ -209,9 +209,9 @@ def test_few_shapes():
 
 def test_errors():
     prompts, responses = sequences([(5, 5), (9, 2), (3, 3)])
-    with pytest.raises(ValueError, match="3 sequences do not divide into 1 runs of groups of 2"):
+    with pytest.raises(ValueError, match="3 sequences do not divide into 1 minibatches of groups of 2"):
         pack(prompts, responses, row_length=20, group=2)
-    with pytest.raises(ValueError, match="3 sequences do not divide into 2 runs of groups of 1"):
+    with pytest.raises(ValueError, match="3 sequences do not divide into 2 minibatches of groups of 1"):
         pack(prompts, responses, minibatches=2, row_length=20)
     with pytest.raises(ValueError, match="sequence 1 of 11 tokens does not fit a row of 10"):
         pack(prompts, responses, row_length=10)
