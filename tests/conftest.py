@@ -8,12 +8,12 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import pytest
 
-from tests.support.compiling import share_compiled_programs
+from tests.support.compiling import set_xla_flags, share_compiled_programs
+
+set_xla_flags(devices=8)  # XLA reads them once, when JAX first asks for a device
 
 pytest_plugins = (
     "tests.support.commands",

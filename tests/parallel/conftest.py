@@ -51,7 +51,7 @@ def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_
         meanwhile: Callable[[list[subprocess.Popen]], None] = lambda started: None,
     ) -> list[Process]:
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}"),
             "PYTHONPATH": str(repo),
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
