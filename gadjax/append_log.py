@@ -1,4 +1,4 @@
-"""A file of lines that one process at a time appends to, and that a kill at any moment leaves whole."""
+"""A file of lines that one process at a time appends to, and that a kill at any moment leaves readable."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ Row = TypeVar("Row")
 class AppendLog:
     """The open file, locked until `close`.
 
-    An appended line has left the process at once and survives its death; `sync` makes lines survive the machine's.
+    An appended line is handed to the system at once, so that it survives this process; `sync` makes it survive the
+    machine. A line's place is the offset of its first byte in the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], writer: str):
         """
         Args:
-          path: of the file; made where it is absent.
-          writer: the command that writes it, for the message to a second one.
+          path: of the file, which is created if it does not exist.
+          writer: the command that writes the file; a second process that opens it is told this name.
 
         Raises:
-          UserError: the file cannot be opened, or another process holds it.
+          UserError: the file cannot be opened, or another process has locked it.
         """
         self.path = pathlib.Path(path)
         try:
@@ -38,32 +39,37 @@ class AppendLog:
         except BaseException:
             self._file.close()
             raise
-        self._end = 0
+        self._end = self._file.seek(0, os.SEEK_END)
         self._unsynced = False
 
     def read(self, parse: Callable[[bytes], Row | None]) -> Iterator[tuple[int, Row]]:
-        """All lines, each with its place; the torn last one of a kill is cut off. Once, before anything is appended.
+        """Yields the place of every line and what `parse` makes of it. Call it once, before anything is appended.
+
+        A last line that a kill tore in two is removed from the file.
 
         Args:
-          parse: makes something of a line, or None of one that is not whole.
+          parse: turns a line into a row, or returns None if the line is not whole.
 
         Raises:
           UserError: a line other than a torn last one is damaged.
         """
         self._file.seek(0)
+        place = 0
         for number, line in enumerate(self._file, start=1):
             row = parse(line)
             if not line.endswith(b"\n"):
                 if row is None:
-                    self._file.truncate(self._end)
+                    self._file.truncate(place)
+                    self._end = place
                     return
-                # Torn in its very last byte: whole, and paid for.
+                # Only the line's end is missing: the row is whole and is kept, since it may have been paid for.
                 self._file.write(b"\n")
                 line += b"\n"
+                self._end += 1
             if row is None:
                 raise UserError(f"{self.path}:{number}: the line is damaged; mend or remove it, then run again")
-            start, self._end = self._end, self._end + len(line)
-            yield start, row
+            yield place, row
+            place += len(line)
 
     def line(self, place: int) -> bytes:
         """The line at a place."""
@@ -71,7 +77,7 @@ class AppendLog:
         return self._file.readline()
 
     def append(self, text: str) -> int:
-        """Writes a line, and gives its place.
+        """Appends a line, and returns its place.
 
         Raises:
           UserError: the file cannot be written.
@@ -80,12 +86,12 @@ class AppendLog:
         with keeping(self.path):
             self._file.write(line)
             self._file.flush()
-        start, self._end = self._end, self._end + len(line)
+        place, self._end = self._end, self._end + len(line)
         self._unsynced = True
-        return start
+        return place
 
     def sync(self) -> None:
-        """Puts what was appended on the disk; may take milliseconds.
+        """Waits until every appended line is on the disk, which may take milliseconds.
 
         Raises:
           UserError: the disk does not take it.
@@ -96,7 +102,11 @@ class AppendLog:
             self._unsynced = False
 
     def close(self) -> None:
-        """Lets go of the file, once what was appended is on the disk."""
+        """Syncs the file, closes it and gives up the lock.
+
+        Raises:
+          UserError: the disk does not take what was appended.
+        """
         with keeping(self.path):
             try:
                 self.sync()

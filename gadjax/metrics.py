@@ -1,13 +1,13 @@
-"""What a run leaves behind to be read: metrics.jsonl, TensorBoard events, W&B, samples.jsonl.
+"""The logs of a run: metrics.jsonl, TensorBoard events, Weights & Biases, samples.jsonl.
 
-`metrics.jsonl` is the record: strict JSON, a line a step ("kind": "train"), a line a measurement on held-out
-prompts ("kind": "heldout") and a line where a watchdog's warning begins or ends ("kind": "warning", whose fields
-`gadjax.trainer.watchdogs` describes), each with the stage and the step, which counts over all stages:
+`metrics.jsonl` is the run's record, one strict JSON object a line. There is a line for each step ("kind": "train"), for
+each measurement on held-out prompts ("kind": "heldout"), and for each moment when a watchdog's warning begins or ends
+("kind": "warning"; `gadjax.trainer.watchdogs` describes its fields). Steps are counted over all stages:
 
     {"kind": "train", "stage": "gad", "step": 120, "generator/loss": 0.0132, "generator/kl": 0.004, ...}
 
-A figure that is not finite is null there, and "nonfinite" says what it was. A run that continues first
-removes what lies past its checkpoint, so that each step stands once, in the events too.
+A figure that is not finite is null, and the line's field "nonfinite" says what it was. When a run continues, lines past
+its checkpoint are removed first, so that each step is recorded once; TensorBoard drops the same events.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import pathlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
+from gadjax.append_log import AppendLog
 from gadjax.errors import UserError
 from gadjax.files import keeping, replace
 
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
 BEGINS, ENDS = "begins", "ends"  # states of a watchdog's warning
-_METRIC = ("kind", "stage", "step")  # what every line of metrics.jsonl has
-_SAMPLE = ("step", "stage")
+_METRIC = ("kind", "stage", "step")  # fields that every line of metrics.jsonl has
+_SAMPLE = ("step", "stage")  # the same for samples.jsonl
 
-Figures = Mapping[str, Any]  # name -> number: Python, numpy, or any array of one element on the host
+Figures = Mapping[str, Any]  # by name: Python numbers, numpy scalars, or arrays of one element
 
 
 class MetricsLogger:
-    """Writes a run's figures to `metrics.jsonl`, TensorBoard (`tensorboard/`) and, when asked, W&B."""
+    """Writes a run's figures to `metrics.jsonl`, to TensorBoard (`tensorboard/`) and, if asked, to Weights & Biases."""
 
     def __init__(
         self,
@@ -47,43 +48,43 @@ class MetricsLogger:
         resume_step: int | None = None,
         write: bool = True,
     ):
-        """Opens the files, creating or continuing them.
+        """Creates the files, or opens those of the run that continues.
 
         Args:
-          workdir: of the run; exists.
-          wandb: arguments of `wandb.init`, such as project and config; None logs nothing there.
-          resume_step: the checkpoint's step that the run continues after; what lies past it is removed. None
-            starts over: a fresh run, or one that ended before its first checkpoint.
-          write: False on every process but the first, where nothing is written.
+          workdir: the run's folder, which exists.
+          tensorboard: whether TensorBoard events are written.
+          wandb: arguments of `wandb.init`, such as project and config; None: nothing goes to Weights & Biases.
+          resume_step: the step of the checkpoint from which the run continues. Lines past it are removed. None: the run
+            starts over, because it is new or ended before its first checkpoint.
+          write: False on every process but the first: nothing is written.
 
         Raises:
-          UserError: a line of metrics.jsonl is no record, a file cannot be written (from every method), or W&B is asked
-            for and cannot start.
+          UserError: a line of metrics.jsonl is not a record, a file cannot be written (all methods raise this), or
+            Weights & Biases is asked for and cannot start.
         """
-        self._sinks: list[_JsonLines | _TensorBoard | _WandB] = []
-        self._last = {"train": -1, "heldout": -1}
+        self._record: _JsonLines | None = None
+        self._views: list[_TensorBoard | _WandB] = []
+        self._last = {"train": -1, "heldout": -1}  # the last step recorded, by kind
         if not write:
             return
         workdir = pathlib.Path(workdir)
-        lines = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC)
-        self._sinks.append(lines)
-        for record in lines.kept:
-            self._last[record["kind"]] = record["step"]
+        self._record = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC)
+        self._last |= {record["kind"]: record["step"] for record in self._record.kept}
         if tensorboard:
-            self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step))
+            self._views.append(_TensorBoard(workdir / "tensorboard", resume_step))
         if wandb is not None:
-            self._sinks.append(_WandB(workdir, dict(wandb), resume_step))
+            self._views.append(_WandB(workdir, dict(wandb), resume_step))
 
     def log(self, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         """Records a training step.
 
         Args:
-          step: counts over all stages; above every step logged before.
-          stage: that the step belongs to.
+          step: its number, counted over all stages; above every step recorded before.
+          stage: the stage that the step belongs to.
           figures: by names such as "generator/loss".
 
         Returns:
-          The figures as `read_metrics` will read them, where this process writes nothing too.
+          The figures as `read_metrics` will read them, also in a process that writes nothing.
 
         Raises:
           ValueError: the step is already recorded.
@@ -99,54 +100,58 @@ class MetricsLogger:
         self._log("heldout", step, stage, {HELDOUT + name: value for name, value in figures.items()})
 
     def log_warning(self, step: int, stage: str, watchdog: str, row: Mapping[str, Any], line: str) -> None:
-        """Records what a watchdog says after a step, in `metrics.jsonl` and as a text of TensorBoard.
+        """Records a watchdog's message after a step, in `metrics.jsonl` and as a text in TensorBoard.
 
         Args:
+          step, stage: as in `log`.
           watchdog: its name.
           row: further fields of the record, JSON values.
-          line: all of it for people.
+          line: the message for people.
         """
-        head = {"kind": "warning", "stage": stage, "step": step, "watchdog": watchdog}
-        for sink in self._sinks:
-            sink.warn(head, row, line)
+        if self._record is None:
+            return
+        self._record.write({"kind": "warning", "stage": stage, "step": step, "watchdog": watchdog}, row)
+        for view in self._views:
+            view.warn(step, watchdog, line)
 
     def sync(self) -> None:
-        """Returns when `metrics.jsonl` survives the machine's death, and not this process's alone."""
-        for sink in self._sinks:
-            if isinstance(sink, _JsonLines):  # the others are for looking at
-                sink.sync()
+        """Waits until `metrics.jsonl` is on the disk, so that it survives the machine and not only this process."""
+        if self._record is not None:
+            self._record.sync()
 
     def close(self) -> None:
-        """Closes the files and ends the W&B run."""
-        with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
-            for sink in self._sinks:
+        """Closes the files and ends the Weights & Biases run."""
+        with contextlib.ExitStack() as closing:  # if one fails, the others are closed all the same
+            for sink in filter(None, (self._record, *self._views)):
                 closing.callback(sink.close)
-        self._sinks = []
+        self._record, self._views = None, []
 
     def _log(self, kind: str, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         if step <= self._last[kind]:
             raise ValueError(f"{kind} figures of step {step} after those of step {self._last[kind]}")
         self._last[kind] = step
         numbers = {name: _number(name, value) for name, value in figures.items()}
-        for sink in self._sinks:
-            sink.write({"kind": kind, "stage": stage, "step": step}, numbers)
+        if self._record is not None:
+            self._record.write({"kind": kind, "stage": stage, "step": step}, numbers)
+        for view in self._views:
+            view.write(step, stage, numbers)
         return numbers
 
 
 class SampleLog:
-    """Writes `samples.jsonl`: held-out prompts, the teacher's answers and the student's as they change."""
+    """Writes `samples.jsonl`: held-out prompts, the teacher's answers, and the student's answers as they change."""
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True):
-        """See `MetricsLogger` for the arguments and errors."""
+        """Opens the file; arguments and errors are those of `MetricsLogger`."""
         self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE) if write else None
 
     def log(self, step: int, stage: str, row: int, prompt: str, teacher: str, student: str) -> None:
         """Records one answer.
 
         Args:
-          step: after which it was sampled, counted over all stages.
-          stage: of that step.
-          row: of the held-out file.
+          step: the step after which it was sampled, counted over all stages.
+          stage: the stage of that step.
+          row: the prompt's row in the held-out file.
           prompt, teacher, student: as text.
         """
         if self._lines is not None:
@@ -154,7 +159,7 @@ class SampleLog:
             self._lines.write({"step": step, "stage": stage}, answer)
 
     def sync(self) -> None:
-        """See `MetricsLogger.sync`."""
+        """Waits until the file is on the disk."""
         if self._lines is not None:
             self._lines.sync()
 
@@ -165,12 +170,12 @@ class SampleLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl` in their order, figures that were not finite as floats again.
+    """The records of a `metrics.jsonl` in their order. Figures that were not finite are floats again.
 
-    A last line without its end, as a killed run leaves it, is left out.
+    A last line without its end, which a killed run may leave, is left out.
 
     Raises:
-      UserError: there is no such file, or a line of it is no record.
+      UserError: the file does not exist, or a line of it is not a record.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -182,7 +187,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_stages(path: str | os.PathLike[str], *, last_step: int) -> dict[str, int]:
-    """Steps made in each stage up to a step of the run, stages in order.
+    """The number of steps made in each stage, counting those up to `last_step`; stages are in their order.
 
     Raises:
       UserError: as `read_metrics`.
@@ -192,11 +197,11 @@ def read_stages(path: str | os.PathLike[str], *, last_step: int) -> dict[str, in
 
 
 def read_heldout(path: str | os.PathLike[str], *, last_step: float = math.inf) -> dict[str, dict[str, float]]:
-    """The last held-out figures of each stage in a `metrics.jsonl`, stages in order, names without prefix.
+    """The last held-out figures of each stage; stages are in their order, names without the prefix "heldout/".
 
     Args:
-      path: of the file.
-      last_step: what was measured after a later step of the run is left out.
+      path: of the `metrics.jsonl`.
+      last_step: measurements after a later step of the run are left out.
 
     Raises:
       UserError: as `read_metrics`.
@@ -211,14 +216,20 @@ def read_heldout(path: str | os.PathLike[str], *, last_step: float = math.inf) -
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the stages' table, on the terminal and in model cards."""
+    """A column of the table of stages, on the terminal and in model cards.
 
-    title: str  # in two lines at most
+    Attributes:
+      title: at most two lines.
+      meaning: what the column shows, for the table's notes.
+      text: makes a cell from a stage's held-out figures; None if they were not measured.
+    """
+
+    title: str
     meaning: str
-    text: Callable[[Mapping[str, float]], str | None]  # from a stage's held-out figures; None: not measured
+    text: Callable[[Mapping[str, float]], str | None]
 
 
-def _plain(name: str, digits: int) -> Callable[[Mapping[str, float]], str | None]:
+def _rounded(name: str, digits: int) -> Callable[[Mapping[str, float]], str | None]:
     return lambda figures: f"{figures[name]:.{digits}f}" if name in figures else None
 
 
@@ -234,11 +245,11 @@ def _two_sample(figures: Mapping[str, float]) -> str | None:
 
 
 HELDOUT_COLUMNS = (
-    Column("NLL\n(nats/token)", "negative log-likelihood of the teacher's answers", _plain("nll", 3)),
-    Column("ROUGE-L", "of the student's answers against the teacher's, F-measure", _plain("rouge_l", 3)),
+    Column("NLL\n(nats/token)", "negative log-likelihood of the teacher's answers", _rounded("nll", 3)),
+    Column("ROUGE-L", "F-measure of the student's answers against the teacher's", _rounded("rouge_l", 3)),
     Column("n-gram\nF1", "of the student's answers against the teacher's, mean of n = 1 to 5", _ngram_f1),
-    Column("length\n(tokens)", "mean of the student's answers", _plain("length_mean", 1)),
-    Column("discriminator\naccuracy", "pairs that this run's own puts right", _plain("discriminator_accuracy", 3)),
+    Column("length\n(tokens)", "mean of the student's answers", _rounded("length_mean", 1)),
+    Column("discriminator\naccuracy", "pairs that this run's own puts right", _rounded("discriminator_accuracy", 3)),
     Column("two-sample\naccuracy", "fresh classifier, ± 95 % interval; 0.5 is no difference", _two_sample),
 )
 
@@ -254,45 +265,36 @@ def stage_title(stage: str) -> str:
 
 
 class _JsonLines:
-    """A file of JSON lines with a "step" each."""
+    """A file of JSON objects with a "step" each, from which a run that continues has lost what lies past its checkpoint.
+
+    Attributes:
+      kept: the objects that were in the file already.
+    """
 
     def __init__(self, path: pathlib.Path, resume_step: int | None, fields: Sequence[str]):
-        self.kept: list[dict[str, Any]] = []
-        lines = []
+        kept: list[tuple[bytes, dict[str, Any]]] = []
         if resume_step is not None and path.exists():
             kept = [(line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step]
-            lines, self.kept = [line for line, _ in kept], [record for _, record in kept]
-        self._path = path
         with keeping(path):
-            replace(path, b"".join(line + b"\n" for line in lines))
-            self._file: BinaryIO = open(path, "ab")  # noqa: SIM115, open as long as the run
+            replace(path, b"".join(line + b"\n" for line, _ in kept))
+        self.kept = [record for _, record in kept]
+        self._log = AppendLog(path, "gadjax.train")
+        self.sync, self.close = self._log.sync, self._log.close
 
     def write(self, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Appends an object of these fields."""
         nonfinite = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record = {**head, **values, **dict.fromkeys(nonfinite)}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        with keeping(self._path):
-            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-
-    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
-        self.write(head, row)
-
-    def sync(self) -> None:
-        with keeping(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with keeping(self._path):
-            self._file.close()
+        self._log.append(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 
 class _TensorBoard:
     """A TensorBoard event file with a scalar for each figure.
 
-    Built from TensorBoard's protos and record format alone: its own EventFileWriter imports tensorflow where
-    it is installed.
+    It uses only TensorBoard's protos and record format. TensorBoard's own writer, `EventFileWriter`, imports tensorflow
+    where it is installed, and writes in a thread, so that a full disk would go unnoticed for minutes.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int | None):
@@ -310,18 +312,18 @@ class _TensorBoard:
             folder.mkdir(exist_ok=True)
             self._writer = RecordWriter(open(self._path, "wb"))  # noqa: SIM115, open as long as the run
         self._add(file_version="brain.Event:2")
-        # A start drops what earlier files hold from its step on.
+        # The event START at a step makes TensorBoard drop what earlier files hold from that step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(step=0 if resume_step is None else resume_step + 1, session_log=start)
 
-    def write(self, head: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(step=head["step"], summary=self._summary(value=scalars))
+    def write(self, step: int, stage: str, figures: Mapping[str, float]) -> None:
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        self._add(step=step, summary=self._summary(value=scalars))
 
-    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
+    def warn(self, step: int, watchdog: str, line: str) -> None:
         text = self._tensor(dtype=self._string, string_val=[line.encode()])
-        value = self._summary.Value(tag=f"warning/{head['watchdog']}", metadata=self._text, tensor=text)
-        self._add(step=head["step"], summary=self._summary(value=[value]))
+        value = self._summary.Value(tag=f"warning/{watchdog}", metadata=self._text, tensor=text)
+        self._add(step=step, summary=self._summary(value=[value]))
 
     def _add(self, **fields: Any) -> None:
         with keeping(self._path):
@@ -334,7 +336,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A Weights & Biases run; the same one when a workdir's run continues."""
+    """A Weights & Biases run. A run that continues goes on in the same one, whose id is in the workdir."""
 
     def __init__(self, workdir: pathlib.Path, arguments: dict[str, Any], resume_step: int | None):
         try:
@@ -355,18 +357,18 @@ class _WandB:
                 f"Weights & Biases does not start ({error}): wandb login, or set WANDB_MODE=offline"
             ) from None
 
-    def write(self, head: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        self._run.log({**values, "stage": head["stage"]}, step=head["step"])
+    def write(self, step: int, stage: str, figures: Mapping[str, float]) -> None:
+        self._run.log({**figures, "stage": stage}, step=step)
 
-    def warn(self, head: Mapping[str, Any], row: Mapping[str, Any], line: str) -> None:
-        """Nothing: W&B draws its alerts from the figures, by rules of its own."""
+    def warn(self, step: int, watchdog: str, line: str) -> None:
+        """Does nothing: W&B makes its own alerts from the figures."""
 
     def close(self) -> None:
         self._run.finish()
 
 
 def _read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[bytes, dict[str, Any]]]:
-    """Each whole line with its record, which has the fields; what follows the last line's end is torn."""
+    """Yields each whole line and its record, which must have `fields`. A torn last line is left out."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
@@ -380,7 +382,7 @@ def _read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[byt
 
 
 def _number(name: str, value: Any) -> int | float:
-    """A figure as JSON has it; floats to 9 significant digits, which tell all float32 apart."""
+    """A figure as a Python number; floats are rounded to 9 significant digits, which distinguish all float32 values."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, int):
         return int(number)

@@ -61,7 +61,11 @@ CONFIGS = [
         gad__generator_learning_rate="nan",
     ),
     run("an infinite clip", r"config\.gad\.clip is inf: it must be a finite number", gad__clip="inf"),
-    run("a seed that JAX would cut", r"config\.seed is 4294967296: it must be below 4294967296", seed=2**32),
+    run(
+        "a seed that JAX would cut",
+        r"config\.seed is 4294967296: it must be at least 0 and below 4294967296",
+        seed=2**32,
+    ),
     run(
         "an integer beyond 64 bits",
         r"config\.row_length is 1000000000000000000000: it must be below",
