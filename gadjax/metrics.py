@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gadjax.append_log import AppendLog
@@ -62,17 +61,14 @@ class MetricsLogger:
           UserError: a line of metrics.jsonl is not a record, a file cannot be written (all methods raise this), or
             Weights & Biases is asked for and cannot start.
         """
-        self._record: _JsonLines | None = None
-        self._views: list[_TensorBoard | _WandB] = []
-        self._last = {"train": -1, "heldout": -1}  # the last step recorded, by kind
-        if not write:
-            return
         workdir = pathlib.Path(workdir)
-        self._record = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC)
-        self._last |= {record["kind"]: record["step"] for record in self._record.kept}
-        if tensorboard:
+        self._record = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC, write)
+        # The last step recorded, by kind.
+        self._last = {"train": -1, "heldout": -1} | {record["kind"]: record["step"] for record in self._record.kept}
+        self._views: list[_TensorBoard | _WandB] = []
+        if write and tensorboard:
             self._views.append(_TensorBoard(workdir / "tensorboard", resume_step))
-        if wandb is not None:
+        if write and wandb is not None:
             self._views.append(_WandB(workdir, dict(wandb), resume_step))
 
     def log(self, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
@@ -108,31 +104,27 @@ class MetricsLogger:
           row: further fields of the record, JSON values.
           line: the message for people.
         """
-        if self._record is None:
-            return
         self._record.write({"kind": "warning", "stage": stage, "step": step, "watchdog": watchdog}, row)
         for view in self._views:
             view.warn(step, watchdog, line)
 
     def sync(self) -> None:
         """Waits until `metrics.jsonl` is on the disk, so that it survives the machine and not only this process."""
-        if self._record is not None:
-            self._record.sync()
+        self._record.sync()
 
     def close(self) -> None:
         """Closes the files and ends the Weights & Biases run."""
         with contextlib.ExitStack() as closing:  # if one fails, the others are closed all the same
-            for sink in filter(None, (self._record, *self._views)):
+            for sink in (self._record, *self._views):
                 closing.callback(sink.close)
-        self._record, self._views = None, []
+        self._views = []
 
     def _log(self, kind: str, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         if step <= self._last[kind]:
             raise ValueError(f"{kind} figures of step {step} after those of step {self._last[kind]}")
         self._last[kind] = step
         numbers = {name: _number(name, value) for name, value in figures.items()}
-        if self._record is not None:
-            self._record.write({"kind": kind, "stage": stage, "step": step}, numbers)
+        self._record.write({"kind": kind, "stage": stage, "step": step}, numbers)
         for view in self._views:
             view.write(step, stage, numbers)
         return numbers
@@ -143,7 +135,8 @@ class SampleLog:
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True):
         """Opens the file; arguments and errors are those of `MetricsLogger`."""
-        self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE) if write else None
+        self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE, write)
+        self.sync, self.close = self._lines.sync, self._lines.close
 
     def log(self, step: int, stage: str, row: int, prompt: str, teacher: str, student: str) -> None:
         """Records one answer.
@@ -154,19 +147,8 @@ class SampleLog:
           row: the prompt's row in the held-out file.
           prompt, teacher, student: as text.
         """
-        if self._lines is not None:
-            answer = {"row": row, "prompt": prompt, "teacher": teacher, "student": student}
-            self._lines.write({"step": step, "stage": stage}, answer)
-
-    def sync(self) -> None:
-        """Waits until the file is on the disk."""
-        if self._lines is not None:
-            self._lines.sync()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._lines is not None:
-            self._lines.close()
+        answer = {"row": row, "prompt": prompt, "teacher": teacher, "student": student}
+        self._lines.write({"step": step, "stage": stage}, answer)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -214,80 +196,44 @@ def read_heldout(path: str | os.PathLike[str], *, last_step: float = math.inf) -
     return figures
 
 
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of the table of stages, on the terminal and in model cards.
-
-    Attributes:
-      title: at most two lines.
-      meaning: what the column shows, for the table's notes.
-      text: makes a cell from a stage's held-out figures; None if they were not measured.
-    """
-
-    title: str
-    meaning: str
-    text: Callable[[Mapping[str, float]], str | None]
-
-
-def _rounded(name: str, digits: int) -> Callable[[Mapping[str, float]], str | None]:
-    return lambda figures: f"{figures[name]:.{digits}f}" if name in figures else None
-
-
-def _ngram_f1(figures: Mapping[str, float]) -> str | None:
-    parts = [figures.get(f"ngram_f1_{n}") for n in range(1, 6)]
-    return None if None in parts else f"{sum(parts) / len(parts):.3f}"
-
-
-def _two_sample(figures: Mapping[str, float]) -> str | None:
-    if "two_sample" not in figures:
-        return None
-    return f"{figures['two_sample']:.3f} ± {(figures['two_sample_high'] - figures['two_sample_low']) / 2:.3f}"
-
-
-HELDOUT_COLUMNS = (
-    Column("NLL\n(nats/token)", "negative log-likelihood of the teacher's answers", _rounded("nll", 3)),
-    Column("ROUGE-L", "F-measure of the student's answers against the teacher's", _rounded("rouge_l", 3)),
-    Column("n-gram\nF1", "of the student's answers against the teacher's, mean of n = 1 to 5", _ngram_f1),
-    Column("length\n(tokens)", "mean of the student's answers", _rounded("length_mean", 1)),
-    Column("discriminator\naccuracy", "pairs that this run's own puts right", _rounded("discriminator_accuracy", 3)),
-    Column("two-sample\naccuracy", "fresh classifier, ± 95 % interval; 0.5 is no difference", _two_sample),
-)
-
-
-def heldout_cells(figures: Mapping[str, float]) -> list[str]:
-    """A stage's held-out figures as text, in the order of `HELDOUT_COLUMNS`; "–" where not measured."""
-    return [column.text(figures) or "–" for column in HELDOUT_COLUMNS]
-
-
-def stage_title(stage: str) -> str:
-    """A stage's name as people write it."""
-    return {"seqkd": "SeqKD", "gad": "GAD"}.get(stage, stage)
-
-
 class _JsonLines:
-    """A file of JSON objects with a "step" each, from which a run that continues has lost what lies past its checkpoint.
+    """A file of JSON objects with a "step" each. When a run continues, objects past its checkpoint are removed first.
 
     Attributes:
       kept: the objects that were in the file already.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int | None, fields: Sequence[str]):
-        kept: list[tuple[bytes, dict[str, Any]]] = []
+    def __init__(self, path: pathlib.Path, resume_step: int | None, fields: Sequence[str], write: bool):
+        self.kept: list[dict[str, Any]] = []
+        self._log: AppendLog | None = None
+        if not write:
+            return
+        lines = []
         if resume_step is not None and path.exists():
-            kept = [(line, record) for line, record in _read_lines(path, fields) if record["step"] <= resume_step]
+            for line, record in _read_lines(path, fields):
+                if record["step"] <= resume_step:
+                    lines.append(line + b"\n")
+                    self.kept.append(record)
         with keeping(path):
-            replace(path, b"".join(line + b"\n" for line, _ in kept))
-        self.kept = [record for _, record in kept]
+            replace(path, b"".join(lines))
         self._log = AppendLog(path, "gadjax.train")
-        self.sync, self.close = self._log.sync, self._log.close
 
     def write(self, head: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Appends an object of these fields."""
+        if self._log is None:
+            return
         nonfinite = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record = {**head, **values, **dict.fromkeys(nonfinite)}
         if nonfinite:
             record["nonfinite"] = nonfinite
         self._log.append(json.dumps(record, ensure_ascii=False, allow_nan=False))
+
+    def sync(self) -> None:
+        if self._log is not None:
+            self._log.sync()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
 
 
 class _TensorBoard:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gadjax.files import is_url
-from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
+from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
 
 if TYPE_CHECKING:
     from gadjax.teacher.budget import Budget

@@ -20,7 +20,8 @@ from typing import Any
 from gadjax.evaluation import report_answers, report_curves, report_scores
 from gadjax.evaluation.results import read_results
 from gadjax.files import whole_output, writing
-from gadjax.metrics import read_metrics, stage_title
+from gadjax.metrics import read_metrics
+from gadjax.stage_table import stage_title
 
 _NO_RUN = "The evaluation names no run, so there are no curves."
 

@@ -15,7 +15,7 @@ from gadjax.evaluation.axis import finite
 from gadjax.evaluation.model_sources import REFERENCE
 from gadjax.evaluation.report_scores import colours
 from gadjax.evaluation.results import TEACHER
-from gadjax.metrics import stage_title
+from gadjax.stage_table import stage_title
 
 _TEXT_LIMIT = 20_000  # characters: the page holds no more of a text
 _UNSAFE = re.compile("[<>&\u2028\u2029]")

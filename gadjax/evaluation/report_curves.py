@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from gadjax.evaluation import svg
 from gadjax.evaluation.axis import finite
-from gadjax.metrics import BEGINS, HELDOUT, stage_title
+from gadjax.metrics import BEGINS, HELDOUT
+from gadjax.stage_table import stage_title
 
 _BEFORE = "before"  # the stage of held-out figures that were measured before the first step
 

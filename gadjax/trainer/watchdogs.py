@@ -29,7 +29,8 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gadjax.metrics import BEGINS, ENDS, stage_title
+from gadjax.metrics import BEGINS, ENDS
+from gadjax.stage_table import stage_title
 
 COMPILING = "seconds/compile"  # of a step; above 0 where it compiled
 _SPEED = "speed/"  # prefix of the figures that compiling spoils

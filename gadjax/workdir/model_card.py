@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gadjax
-from gadjax.metrics import HELDOUT_COLUMNS, heldout_cells, stage_title
+from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
 _KINDS = {  # pipeline tag, what it is
