@@ -1,4 +1,4 @@
-"""What a decoder looks like, and how a Hugging Face `config.json` says so."""
+"""A decoder's architecture, read from a Hugging Face `config.json`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ ROPE_KINDS = ("default", "linear", "llama3")
 CAUSAL_LM, TOKEN_CLASSIFICATION = "ForCausalLM", "ForTokenClassification"
 
 _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
-_MOST, _MOST_LAYERS = 2**31 - 1, 9999  # beyond these, shapes overflow and names of tensors fill the memory
+_MOST, _MOST_LAYERS = 2**31 - 1, 9999  # larger values overflow shapes, or fill memory with tensors' names
 _MOST_NUMBER = sys.float_info.max
 _SUPPORTED = ", ".join(family + CAUSAL_LM for family in _FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: its base, and how a model's context was stretched.
+    """Rotary position embedding.
 
     Attributes:
       theta: base of the frequencies.
-      kind: "default" (RoFormer), "linear" (every frequency divided by `factor`) or "llama3" (Llama 3.1: long
-        wavelengths divided by `factor`, with a blend between the two frequency factors).
-      original_max_position: tokens of the context before stretching ("llama3" only).
+      kind: how the context was stretched: "default" (not at all), "linear" (every frequency divided by `factor`) or
+        "llama3" (Llama 3.1: frequencies of long wavelengths divided by `factor`, and a blend between the two factors).
+      original_max_position: tokens of the context before it was stretched ("llama3" only).
     """
 
     theta: float = 10_000.0
@@ -42,7 +42,7 @@ class Lora:
 
     Attributes:
       rank: columns of A and rows of B.
-      alpha: the product of the two is scaled by alpha / rank.
+      alpha: A B is scaled by alpha / rank.
     """
 
     rank: int
@@ -50,20 +50,21 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What the product of the adapters is multiplied by."""
+        """The factor of the adapters' product."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Llama, Qwen2, Qwen3 or Mistral family. Hashable: a static argument under jit.
+    """A decoder of the Llama, Qwen2, Qwen3 or Mistral family. Hashable, so that it can be a static argument of jit.
 
     Attributes:
       architecture: its class in transformers as a causal language model, such as "Qwen2ForCausalLM".
-      qkv_bias, output_bias: whether q, k, v, and the attention's output projection, carry a bias.
+      qkv_bias: whether the projections to queries, keys and values have a bias.
+      output_bias: whether the attention's output projection has one.
       qk_norm: whether queries and keys are normed per head (Qwen3).
-      sliding_window: tokens that attention looks back over, where some layer is limited; see `max_length`.
-      dtype: dtype of the computation; parameters are float32, those that adapters keep frozen are in this dtype.
+      sliding_window: tokens that attention looks back over, if a layer is limited; see `max_length`.
+      dtype: dtype of the computation. Trained parameters are float32; those that adapters keep frozen have `dtype`.
       remat: what a layer keeps for its backward pass, a name in `gadjax.models.decoder.REMAT_POLICIES`.
       lora: the adapters; None trains every parameter.
     """
@@ -91,19 +92,19 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str) -> ModelConfig:
-        """Reads a Hugging Face config, as transformers 4 and 5 write them.
+        """Reads a Hugging Face config, of transformers 4 or 5.
 
         Args:
           config: the contents of a `config.json`.
           where: its path, for messages.
 
         Raises:
-          UserError: the model is not one that gadjax computes exactly, or a field is missing or impossible.
+          UserError: gadjax does not compute this model exactly, or a field is missing or impossible.
         """
         read = _Reader(config, where)
         family = _family(read)
         hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
-        # Llama-1 configs predate grouped heads. In the other families a missing number is no rule to go by.
+        # Llama 1 had no grouped heads, so that its configs lack the number. In other families it must be given.
         kv_heads = read.count("num_key_value_heads", heads if family == "Llama" else None)
         if heads % kv_heads:
             read.fail(f"num_attention_heads {heads} is not divisible by num_key_value_heads {kv_heads}")
@@ -149,18 +150,20 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence that is computed exactly, prompt and response together.
+        """Tokens of the longest sequence, prompt and response, that is computed exactly.
 
-        Shorter than the window, windowed attention is full attention.
+        Up to the window's length, windowed attention is full attention.
         """
         return self.max_position if self.sliding_window is None else min(self.max_position, self.sliding_window - 1)
 
     def forward_flops(self, tokens: int, attended: int, predicted: int) -> float:
-        """Matrix products of a forward pass: two operations a weight and token, four a channel and pair of tokens.
+        """Floating-point operations of a forward pass's matrix products.
+
+        A weight costs two operations per token, and a channel of a head four per pair of tokens.
 
         Args:
-          tokens: that pass the layers.
-          attended: pairs of a token and one that it sees.
+          tokens: tokens that pass through the layers.
+          attended: pairs of a token and a token that it sees.
           predicted: tokens whose logits are computed.
         """
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -174,7 +177,7 @@ class ModelConfig:
         """Refuses sequences longer than `max_length`.
 
         Args:
-          length: tokens of the longest sequence, prompt and response.
+          length: tokens of the longest sequence, prompt and response together.
           where: the model's path, for the message.
           remedy: what to do, for the message.
         """
@@ -189,7 +192,7 @@ class ModelConfig:
 
 
 class _Reader:
-    """Typed access to a config's fields, with the file in every error. A null field counts as missing."""
+    """Typed access to a config's fields. Errors name the file and the field; a null field counts as missing."""
 
     def __init__(self, config: dict[str, Any], where: str):
         self.config, self.where = config, where
@@ -229,7 +232,7 @@ class _Reader:
 
 
 def _family(read: _Reader) -> str:
-    """The family, after refusing what would need code or layers that gadjax does not have."""
+    """The model's family. Refuses models that need code or layers that gadjax does not have."""
     config = read.config
     if config.get("auto_map"):
         read.fail("auto_map asks for trust_remote_code; code from a checkpoint is never run")
@@ -251,7 +254,7 @@ def _family(read: _Reader) -> str:
 def _rope(read: _Reader, max_position: int) -> Rope:
     """Reads `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
     config = read.config
-    # Where both stand, transformers 5 goes by rope_scaling too.
+    # If both are given, transformers 5 uses rope_scaling too.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     fields = config.get(name) or {}
     if not isinstance(fields, dict) or any(isinstance(value, dict) for value in fields.values()):
@@ -276,12 +279,12 @@ def _rope(read: _Reader, max_position: int) -> Rope:
 
 
 def _sliding_window(read: _Reader, family: str) -> int | None:
-    """The window, where a layer has one. Qwen's needs `use_sliding_window` and a layer that it applies to."""
+    """The window, or None if no layer has one. In Qwen's configs, a layer has one only with `use_sliding_window`."""
     config = read.config
     if family == "Llama":
         return None
     if family == "Mistral":
-        window = config.get("sliding_window", 4096)  # null means none; absent means Mistral 7B's first release
+        window = config.get("sliding_window", 4096)  # null: no window; absent: Mistral 7B's first release
         return None if window is None else read.count("sliding_window", window)
     if not read.flag("use_sliding_window") or config.get("sliding_window", 4096) is None:
         return None

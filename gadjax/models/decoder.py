@@ -1,8 +1,8 @@
 """One decoder for the Llama, Qwen2, Qwen3 and Mistral families, with a language-model or a scalar head.
 
-The layers are one `Block` whose parameters carry a leading axis of layers, scanned: the compiler sees one layer
-whatever the depth. Parameters are declared with logical axis names, which `gadjax.parallel` maps to mesh axes.
-Computation runs in `config.dtype`; norms, softmaxes, logits and scores are float32.
+The layers are one `Block`, whose parameters have a leading axis of layers and which is scanned, so that the compiler
+sees one layer at any depth. Parameters have logical axis names, which `gadjax.parallel.mesh` maps to mesh axes. The
+computation is in `config.dtype`; norms, softmaxes, logits and scores are in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REMAT_POLICIES = tuple(_REMAT)
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None) -> nnx.Param:
-    """A float32 parameter: N(0, std²), or constant 1 (`std` None), with its logical axis names."""
+    """A float32 parameter with its logical axis names: N(0, std²), or constant 1 if `std` is None."""
     value = jnp.ones(shape) if std is None else std * jax.random.normal(rngs.params(), shape)
     return nnx.Param(value, axes=axes)
 
@@ -54,7 +54,7 @@ class Norm(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear map whose input and output may each span several axes."""
+    """A linear map between one or several input axes and one or several output axes, with optional adapters."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Projection(nnx.Module):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         if bias:
             self.bias = _param(rngs, tuple(outputs.values()), tuple(outputs), 0.0)
-        if lora:  # as PEFT starts them: A uniform with the variance 1 / (3 inputs), B zero
+        if lora:  # initialised as in PEFT: A is uniform with variance 1 / (3 inputs), B is zero
             bound = math.prod(inputs.values()) ** -0.5
             shape = (*inputs.values(), lora.rank)
             narrow = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
@@ -82,7 +82,7 @@ class Projection(nnx.Module):
         self.outputs_first = False
 
     def __call__(self, x: jax.Array, precision: jax.lax.Precision | None = None) -> jax.Array:
-        """[..., *inputs] -> [..., *outputs]; accelerators round float32 products to fewer bits unless told not to."""
+        """[..., *inputs] -> [..., *outputs]. By default, accelerators multiply float32 with fewer bits."""
         gather = lambda weight, *axes: gather_weight(weight[...].astype(x.dtype), self.mesh, axes)  # noqa: E731
         if self.outputs_first:
             y = self._outputs_first_product(x, gather(self.kernel, *self.outputs, *self.inputs), precision)
@@ -96,7 +96,7 @@ class Projection(nnx.Module):
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
 
     def fold_adapters(self) -> None:
-        """Adds the adapters to the kernel, which is rounded to its own dtype once."""
+        """Adds the adapters to the kernel; the sum is rounded to the kernel's dtype once."""
         if self.lora:
             product = jnp.tensordot(self.lora_a[...], self.lora_b[...], axes=1, preferred_element_type=jnp.float32)
             kernel = self.kernel[...]
@@ -104,10 +104,7 @@ class Projection(nnx.Module):
             self.lora = None
 
     def put_outputs_first(self) -> None:
-        """Stores the kernel as [*outputs, *inputs], the left factor of the product.
-
-        Without an accelerator a product with few rows is a tenth faster so: each output reads one row of memory.
-        """
+        """Stores the kernel as [*outputs, *inputs], the left factor of the product; see `choose.outputs_first`."""
         order = (*range(self.contracted, self.kernel[...].ndim), *range(self.contracted))
         self.kernel.set_value(self.kernel[...].transpose(order))
         self.outputs_first = True
@@ -120,7 +117,7 @@ class Projection(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """The projections of grouped-query attention; how tokens attend is the caller's."""
+    """The projections of grouped-query attention. The caller passes the attention itself."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         common = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
@@ -180,7 +177,7 @@ class Block(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table [V, H]: of the tokens, and of the language-model head, which in a tied model is the same one."""
+    """A table [V, H]: the tokens' embeddings, or the kernel of the language-model head."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.hidden_size)
@@ -188,7 +185,7 @@ class Embedding(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Backbone and head. `head` is "lm" (next-token logits) or "score" (a scalar per token, the discriminator)."""
+    """Backbone and head: "lm" for next-token logits, or "score" for the discriminator's scalar per token."""
 
     def __init__(self, config: ModelConfig, head: str, rngs: nnx.Rngs, mesh: Mesh | None = None):
         make_layers = nnx.vmap(lambda rngs: Block(config, rngs, mesh), in_axes=0, out_axes=0)
@@ -206,7 +203,7 @@ class Decoder(nnx.Module):
         """Hidden states after the final norm.
 
         Args:
-          tokens, positions, segments: [B, T]; segment 0 is padding.
+          tokens, positions, segments: [B, T] (`gadjax.segments`; 0 is padding).
 
         Returns:
           [B, T, H] in the compute dtype.
@@ -214,14 +211,14 @@ class Decoder(nnx.Module):
         return self._scan_layers(tokens, positions, segments)[0]
 
     def prefill(self, tokens: jax.Array, lengths: jax.Array) -> list[KeyValue]:
-        """Reads right-padded prompts.
+        """Keys and values of right-padded prompts.
 
         Args:
           tokens: [B, P].
-          lengths: [B] tokens that are read of each; the keys and values of the others are anything finite.
+          lengths: [B] tokens of each prompt.
 
         Returns:
-          Per layer the keys and values, [B, P, Nkv, D].
+          Keys and values [B, P, Nkv, D] per layer; those of padding are finite, but mean nothing.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (positions < lengths[:, None]).astype(jnp.int32)
@@ -231,16 +228,13 @@ class Decoder(nnx.Module):
     def decode(
         self, tokens: jax.Array, positions: jax.Array, layers: list[Block], attends: Iterable[Attend]
     ) -> jax.Array:
-        """Reads one token of every sequence.
+        """Hidden states [S, H] of one token per sequence.
 
         Args:
-          tokens, positions: [S], a token and its place in its sequence.
-          layers: `unstacked_layers()`, taken apart outside of the token loop.
-          attends: a layer's attention each, of queries [S, Nq, D] and of the token's keys and values [S, Nkv, D]; it
-            keeps these for later tokens.
-
-        Returns:
-          Hidden states [S, H].
+          tokens, positions: [S], each token and its position in its sequence.
+          layers: `unstacked_layers()`, called outside the token loop.
+          attends: one attention per layer. It maps queries [S, Nq, D] and the tokens' keys and values [S, Nkv, D] to
+            [S, Nq, D], and keeps the keys and values for later tokens.
         """
         x = self._embed(tokens[:, None])
         for block, attend in zip(layers, attends, strict=True):
@@ -249,11 +243,10 @@ class Decoder(nnx.Module):
         return self.final_norm(x)[:, 0]
 
     def unstacked_layers(self) -> list[Block]:
-        """The layers one by one. A scan would copy each layer's weights out of the stack at every token.
+        """The layers one by one, for the token loop; a scan would copy each layer's weights out of the stack per token.
 
-        Adapters are folded into the weights here, where they are copied anyway: folded before, the stack would be
-        there twice, and a token would read more than without adapters if they stayed apart. For CPUs kernels are turned
-        here too.
+        The weights are copied here. So this is where adapters are folded in, since a folded stack would be a second
+        copy, and adapters that stay apart make each token read more; and where CPUs get their layout of kernels.
         """
         graphdef, stacked = nnx.split(self.layers)
         count = self.config.num_layers
@@ -268,7 +261,7 @@ class Decoder(nnx.Module):
 
     @property
     def head(self) -> jax.Array:
-        """The kernel of the language-model head, [V, H], as it is stored: a tied model's token table."""
+        """The kernel [V, H] of the language-model head, as stored. In a tied model it is the tokens' table."""
         return (self.embed if self.config.tie_embeddings else self.lm_head).embedding[...]
 
     @jax.named_scope(LOGITS)
@@ -285,7 +278,7 @@ class Decoder(nnx.Module):
         return self.score(hidden.astype(jnp.float32), jax.lax.Precision.HIGHEST)[..., 0]
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        # Whole along the hidden axis before the look-up: split, each token would have to be exchanged.
+        # The table is gathered along the hidden axis first: otherwise the devices would exchange each token's parts.
         table = gather_weight(self.embed.embedding[...].astype(self.config.dtype), self.mesh, ("vocab", "embed"))
         return constrain(table[tokens], self.mesh, "batch", None, None)
 

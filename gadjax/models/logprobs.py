@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens without ever holding logits of shape [batch, time, vocabulary].
 
-Each device goes through its own positions in chunks, in the backward pass too, where a chunk's logits are computed
-again. The head is gathered once before, and its gradient is summed over devices once after the last chunk; the
-compiler, left to itself, does both at every chunk.
+Each device goes through its own positions in chunks. The backward pass does the same and computes a chunk's logits
+again. The head is gathered once before the first chunk, and its gradient is summed over devices once after the last;
+the compiler, if free to choose, does both at every chunk.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from gadjax.kernels import choose
 from gadjax.parallel.mesh import ACTIVATION_RULES, TRAINING_RULES, Rules, dividing_axes
 
-LOGITS = "logits"  # names what is made of logits' size in compiled programs, where weights may be as large
-_TILE = 128  # positions that accelerators multiply at once
+LOGITS = "logits"  # the named scope of arrays with the logits' size: a weight may be as large, and is not meant
+_TILE = 128  # rows that accelerators multiply at once
 _HEAD_DIM = (((1,), (1,)), ((), ()))  # [C, H] x [V, H] -> [C, V]
 
 
@@ -38,22 +38,22 @@ def token_logprobs(
     head_gradient: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of `targets`, and entropies, of the temperature-scaled, untruncated distribution.
+    """Log-probabilities of `targets` and entropies, both of the temperature-scaled, untruncated distribution.
 
     Args:
-      hidden: [R, L, H] states of rows, in the compute dtype.
-      head: [V, H], the kernel of the language-model head (a tied model's token table), as it is stored.
-      source: [R, K] the columns whose states predict the targets. A chunk's states are picked when it is its turn, so
-        that K, which follows the mix of prompts and responses, takes no memory.
+      hidden: [R, L, H] hidden states of rows, in the compute dtype.
+      head: [V, H], the stored kernel of the language-model head (`Decoder.head`).
+      source: [R, K] the columns whose states predict the targets. States are picked chunk by chunk, so that a large K
+        takes no memory.
       targets: [R, K] token ids.
       temperature: divides the logits.
-      chunk: positions whose logits live at once on a device, at most.
-      entropy_gradient: whether the entropies carry a gradient.
-      head_gradient: whether the head has one; a frozen head does without its float32 buffer.
-      mesh: devices that the rows are split over; None for one.
+      chunk: the largest number of positions whose logits a device holds at once.
+      entropy_gradient: whether the entropies have a gradient.
+      head_gradient: whether the head has a gradient; a frozen head saves its float32 buffer.
+      mesh: devices that the rows are split over; None for one device.
 
     Returns:
-      Log-probs and entropies in nats, each [R, K], float32.
+      Log-probabilities and entropies in nats, each [R, K], float32.
     """
     settings = (temperature, chunk, entropy_gradient, head_gradient)
     plan = _Plan.of(hidden.shape, head.shape, mesh, *settings)
@@ -62,17 +62,17 @@ def token_logprobs(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is known before any number is: hashable."""
+    """The static arguments, and the mesh axes that follow from them. Hashable."""
 
     temperature: float
     chunk: int
     entropy_gradient: bool
     head_gradient: bool
     mesh: Mesh | None
-    gathers: bool  # whether the targets' logits are looked up one by one
-    rows: tuple[str, ...] = ()  # mesh axes of the rows, of the vocabulary, and of the master weights' hidden axis
-    vocab: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
+    gathers: bool  # whether the targets' logits are looked up by index
+    rows: tuple[str, ...] = ()  # mesh axes that split the rows,
+    vocab: tuple[str, ...] = ()  # the vocabulary,
+    hidden: tuple[str, ...] = ()  # and the hidden axis of the stored head
 
     @classmethod
     def of(cls, states: tuple[int, ...], head: tuple[int, ...], mesh: Mesh | None, *settings: Any) -> _Plan:
@@ -91,7 +91,10 @@ class _Plan:
         )
 
     def spread(self, function: Callable[..., Any], inputs: str, outputs: str) -> Callable[..., Any]:
-        """`function` on each device's part: of "r" rows, "h" the head (hidden axis whole), "g" the head's gradient."""
+        """`function` on each device's part of its arguments and results.
+
+        Letters name how each is split: "r" by rows, "h" as the gathered head, "g" as the stored head.
+        """
         if self.mesh is None:
             return function
         specs = {"r": P(self.rows), "h": P(self.vocab), "g": P(self.vocab, self.hidden)}
@@ -104,17 +107,17 @@ class _Plan:
         )
 
     def logits(self, hidden: jax.Array, head: jax.Array) -> jax.Array:
-        """A chunk's, of this device's part of the vocabulary: float32 [C, V']."""
+        """Logits [C, V'] of a chunk, over this device's part of the vocabulary; at least float32."""
         wide = jnp.promote_types(jnp.float32, hidden.dtype)
         return jax.lax.dot_general(hidden, head, _HEAD_DIM, preferred_element_type=wide) / self.temperature
 
     def is_target(self, targets: jax.Array, size: int) -> jax.Array:
-        """One at each target's place in this device's part of the vocabulary: bool [C, V']."""
+        """Bool [C, V']: True at each target's place in this device's part of the vocabulary."""
         first = size * jax.lax.axis_index(self.vocab) if self.vocab else 0
         return jnp.arange(size) == (targets - first)[:, None]
 
     def chosen(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """The targets' logits [C]: accelerators find them in the pass that sums, which on a CPU is one of its own."""
+        """The targets' logits [C]; see `choose.gathers_targets`."""
         if self.gathers and not self.vocab:
             return jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         return self.over_vocab(jnp.sum(jnp.where(self.is_target(targets, logits.shape[-1]), logits, 0), axis=-1))
@@ -123,7 +126,7 @@ class _Plan:
         return jax.lax.psum(x, self.vocab) if self.vocab else x
 
     def chunks(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """[R, K] arrays as even chunks of positions, [chunks, C]; the last one is filled up with zeros."""
+        """[R, K] arrays as chunks of equal size, [chunks, C]; the last chunk is filled up with zeros."""
         count = math.prod(arrays[0].shape)
         size = -(-count // -(-count // self.chunk))
         if size > _TILE:
@@ -132,7 +135,7 @@ class _Plan:
 
 
 def _places(source: jax.Array, length: int) -> jax.Array:
-    """Columns [R, K] of rows as places in all rows together."""
+    """The columns [R, K] of rows as indices into all rows laid end to end."""
     return source + length * jnp.arange(source.shape[0])[:, None]
 
 
@@ -204,13 +207,13 @@ def _backward(plan: _Plan, residuals, cotangents):
 
 
 def _sum_over_rows(plan: _Plan, gradient: jax.Array) -> jax.Array:
-    """The head's gradient summed over the devices' rows, each keeping the part that its master weights have."""
+    """The head's gradient, summed over the devices' rows; each device keeps the part that it stores of the head."""
     if plan.mesh is None:
         return gradient
-    for axis in plan.hidden:  # first, so that what is left to sum is small
+    for axis in plan.hidden:  # cut first, so that little is left to sum
         if axis in plan.rows:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=1, tiled=True)
-        else:  # the rows are whole on these devices: each has the sum already
+        else:  # these devices have the same rows, and so the same sum
             size = gradient.shape[1] // plan.mesh.shape[axis]
             gradient = jax.lax.dynamic_slice_in_dim(gradient, size * jax.lax.axis_index(axis), size, axis=1)
     rest = tuple(axis for axis in plan.rows if axis not in plan.hidden)

@@ -1,11 +1,12 @@
 """Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): one frozen base, and small trees trained on top of it.
 
-A projection with kernel W [inputs..., outputs...] and adapters A [inputs..., rank] ("lora_a") and B [rank, outputs...]
-("lora_b") computes x W + (alpha / rank) (x A) B. A starts at random and B at zero, so fresh adapters change nothing.
+A projection with the kernel W [inputs..., outputs...] and the adapters A [inputs..., rank] ("lora_a") and
+B [rank, outputs...] ("lora_b") computes x W + (alpha / rank) (x A) B. A is random and B is zero at the start, so that
+fresh adapters change nothing.
 
-A network's tree of parameters falls into the base, which all networks of a run share, and the part that is trained: the
-adapters and the discriminator's scalar head. Without adapters there is no base, and all of the tree is trained. The
-functions here take trees of anything (arrays, shapes, shardings): dictionaries down to the leaves.
+With adapters, a network's parameters have two parts: the base, which all networks of a run share, and the trained part,
+which is the adapters and the discriminator's scalar head. Without adapters there is no base, and everything is trained.
+The functions here take trees with any leaves (arrays, shapes, shardings) whose nodes are dictionaries.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ _SCALAR_HEAD, _LM_HEAD = "score", "lm_head"
 
 
 def trained(params: Params) -> Params:
-    """The part of a network's whole tree that is trained: all of it where there are no adapters."""
+    """The trained part of a network's tree: all of it if there are no adapters."""
     return _split(params)[1] if has_adapters(params) else params
 
 
 def frozen(params: Params) -> Params | None:
-    """The rest of the tree: the base, or None where there are no adapters."""
+    """The base in a network's tree, or None if there are no adapters."""
     return _split(params)[0] if has_adapters(params) else None
 
 
 def join(base: Params | None, params: Params) -> Params:
-    """The whole tree of a network, from its base (None: everything is trained) and what is trained.
+    """A network's tree, from its base (None if everything is trained) and its trained part.
 
-    A discriminator, known by its scalar head, has no place for the base's language-model head.
+    A discriminator, recognised by its scalar head, does not get the base's language-model head.
     """
     if base is None:
         return params

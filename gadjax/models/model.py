@@ -1,4 +1,4 @@
-"""The decoder as pure functions of a plain tree of parameters: what everything outside `models/` uses."""
+"""The decoder as pure functions of a tree of parameters: what code outside `models/` uses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Params = dict[str, Any]
 
 
 def resolve_dtype(dtype: str, platform: str | None = None) -> str:
-    """The compute dtype that a config or flag names: "auto" is float32 on CPU and bfloat16 elsewhere.
+    """The compute dtype that a config or flag names: "auto" is float32 on CPUs and bfloat16 elsewhere.
 
-    `platform`: of the devices, where they are not this process's default ones.
+    `platform`: the devices' platform; None for that of JAX's default device.
     """
     if dtype == "auto":
         return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
@@ -29,16 +29,16 @@ def resolve_dtype(dtype: str, platform: str | None = None) -> str:
 
 
 def cast_params(params: Params, dtype: str) -> Params:
-    """The parameters in another dtype; those that have it already are not copied."""
+    """The parameters in `dtype`; a leaf that has it already is not copied."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder's architecture and head, without its parameters. Hashable: a static argument of jitted functions.
+    """A decoder's architecture and head, without its parameters. Hashable, so that it can be a static argument of jit.
 
     Attributes:
-      mesh: where its activations are spread (`gadjax.parallel.mesh`); None leaves them to the compiler.
+      mesh: devices that activations are spread over (`gadjax.parallel.mesh`); None leaves them to the compiler.
     """
 
     config: ModelConfig
@@ -50,7 +50,7 @@ class Model:
         return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, self.head, nnx.Rngs(0), self.mesh)))
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters, float32: N(0, initializer_range²), norms 1, biases 0, the scalar head N(0, 0.02²)."""
+        """Random float32 parameters: N(0, initializer_range²); norms 1, biases 0, the scalar head N(0, 0.02²)."""
         return nnx.to_pure_dict(nnx.state(Decoder(self.config, self.head, nnx.Rngs(key))))
 
     def init_head(self, key: jax.Array) -> Params:
@@ -65,7 +65,7 @@ class Model:
         return nnx.to_pure_dict(self._abstract[1])
 
     def logical_axes(self) -> dict[str, Any]:
-        """The same tree with each parameter's logical axis names; scanned layers carry a leading "layers"."""
+        """The tree of each parameter's logical axis names. A layer's parameters have a leading axis "layers"."""
         state = self._abstract[1]
         is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
         axes = jax.tree.map(lambda v: v.get_metadata()["axes"], state, is_leaf=is_variable)
@@ -75,7 +75,7 @@ class Model:
         return axes
 
     def bind(self, params: Params) -> Decoder:
-        """The module over these parameters, to be used inside one jitted function."""
+        """The module with these parameters, for use inside one jitted function."""
         graphdef, abstract = self._abstract
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
@@ -83,29 +83,29 @@ class Model:
 
     @property
     def cached_heads(self) -> int:
-        """Key-value heads of a cache: each is there several times where the tensor axis does not divide them."""
+        """The key-value heads of a cache. Each head is stored several times if the tensor axis does not divide them."""
         heads, queries = self.config.num_kv_heads, self.config.num_heads
         parts = self.mesh.shape["tensor"] if self.mesh else 1
         return next(n for n in range(heads, queries + 1, heads) if n % parts == 0 and queries % n == 0)
 
     def num_params(self) -> int:
-        """Number of parameters, adapters included."""
+        """The number of parameters, adapters included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
 
     def num_trained(self) -> int:
-        """Number of parameters that are trained: with adapters, theirs and the scalar head's."""
+        """The number of trained parameters; see `gadjax.models.lora`."""
         return sum(leaf.size for leaf in jax.tree.leaves(lora.trained(self.abstract_params())))
 
     def logits(self, params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        """Next-token logits [B, T, V], float32, for tokens, positions and segments [B, T] (segment 0 = padding).
+        """Next-token logits [B, T, V], float32, for tokens, positions and segments [B, T] (segment 0 is padding).
 
-        For tests and small inputs: training and sampling never hold this tensor.
+        For tests and small inputs; training and sampling never hold this array.
         """
         decoder = self.bind(params)
         return decoder.logits(decoder(tokens, positions, segments))
 
     def scores(self, params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        """The scalar head at every token: [B, T], float32, for tokens, positions and segments [B, T]."""
+        """The scalar head's values [B, T], float32, for tokens, positions and segments [B, T]."""
         decoder = self.bind(params)
         return decoder.scores(decoder(tokens, positions, segments))
 
