@@ -1,4 +1,4 @@
-"""Adapters as files: merged into the weights that they stand on, and in the format of PEFT, which loads them."""
+"""Adapters in files: merged into the base's weights, and in PEFT's format."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _TASKS = {"generator": "CAUSAL_LM", "discriminator": "TOKEN_CLS"}
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """What a run trained of a network.
+    """The trained part of a network with adapters.
 
     Attributes:
       params: the adapters, and a discriminator's scalar head.
       lora: rank and scale.
-      base_model: hub id or path of the model that they stand on.
+      base_model: hub id or path of the base.
     """
 
     params: Params
@@ -43,7 +43,10 @@ class Adapters:
 
 
 class MergedParam(LazyParam):
-    """A kernel with its adapters: W + (alpha / rank) A B, in float32. Its file is read by the process that writes."""
+    """A kernel merged with its adapters, W + (alpha / rank) A B, in float32.
+
+    Only the process that writes the result reads W from its file.
+    """
 
     def __init__(self, kernel: StoredParam, a: jax.Array, b: jax.Array, scale: float):
         super().__init__(kernel.shape)
@@ -55,14 +58,15 @@ class MergedParam(LazyParam):
 
 
 def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters) -> Params:
-    """A network's whole tree, to be written: what it keeps stays in its file until a layer of it is fetched.
+    """A network's whole tree with merged kernels, whose base is read layer by layer as it is written.
 
     Args:
       path: the Hugging Face directory of the base.
-      abstract_base: tree of the shapes of what the network keeps of it.
+      abstract_base: tree of the shapes of the parameters that the network takes from the base.
+      adapters: the trained part.
 
     Raises:
-      UserError: the files do not hold it.
+      UserError: the files do not hold the base.
     """
 
     def merge(stored: Params, trained: Params) -> Params:
@@ -78,9 +82,10 @@ def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters)
 
 
 def write_peft(directory: pathlib.Path | None, adapters: Adapters, kind: str) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors; without a directory, only takes part in it.
+    """Writes adapter_config.json and adapter_model.safetensors for PEFT.
 
-    A discriminator's scalar head is among PEFT's `modules_to_save`.
+    A discriminator's scalar head becomes one of PEFT's `modules_to_save`. All processes of a run call this; those
+    that do not write pass None for the directory.
     """
     tensors, targets = {}, set()
     for path, leaf in named_leaves(adapters.params).items():

@@ -274,7 +274,7 @@ class Decoder(nnx.Module):
         return constrain(logits, self.mesh, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def scores(self, hidden: jax.Array) -> jax.Array:
-        """The scalar head in float32: [...] from hidden states [..., H] (`docs/algorithm.md`, section 1)."""
+        """The scalar head's float32 values [...] at hidden states [..., H] (`docs/algorithm.md`, section 1)."""
         return self.score(hidden.astype(jnp.float32), jax.lax.Precision.HIGHEST)[..., 0]
 
     def _embed(self, tokens: jax.Array) -> jax.Array:

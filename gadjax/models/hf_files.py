@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory: which ones hold the weights, and what tells them from others."""
+"""The files of a Hugging Face directory: which of them hold the weights, and a fingerprint of these."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gadjax.files import parse_json
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 _PICKLES = ("*.bin*", "*.pt", "*.pth")
-_BLOCKS, _BLOCK = 64, 4096  # of a file, evenly spaced, and their bytes; training changes every tensor
+_BLOCKS, _BLOCK = 64, 4096  # of a file, evenly spaced, and the bytes of each; training changes every tensor
 
 
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a Hugging Face directory, by name.
+    """The safetensors files of a Hugging Face directory, sorted by name.
 
     Raises:
-      UserError: there are none, or one that its index names is not there.
+      UserError: there are none, or the index names a file that is not there.
     """
     single, index = path / SINGLE_FILE, path / INDEX_FILE
     if single.exists():
@@ -47,10 +47,10 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """The object that a JSON file of a model's directory holds.
+    """The object in a JSON file of a model's directory.
 
     Raises:
-      UserError: it is not there, or holds something else.
+      UserError: the file is missing, or does not hold an object.
     """
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
@@ -66,10 +66,10 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def weights_fingerprint(path: pathlib.Path) -> str:
-    """A hash of a Hugging Face directory's weights: each file's size, and blocks of it, the first its header's.
+    """A hash of a Hugging Face directory's weights: of each file's size and some of its blocks, the header included.
 
     Raises:
-      UserError: it has no weights, or they cannot be read.
+      UserError: there are no weights, or they cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name in weight_files(path):
@@ -86,6 +86,6 @@ def weights_fingerprint(path: pathlib.Path) -> str:
 
 
 def some(names: Iterable[str], count: int = 4) -> str:
-    """The first of some names, for a message."""
+    """The first `count` names in alphabetical order, for a message."""
     names = sorted(names)
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

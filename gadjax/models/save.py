@@ -1,4 +1,4 @@
-"""Parameters as a Hugging Face directory, which transformers loads with identical logits."""
+"""Writes parameters as a Hugging Face directory, which transformers loads with identical logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gadjax.models.hf_files import INDEX_FILE, SINGLE_FILE
 from gadjax.models.weights import HF_TENSORS, Params, fetch, is_stacked, named_leaves
 from gadjax.parallel import processes
 
-# A file that tells an export, which may be replaced, from any other directory.
+# This file marks a directory as an export, which may be replaced.
 MARK = "gadjax.json"
 _CLASSIFIER_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
 
@@ -43,20 +43,21 @@ def save_pretrained(
 ) -> None:
     """Writes a generator as a causal language model, or a discriminator as a token classifier with one label.
 
-    The directory appears complete or not at all: it is written beside `path` and renamed. Host memory holds
-    the tensors of one file at a time. With several processes all of them call this, and the first one writes.
+    The directory is complete or absent at any time: it is written beside `path` and renamed. Host memory holds the
+    tensors of one file at a time. All processes of a run call this, and process 0 writes.
 
     Args:
       path: the directory, which may hold an earlier export.
-      params: the tree of parameters, on any devices, or of `LazyParam`s.
-      config: the model's.
-      hf_config: the config.json that the model came from; what the export changes is changed in a copy.
-      adapters: what of the parameters was trained, merged into them; stands in `adapter/` for PEFT too.
-      tokenizer_dir: its files are copied (tokenizer and chat template).
-      generation_config: contents of generation_config.json, written for a generator.
+      params: tree of parameters, as arrays on any devices or as `LazyParam`s.
+      config: the model's architecture.
+      hf_config: the config.json that the model came from.
+      kind: which of the two is written.
+      adapters: the trained adapters that `params` has merged; written to `adapter/` too, for PEFT.
+      tokenizer_dir: directory whose files (tokenizer and chat template) are copied.
+      generation_config: contents of generation_config.json, written for a generator only.
       model_card: contents of README.md.
-      dtype: of the weights in the files.
-      max_shard_bytes: size of a weights file, exceeded only by a single larger tensor.
+      dtype: dtype of the weights in the files.
+      max_shard_bytes: largest size of a file of weights; only a single larger tensor exceeds it.
 
     Raises:
       UserError: `path` exists and is not an export, or cannot be written.
@@ -81,7 +82,7 @@ def save_pretrained(
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
     with processes.together(), _as_user_error(path):
         _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
-    with processes.together(), _as_user_error(path):  # after a failure above, nobody waits for this one's part here
+    with processes.together(), _as_user_error(path):  # apart, so that no process waits here after a failure above
         if adapters is not None:
             write_peft(staging / "adapter" if writes else None, adapters, kind)
         if writes:
@@ -97,10 +98,10 @@ def _as_user_error(path: pathlib.Path) -> Iterator[None]:
 
 
 def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: str) -> dict[str, Any]:
-    """The source's config.json with what the export changes."""
+    """The config.json of an export: the source's, with the fields that an export changes."""
     out = {name: value for name, value in source.items() if name not in _CLASSIFIER_FIELDS}
     out |= {"model_type": config.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
-    if "torch_dtype" in out:  # the name before transformers 5, which older readers go by
+    if "torch_dtype" in out:  # the name before transformers 5, for older readers
         out["torch_dtype"] = dtype
     if kind == "generator":
         return out | {"architectures": [config.family + CAUSAL_LM]}
@@ -114,8 +115,12 @@ def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: st
 
 
 def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:
-    """Writes the files of weights, and the index of several; without a directory, only takes part in it."""
-    shards: list[list[tuple[str, str, int | None]]] = [[]]  # of each file: tensor, parameter, layer
+    """Writes the files of weights, and an index if there are several.
+
+    All processes of a run call this; those that do not write pass None for the directory.
+    """
+    # Which tensors go into which file.
+    shards: list[list[tuple[str, str, int | None]]] = [[]]  # per file: (tensor, parameter, layer)
     sizes = [0]
     leaves = named_leaves(params)
     for path, leaf in leaves.items():
@@ -127,6 +132,7 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
                 sizes.append(0)
             shards[-1].append((name.format(layer), path, layer))
             sizes[-1] += size
+    # File by file. A process that fails goes on taking part, since the others need it, and raises at the end.
     weight_map, failure = {}, None
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -134,8 +140,8 @@ def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dty
         for name, path, layer in shard:
             try:
                 value = fetch(leaves[path], layer, dtype, wanted=directory is not None)
-            except (UserError, OSError, safetensors.SafetensorError) as error:  # of a file that adapters stand on
-                directory, failure = None, error  # the other processes still need this one's part
+            except (UserError, OSError, safetensors.SafetensorError) as error:  # the base's file cannot be read
+                directory, failure = None, error
             if directory is not None:
                 tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
                 weight_map[name] = file
@@ -158,7 +164,7 @@ def _refuse_to_replace(path: pathlib.Path) -> None:
 
 
 def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts a whole directory in another's place. Between the renames nothing stands there, never a half."""
+    """Puts a complete directory in another's place. Between the two renames there is none."""
     for entry in [*staging.rglob("*"), staging]:
         _sync(entry)
     old = path.with_name(f".{path.name}.old")
@@ -171,7 +177,7 @@ def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Flushes a file or directory, so that a machine that is taken away leaves what the names promise."""
+    """Flushes a file or directory to disk, so that no rename survives a power cut without its contents."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

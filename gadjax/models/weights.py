@@ -1,7 +1,7 @@
 """Weights from a Hugging Face directory or hub id, read from safetensors straight into their shards.
 
-Each parameter is built device by device from slices of the memory-mapped files. Host memory holds one at a
-time, on top of what the devices hold, and a process reads no more than its own devices' shards.
+A parameter is built device by device from slices of the memory-mapped files. Host memory holds one parameter at a time,
+and a process reads the shards of its own devices only.
 """
 
 from __future__ import annotations
@@ -33,22 +33,25 @@ _ROWS_COMPARED = 4096
 
 @dataclasses.dataclass(frozen=True)
 class HfTensor:
-    """Where a parameter stands in a Hugging Face checkpoint: there, linear maps are [out, in], heads flat.
+    """The tensor of a Hugging Face checkpoint that holds a parameter. There, linear maps are [out, in] and heads flat.
 
     Attributes:
-      name: the tensor's name, with {} for the layer.
-      axes: for each axis of the tensor, the axes of our parameter that it spans (those of one layer).
+      name: the tensor's name, with {} for the number of the layer.
+      axes: for each axis of the tensor, the axes of our parameter (of one layer) that are flattened into it.
     """
 
     name: str
     axes: tuple[tuple[int, ...], ...]
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The tensor's shape, for a parameter whose shape in one layer is `ours`."""
+        """The tensor's shape, given the shape of one layer's parameter."""
         return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
 
     def read(self, source: Any, ours: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of one layer's parameter, from a `safe_open(...).get_slice` of the tensor."""
+        """The part `index` of one layer's parameter of the shape `ours`.
+
+        `source` is the tensor's `safe_open(...).get_slice`, of which no more is read than the first axis needs.
+        """
         cut, sizes, rest = [], [], []
         for first, *others in self.axes:
             start, stop, _ = index[first].indices(ours[first])
@@ -60,7 +63,7 @@ class HfTensor:
         return piece.transpose(np.argsort(sum(self.axes, ())))
 
     def write(self, value: np.ndarray) -> np.ndarray:
-        """The tensor that holds one layer's parameter: the inverse of `read`."""
+        """The tensor for one layer's parameter: the inverse of `read`."""
         return value.transpose(sum(self.axes, ())).reshape(self.shape(value.shape))
 
 
@@ -100,17 +103,17 @@ def named_leaves(params: Params) -> dict[str, Any]:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the parameter carries a leading axis of layers."""
+    """Whether the parameter has a leading axis of layers."""
     return path.startswith("layers/")
 
 
 def resolve_model(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The directory of a model, weights included: see `hub.local_directory`."""
+    """The local directory of a model with its weights; see `hub.local_directory`."""
     return hub.local_directory(name, hub.MODEL_FILES)
 
 
 def read_hf_config(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """A model's config.json, understood and as it stands.
+    """A model's config.json, as a `ModelConfig` and as it stands in the file.
 
     Raises:
       UserError: the file is missing or broken, or describes a model that is not supported.
@@ -126,80 +129,66 @@ def load_params(
     abstract_params: Params,
     missing: Mapping[str, Params] | None = None,
 ) -> Params:
-    """Reads a checkpoint's weights into arrays of the given shapes, dtypes and shardings.
+    """A checkpoint's weights as a tree of arrays of the given shapes, dtypes and shardings.
 
     Args:
-      path: a Hugging Face directory with model.safetensors, or shards and their index.
-      config: the model's.
-      abstract_params: tree of `jax.ShapeDtypeStruct`s, those with a sharding for arrays that span devices.
-      missing: subtrees, by name, to take where the checkpoint has none of their tensors:
-        {"score": {"kernel": ..., "bias": ...}} grows a discriminator from a causal language model.
-
-    Returns:
-      The tree of parameters.
+      path: a Hugging Face directory with model.safetensors, or with several files and their index.
+      config: the model's architecture.
+      abstract_params: tree of `jax.ShapeDtypeStruct`s, with shardings for arrays that span devices.
+      missing: subtrees by name, which replace those that the checkpoint has no tensor of. With
+        {"score": {"kernel": ..., "bias": ...}} a causal language model becomes a discriminator.
 
     Raises:
       UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
     """
-    wanted = named_leaves(abstract_params)
-    checkpoint = _Checkpoint(pathlib.Path(path))
-    given = {}
-    for name, subtree in (missing or {}).items():
-        leaves = named_leaves({name: subtree})
-        if not any(HF_TENSORS[leaf].name in checkpoint.shapes for leaf in leaves):
-            given |= leaves
-    checkpoint.check({name: leaf for name, leaf in wanted.items() if name not in given})
+    wanted, given = named_leaves(abstract_params), named_leaves(dict(missing or {}))
+    checkpoint = _Checkpoint(path)
+    stored = checkpoint.check(wanted, missing or ())
     if config.tie_embeddings and "score" not in abstract_params:
         checkpoint.check_tied()
     arrays = []
     for name, leaf in wanted.items():
-        if name in given:
-            arrays.append(jax.device_put(given[name].astype(leaf.dtype), leaf.sharding))
-        else:
+        if name in stored:
             with checkpoint.tensors() as tensor:
                 array = _place(leaf, functools.partial(_read, tensor, name, leaf))
-            # The transfer keeps the host's copy until it is done; the next is read after it.
+            # The transfer keeps the host's copy until it is done: wait, so that there is one copy at a time.
             arrays.append(array.block_until_ready())
+        else:
+            arrays.append(jax.device_put(given[name].astype(leaf.dtype), leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
 
 
 def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable[str] = ()) -> None:
-    """Refuses, by the files' headers alone, a checkpoint that `load_params` would refuse; values are not read.
+    """Raises what `load_params` would raise about a checkpoint, from the headers of its files, without reading values.
 
     Args:
-      path: as there.
+      path: a Hugging Face directory.
       abstract_params: tree of the parameters' shapes.
-      missing: names of subtrees that the checkpoint may have none of.
+      missing: names of subtrees that the checkpoint may lack.
 
     Raises:
       UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
     """
-    wanted = named_leaves(abstract_params)
-    checkpoint = _Checkpoint(pathlib.Path(path))
-    for name in missing:
-        own = {leaf for leaf in wanted if leaf.startswith(f"{name}/")}
-        if not any(HF_TENSORS[leaf].name in checkpoint.shapes for leaf in own):
-            wanted = {leaf: shape for leaf, shape in wanted.items() if leaf not in own}
-    checkpoint.check(wanted)
+    _Checkpoint(path).check(named_leaves(abstract_params), missing)
 
 
 class LazyParam:
-    """Stands in for an array that is written to files, layer by layer."""
+    """Stands in for an array that is to be written to files layer by layer."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape, self.size = shape, math.prod(shape)
 
     def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
-        """The parameter, or one layer of it, float32.
+        """The parameter, or one layer of it, in float32; None if it is not `wanted`.
 
-        With several processes all of them call this. First it does what they do together, and then, where it is
-        `wanted`, what one does alone and may fail at; elsewhere it returns None.
+        All processes of a run call this. It first does what they do together, and then, if the result is `wanted`, what
+        one process does alone, where it may fail.
         """
         raise NotImplementedError
 
 
 class StoredParam(LazyParam):
-    """A parameter of a checkpoint, read when it is fetched."""
+    """A parameter of a checkpoint that is read when it is fetched."""
 
     def __init__(self, checkpoint: _Checkpoint, path: str, shape: tuple[int, ...]):
         super().__init__(shape)
@@ -215,15 +204,18 @@ class StoredParam(LazyParam):
 
 
 def stored_params(path: pathlib.Path, abstract_params: Params) -> Params:
-    """A checkpoint's weights as a tree of `StoredParam`s; raises as `check_weights` does."""
-    checkpoint, wanted = _Checkpoint(pathlib.Path(path)), named_leaves(abstract_params)
+    """A checkpoint's weights as a tree of `StoredParam`s; raises what `check_weights` does."""
+    checkpoint, wanted = _Checkpoint(path), named_leaves(abstract_params)
     checkpoint.check(wanted)
     leaves = [StoredParam(checkpoint, name, leaf.shape) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
 def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> np.ndarray | None:
-    """A parameter, or one layer of it, on the host; where it is not `wanted`, this process only takes part in it."""
+    """A parameter, or one layer of it, on the host.
+
+    All processes of a run call this; one for which the value is not `wanted` takes part and gets None.
+    """
     if isinstance(leaf, LazyParam):
         value = leaf.fetch(layer, wanted=wanted)
         return None if value is None else value.astype(dtype)
@@ -235,7 +227,7 @@ def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wa
 
 
 def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
-    """One device's part of a parameter, layer by layer."""
+    """The part `index` of a parameter, read layer by layer."""
     spec = HF_TENSORS[path]
     if not is_stacked(path):
         return np.ascontiguousarray(spec.read(tensor(spec.name), leaf.shape, index), leaf.dtype)
@@ -248,7 +240,7 @@ def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, i
 
 
 def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
-    """An array from its parts, each read once however many devices hold it."""
+    """An array with the leaf's sharding. Each part is read once, on however many devices it is."""
     if leaf.sharding is None:
         return jax.device_put(read((slice(None),) * len(leaf.shape)))
     parts: dict[tuple, np.ndarray] = {}
@@ -263,14 +255,14 @@ def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.nd
 
 
 class _Checkpoint:
-    """The safetensors files of a directory: what they hold, and access to it.
+    """The safetensors files of a directory.
 
     Attributes:
-      files, shapes, dtypes: of every tensor, by name; dtypes are safetensors' names.
+      files, shapes, dtypes: each tensor's file, shape, and dtype as safetensors names it, by the tensor's name.
     """
 
     def __init__(self, path: pathlib.Path):
-        self.path = path
+        self.path = path = pathlib.Path(path)
         self.files: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -286,9 +278,9 @@ class _Checkpoint:
 
     @contextlib.contextmanager
     def tensors(self) -> Iterator[Callable[[str], Any]]:
-        """Access to tensors by name, as slices that are read when indexed.
+        """A function from a tensor's name to a slice that is read when it is indexed.
 
-        On leaving, the files are unmapped, so that what has been read does not stay in this process's memory.
+        The files are unmapped at the end, so that what was read does not stay in this process's memory.
         """
         with contextlib.ExitStack() as stack:
             handles: dict[pathlib.Path, Any] = {}
@@ -301,10 +293,21 @@ class _Checkpoint:
 
             yield tensor
 
-    def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-        """Every wanted tensor is here, in its shape, as floats; none that would change the model is left."""
+    def check(self, wanted: Mapping[str, jax.ShapeDtypeStruct], missing: Iterable[str] = ()) -> set[str]:
+        """The wanted parameters that are stored: all but the subtrees `missing` of which no tensor is.
+
+        Raises:
+          UserError: a tensor is missing, misshapen or quantised, or another one would change the model.
+        """
+        stored = set(wanted)
+        for subtree in missing:
+            own = {name for name in wanted if name.startswith(f"{subtree}/")}
+            if not any(HF_TENSORS[name].name in self.shapes for name in own):
+                stored -= own
         shapes = {}
         for name, leaf in wanted.items():
+            if name not in stored:
+                continue
             spec = HF_TENSORS[name]
             if is_stacked(name):
                 shapes |= {spec.name.format(i): spec.shape(leaf.shape[1:]) for i in range(leaf.shape[0])}
@@ -327,8 +330,8 @@ class _Checkpoint:
                     f"{self.path}: tensor {name} is {self.dtypes[name]}; quantised weights are not "
                     f"supported, only {', '.join(_FLOATS)}"
                 )
-        # A head that nobody wants is fine: a discriminator grows from a causal language model, and
-        # `check_tied` looks at a tied one. So are the rotary frequencies that old exports carry.
+        # Two kinds of other tensors are harmless: the head of a language model, which a discriminator does not need and
+        # `check_tied` compares in a tied model, and the rotary frequencies in old exports.
         left = [name for name in self.shapes if name not in shapes and not name.endswith(".inv_freq")]
         left = [name for name in left if name != "lm_head.weight"]
         if left:
@@ -336,9 +339,10 @@ class _Checkpoint:
                 f"{self.path}: {len(left)} tensors have no place in the model that config.json describes: "
                 f"{some(left)}; the weights do not belong to it"
             )
+        return stored
 
     def check_tied(self) -> None:
-        """A checkpoint that ties its embeddings and stores a head all the same must store the same values."""
+        """Raises a `UserError` if a head is stored that differs from the embeddings that it is tied to."""
         name, head_name = HF_TENSORS["embed/embedding"].name, HF_TENSORS["lm_head/embedding"].name
         if head_name not in self.shapes:
             return
