@@ -1,27 +1,22 @@
-"""Adapters in files: merged into the base's weights, and in PEFT's format."""
+"""Parameters on their way to files: fetched layer by layer, adapters merged into their base or in PEFT's format."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jax.experimental import multihost_utils
 
 from gadjax.models.architecture import Lora
-from gadjax.models.lora import ADAPTERS
-from gadjax.models.weights import (
-    HF_TENSORS,
-    LazyParam,
-    Params,
-    StoredParam,
-    fetch,
-    named_leaves,
-    stored_params,
-)
+from gadjax.models.lora import ADAPTERS, Params
+from gadjax.models.weights import HF_TENSORS, Checkpoint, named_leaves
 
 _PREFIX = "base_model.model."
 _TASKS = {"generator": "CAUSAL_LM", "discriminator": "TOKEN_CLS"}
@@ -42,6 +37,37 @@ class Adapters:
     base_model: str
 
 
+class LazyParam:
+    """Stands in for an array that is to be written to files layer by layer."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.size = shape, math.prod(shape)
+
+    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
+        """The parameter, or one layer of it, in float32; None if it is not `wanted`.
+
+        All processes of a run call this. It first does what they do together, and then, if the result is `wanted`, what
+        one process does alone, where it may fail.
+        """
+        raise NotImplementedError
+
+
+class StoredParam(LazyParam):
+    """A parameter of a checkpoint that is read when it is fetched."""
+
+    def __init__(self, checkpoint: Checkpoint, path: str, shape: tuple[int, ...]):
+        super().__init__(shape)
+        self._checkpoint, self._path = checkpoint, path
+
+    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
+        if not wanted:
+            return None
+        spec, shape = HF_TENSORS[self._path], self.shape if layer is None else self.shape[1:]
+        with self._checkpoint.tensors() as tensor:
+            value = spec.read(tensor(spec.name.format(layer)), shape, (slice(None),) * len(shape))
+            return np.array(value, np.float32)
+
+
 class MergedParam(LazyParam):
     """A kernel merged with its adapters, W + (alpha / rank) A B, in float32.
 
@@ -55,6 +81,21 @@ class MergedParam(LazyParam):
     def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
         a, b = (fetch(leaf, layer, np.dtype(np.float32), wanted=wanted) for leaf in (self.a, self.b))
         return self.kernel.fetch(layer) + self.scale * np.tensordot(a, b, axes=1) if wanted else None
+
+
+def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> np.ndarray | None:
+    """A parameter, or one layer of it, on the host.
+
+    All processes of a run call this; one for which the value is not `wanted` takes part and gets None.
+    """
+    if isinstance(leaf, LazyParam):
+        value = leaf.fetch(layer, wanted=wanted)
+        return None if value is None else value.astype(dtype)
+    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    value = jnp.astype(value, dtype)
+    if not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value) if wanted else None
 
 
 def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters) -> Params:
@@ -78,7 +119,10 @@ def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters)
             out["kernel"] = MergedParam(stored["kernel"], *(trained[name] for name in ADAPTERS), adapters.lora.scale)
         return out
 
-    return merge(stored_params(path, abstract_base), adapters.params)
+    checkpoint, wanted = Checkpoint(path), named_leaves(abstract_base)
+    checkpoint.check(wanted)
+    leaves = [StoredParam(checkpoint, name, leaf.shape) for name, leaf in wanted.items()]
+    return merge(jax.tree.unflatten(jax.tree.structure(abstract_base), leaves), adapters.params)
 
 
 def write_peft(directory: pathlib.Path | None, adapters: Adapters, kind: str) -> None:

@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from gadjax.models import lora
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.decoder import Decoder
-
-Params = dict[str, Any]
+from gadjax.models.lora import Params
 
 
 def resolve_dtype(dtype: str, platform: str | None = None) -> str:

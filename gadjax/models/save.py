@@ -16,10 +16,11 @@ import safetensors.numpy
 
 import gadjax
 from gadjax.errors import UserError
-from gadjax.models.adapters import Adapters, write_peft
+from gadjax.models.adapters import Adapters, fetch, write_peft
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.hf_files import INDEX_FILE, SINGLE_FILE
-from gadjax.models.weights import HF_TENSORS, Params, fetch, is_stacked, named_leaves
+from gadjax.models.lora import Params
+from gadjax.models.weights import HF_TENSORS, is_stacked, named_leaves
 from gadjax.parallel import processes
 
 # This file marks a directory as an export, which may be replaced.

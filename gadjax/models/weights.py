@@ -16,17 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jax.experimental import multihost_utils
 
 from gadjax import hub
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.hf_files import read_json, some, weight_files
+from gadjax.models.lora import Params
 
-Params = dict[str, Any]
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
 
@@ -142,7 +140,7 @@ def load_params(
       UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
     """
     wanted, given = named_leaves(abstract_params), named_leaves(dict(missing or {}))
-    checkpoint = _Checkpoint(path)
+    checkpoint = Checkpoint(path)
     stored = checkpoint.check(wanted, missing or ())
     if config.tie_embeddings and "score" not in abstract_params:
         checkpoint.check_tied()
@@ -169,61 +167,7 @@ def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable
     Raises:
       UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
     """
-    _Checkpoint(path).check(named_leaves(abstract_params), missing)
-
-
-class LazyParam:
-    """Stands in for an array that is to be written to files layer by layer."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.shape, self.size = shape, math.prod(shape)
-
-    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
-        """The parameter, or one layer of it, in float32; None if it is not `wanted`.
-
-        All processes of a run call this. It first does what they do together, and then, if the result is `wanted`, what
-        one process does alone, where it may fail.
-        """
-        raise NotImplementedError
-
-
-class StoredParam(LazyParam):
-    """A parameter of a checkpoint that is read when it is fetched."""
-
-    def __init__(self, checkpoint: _Checkpoint, path: str, shape: tuple[int, ...]):
-        super().__init__(shape)
-        self._checkpoint, self._path = checkpoint, path
-
-    def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
-        if not wanted:
-            return None
-        spec, shape = HF_TENSORS[self._path], self.shape if layer is None else self.shape[1:]
-        with self._checkpoint.tensors() as tensor:
-            value = spec.read(tensor(spec.name.format(layer)), shape, (slice(None),) * len(shape))
-            return np.array(value, np.float32)
-
-
-def stored_params(path: pathlib.Path, abstract_params: Params) -> Params:
-    """A checkpoint's weights as a tree of `StoredParam`s; raises what `check_weights` does."""
-    checkpoint, wanted = _Checkpoint(path), named_leaves(abstract_params)
-    checkpoint.check(wanted)
-    leaves = [StoredParam(checkpoint, name, leaf.shape) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
-
-
-def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> np.ndarray | None:
-    """A parameter, or one layer of it, on the host.
-
-    All processes of a run call this; one for which the value is not `wanted` takes part and gets None.
-    """
-    if isinstance(leaf, LazyParam):
-        value = leaf.fetch(layer, wanted=wanted)
-        return None if value is None else value.astype(dtype)
-    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    value = jnp.astype(value, dtype)
-    if not value.is_fully_addressable:
-        value = multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value) if wanted else None
+    Checkpoint(path).check(named_leaves(abstract_params), missing)
 
 
 def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
@@ -254,7 +198,7 @@ def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.nd
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
 
-class _Checkpoint:
+class Checkpoint:
     """The safetensors files of a directory.
 
     Attributes:

@@ -10,9 +10,10 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.models import adapters, lora, save
+from gadjax.models.adapters import StoredParam
 from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.model import Model
-from gadjax.models.weights import StoredParam, named_leaves
+from gadjax.models.weights import named_leaves
 from gadjax.parallel import processes
 
 HF_CONFIG = {
