@@ -1,8 +1,8 @@
-"""Causal attention in blocks without a kernel: what XLA makes of it runs everywhere, and holds no square of logits.
+"""Causal attention for CPUs: a loop over blocks that XLA compiles, without logits of the size T x T.
 
-Pairs of a block of queries and one of keys follow each other in a loop, all rows together; those in which no row sees
-anything are left out. So rows that are filled alike cost what their sequences cost, and branches of a prompt do not pay
-for each other; of rows that are not, each pays for what any of them needs.
+The loop goes over pairs of a block of queries and a block of keys, for all rows of the batch at once. It leaves out the
+pairs in which no row sees anything. So branches of a prompt do not pay for each other, and rows that are filled alike
+cost what their sequences cost; otherwise each row pays for the pairs that any row needs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BLOCK = 64
 def block_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *, block: int = BLOCK
 ) -> jax.Array:
-    """`causal_attention`; the arguments and the result are its own. Padding in a block of padding alone is zero.
+    """`causal_attention`, with the same shapes; `block` is the number of tokens of a block.
 
-    `block`: tokens of a block.
+    The result is zero at padding whose whole block is padding.
     """
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]
@@ -47,7 +47,7 @@ def _in_blocks(x: jax.Array, block: int) -> jax.Array:
 
 
 class _Pairs(NamedTuple):
-    """Blocks of queries and of keys that see something, in the first `count` places."""
+    """Pairs of blocks; the first `count` of them are those in which something is seen."""
 
     queries: jax.Array
     keys: jax.Array
@@ -55,19 +55,21 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(ids: jax.Array) -> _Pairs:
-    """Those in which some row may see something: a query's id, or its root, lies among the ids of the keys.
+    """The pairs in which some row may see something: the id of a query, or its root, is among the ids of the keys.
 
-    Ids stand in order in a row, a root before its branches and these before the next root: the least and the largest
-    of a block say what may be between.
+    Ids [n, B, block] are in order within a row: a root, its branches, the next root. So the least and the largest id
+    of a block of keys bound what may be in it.
     """
     order = lambda x: root(x) * (1 << 15) + x // BRANCH  # noqa: E731
     place, held = order(ids), ids > 0
+    # The least and the largest id of each block of keys, and which queries have an id between.
     low = jnp.min(jnp.where(held, place, np.iinfo(np.int32).max), axis=-1)[None, ..., None]  # [1, n, B, 1] of keys
     high = jnp.max(jnp.where(held, place, -1), axis=-1)[None, ..., None]
     seen = False
     for of_query in (place, order(root(ids))):
         of_query = of_query[:, None]  # [n, 1, B, block]
         seen |= (low <= of_query) & (of_query <= high) & held[:, None]
+    # The pairs up to the diagonal, those that are needed first.
     queries, keys = np.tril_indices(ids.shape[0])
     needed = jnp.any(seen, axis=(2, 3))[queries, keys]
     chosen = jnp.argsort(~needed, stable=True)
@@ -75,13 +77,16 @@ def _pairs(ids: jax.Array) -> _Pairs:
 
 
 def _over_pairs(pairs: _Pairs, step: Callable[..., Any], state: Any) -> Any:
-    """`step(state, i, j)` for each pair."""
+    """The state after `step(state, i, j)` for each pair of a block i of queries and a block j of keys."""
     one = lambda place, state: step(state, pairs.queries[place], pairs.keys[place])  # noqa: E731
     return repeat(pairs.count, pairs.queries.shape[0], one, state)
 
 
 def _logits(query: jax.Array, key: jax.Array, ids: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    """Of queries [B, Nkv, G * block, D] of block i and keys [B, Nkv, block, D] of block j; lowest where unseen."""
+    """Logits [B, Nkv, G * block, block] of block i's queries and block j's keys; the dtype's lowest where unseen.
+
+    The shapes are [B, Nkv, G * block, D] for queries and [B, Nkv, block, D] for keys.
+    """
     block, wide = key.shape[2], _wide(query)
     logits = jnp.einsum("bkqd,bktd->bkqt", query, key, preferred_element_type=wide)
     after = i * block + jnp.arange(block)[:, None] < j * block + jnp.arange(block)
@@ -100,6 +105,7 @@ def _attention(query, key, value, ids):
 
 
 def _forward(query, key, value, ids):
+    """The attention, and what the backward pass needs: the arguments, the pairs, the result and the normalizers."""
     wide, pairs = _wide(query), _pairs(ids)
 
     def step(state, i, j):
@@ -111,6 +117,7 @@ def _forward(query, key, value, ids):
         return Partial(*(x.at[i].set(part) for x, part in zip(state, new, strict=True)))
 
     mixed, top, total = _over_pairs(pairs, step, nothing(query.shape, wide))
+    # Blocks in which nothing is seen have a sum of zero, and a result of zero.
     empty = total == 0
     out = jnp.where(empty[..., None], 0.0, mixed / jnp.where(empty, 1.0, total)[..., None]).astype(query.dtype)
     normalizer = jnp.where(empty, 0.0, top + jnp.log(jnp.where(empty, 1.0, total)))
@@ -118,6 +125,7 @@ def _forward(query, key, value, ids):
 
 
 def _backward(residuals, of_out):
+    """Gradients by FlashAttention's backward pass: each pair's logits and weights are computed again."""
     query, key, value, ids, pairs, out, normalizer = residuals
     wide = _wide(query)
     mean = jnp.sum(of_out.astype(wide) * out.astype(wide), axis=-1)

@@ -1,4 +1,4 @@
-"""Products with weights, as XLA computes them fast on CPUs."""
+"""Products with weights whose gradients XLA computes fast on CPUs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import jax.numpy as jnp
 def smaller_first_product(
     x: jax.Array, kernel: jax.Array, contracted: int, precision: jax.lax.Precision | None = None
 ) -> jax.Array:
-    """`jnp.tensordot` over the last axes of x and the first of the kernel, whose gradient is fast on CPUs.
+    """`jnp.tensordot` over the last axes of `x` and the first of `kernel`, with a gradient that is fast on CPUs.
 
-    XLA's CPU backend transposes the left factor of a product over tokens element by element, and computes what is fused
-    into it anew, such as the exponentials of a feed-forward layer; so the factor with fewer channels goes left here.
+    A kernel's gradient is a product over tokens. XLA's CPU backend transposes its left factor element by element, and
+    computes again what is fused into it, such as the exponentials of a feed-forward layer. So the factor with fewer
+    channels goes left.
 
     Args:
       x: [..., *inputs].
       kernel: [*inputs, *outputs].
-      contracted: the number of inputs' axes.
+      contracted: the number of axes of the inputs.
     """
     return _product(x, kernel, contracted, precision)
 
@@ -31,7 +32,7 @@ def _product(x, kernel, contracted, precision):
 
 
 def _forward(x, kernel, contracted, precision):
-    # The product itself, not the function around it: what a remat policy keeps is told by the operation's name.
+    # Not `_product`: a remat policy tells by the name of an operation whether to keep its result.
     return jnp.tensordot(x, kernel, contracted, precision=precision), (x, kernel)
 
 

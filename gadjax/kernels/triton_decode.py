@@ -1,7 +1,7 @@
-"""Attention of one token a row over a cache, as one Pallas kernel for GPUs.
+"""Attention of one token per row over a KV cache, as one Pallas kernel for NVIDIA GPUs.
 
-The loop over blocks that serves everywhere else would copy each block out of the cache before its products there, and
-ask the host at every block of every layer whether there is another.
+On a GPU, the plain loop over blocks copies each block out of the cache before its products, and asks the host at every
+block of every layer whether there is another.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from gadjax.kernels.kv_cache import Cache
 from gadjax.kernels.online_softmax import LOWEST, Partial, fold, nothing, update
 
 DECODE_ATTENTION = "decode_attention"  # the kernel's name in programs
-_LEAST = 16  # rows and columns of a product on tensor cores
-_MOST = 64  # queries of a program, whose sums fill its registers
-_PROGRAMS = 264  # two a multiprocessor of an H100: more hide the time that one waits for memory
+_LEAST_QUERIES = 16  # the smallest tile of tensor cores
+_MOST_QUERIES = 64  # of one program: their sums fill its registers
+_PROGRAMS = 264  # two per multiprocessor of an H100: one computes while the other waits for memory
 
 
 def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool = False) -> Partial:
-    """`cache.attend` with each row read up to its own length.
+    """`kv_cache.attend`, but each row is read up to its own length.
 
-    The blocks of a row and head are shared out to as many programs as keep the device busy; what they found is put
-    together after (flash decoding).
+    The blocks of a row and head are shared among as many programs as keep the device busy, and their results are then
+    joined (flash decoding).
 
     Args:
       query: [R, Nkv, Q, D], scaled.
-      cache: of R rows, its blocks of at least 16 positions.
-      length: [R] positions that a row's queries see; a row of 0 weighs nothing in `merge`.
-      interpret: run by Pallas's interpreter, for tests.
+      cache: holds R rows, in blocks of at least 16 positions.
+      length: [R] positions that a row's queries see; a row of length 0 weighs nothing in `online_softmax.merge`.
+      interpret: run in Pallas's interpreter, for tests.
 
     Returns:
-      A `Partial` of [R, Nkv, Q].
+      A `Partial` of the shape [R, Nkv, Q].
     """
-    from jax.experimental.pallas import triton
+    from jax.experimental.pallas import triton  # here, since JAX means to drop it
 
+    # Queries are filled up to whole tiles, and the blocks of a row are divided into shares.
     rows, heads, queries, head_dim = query.shape
     blocks, size = cache.key.shape[0], cache.size
-    tile = min(_MOST, max(_LEAST, 1 << (queries - 1).bit_length()))
+    tile = min(_MOST_QUERIES, max(_LEAST_QUERIES, 1 << (queries - 1).bit_length()))
     tiles = -(-queries // tile)
     padded = tiles * tile
     query = jnp.pad(query, ((0, 0), (0, 0), (0, padded - queries), (0, 0)))
@@ -48,7 +49,7 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
     each = -(-blocks // shares)
     shares = -(-blocks // each)
 
-    # A grid has three axes; the second is of heads and their tiles of queries.
+    # A grid may have three axes: rows, heads times tiles of queries, and shares.
     whole = lambda r, t, s: (0, r, t // tiles, 0, 0)  # noqa: E731
     found = lambda *last: jax.ShapeDtypeStruct((shares, rows, heads, padded, *last), jnp.float32)  # noqa: E731
     mixed, top, total = pl.pallas_call(
