@@ -118,10 +118,11 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def rollout_trips(blueprint: Blueprint, batch: int, width: int, num_samples: int, slots: int) -> dict[str, int]:
-    """`loop_trips` of a rollout whose samples are all as long as they can be; the sizes are `sizes_of`'s."""
+    """`loop_trips` of a rollout whose samples all have the most tokens; arguments as for `rollout.sampler.sizes_of`."""
     sizes = sizes_of(blueprint.sampler.mesh, batch, width, num_samples, slots)
-    steps = sizes.steps(blueprint.config.data.max_response_length)
-    return {ADMISSIONS: sizes.admissions, TOKEN_STEPS: -(-steps // sizes.admissions)}
+    admissions = -(-sizes.prompts // sizes.chunk)  # if all shards have room at the same time
+    steps = -(-sizes.prompts * sizes.samples // sizes.slots) * blueprint.config.data.max_response_length
+    return {ADMISSIONS: admissions, TOKEN_STEPS: -(-steps // admissions)}
 
 
 def _without_remat(blueprint: Blueprint) -> Blueprint:

@@ -1,4 +1,4 @@
-"""A model with its tokenizer: chats in, text out."""
+"""Loads a model with its tokenizer, and answers chats with it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION
 from gadjax.models.model import Model, Params, resolve_dtype
 from gadjax.models.weights import load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
-from gadjax.rollout.engine import Completion, Engine
+from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
 _ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
 _NEEDED = {"lm": "a causal language model, such as a run's export/generator", "score": "a run's export/discriminator"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """One answer."""
+class Reply(NamedTuple):
+    """The answer to one chat."""
 
     text: str
     tokens: int  # EOS included
-    ended: bool  # False where it was cut at the limit
+    ended: bool  # False if it was cut at the limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +53,18 @@ class ChatModel:
         fit: bool = False,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Reply]:
-        """One reply to each chat (its last message is the user's), in order.
+        """One reply to each chat, in order.
 
         Args:
+          chats: each ends with a user's message.
           sampling: from `self.sampling`.
           seed: of the sampling.
-          fit: where the model has no room for `max_response_length` after a chat, its reply may have fewer tokens;
-            otherwise that is an error.
-          done: called with the number of replies after each batch.
+          fit: shortens a reply's limit if the model has no room for `max_response_length` tokens after the chat.
+            Without it, that is an error.
+          done: called after each batch with the number of replies so far.
 
         Raises:
-          UserError: the template refuses a chat, or the model has no room for one and its reply.
+          UserError: the chat template refuses a chat, or the model has no room for a chat and its reply.
         """
         prompts = self.tokenizer.prompt_ids_batch(chats)
         limits = [sampling.max_response_length] * len(prompts)
@@ -75,16 +75,16 @@ class ChatModel:
         remedy = "shorten the prompt" if fit else "shorten the prompt or lower --max_response_length"
         self.model.config.check_length(longest, "the longest prompt with its response", remedy)
         sampling = dataclasses.replace(sampling, max_response_length=max(limits, default=1))
-        answers = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
-        return [self._reply(answer, limit) for answer, limit in zip(answers, limits, strict=True)]
-
-    def _reply(self, answer: Completion, limit: int) -> Reply:
-        tokens = answer.tokens[:limit]
-        return Reply(self.tokenizer.decode(tokens), len(tokens), answer.ended and len(answer.tokens) <= limit)
+        completions = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
+        replies = []
+        for found, limit in zip(completions, limits, strict=True):
+            tokens, ended = found.tokens[:limit], found.ended and len(found.tokens) <= limit
+            replies.append(Reply(self.tokenizer.decode(tokens), len(tokens), ended))
+        return replies
 
 
 def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> ChatModel:
-    """Loads a causal language model; see `load_network`. `batch_size`: chats decoded at once."""
+    """Loads a causal language model, as `load_network` does. `batch_size`: chats that are decoded at once."""
     network = load_network(name, "lm", dtype=dtype)
     engine = Engine(network.model, network.mesh, batch_size=batch_size)
     return ChatModel(network.model, network.params, network.tokenizer, engine)
@@ -100,12 +100,14 @@ class Network(NamedTuple):
 
 
 def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto") -> Network:
-    """Loads a directory or hub id; batches are split over all devices.
+    """Loads a model of a directory or the hub, onto a mesh that splits batches over all devices.
 
-    A causal language model is whole on every device, since each token reads all of it; a classifier is split too.
+    Every device holds all weights of a causal language model, since decoding reads all of them for each token. A
+    classifier's weights are split.
 
     Args:
       name: a causal language model for the "lm" head, a token classifier with one label for "score".
+      head: "lm" or "score".
       dtype: of weights and computation; "auto" is float32 on CPU and bfloat16 elsewhere.
 
     Raises:

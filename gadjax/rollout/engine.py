@@ -1,4 +1,4 @@
-"""Answers to any number of prompts: a queue in front of the slots of one compiled rollout."""
+"""Completes any number of prompts with one compiled rollout, whose slots take them from a queue."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from gadjax.parallel import mesh as meshes
 from gadjax.rollout.draw import Sampling
 from gadjax.rollout.sampler import rollout, row_keys
 
-_QUEUE = 16  # prompts to a slot in one call: its slots run dry only at its end
+_QUEUE = 16  # prompts in one call, for each slot: slots are idle only at the end of a call
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """One response."""
 
-    tokens: np.ndarray  # [length] int32, its EOS included where it ended
+    tokens: np.ndarray  # [length] int32, its EOS included if it ended
     logprobs: np.ndarray  # [length] float32, nats
-    ended: bool  # False where it was cut at the limit
+    ended: bool  # False if it was cut at the limit
 
 
 class Engine:
     """A model on a mesh, ready to generate."""
 
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int = 64):
-        """`batch_size`: prompts decoded at once, rounded up to a multiple of the batch's shards."""
+        """`batch_size`: prompts that are decoded at once, rounded up to a multiple of the mesh's batch shards."""
         self.mesh = mesh
         self.batch_size = multiple_of(batch_size, meshes.batch_shards(mesh))
 
@@ -43,15 +43,15 @@ class Engine:
         self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=meshes.replicated(mesh))
 
     def queue_size(self, prompts: int) -> tuple[int, int]:
-        """Rows and slots of one call, of that many prompts in all."""
+        """The number of rows and of slots in one call of `sample`, for this many prompts in all."""
         size = round_up(min(prompts, _QUEUE * self.batch_size), meshes.batch_shards(self.mesh))
         return size, min(self.batch_size, size)
 
     def abstract_queue(self, count: int, width: int) -> tuple[Any, ...]:
-        """What `sample` is given between the parameters and how to draw, for a queue of these rows and columns."""
-        place = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.rows(self.mesh))
+        """Shapes of the arguments of `sample` from `prompt` to `key`, for `count` prompts of `width` columns."""
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=meshes.rows(self.mesh))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return place((count, width), np.int32), place((count,), np.int32), place((count,), np.uint32), key
+        return array((count, width), np.int32), array((count,), np.int32), array((count,), np.uint32), key
 
     def generate(
         self,
@@ -63,48 +63,43 @@ class Engine:
         numbers: Sequence[int] | None = None,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
-        """One answer to each prompt, in order.
+        """One completion of each prompt, in order.
 
-        An answer depends on the seed, the prompt's number and the prompt: not on its neighbours. Prompts of about the
-        same length share a call of the compiled rollout, whose slots take one after another.
+        A completion depends only on the seed, the prompt, and the prompt's number. Prompts of similar lengths share a
+        call of the compiled rollout.
 
         Args:
           params: parameters of the "lm" model.
           prompts: token arrays without padding.
-          sampling: how to draw.
+          sampling: how tokens are drawn.
           seed: of the draws.
-          numbers: of 32 bits, one a prompt; None counts from 0.
-          done: called with the number of answers after each call.
+          numbers: one for each prompt, of 32 bits; None means 0, 1, ...
+          done: called after each rollout with the number of prompts that are completed.
         """
-        answers: list[Completion | None] = [None] * len(prompts)
+        found: list[Completion | None] = [None] * len(prompts)
         keys = np.arange(len(prompts), dtype=np.uint32) if numbers is None else np.array(numbers, np.uint32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size, slots = self.queue_size(len(prompts))
         for start in range(0, len(order), size):
-            queued = order[start : start + size]
-            # Every shard gets its share, and what fills it up comes last; whole queues have one shape.
-            filled = np.full(size, -1)
-            filled[: len(queued)] = queued
-            filled = filled.reshape(-1, meshes.batch_shards(self.mesh)).T.reshape(-1)
-            lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in filled], np.int32)
+            # A queue of one size, padded with -1. Neighbours go to different shards, so that each gets its share.
+            rows = np.full(size, -1)
+            rows[: len(order) - start] = order[start : start + size]
+            rows = rows.reshape(-1, meshes.batch_shards(self.mesh)).T.reshape(-1)
+            held = [(row, i) for row, i in enumerate(rows) if i >= 0]
+            # The prompts, padded on the right; padding of the queue has length 0 and is not sampled.
+            lengths = np.array([len(prompts[i]) if i >= 0 else 0 for i in rows], np.int32)
             tokens = np.full((size, queue_width(int(lengths.max()))), sampling.pad_id, np.int32)
-            for row, number in enumerate(filled):
-                if number >= 0:
-                    tokens[row, : lengths[row]] = prompts[number]
-            queue = meshes.place((tokens, lengths, keys[np.maximum(filled, 0)]), meshes.rows(self.mesh))
+            for row, i in held:
+                tokens[row, : lengths[row]] = prompts[i]
+            queue = meshes.place((tokens, lengths, keys[np.maximum(rows, 0)]), meshes.rows(self.mesh))
             samples = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots))
-            for row, number in enumerate(filled):
-                if number >= 0:
-                    length = samples.lengths[row, 0]
-                    answers[number] = Completion(
-                        samples.tokens[row, 0, :length],
-                        samples.logprobs[row, 0, :length],
-                        bool(samples.ended[row, 0]),
-                    )
-            done(start + len(queued))
-        return answers
+            for row, i in held:
+                length, ended = samples.lengths[row, 0], bool(samples.ended[row, 0])
+                found[i] = Completion(samples.tokens[row, 0, :length], samples.logprobs[row, 0, :length], ended)
+            done(start + len(held))
+        return found
 
 
 def queue_width(length: int) -> int:
-    """Columns of prompts of which the longest has so many tokens: at most a quarter more, so that few are compiled."""
+    """Columns for prompts of up to `length` tokens: at most a quarter more, so that few widths are compiled."""
     return round_up(length, max(8, 2 ** (length.bit_length() - 3)))

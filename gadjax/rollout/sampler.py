@@ -1,4 +1,25 @@
-"""The rollout: one compiled loop in which slots decode side by side and take the next sample when theirs has ended."""
+"""The rollout: one compiled program that samples N responses to each of B prompts.
+
+Responses differ in length. If every row of a batch waited for the longest one, most rows would be idle most of the
+time. So a fixed number of rows decode side by side, and a row whose response has ended takes the next one (continuous
+batching, as in vLLM, but inside one `jax.jit`). The words of this module and of `gadjax.rollout.queue`:
+
+  sample: one response. Sample n of prompt b has the number b * N + n, and samples start in this order.
+  slot: one of S rows of the decoding batch. It runs one sample, and holds the KV cache of that sample's response.
+  place: one of G rows of the prompts' KV cache. A prompt's N samples share its place, until the last one ends.
+  admission: the prefill of the next chunk of C prompts into free places.
+  lane: a query's row in attention over the prompts' cache, which has N lanes for each place: one for each sample.
+  shard: what one part of the batch's mesh axes holds of all of these. A prompt and its samples stay in one shard.
+
+The program is two nested loops:
+
+  while prompts wait or samples run:                        # ADMISSIONS
+      admit a chunk of prompts
+      while samples run, until the next chunk has room:     # TOKEN_STEPS
+          give the next samples to the idle slots
+          in each slot, decode one token: attend over the prompt in its place and over the slot's own response
+          record the tokens, and free the slots whose samples have ended
+"""
 
 from __future__ import annotations
 
@@ -15,17 +36,16 @@ from jax.sharding import PartitionSpec as P
 from gadjax.kernels import cache_spans, choose, kv_cache
 from gadjax.kernels.cache_spans import Spans
 from gadjax.kernels.group_attention import Lanes, group_attention
-from gadjax.models.decoder import Attend, Decoder
+from gadjax.models.decoder import Attend
 from gadjax.models.model import Model, Params
 from gadjax.parallel.mesh import BATCH, batch_shards
-from gadjax.rollout import queue as schedule
 from gadjax.rollout.draw import Sampling, sample_token
 from gadjax.rollout.queue import IDLE, Queue, QueueSizes
 
-# Names of the two loops in the compiled program, by which `gadjax.planning` knows them.
+# Names of the two loops in the compiled program, by which `gadjax.planning` finds them.
 ADMISSIONS, TOKEN_STEPS = "admissions", "token_steps"
-_OF_SHARDS = P(BATCH)
-_OF_CACHES = P(None, BATCH, "tensor")
+_ROWS = P(BATCH)  # arrays whose first axis is split over the shards: slots, places, samples, counters
+_CACHES = P(None, BATCH, "tensor")
 
 
 @struct.dataclass
@@ -35,18 +55,18 @@ class Samples:
     tokens: jax.Array  # [B, N, T] int32, pad_id after the end
     lengths: jax.Array  # [B, N] int32, EOS included
     logprobs: jax.Array  # [B, N, T] float32, nats, of the temperature-scaled, untruncated distribution; 0 after the end
-    ended: jax.Array  # [B, N] bool; False where the response was cut at T
+    ended: jax.Array  # [B, N] bool; False if the response was cut at T
 
 
 @struct.dataclass
 class LoopState:
-    """What the loop carries. Of what is split over the batch, each shard has its part: slots, places, samples."""
+    """What both loops carry."""
 
     queue: Queue
-    prompts: list[Spans]  # a layer each
-    responses: list[Spans]
-    samples: Samples  # of samples in a row, [B * N, ...]
-    steps: jax.Array  # token steps so far
+    prompts: list[Spans]  # a layer's KV caches of all places, for each layer
+    responses: list[Spans]  # a layer's KV caches of all slots, for each layer
+    samples: Samples  # flat: [B * N, ...]
+    steps: jax.Array  # number of token steps so far
 
 
 def rollout(
@@ -59,30 +79,31 @@ def rollout(
     sampling: Sampling,
     slots: int = 0,
 ) -> tuple[Samples, jax.Array]:
-    """Samples `num_samples` responses to each prompt. Pure; jit it with the model, N, sampling and slots static.
+    """Samples `num_samples` responses to each prompt.
 
-    A sample depends on its own key, prompt and number only: not on its place in the batch, its neighbours, padding or
-    the number of slots. Log-probs are those the trainer computes on the same tokens (`docs/algorithm.md`, section 3.1).
-    At temperature 0 they are of the unscaled distribution.
+    Pure: jit it with `model`, `num_samples`, `sampling` and `slots` static. A sample depends only on its prompt, the
+    prompt's key and its number n: not on the rest of the batch, padding, the mesh or the number of slots. Log-probs are
+    those that training computes on the same tokens (`docs/algorithm.md`, section 3.1). At temperature 0 they are of the
+    unscaled distribution.
 
     Args:
       model: with the "lm" head.
-      params: its parameters, already in the dtype to decode in.
-      prompt: [B, P], right-padded; B a multiple of the shards that the model's mesh splits a batch into.
-      prompt_length: [B]. Prompts of length 0, which must come last in each shard's part, are not sampled.
-      keys: [B] typed PRNG keys, one a prompt (`row_keys`).
+      params: its parameters, in the dtype to decode in.
+      prompt: [B, P] tokens, right-padded. B must be a multiple of the shards of the model's mesh.
+      prompt_length: [B]. Prompts of length 0 are not sampled; they must come last in each shard.
+      keys: [B] typed PRNG keys, one for each prompt (`row_keys`).
       num_samples: N.
       sampling: how tokens are drawn.
-      slots: samples that are decoded at once, over all devices, whose caches take memory; a multiple of the shards.
-        0 for all B * N.
+      slots: samples that are decoded at once, over all devices; a multiple of the shards. Their caches take memory. 0
+        means all B * N.
 
     Returns:
-      The samples, and the number of token steps that the loop took, a scalar.
+      The samples, and the number of token steps that the loop took (a scalar).
     """
     prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
     batch, width = prompt.shape
     sizes = sizes_of(model.mesh, batch, width, num_samples, slots)
-    loop = _Loop(model, model.bind(params), prompt, prompt_length, keys, sampling, sizes)
+    loop = _Loop(model, params, (prompt, prompt_length, keys), sampling, sizes)
     with jax.named_scope(ADMISSIONS):
         state = jax.lax.while_loop(loop.unfinished, loop.one_admission, loop.start())
     grouped = lambda x: x.reshape(batch, num_samples, *x.shape[1:])  # noqa: E731
@@ -90,62 +111,54 @@ def rollout(
 
 
 def row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
-    """A key for each data row: [B] keys from one key and row numbers [B]."""
+    """[B] keys, one for each data row, from one key and the row numbers [B]."""
     return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
 
 
 def sizes_of(mesh: Mesh | None, batch: int, width: int, num_samples: int, slots: int) -> QueueSizes:
-    """Of each shard of a rollout; the arguments are `rollout`'s, `width` that of the prompts."""
+    """The sizes of each shard of a rollout of `batch` prompts of `width` tokens; other arguments as for `rollout`."""
     shards = _shards(mesh)
     if batch % shards or slots % shards:
         raise ValueError(f"{batch} prompts and {slots} slots are not divisible by the mesh's {shards} parts of a batch")
-    share = batch // shards
-    return QueueSizes.of(share, num_samples, min(slots // shards or share * num_samples, share * num_samples), width)
+    samples = batch // shards * num_samples
+    return QueueSizes.of(batch // shards, num_samples, min(slots // shards or samples, samples), width)
 
 
 def _shards(mesh: Mesh | None) -> int:
     return batch_shards(mesh) if mesh else 1
 
 
-class _Reading(NamedTuple):
-    """What each slot reads in a step, and draws from."""
+class _StepInput(NamedTuple):
+    """What a token step reads."""
 
-    token: jax.Array  # [S]
-    position: jax.Array  # [S] in its sequence
-    length: jax.Array  # [S] tokens in its response's cache
-    seen: jax.Array  # [G] tokens in the prompts' caches
+    token: jax.Array  # [S] the newest token of each slot
+    position: jax.Array  # [S] that token's position in its sequence
+    length: jax.Array  # [S] tokens in each slot's response cache
+    prompt_length: jax.Array  # [G] tokens in each place's prompt cache
     lanes: Lanes
-    keys: jax.Array  # [S]
+    keys: jax.Array  # [S] the next token is drawn with these
 
 
 class _Loop:
-    """Two loops, one inside the other: an outer turn reads a chunk of prompts, inner turns draw a token in every slot.
+    """The conditions and bodies of the two loops.
 
-    A slot starts with its prompt's last token, which is therefore not in the prompt's cache but in its own. All shards
-    take each turn together, since those of the tensor axis exchange activations in it.
+    A slot starts by reading its prompt's last token, which therefore lies in the slot's cache and not in the place's.
+    All shards take every turn together, because the devices of the tensor axis exchange activations in it.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        decoder: Decoder,
-        prompt: jax.Array,
-        prompt_length: jax.Array,
-        keys: jax.Array,
-        sampling: Sampling,
-        sizes: QueueSizes,
-    ):
-        self.model, self.decoder, self.layers = model, decoder, decoder.unstacked_layers()
-        self.prompt, self.prompt_length, self.keys = prompt, prompt_length, keys
+    def __init__(self, model: Model, params: Params, inputs: tuple[jax.Array, ...], how: Sampling, sizes: QueueSizes):
+        self.model, self.decoder = model, model.bind(params)
+        self.layers = self.decoder.unstacked_layers()
+        prompt, prompt_length, _ = self.prompt, self.prompt_length, self.keys = inputs
         self.last_token = jnp.take_along_axis(prompt, jnp.maximum(prompt_length - 1, 0)[:, None], axis=1)[:, 0]
-        self.sampling, self.sizes, self.shards = sampling, sizes, _shards(model.mesh)
+        self.sampling, self.sizes, self.shards = how, sizes, _shards(model.mesh)
+        self.widen = functools.partial(kv_cache.widen, heads=model.cached_heads)
 
     def start(self) -> LoopState:
-        """Nothing is read, nothing is drawn."""
+        """The state before the first turn: empty caches and no tokens."""
         config, sizes, limit = self.model.config, self.sizes, self.sampling.max_response_length
-        layers, heads = range(config.num_layers), self.model.cached_heads
-        sizes_of_rows = heads, config.head_dim, config.dtype
-        cache = lambda rows, limit: choose.empty_cache(self.model.mesh, rows * self.shards, limit, *sizes_of_rows)  # noqa: E731
+        layers, shape = range(config.num_layers), (self.model.cached_heads, config.head_dim, config.dtype)
+        cache = lambda rows, limit: choose.empty_cache(self.model.mesh, rows * self.shards, limit, *shape)  # noqa: E731
         count = self.shards * sizes.prompts * sizes.samples
         samples = Samples(
             tokens=jnp.full((count, limit), self.sampling.pad_id, jnp.int32),
@@ -154,7 +167,7 @@ class _Loop:
             ended=jnp.zeros(count, bool),
         )
         return LoopState(
-            queue=self._on_devices(functools.partial(schedule.start, sizes=sizes))(self.prompt_length),
+            queue=self._per_shard(functools.partial(Queue.start, sizes=sizes))(self.prompt_length),
             prompts=[cache(sizes.places, self.prompt.shape[1]) for _ in layers],
             responses=[cache(sizes.slots, limit) for _ in layers],
             samples=samples,
@@ -162,112 +175,109 @@ class _Loop:
         )
 
     def unfinished(self, state: LoopState) -> jax.Array:
-        """Whether prompts wait or samples run."""
-        return jnp.any(self._asked(schedule.unread, state) > 0) | jnp.any(self._asked(schedule.in_work, state))
+        """Condition of the outer loop: whether prompts wait or samples run."""
+        return jnp.any(self._ask(Queue.unread, state) > 0) | jnp.any(self._ask(Queue.in_work, state))
 
     def one_admission(self, state: LoopState) -> LoopState:
-        """An outer turn: reads prompts, then draws until the next can be read."""
+        """Body of the outer loop: admits prompts, then decodes until the next ones can be admitted."""
         state = self._admit(state)
         with jax.named_scope(TOKEN_STEPS):
-            return jax.lax.while_loop(self._decodes, self._step, state)
+            return jax.lax.while_loop(self._decodes, self._token_step, state)
 
     def _decodes(self, state: LoopState) -> jax.Array:
-        """Whether there is something to draw and no prompts are to be read before.
+        """Condition of the inner loop: whether samples run, and no prompts are to be admitted first.
 
-        Prompts are read when every shard has room for a whole chunk, or one would have slots idle.
+        Prompts are admitted when every shard has room for a whole chunk, or when slots of some shard would be idle.
         """
-        waiting = jnp.any(self._asked(schedule.unread, state) > 0)
-        room = jnp.all(self._asked(schedule.has_room, state)) | jnp.any(self._asked(schedule.starves, state))
-        return jnp.any(self._asked(schedule.in_work, state)) & ~(waiting & room)
+        waiting = jnp.any(self._ask(Queue.unread, state) > 0)
+        room = jnp.all(self._ask(Queue.has_room, state)) | jnp.any(self._ask(Queue.starves, state))
+        return jnp.any(self._ask(Queue.in_work, state)) & ~(waiting & room)
 
     def _admit(self, state: LoopState) -> LoopState:
-        """Reads the next prompts of every shard into free places."""
-        queue, tokens, lengths, places = self._on_devices(self._next_prompts)(
-            state.queue, self.prompt, self.prompt_length
-        )
+        """Reads the next prompts of every shard, and writes their keys and values to free places."""
+        inputs = state.queue, self.prompt, self.prompt_length
+        queue, tokens, lengths, places = self._per_shard(self._next_prompts)(*inputs)
         fresh = self.decoder.prefill(tokens, lengths)
-        of_tokens = P(BATCH, None, "tensor")
-        put = self._on_devices(cache_spans.put_rows, (_OF_CACHES, of_tokens, of_tokens, _OF_SHARDS), _OF_CACHES)
-        widen = functools.partial(kv_cache.widen, heads=self.model.cached_heads)
+        keys_values = P(BATCH, None, "tensor")
+        put = self._per_shard(cache_spans.put_rows, (_CACHES, keys_values, keys_values, _ROWS), _CACHES)
         prompts = [
-            put(old, widen(key), widen(value), places) for old, (key, value) in zip(state.prompts, fresh, strict=True)
+            put(old, self.widen(key), self.widen(value), places)
+            for old, (key, value) in zip(state.prompts, fresh, strict=True)
         ]
         return state.replace(queue=queue, prompts=prompts)
 
     def _next_prompts(self, queue: Queue, prompt: jax.Array, prompt_length: jax.Array) -> tuple:
-        queue, numbers, places = schedule.admit(queue, self.sizes)
+        """The queue after an admission, and the tokens, lengths (without the last token) and places of its prompts."""
+        queue, numbers, places = queue.admit()
         return queue, prompt[numbers], jnp.maximum(prompt_length[numbers] - 1, 0), places
 
-    def _step(self, state: LoopState) -> LoopState:
-        """An inner turn: refills the slots, reads a token in each and draws the next."""
-        queue, reading = self._on_devices(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
+    def _token_step(self, state: LoopState) -> LoopState:
+        """Body of the inner loop: one token in every slot."""
+        # Idle slots take the next samples.
+        queue, given = self._per_shard(self._refill)(state.queue, self.prompt_length, self.last_token, self.keys)
+        # The decoder reads each slot's newest token. Every layer attends through its caches and stores the token there.
         responses: list[Spans] = []
         attends = [
-            self._attention(reading, prompts, own, responses)
+            self._attention(given, prompts, own, responses)
             for prompts, own in zip(state.prompts, state.responses, strict=True)
         ]
-        hidden = self.decoder.decode(reading.token, reading.position, self.layers, attends)
-        token, logprob = sample_token(self.decoder.logits(hidden), reading.keys, self.sampling, self.model.mesh)
-        queue, samples = self._on_devices(self._record)(queue, state.samples, token, logprob)
+        hidden = self.decoder.decode(given.token, given.position, self.layers, attends)
+        # The next token is drawn from the logits, and recorded with its log-prob.
+        token, logprob = sample_token(self.decoder.logits(hidden), given.keys, self.sampling, self.model.mesh)
+        queue, samples = self._per_shard(self._record)(queue, state.samples, token, logprob)
         return LoopState(queue, state.prompts, responses, samples, state.steps + 1)
 
-    def _refill(self, queue, prompt_length, last_token, keys) -> tuple[Queue, _Reading]:
-        queue = schedule.refill(queue, last_token, self.sizes)
+    def _refill(self, queue, prompt_length, last_token, keys) -> tuple[Queue, _StepInput]:
+        queue = queue.refill(last_token)
         sample = jnp.maximum(queue.sample, 0)
         prompt = sample // self.sizes.samples
         position = prompt_length[prompt] - 1 + queue.length
-        seen = jnp.where(queue.prompt == IDLE, 0, prompt_length[jnp.maximum(queue.prompt, 0)] - 1)
+        cached = jnp.where(queue.prompt == IDLE, 0, prompt_length[jnp.maximum(queue.prompt, 0)] - 1)
+        # A token's key is made of the prompt's key, the sample's number and the token's index, and of nothing else.
         fold_in = jax.vmap(jax.random.fold_in)
-        drawn_with = fold_in(fold_in(keys[prompt], sample % self.sizes.samples), queue.length)
-        lanes = schedule.lanes(queue, self.sizes)
-        return queue, _Reading(queue.token, position, queue.length, seen, lanes, drawn_with)
+        token_keys = fold_in(fold_in(keys[prompt], sample % self.sizes.samples), queue.length)
+        return queue, _StepInput(queue.token, position, queue.length, cached, queue.lanes(), token_keys)
 
-    def _attention(self, reading: _Reading, prompts: Spans, own: Spans, kept: list[Spans]) -> Attend:
-        """Of one layer; its spans with the token in them are appended to `kept`."""
-
+    def _attention(self, given: _StepInput, prompts: Spans, own: Spans, stored: list[Spans]) -> Attend:
+        """One layer's attention over its caches; appends the response caches with the new token to `stored`."""
         config = self.model.config
         over = choose.cache_attention(self.model.mesh, config.dtype, config.head_dim)
 
-        def local(query, key, value, prompts, own, reading):
-            own = cache_spans.put_token(own, key, value, reading.length)
-            seen = prompts, reading.seen, own, reading.length + 1
-            return group_attention(query, *seen, reading.lanes, over), own
+        def local(query, key, value, prompts, own, given):
+            own = cache_spans.put_token(own, key, value, given.length)
+            seen = prompts, given.prompt_length, own, given.length + 1
+            return group_attention(query, *seen, given.lanes, over), own
 
         heads = P(BATCH, "tensor")
-        specs = heads, heads, heads, _OF_CACHES, _OF_CACHES, _OF_SHARDS
-        run = self._on_devices(local, specs, (heads, _OF_CACHES))
+        run = self._per_shard(local, (heads, heads, heads, _CACHES, _CACHES, _ROWS), (heads, _CACHES))
 
         def attend(query, key, value):
-            widen = functools.partial(kv_cache.widen, heads=self.model.cached_heads)
-            mixed, cache = run(query, widen(key), widen(value), prompts, own, reading)
-            kept.append(cache)
+            mixed, cache = run(query, self.widen(key), self.widen(value), prompts, own, given)
+            stored.append(cache)
             return mixed
 
         return attend
 
     def _record(self, queue: Queue, samples: Samples, token, logprob) -> tuple[Queue, Samples]:
+        """Writes a token [S] of every slot to its sample, and frees the slots whose samples have ended."""
         length = queue.length + 1
         by_eos = jnp.isin(token, jnp.array(self.sampling.eos_ids, jnp.int32))
-        count = self.sizes.prompts * self.sizes.samples
-        row = jnp.where(queue.sample == IDLE, count, queue.sample)
+        row = jnp.where(queue.sample == IDLE, self.sizes.prompts * self.sizes.samples, queue.sample)  # idle: dropped
         samples = Samples(
             tokens=samples.tokens.at[row, queue.length].set(token, mode="drop"),
             lengths=samples.lengths.at[row].set(length, mode="drop"),
             logprobs=samples.logprobs.at[row, queue.length].set(logprob, mode="drop"),
             ended=samples.ended.at[row].set(by_eos, mode="drop"),
         )
-        return schedule.advance(queue, token, by_eos | (length == self.sampling.max_response_length)), samples
+        return queue.advance(token, by_eos | (length == self.sampling.max_response_length)), samples
 
-    def _asked(self, question: Callable[..., jax.Array], state: LoopState) -> jax.Array:
-        """A question of `queue` to all shards, [shards]."""
-        arguments = () if question is schedule.unread else (self.sizes,)
-        return self._on_devices(lambda queue: question(queue, *arguments))(state.queue)
+    def _ask(self, question: Callable[[Queue], jax.Array], state: LoopState) -> jax.Array:
+        """[shards] the answer of every shard's queue."""
+        return self._per_shard(question)(state.queue)
 
-    def _on_devices(
-        self, function: Callable[..., Any], specs: Any = _OF_SHARDS, out: Any = _OF_SHARDS
-    ) -> Callable[..., Any]:
-        """`function` of one device on every device's part of its arguments: its shard's, as a rule."""
-        mesh: Mesh | None = self.model.mesh
+    def _per_shard(self, function: Callable[..., Any], specs: Any = _ROWS, out_specs: Any = _ROWS) -> Callable:
+        """`function`, applied by each device to its part of the arguments."""
+        mesh = self.model.mesh
         if mesh is None or mesh.size == 1:
             return function
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
