@@ -1,4 +1,4 @@
-"""What the commands share: flags, configs from files, one-line errors."""
+"""What all commands share: parsing of flags and of the config, one-line errors, JAX's memory and compilation cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,54 +23,58 @@ from gadjax.parallel.chips import GPU_MEMORY_FRACTION
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# Of the host's memory, for what waits there: XLA's pool doubles as it grows, so it takes nearly all that it may.
+# Share of the host's memory for offloaded state. XLA's pool doubles as it grows, so it takes nearly all that it may.
 HOST_MEMORY_FRACTION = 0.75
 
 _CONFIG = "config"
-_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # of control groups, version 2
+_CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # in control groups, version 2
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the command line and runs `main(argv)`; bad flags and `UserError`s are one line and exit status 2."""
+    """Parses the command line and runs `main(argv)`. Bad flags and `UserError`s become one line and exit status 2."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
-    # Orbax logs the errors that it raises, with tracebacks; this logger is its own, beside all others.
+    # Orbax logs the errors that it raises, with tracebacks, through this logger, which nothing else uses.
     python_logging.getLogger("absl").setLevel(python_logging.CRITICAL)
-    # These libraries log at warning level what is no news to a user; openai and the hub's client use httpx or httpx2.
+    # These libraries log warnings that are no news to a user; openai and the hub's client use httpx or httpx2.
     for name in ("orbax", "jax", "transformers", "httpx", "httpx2"):
         python_logging.getLogger(name).setLevel(python_logging.ERROR)
     run_command(lambda: app.run(main, flags_parser=_parse))
 
 
 def define_config() -> None:
-    """Defines --config=FILE and, from the file's contents, --config.FIELD=VALUE."""
+    """Defines --config=FILE and, for every field that the file has, --config.FIELD=VALUE."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file(_CONFIG, None, "The run's config: a Python file with get_config().")
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_CONFIG])  # --help shows those of the command
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_CONFIG])  # --help shows the command's own flags
 
 
 def read_config() -> ConfigDict:
-    """The config of --config with the command line's overrides."""
+    """The config in the file of --config, with the command line's overrides.
+
+    Raises:
+      UserError: there is no --config, or its file cannot be read.
+    """
     config = flags.FLAGS[_CONFIG].value
     if config is None:
         raise UserError("no config: give --config=configs/demo.py or another file with get_config()")
     try:
-        config.lock()  # of a file that could not be loaded, any use is the error
+        config.lock()  # if the file could not be loaded, any use of its config raises the error
     except OSError as error:
         raise UserError(f"--config cannot be read: {_reason(error)}") from None
     return config
 
 
 def config_name() -> str:
-    """The name of --config's file, without folder and extension."""
+    """The name of the file of --config, without folder and extension."""
     from ml_collections import config_flags
 
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS[_CONFIG])).stem
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, or ~/.cache/gadjax/xla, for later runs."""
+    """Keeps compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/gadjax/xla."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -79,9 +84,9 @@ def use_compilation_cache() -> None:
 
 
 def use_whole_memory() -> None:
-    """Lets JAX have nearly all of a GPU's memory, not 3/4, and 3/4 of the host's for what waits there, not 64 GB.
+    """Allows JAX nearly all of a GPU's memory (its default: 3/4), and 3/4 of the host's for offloaded state (64 GB).
 
-    Before JAX first uses a GPU. What the environment says already stays.
+    Call it before JAX first uses a GPU. Limits that the environment already sets stay.
     """
     host = int(HOST_MEMORY_FRACTION * _host_memory())
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
@@ -89,21 +94,23 @@ def use_whole_memory() -> None:
 
 
 def _host_memory() -> int:
-    """Bytes that this process may use: the machine's, or its container's where that is less."""
+    """Bytes that this process may use: the machine's memory, or its container's limit if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = _CONTAINER_LIMIT.read_text().strip()
-    except OSError:  # no container, or one of version 1
+    except OSError:  # no container, or control groups of version 1
         return machine
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 @contextlib.contextmanager
 def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Opens --out; the file appears whole, at the end, or not at all. Gives the function that writes a line.
+    """Opens the file of --out and yields a function that writes one line to it.
+
+    The file appears when the block ends, whole; if the block fails, it does not appear.
 
     Raises:
-      UserError: the file cannot be written; before any work is done, where that can be known.
+      UserError: the file cannot be written. This is raised before any work is done, where it can be known.
     """
     path = files.expand(path)
     lines: list[str] = []
@@ -116,11 +123,21 @@ def jsonl_output(path: str | os.PathLike[str]) -> Iterator[Callable[[dict[str, A
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags, and returns the program's name alone.
+
+    Raises:
+      UserError: the command line is wrong, or the config's file cannot be read. A mistake in the code of that file is
+        raised as it is, with its traceback.
+    """
     app.define_help_flags()
     for argument in argv[1:]:
-        if not _is_unicode(argument):  # Arrow, tokenizers and JSON take no other text, nor do terminals
-            raise UserError(f"the argument {argument!r} is not valid UTF-8: rename the file, or mend the text")
-    argv = [_at_home(argument) for argument in argv]
+        try:
+            argument.encode()  # Arrow, tokenizers, JSON and terminals take no other text
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the argument {argument!r} is not valid UTF-8: rename the file, or mend the text"
+            ) from None
+    argv = [_expand_home(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl has printed the help; the config's fields are no flags of its own
@@ -136,28 +153,28 @@ def _parse(argv: list[str]) -> list[str]:
     except OSError as error:
         raise UserError(f"--config cannot be read: {_reason(error)}") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if not any(argument.startswith(f"--{_CONFIG}") for argument in argv):
+        # ml_collections raises these for a wrong override; so may the author's code in the config's file.
+        if not any(argument.startswith(f"--{_CONFIG}") for argument in argv) or _raised_in_config(error, argv):
             raise
-        # A mistake inside the file itself is the author's to see whole; one in an override has no frame there.
-        if _raised_in_config(error, argv):
-            raise
-        raise UserError(f"a --config.FIELD is not in the config: {_one_line(error)}; see docs/config.md") from None
+        reason = " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\'", "").split())
+        raise UserError(f"a --config.FIELD is not in the config: {reason}; see docs/config.md") from None
     _check_numbers()
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --NAME=VALUE; --help lists them")
     return rest
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _expand_home(argument: str) -> str:
+    """The argument, with "~" replaced in --config=~/FILE: the file is read while flags are parsed."""
+    name, _, file = argument.partition("=")
+    return f"{name}={files.expand(file)}" if name == f"--{_CONFIG}" and file.startswith("~") else argument
 
 
 def _check_numbers() -> None:
-    """Bounds of flags let NaN pass, and integers have none here; the config's fields have checks of their own."""
+    """Refuses numbers that absl's bounds let pass: NaN, infinities, integers of more than 64 bits.
+
+    The config's fields have checks of their own.
+    """
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if name.startswith(f"{_CONFIG}."):
@@ -168,30 +185,15 @@ def _check_numbers() -> None:
             raise UserError(f"--{name}={value}: expected a number of at most 64 bits")
 
 
-def _at_home(argument: str) -> str:
-    """The config's file is read while flags are parsed, so that its "~" must be gone before."""
-    name, _, file = argument.partition("=")
-    return f"{name}={files.expand(file)}" if name == f"--{_CONFIG}" and file.startswith("~") else argument
-
-
 def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
-    """Whether an error comes from a frame of the config file."""
+    """Whether the error was raised while code of the config's file ran."""
     names = (f"--{_CONFIG}", f"-{_CONFIG}")
-    files = {value for name, value in itertools.pairwise(argv) if name in names}
-    files |= {value for name, _, value in (argument.partition("=") for argument in argv) if name in names}
-    files = tuple(file.partition(":")[0] for file in files if file)
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename.endswith(files):
-            return True
-        traceback = traceback.tb_next
-    return False
+    given = {value for name, value in itertools.pairwise(argv) if name in names}
+    given |= {value for name, _, value in (argument.partition("=") for argument in argv) if name in names}
+    paths = tuple(value.partition(":")[0] for value in given if value)  # FILE:ARGUMENT passes an argument to it
+    return any(frame.filename.endswith(paths) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _reason(error: OSError) -> str:
-    """The last of the lines in which ml_collections says where it looked."""
+    """The reason alone: ml_collections puts it last, after the places where it looked for the file."""
     return str(error).splitlines()[-1].strip()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).replace("\\n", " ").replace('"', "").replace("\\'", "").split())

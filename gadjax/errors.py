@@ -1,4 +1,4 @@
-"""The one kind of error that a user can mend, and how commands show it."""
+"""Errors that a user can mend, and how commands show them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence that names the file, row, field or flag and says what to do."""
+    """Bad input. The message is one sentence that names the file, row, field or flag, and says what to do."""
 
 
 class SaidElsewhere(UserError):
-    """A `UserError` that another process of the run shows."""
+    """A `UserError` that another process of the run prints, so that this one does not."""
 
 
 class Stopped(Exception):
-    """A run was told to stop, and has saved where it stands; the message says how to go on."""
+    """A run was told to stop and has saved its state. The message says how to continue."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name where it has none."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main`, showing a `UserError` as one line on stderr with exit status 2.
+    """Runs a command's `main`, then exits: with `main`'s status, or after one line on stderr for an error.
 
-    `Stopped` is one line too, with status 75: the system's number for what works when it is tried again. Anything else
-    is a defect of gadjax and keeps its traceback.
+    A `UserError` gives status 2. `Stopped` gives 75 (`EX_TEMPFAIL`), the system's number for "try again". Any other
+    error is a defect of gadjax and keeps its traceback.
     """
     try:
         status = main()
@@ -43,7 +43,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # whoever read the output, such as head, has left; so has the place to say so
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status or 0)

@@ -1,4 +1,4 @@
-"""Files that users name: where they lie, and outputs that are whole or absent."""
+"""Files that users name: their paths, outputs that are whole or absent, errors as one line, locks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from gadjax.errors import UserError
 
 
 def expand(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path, its leading "~" replaced by the home folder: no shell does that behind --NAME=."""
+    """The path with a leading "~" replaced by the home folder, which shells do not do after --NAME=."""
     return pathlib.Path(os.path.expanduser(path))
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether a place is an address such as gs://BUCKET/FOLDER, not a path of this machine."""
+    """Whether `path` is an address such as gs://BUCKET/FOLDER and not a path of this machine."""
     return "://" in os.fspath(path)
 
 
 def parse_json(text: str, *, constants: bool = True) -> Any:
-    """What JSON text holds; NaN and Infinity, which Python writes, only where `constants` are allowed.
+    """The value of a JSON text.
+
+    Args:
+      text: the JSON.
+      constants: whether NaN and Infinity are accepted, which Python writes and JSON does not have.
 
     Raises:
-      ValueError: whatever is wrong with it, also nesting that Python cannot follow.
+      ValueError: the text is not JSON, or nests too deep for Python.
     """
     try:
         return json.loads(text, parse_constant=None if constants else _refuse_constant)
@@ -42,9 +46,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 @contextlib.contextmanager
 def whole_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a name beside `path` to write to; what is there at the end takes the place of `path`, at once.
+    """Yields a path to write to, beside `path`; when the block ends, that file replaces `path` in one step.
 
-    Where the block fails, nothing of it is left, and `path` is as it was.
+    If the block fails, the file is removed and `path` is as it was.
 
     Raises:
       UserError: `path` is a folder, or cannot be replaced.
@@ -65,7 +69,7 @@ def whole_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path, flag: str = "--out=") -> Iterator[None]:
-    """What the block cannot write is a `UserError` that names the flag and its path."""
+    """Turns an `OSError` of the block into a `UserError` that names the flag and its path."""
     try:
         yield
     except OSError as error:
@@ -74,7 +78,7 @@ def writing(path: pathlib.Path, flag: str = "--out=") -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping(path: pathlib.Path) -> Iterator[None]:
-    """What the block cannot write to a file of a run or a ledger, which a rerun goes on with, is a `UserError`."""
+    """Turns an `OSError` of the block into a `UserError` about a file that the same command, run again, continues."""
     try:
         yield
     except OSError as error:
@@ -83,12 +87,16 @@ def keeping(path: pathlib.Path) -> Iterator[None]:
 
 
 def lock(file: IO[bytes], refusal: str) -> None:
-    """Locks an open file for this process, until it is closed or the process is gone.
+    """Locks an open file for this process until it is closed or the process ends.
 
-    A file system that has no locks gives none.
+    On a file system without locks this does nothing.
+
+    Args:
+      file: the open file.
+      refusal: the error's message if another process has locked it.
 
     Raises:
-      UserError: `refusal`, where another process holds it.
+      UserError: another process has locked the file.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +108,7 @@ def lock(file: IO[bytes], refusal: str) -> None:
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-    """Gives a file new content, whole or not at all."""
+    """Replaces a file's content in one step, so that a kill leaves the old content or the new."""
     new = path.with_name(path.name + ".new")
     with open(new, "wb") as file:
         file.write(content)
