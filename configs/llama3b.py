@@ -3,8 +3,8 @@ r"""Llama-3.2-3B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/llama3b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one GPU with 80 GB (moments and idle networks wait in host memory: `config.offload`);
-docs/plan.md has what each program needs. How long it takes was not measured.
+Hardware: one GPU with 80 GB (the optimizers' moments and idle networks wait in the host's memory);
+docs/plan.md says what each program needs. The time was not measured.
 The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 with GAD.
 """
 

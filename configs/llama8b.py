@@ -3,7 +3,7 @@ r"""Llama-3.1-8B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/llama8b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 8 GPUs with 80 GB; docs/plan.md has what each program needs. How long it takes was not measured.
+Hardware: 8 GPUs with 80 GB; docs/plan.md says what each program needs. The time was not measured.
 The paper's result, GPT-4o score on LMSYS: 46.9 before, 49.7 with SeqKD, 50.3 with GAD.
 """
 

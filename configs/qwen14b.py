@@ -3,7 +3,7 @@ r"""Qwen2.5-14B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/qwen14b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 16 GPUs with 80 GB (the paper's took about 30 hours), or v5p:2x4x4; gadjax.plan says what each program needs.
+Hardware: 16 GPUs with 80 GB (the paper's took about 30 hours), or v5p:2x4x4; docs/plan.md says what each program needs.
 The paper's result, GPT-4o score on LMSYS: 50.0 before, 50.6 with SeqKD, 52.1 with GAD.
 """
 

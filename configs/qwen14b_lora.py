@@ -1,10 +1,10 @@
-r"""Qwen2.5-14B-Instruct as adapters on one frozen copy: the whole game on one GPU with 80 GB.
+r"""Qwen2.5-14B-Instruct with LoRA: generator, discriminator and reference are adapters on one frozen copy.
 
     python -m gadjax.train --config=configs/qwen14b_lora.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: one GPU with 80 GB, by `python -m gadjax.plan --config=configs/qwen14b_lora.py --topology=h100:1`. Not the
-paper's setting, which trains every parameter; no result of ours yet.
+Hardware: one GPU with 80 GB; docs/plan.md says what each program needs. The paper trains every parameter instead, so
+it has no result for this setting, and gadjax has none yet.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
         stage.generator_learning_rate = 2e-5
         stage.discriminator_learning_rate = 2e-5
     config.batch_size = 32
-    # Four prompts at a time: 11 GiB of key-value caches beside the base and the copy of it that is sampled from.
+    # Four prompts at a time: 11 GiB of key-value caches, beside the base and the copy of it for sampling.
     config.rollout.slots = 32
     return config.lock()

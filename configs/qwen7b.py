@@ -3,7 +3,7 @@ r"""Qwen2.5-7B-Instruct: the paper's settings (arXiv 2511.10643, Table 2).
     python -m gadjax.train --config=configs/qwen7b.py \
         --config.data.train=teacher.parquet --config.data.heldout=heldout.parquet
 
-Hardware: 8 GPUs with 80 GB; docs/plan.md has what each program needs. How long it takes was not measured.
+Hardware: 8 GPUs with 80 GB; docs/plan.md says what each program needs. The time was not measured.
 The paper's result, GPT-4o score on LMSYS: 48.7 before, 49.2 with SeqKD, 50.8 with GAD.
 """
 

@@ -4,11 +4,11 @@ r"""SmolLM2-135M-Instruct teaches a depth-pruned copy of itself (12 of its 30 la
     python -m gadjax.train --config=configs/smollm2_135m.py --config.student=/tmp/pruned \
         --config.data.train=train.parquet --config.data.heldout=heldout.parquet
 
-Hardware: two CPU cores and 8 GB. Small steps (4 prompts x 4 samples, 64 tokens), so that a run takes about an hour.
-Results of three seeds (40 + 30 steps), and of a student with 24 layers on one GPU: docs/results.md. A student
-as broken as this one learns no less from cross entropy alone. The teacher's answers are cut at 64 tokens like the
-student's (`cut_answers` keeps the API's own cuts), so neither side's length gives it away. Learning rates are for a
-pruned student that has much to relearn, not the paper's.
+Hardware: two CPU cores and 8 GB. Steps are small (4 prompts x 4 samples, 64 tokens), so that a run takes about an hour.
+docs/results.md has the results of three seeds (40 + 30 steps), and of a student with 24 layers on one GPU. A student as
+damaged as this one learns as much from cross entropy alone. The teacher's answers are cut at 64 tokens like the
+student's (answers that the API cut are kept), so that length does not tell the two apart. The learning rates are for a
+pruned student that has much to relearn; they are not the paper's.
 """
 
 from ml_collections import ConfigDict
