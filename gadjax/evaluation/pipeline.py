@@ -16,15 +16,21 @@ from gadjax.evaluation import results as schema
 from gadjax.evaluation.api import Endpoint, Say
 from gadjax.evaluation.judge import judge_score
 from gadjax.evaluation.model_sources import API, REFERENCE, ModelSource, parse_source
-from gadjax.evaluation.prompt_sets import PromptSet, common_temperature, other_temperatures, read_references, read_set
+from gadjax.evaluation.prompt_sets import (
+    PromptSet,
+    Response,
+    common_temperature,
+    other_temperatures,
+    read_references,
+    read_set,
+)
 from gadjax.evaluation.responses import (
     TOKENS,
     WORDS,
-    Response,
     ask_api,
     count_lengths,
-    from_teacher,
     select,
+    with_token_counts,
     write_answers,
 )
 from gadjax.evaluation.result_cache import ResultCache
@@ -204,7 +210,7 @@ class Evaluation:
         tokenizer = self.local.tokenizer if self.local else None
         for prompts in self.sets:
             if prompts.teacher:
-                answers[prompts.name][TEACHER] = from_teacher(select(prompts, prompts.teacher), tokenizer)
+                answers[prompts.name][TEACHER] = with_token_counts(select(prompts, prompts.teacher), tokenizer)
         return answers
 
     def _ask(self, source: ModelSource, cache: ResultCache, temperature: float) -> dict[str, list[Response]]:

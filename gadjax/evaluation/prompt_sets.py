@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gadjax.data.prompts import Prompt, PromptRow, read_prompt_rows, text_of
-from gadjax.data.schema import status_of
+from gadjax.data.schema import CUT_REASONS, Messages, status_of
 from gadjax.errors import UserError
 from gadjax.evaluation.model_sources import check_name
 from gadjax.files import expand, parse_json
@@ -18,7 +18,7 @@ from gadjax.files import expand, parse_json
 DISPLAY_NAMES = {"lmsys": "LMSYS", "dolly": "Dolly", "self_instruct": "SelfInst", "vicuna": "Vicuna"}
 _NUMBERS = ("temperature", "top_p")
 SAMPLING_COLUMNS = (*_NUMBERS, "system", "request_fields")
-# Fields of requests by which an answer is not one of the teacher's whole distribution, and the values that do nothing.
+# Fields of requests that truncate or change the teacher's distribution, with the values that do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0, -1),
     "min_p": (None, 0),
@@ -36,24 +36,28 @@ _REFERENCE_COLUMNS = ("response", "teacher_response")
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSampling:
-    """Of a set's answers: each value of each of `SAMPLING_COLUMNS`, with the place of the first row that has it."""
+    """How a set's answers were sampled.
+
+    Attributes:
+      values: by column of `SAMPLING_COLUMNS`: each value in the file, with the place of the first row that has it.
+    """
 
     values: Mapping[str, Mapping[Any, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def temperatures(self) -> Mapping[float, str]:
-        """The temperatures, with places; empty where the file does not say."""
+        """The temperatures, with places; empty if the file does not say."""
         return self.values.get("temperature", {})
 
     def check(self, flag: str, temperature: float | None) -> None:
-        """Refuses answers that the teacher's whole distribution at one temperature would not have given.
+        """Refuses answers that were not sampled from the teacher's whole distribution at one temperature.
 
         Args:
-          flag: how a message begins: of what use the answers are, and which set it is.
-          temperature: that it must be; None for any.
+          flag: the beginning of a message, which names the flag and the set.
+          temperature: the temperature that is required; None for any.
 
         Raises:
-          UserError: naming the first row that was collected in another way.
+          UserError: naming the first row that was sampled in another way.
         """
         for value, place in self.values.get("top_p", {}).items():
             if value < 1:
@@ -84,10 +88,10 @@ class TeacherSampling:
 
 
 def sampling_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> TeacherSampling:
-    """What the rows, each with its place, say of how they were collected.
+    """How answers were sampled, read from rows with their places.
 
     Raises:
-      UserError: a value cannot be used, naming its row.
+      UserError: a value cannot be used; the message names its row.
     """
     values: dict[str, dict[Any, str]] = {name: {} for name in SAMPLING_COLUMNS}
     for place, row in rows:
@@ -98,14 +102,14 @@ def sampling_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> TeacherSamplin
 
 
 def common_temperature(sets: Mapping[str, TeacherSampling], flag: str) -> float:
-    """The one temperature of the sets' files, 1 where they do not say.
+    """The one temperature of all sets, or 1 if their files do not say.
 
     Args:
-      sets: by name.
-      flag: that would say it.
+      sets: how answers were sampled, by set.
+      flag: the flag that is missing if there are several temperatures, for the message.
 
     Raises:
-      UserError: the files have several.
+      UserError: the files have several temperatures.
     """
     known: dict[float, str] = {}
     for name, of_set in sets.items():
@@ -120,7 +124,7 @@ def common_temperature(sets: Mapping[str, TeacherSampling], flag: str) -> float:
 
 
 def other_temperatures(sets: Mapping[str, TeacherSampling], temperature: float, flag: str) -> list[str]:
-    """A warning, in words, for each set whose file has another temperature than the flag says."""
+    """A warning for each set whose file has another temperature than the flag."""
     return [
         f"warning: {flag}={temperature:g}, but the set {name} was collected at {value:g} ({place})"
         for name, of_set in sets.items()
@@ -130,11 +134,17 @@ def other_temperatures(sets: Mapping[str, TeacherSampling], temperature: float, 
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherAnswer:
-    """The teacher's answer to a prompt; `ended` is False where its API cut it."""
+class Response:
+    """An answer: its text, why it ended, and its number of tokens if it is known."""
 
     text: str
-    ended: bool
+    finish_reason: str | None
+    tokens: int | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether a limit cut it."""
+        return self.finish_reason in CUT_REASONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,28 +152,33 @@ class PromptSet:
     """A named set of prompts.
 
     Attributes:
-      sha256: of the file, or of prompts and answers where they are from elsewhere.
-      teacher: an answer to each, None where there is none to compare with; None for a set without answers.
-      sampling: how the answers were collected, as far as the file says.
+      sha256: of the file, or of prompts and answers if they are not from a file.
+      teacher: the teacher's answer to each prompt, None if it gave none; None for a set without answers.
+      sampling: how the answers were sampled, as far as the file says.
     """
 
     name: str
     path: str
     sha256: str
     prompts: list[Prompt]
-    teacher: list[TeacherAnswer | None] | None
+    teacher: list[Response | None] | None
     sampling: TeacherSampling = dataclasses.field(default_factory=TeacherSampling)
 
     @property
+    def chats(self) -> list[Messages]:
+        """The prompts as chats."""
+        return [prompt.content for prompt in self.prompts]
+
+    @property
     def answered(self) -> list[int]:
-        """Places of the prompts that the teacher has answered."""
+        """The numbers of the prompts that the teacher answered."""
         return [i for i, answer in enumerate(self.teacher or ()) if answer is not None]
 
     def check_sampling(self, temperature: float | None) -> None:
-        """Refuses answers that a teacher at this temperature (None: at any one), untruncated, would not have given.
+        """Refuses answers that were not sampled from the whole distribution at this temperature (None: at any one).
 
         Raises:
-          UserError: there are no answers, or they were collected in another way.
+          UserError: there are no answers, or they were sampled in another way.
         """
         flag = f"--kl_forward=given: the set {self.name}"
         if self.teacher is None:
@@ -172,18 +187,18 @@ class PromptSet:
 
 
 def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -> PromptSet:
-    """Reads a set of prompts, with the teacher's answers where its rows have `teacher_response`.
+    """Reads a set of prompts, with the teacher's answers if its rows have `teacher_response`.
 
-    An answer that the teacher's API marked as none (a refusal, a filter), or cut before it began, is left out: its
-    prompt stays. Of several answers to a prompt (`sample`) the first is taken.
+    An answer is left out if the teacher's API marked it as none (a refusal, a filter) or cut it before it began; its
+    prompt stays. If a prompt has several answers (`sample`), the first is taken.
 
     Args:
       name: of the set.
       path: anything that `read_prompts` reads.
-      max_prompts: only the first so many; 0 for all.
+      max_prompts: takes the first so many; 0 takes all.
 
     Raises:
-      UserError: naming the set's flag, or the file and its row.
+      UserError: something cannot be used; the message names the set's flag, or the file and its row.
     """
     check_name(name, "--sets")
     found = read_prompt_rows(path, _ANSWER_COLUMNS, flag=f"--sets={name}")
@@ -198,25 +213,25 @@ def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -
     return PromptSet(name, os.fspath(path), _sha256(path, prompts, teacher), prompts, teacher, sampling_of(rows))
 
 
-def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[TeacherAnswer | None] | None) -> str:
+def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[Response | None] | None) -> str:
     file = expand(path)
     if file.is_file():
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     whole = [dataclasses.asdict(prompt) for prompt in prompts]
-    whole += [answer and dataclasses.asdict(answer) for answer in teacher or ()]
+    whole += [answer and {"text": answer.text, "ended": not answer.cut} for answer in teacher or ()]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[str]:
-    """Answers to a set's prompts from a file with `response` or `teacher_response`, found by chat, else by id.
+    """Reference answers to a set's prompts, from a file with `response` or `teacher_response`.
 
-    An id says little where files are numbered on their own: it is asked only where the file has no chat of the set at
-    all, whose prompts may stand there with another system turn. Of several rows with a prompt's chat, that with its id
-    is taken.
+    An answer is found by its chat. If several rows have the chat, the one with the prompt's id is taken. Ids alone
+    count only if no chat of the file is in the set, as when its chats have another system turn: files that are numbered
+    on their own have the same ids for other prompts.
 
     Raises:
-      UserError: naming the file, and the row or the prompt that has no answer there.
+      UserError: a row or a prompt has no answer; the message names it and the file.
     """
     flag = f"--references={prompts.name}"
     given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
@@ -234,7 +249,7 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
         by_chat.setdefault(chat, text)
     chats = [_chat_name(prompt) for prompt in prompts.prompts]
     if not by_chat.keys().isdisjoint(chats):
-        by_id = {}  # its prompts are the set's, as they stand there
+        by_id = {}  # the file has chats of the set, so its ids do not count
     found = []
     for prompt, chat in zip(prompts.prompts, chats, strict=True):
         text = by_both.get((prompt.id, chat)) or by_chat.get(chat) or by_id.get(prompt.id)
@@ -248,7 +263,7 @@ def _chat_name(prompt: Prompt) -> str:
     return json.dumps(prompt.content)
 
 
-def _teacher_answer(found: PromptRow) -> TeacherAnswer | None:
+def _teacher_answer(found: PromptRow) -> Response | None:
     _, place, row = found
     text = text_of(row, "teacher_response", place)
     status = status_of(text, row.get("finish_reason"))
@@ -256,14 +271,14 @@ def _teacher_answer(found: PromptRow) -> TeacherAnswer | None:
         return None
     if not (text or "").strip():
         raise UserError(f"{place}: `teacher_response` is missing or empty; give every row of the file one, or none")
-    return TeacherAnswer(text, status != "cut")
+    return Response(text, "length" if status == "cut" else "stop")
 
 
 def _value(name: str, value: Any, place: str) -> Any:
-    """A row's value as one that can be compared; None where there is none."""
+    """A row's value in a form that can be compared; None if it has none."""
     if name in _NUMBERS:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # TFDS keeps float32, and a number below 0 for none.
+        # TFDS holds float32, and a negative number for a missing one.
         return round(float(value), 6) if number and value >= 0 else None
     if name == "request_fields" and isinstance(value, dict):
         value = json.dumps(value, sort_keys=True)

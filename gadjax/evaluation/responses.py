@@ -1,70 +1,42 @@
-"""The answers of every model to every set: rows of files, and where they come from."""
+"""The answers of models to the prompts of every set: asking an API for them, counting them, writing them to files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import CUT_REASONS
 from gadjax.errors import UserError
 from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
-from gadjax.evaluation.prompt_sets import PromptSet, TeacherAnswer
+from gadjax.evaluation.prompt_sets import PromptSet, Response
 from gadjax.evaluation.result_cache import ResultCache
 from gadjax.files import whole_output, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
 
-if TYPE_CHECKING:
-    from gadjax.evaluation.cached_model import ResponseTokens
-    from gadjax.evaluation.local_models import LocalModel
+if TYPE_CHECKING:  # an evaluation of API models does without JAX
+    from gadjax.data.tokenizer import ChatTokenizer
 
 TOKENS, WORDS = "tokens", "words"
 
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """A model's answer: its text, why it ended, and its tokens where they are known."""
-
-    text: str
-    finish_reason: str | None
-    tokens: int | None
-
-    @property
-    def cut(self) -> bool:
-        """Whether the limit cut it."""
-        return self.finish_reason in CUT_REASONS
-
-    def as_answer(self) -> TeacherAnswer:
-        """Text and whether it ended."""
-        return TeacherAnswer(self.text, not self.cut)
+def with_token_counts(answers: Sequence[Response], tokenizer: ChatTokenizer | None) -> list[Response]:
+    """The teacher's answers with their numbers of tokens, which stay unknown without a tokenizer."""
+    counts = [None] * len(answers) if tokenizer is None else count_lengths(answers, tokenizer, own=False)
+    return [dataclasses.replace(answer, tokens=count) for answer, count in zip(answers, counts, strict=True)]
 
 
-def from_draws(local: LocalModel, draws: Sequence[ResponseTokens]) -> list[Response]:
-    """What a model of this machine drew, as text."""
-    decode = local.tokenizer.decode
-    return [Response(decode(d.tokens), "stop" if d.ended else "length", len(d.tokens)) for d in draws]
-
-
-def from_teacher(answers: Sequence[TeacherAnswer], tokenizer: Any) -> list[Response]:
-    """The teacher's answers, their tokens counted by a tokenizer, or unknown without one."""
-    counts: list[int | None] = [None] * len(answers)
-    if tokenizer is not None:
-        ids = tokenizer.response_ids_batch([a.text for a in answers], [a.ended for a in answers])
-        counts = [len(row) for row in ids]
-    ends = ("length", "stop")
-    return [Response(a.text, ends[a.ended], count) for a, count in zip(answers, counts, strict=True)]
-
-
-def count_lengths(responses: Sequence[Response], tokenizer: Any, *, own: bool) -> list[int]:
-    """Lengths of answers in one unit for all models: a tokenizer's ids, turn end included, or words without one.
+def count_lengths(responses: Sequence[Response], tokenizer: ChatTokenizer | None, *, own: bool) -> list[int]:
+    """The answers' lengths in one unit for all models: tokens with the end of the turn, or words without a tokenizer.
 
     Args:
-      tokenizer: that counts; None splits at white space.
-      own: whether the answers' own `tokens` are of this tokenizer's vocabulary, and so are what was sampled.
+      responses: the answers.
+      tokenizer: counts the tokens; None splits at white space.
+      own: whether the answers' `tokens` are already those of this tokenizer.
     """
     if tokenizer is None:
         return [len(response.text.split()) for response in responses]
@@ -90,10 +62,15 @@ def ask_api(
     """The answers of a model behind an API to the prompts of each set.
 
     Args:
-      name: of the model, for messages.
-      sets: prompts by the set's name.
-      limit: tokens of an answer at most.
-      seed: sent with every request, where one is given.
+      endpoint: where the model is asked.
+      name: the model's name in messages.
+      model: the API's name of it.
+      sets: prompts by set.
+      cache: holds the answers so far, and gets the new ones.
+      temperature: of the answers; 0 is greedy.
+      limit: tokens of an answer, at most.
+      seed: sent with every request if it is not None.
+      say, watch: get estimates and progress.
 
     Raises:
       UserError: the API fails, or refuses a prompt: a comparison needs an answer to each.
@@ -101,46 +78,42 @@ def ask_api(
     sampling = RequestSettings(temperature, 1.0, limit, seed)
     client = endpoint.client(model, sampling)
     keys = {place: [key_of(client, prompt.content) for prompt in prompts] for place, prompts in sets.items()}
-    questions = {
-        key: prompt.content for place, prompts in sets.items() for key, prompt in zip(keys[place], prompts, strict=True)
-    }
+    asked = [(place, key, prompt) for place in sets for key, prompt in zip(keys[place], sets[place], strict=True)]
+    questions = {key: prompt.content for _, key, prompt in asked}
     what = f"{name} samples" if temperature else f"{name} answers"
     failures = ask_all(endpoint, model, sampling, questions, cache, what=what, say=say, watch=watch)
     if failures:
-        key, reason = next(iter(failures.items()))
-        place = next(place for place in sets if key in keys[place])
-        first = sets[place][keys[place].index(key)].id
+        place, key, first = next(one for one in asked if one[1] in failures)
         raise UserError(
-            f"{len(failures)} of {len(questions)} prompts got no answer from {name}, the first, {first!r} of {place}, "
-            f"for: {reason}; the same command asks them again, or leave them out of the set"
+            f"{len(failures)} of {len(questions)} prompts got no answer from {name}, for example {first.id!r} of "
+            f"{place}: {failures[key]}; the same command asks them again, or leave them out of the set"
         )
     return {place: [from_row(cache[key]) for key in of_set] for place, of_set in keys.items()}
 
 
 def write_answers(path: pathlib.Path, prompts: Sequence[Prompt], responses: Sequence[Response]) -> None:
-    """JSONL as gadjax.generate writes it, with the prompts' categories; whole or not at all."""
+    """Writes the answers as JSONL, in the form of gadjax.generate with the prompts' categories."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (
-        {
-            "id": prompt.id,
-            "content": prompt.content,
-            **({"category": prompt.category} if prompt.category else {}),
-            "response": response.text,
-            "finish_reason": response.finish_reason,
-            "tokens": response.tokens,
-        }
-        for prompt, response in zip(prompts, responses, strict=True)
-    )
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        category = {"category": prompt.category} if prompt.category else {}
+        answer = {"response": response.text, "finish_reason": response.finish_reason, "tokens": response.tokens}
+        rows.append({"id": prompt.id, "content": prompt.content} | category | answer)
+    write_jsonl(path, rows)
+
+
+def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines, whole or not at all."""
     with whole_output(path) as partial, writing(path):
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def select(prompts: PromptSet, responses: Sequence[Any]) -> list[Any]:
-    """Those of a set's prompts that the teacher has answered."""
-    return [responses[i] for i in prompts.answered]
+def select(prompts: PromptSet, values: Sequence[Any]) -> list[Any]:
+    """The values, one a prompt of the set, of the prompts that the teacher answered."""
+    return [values[i] for i in prompts.answered]
 
 
 def from_row(row: dict[str, Any]) -> Response:
-    """The answer that a cache holds of an API."""
+    """The answer in a cache's row of an API."""
     reason = row["finish_reason"]
     return Response(row["text"], "length" if reason in CUT_REASONS else reason, row.get("completion_tokens"))

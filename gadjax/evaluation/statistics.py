@@ -12,8 +12,8 @@ import numpy as np
 from gadjax.evaluation.results import Comparison
 
 RESAMPLES = 10_000
-_AT_ONCE = 2**22  # indices that are held at once
 SIGN_TEST = "exact two-sided sign test, without ties"
+_AT_ONCE = 2**22  # indices that the bootstrap holds in memory at once
 
 
 class Estimate(NamedTuple):
@@ -27,9 +27,13 @@ class Estimate(NamedTuple):
 def ratio_of_means(
     numerators: np.ndarray, denominators: np.ndarray, *, seed: int | np.random.Generator = 0
 ) -> Estimate:
-    """sum(numerators) / sum(denominators), both [prompts]; a prompt is drawn with both of its numbers.
+    """sum(numerators) / sum(denominators) with its bootstrap interval (Efron's percentile method).
 
-    `seed`: of the draws, or what draws.
+    `scipy.stats.bootstrap` draws the same resamples, but refuses a single prompt and takes a second to import.
+
+    Args:
+      numerators, denominators: [prompts]; a resampled prompt brings both of its numbers.
+      seed: of the resampling, or the generator that it draws from.
 
     Raises:
       ValueError: no prompts, or arrays of different lengths.
@@ -38,8 +42,7 @@ def ratio_of_means(
     count = len(numerators)
     if not count or denominators.shape != numerators.shape:
         raise ValueError(f"{len(numerators)} numerators and {len(denominators)} denominators: expected a pair a prompt")
-    rng = np.random.default_rng(seed)
-    size = max(1, _AT_ONCE // count)
+    rng, size = np.random.default_rng(seed), max(1, _AT_ONCE // count)
     found = []
     for start in range(0, RESAMPLES, size):
         chosen = rng.integers(count, size=(min(size, RESAMPLES - start), count))
@@ -49,20 +52,15 @@ def ratio_of_means(
 
 
 def mean(values: np.ndarray, *, seed: int | np.random.Generator = 0) -> Estimate:
-    """The mean of values [prompts].
-
-    `seed`: of the draws, or what draws.
-
-    Raises:
-      ValueError: no values.
-    """
+    """The mean of values [prompts] with its interval, as `ratio_of_means`."""
     return ratio_of_means(values, np.ones(len(values)), seed=seed)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The probability, were a win as likely as a loss, of a split at least as uneven: exact, two-sided, ties left out.
+    """The exact two-sided p-value of the sign test; ties are left out.
 
-    Min(1, 2 P[X <= min(wins, losses)]) with X binomial of wins + losses and 1/2; 1 where there is neither.
+    min(1, 2 P[X <= min(wins, losses)]), where X is binomial with wins + losses trials of probability 1/2. In whole
+    numbers: scipy's `binomtest` rounds, and refuses a test without trials, whose p-value is 1.
     """
     count = wins + losses
     tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1))
@@ -70,10 +68,10 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def compare(a: str, b: str, scores_a: Sequence[float], scores_b: Sequence[float]) -> Comparison:
-    """Model `a` against `b` by their scores on the same prompts, in the same order.
+    """Compares models `a` and `b` by their scores on the same prompts, in the same order.
 
     Raises:
-      ValueError: they are not of the same number of prompts.
+      ValueError: the numbers of scores differ.
     """
     pairs = list(zip(scores_a, scores_b, strict=True))
     win, lose = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)

@@ -1,6 +1,6 @@
-"""Overlap of the student's answers with the teacher's, and statistics of their lengths.
+"""Scores of answers as text: overlap with the teacher's, distinct n-grams, statistics of lengths.
 
-Diagnostics of training only: SeqKD optimises for overlap, scores higher on it than GAD and is worse
+Overlap is a diagnostic of training only: SeqKD optimises for overlap, scores higher on it than GAD and is worse
 (`docs/algorithm.md`, section 6).
 
 A word is a maximal run of a-z and 0-9 in the lower-cased text, as in Google's ROUGE. Text in other scripts
@@ -21,9 +21,9 @@ _BINS = 20
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F-measure over pairs, words stemmed: 0 to 1.
+    """Mean ROUGE-L F-measure over pairs, from 0 to 1; words are stemmed.
 
-    Time grows with the product of a pair's lengths: about half a second for two texts of 1,000 words.
+    The time grows with the product of a pair's lengths: two texts of 1,000 words take about half a second.
 
     Raises:
       ValueError: no pairs, or lists of different lengths.
@@ -38,11 +38,11 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def ngram_f1(predictions: Sequence[str], references: Sequence[str], n: int) -> float:
-    """Mean F1 of n-gram overlap over pairs: 0 to 1.
+    """Mean F1 of n-gram overlap over pairs, from 0 to 1; words are not stemmed.
 
-    Counts are clipped: an n-gram is matched as often as it occurs in both texts. Words are not stemmed. Where
-    neither text of a pair has n words, the pair counts as 1 if their words are the same, else as 0, so that
-    equal texts score 1 at every n; texts without any words are compared as they stand.
+    Counts are clipped: an n-gram matches as often as it occurs in both texts. If neither text of a pair has n words,
+    the pair counts as 1 if their words are equal, else as 0, so that equal texts score 1 at every n. Texts without any
+    words are compared as they stand.
 
     Raises:
       ValueError: no pairs, lists of different lengths, or n below 1.
@@ -53,9 +53,7 @@ def ngram_f1(predictions: Sequence[str], references: Sequence[str], n: int) -> f
 
 
 def length_statistics(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """`mean`, `p50` and `p95` of response lengths, in the unit that they are given in (gadjax: tokens).
-
-    Quantiles between two lengths are interpolated.
+    """`mean`, `p50` and `p95` of response lengths, in the unit of the lengths; quantiles are interpolated.
 
     Raises:
       ValueError: no lengths.
@@ -68,9 +66,9 @@ def length_statistics(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of all texts over their number (Li et al., arXiv 1510.03055): 0 to 1; 0 where there are none.
+    """The share of distinct n-grams among those of all texts (Li et al., arXiv 1510.03055); 0 if there are none.
 
-    It falls as texts grow longer or more numerous: compare equal prompts only.
+    It falls as texts grow longer or more numerous: compare answers to equal prompts only.
 
     Raises:
       ValueError: n below 1.
@@ -82,9 +80,14 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def length_figures(lengths: Mapping[str, Sequence[int]], cut: Mapping[str, Sequence[bool]]) -> dict[str, Lengths]:
-    """Statistics and histograms of each model's answers to a set; all have the same edges."""
+    """Statistics and histograms of a set's answers by model; the histograms have the same edges.
+
+    Args:
+      lengths: of each answer, by model.
+      cut: whether the limit cut the answer, by model.
+    """
     longest = max(max(of_model) for of_model in lengths.values())
-    # Bins of whole numbers, the last of which holds the longest answer.
+    # Edges are whole numbers, and the last bin holds the longest answer.
     width = max(1, -(-(longest + 1) // _BINS))
     edges = np.arange(0, width * (-(-(longest + 1) // width) + 1), width)
     found = {}
@@ -96,12 +99,12 @@ def length_figures(lengths: Mapping[str, Sequence[int]], cut: Mapping[str, Seque
 
 
 def text_scores(texts: Sequence[str], lengths: Lengths, pairs: tuple[Sequence[str], Sequence[str]] | None) -> Scores:
-    """What text alone tells of a model's answers.
+    """The scores of a model's answers that follow from their text.
 
     Args:
-      texts: to all prompts of the set.
-      lengths: of them.
-      pairs: the model's and the teacher's texts, of the prompts that the teacher has answered; None without a teacher.
+      texts: answers to all prompts of the set.
+      lengths: statistics of their lengths.
+      pairs: the model's and the teacher's texts, for the prompts that the teacher answered; None without a teacher.
     """
     return Scores(
         prompts=len(texts),

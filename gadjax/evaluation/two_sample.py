@@ -1,12 +1,11 @@
-"""The two-sample test: can a fresh classifier, never used in training, tell the student's answers from the teacher's?
+"""The classifier two-sample test: can a fresh classifier tell the student's answers from the teacher's?
 
-After Lopez-Paz and Oquab (arXiv 1610.06545). The classifier grows from the same base checkpoint whatever the model that
-is tested, and its folds are split by prompt (`docs/algorithm.md`, section 6).
+See Lopez-Paz and Oquab (arXiv 1610.06545). Classifiers of all tested models start from the same base checkpoint, and
+folds are split by prompt (`docs/algorithm.md`, section 6).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +20,7 @@ from gadjax.data.pipeline import same_prompt
 from gadjax.distill.forward import sequence_scores
 from gadjax.distill.state import TrainState, adamw, apply_gradients, create
 from gadjax.evaluation import statistics
+from gadjax.evaluation.results import TwoSampleScore
 from gadjax.models import lora
 from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.parallel.mesh import constrain
@@ -28,32 +28,15 @@ from gadjax.parallel.mesh import constrain
 BATCH = 16  # prompts in an update
 
 
-@dataclasses.dataclass(frozen=True)
-class TwoSample:
-    """Accuracy of the fresh classifiers on prompts that they did not see; 0.5 is indistinguishable.
-
-    Attributes:
-      accuracy: share of answers, half of them the teacher's, that were told right.
-      low, high: 95 % bootstrap interval over prompts.
-      prompts: how many different prompts it was measured on.
-    """
-
-    accuracy: float
-    low: float
-    high: float
-    prompts: int
-
-
 class Classifier:
-    """The compiled programs of fresh classifiers, each jitted once, with its layout."""
+    """The jitted programs of fresh classifiers."""
 
     def __init__(self, model: Model, optimizer: optax.GradientTransformation, shardings: TrainState | None = None):
-        """A classifier that is not trained yet.
-
+        """
         Args:
-          model: the "score" model of the base checkpoint's architecture.
-          optimizer: `adamw_for(learning_rate)`, as a rule.
-          shardings: the layout of its state; None leaves it to the compiler.
+          model: a "score" model of the base checkpoint's architecture.
+          optimizer: as a rule `adamw_for(learning_rate)`.
+          shardings: of the classifier's state; None leaves them to the compiler.
         """
         self.model, self.optimizer = model, optimizer
         self.start = jax.jit(self._start, out_shardings=shardings)
@@ -61,7 +44,7 @@ class Classifier:
         self.score = jax.jit(self._score)
 
     def frozen(self, base: Params) -> Params | None:
-        """What a classifier stands on and does not train: the base, with adapters."""
+        """The parameters that a classifier with adapters does not train: the base. None without adapters."""
         return base if self.model.config.lora else None
 
     def _start(self, base: Params, key: jax.Array) -> TrainState:
@@ -78,7 +61,7 @@ class Classifier:
 
     def _score(self, params: Params, frozen: Params | None, rows: Packed) -> jax.Array:
         scores = sequence_scores(self.model, lora.join(frozen, params), rows).reshape(-1, 2)
-        return constrain(scores, self.model.mesh, None, None)  # whole on every device: every process reads all
+        return constrain(scores, self.model.mesh, None, None)  # replicated: every process reads all scores
 
 
 def adamw_for(learning_rate: float) -> optax.GradientTransformation:
@@ -97,23 +80,24 @@ def two_sample_test(
     epochs: int,
     batch_size: int = BATCH,
     seed: int = 0,
-) -> TwoSample:
-    """Cross-validated: `folds` classifiers, each trained on the other folds' answers and tried on its own fold.
+) -> TwoSampleScore:
+    """The cross-validated accuracy: each fold's classifier is trained on the other folds and tested on its own.
 
     Args:
       classifier: of the base checkpoint's architecture.
-      base: parameters of the base checkpoint, an "lm" model; each fold's classifier starts from its backbone, or with
-        adapters stands on it.
-      prompts, teacher, student: one token array each a row; cut both sides at the same limit. Rows of equal prompts
-        share a fold, and are drawn together in the bootstrap: a classifier that saw one has seen the other.
-      folds: at least 2, and at most as many as there are different prompts.
+      base: parameters of the base checkpoint, an "lm" model. Each fold's classifier starts from its backbone, or
+        trains adapters on it.
+      prompts, teacher, student: token ids, one array a row; cut both sides at the same limit. Rows of equal prompts
+        share a fold and a draw of the bootstrap, since a classifier that saw one has seen the other.
+      folds: at least 2, and at most the number of different prompts.
       epochs: passes over a fold's training answers.
-      batch_size: prompts in an update; each brings its teacher's and its student's answer.
+      batch_size: prompts in an update, each with the teacher's and the student's answer.
       seed: of folds, order, head and bootstrap.
     """
     groups = same_prompt(prompts)
     if not 2 <= folds <= len(groups):
         raise ValueError(f"{folds} folds of {len(groups)} prompts: need at least 2 folds and a prompt in each")
+    # Pad all rows to one width, so that the programs compile once.
     width, limit = widths(max(map(len, prompts)), max(map(len, [*teacher, *student])))
     prompt, prompt_length = padded(prompts, width)
     sides = padded(teacher, limit), padded(student, limit)
@@ -123,6 +107,7 @@ def two_sample_test(
     order = [groups[i] for i in rng.permutation(len(groups))]
     right = np.zeros((len(prompts), 2))
     for fold in range(folds):
+        # Train a new classifier on whole batches of the other folds.
         held = np.concatenate(order[fold::folds])
         rest = np.setdiff1d(np.arange(len(prompts)), held)
         batches = max(1, len(rest) // batch_size)
@@ -130,24 +115,26 @@ def two_sample_test(
         visits = np.concatenate(visits).reshape(epochs * batches, -1)
         key = jax.random.fold_in(jax.random.key(seed), fold)
         params = _train(classifier, base, key, (rows(chosen) for chosen in visits))
+        # Test it on this fold: a score above 0 says "the teacher's".
         for start in range(0, len(held), batch_size):
             chosen = held[start : start + batch_size]
             filled = rows(np.resize(chosen, batch_size))
             scores = np.asarray(classifier.score(params, classifier.frozen(base), filled))[: len(chosen)]
             right[chosen] = np.stack([scores[:, 0] > 0, scores[:, 1] <= 0], 1)
-        del params  # before the next classifier comes
+        del params  # frees memory for the next classifier
+    # The interval resamples groups of equal prompts.
     shares = right.mean(axis=1)
     sums, counts = [shares[rows].sum() for rows in groups], [len(rows) for rows in groups]
-    return TwoSample(*statistics.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
+    return TwoSampleScore(*statistics.ratio_of_means(np.array(sums), np.array(counts), seed=rng), len(groups))
 
 
 def widths(prompt: int, answer: int) -> tuple[int, int]:
-    """Columns of prompts and of answers, whose longest have so many tokens."""
+    """The padded widths of prompts and answers, given the tokens of the longest."""
     return round_up(prompt, 8), round_up(answer, 8)
 
 
 def _train(classifier: Classifier, base: Params, key: jax.Array, updates: Iterable[Packed]) -> Params:
-    """The parameters of a new classifier after an update with each of the rows; its moments are gone."""
+    """The parameters of a new classifier after an update with each of `updates`."""
     state = classifier.start(base, key)
     for rows in updates:
         state = classifier.update(state, classifier.frozen(base), rows)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from gadjax.data.prompts import Prompt
 from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
 from gadjax.evaluation.judge import MalformedVerdict, Verdict, order_of, question, read_verdict
-from gadjax.evaluation.responses import Response, from_row
+from gadjax.evaluation.prompt_sets import Response
+from gadjax.evaluation.responses import from_row
 from gadjax.evaluation.result_cache import ResultCache
 from gadjax.files import whole_output, writing
 from gadjax.progress import ProgressCallback

@@ -13,7 +13,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.evaluation import kl
-from gadjax.evaluation.cached_model import CachedModel
+from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
 from gadjax.evaluation.local_models import Loaded, LocalModel
 from gadjax.evaluation.model_sources import ModelSource
 from gadjax.evaluation.result_cache import ResultCache
@@ -233,7 +233,7 @@ def _stop():
 
 
 def test_more_ids_than_the_other_knows(student):
-    drawn = kl.Drawn([[kl.Draw((2, 8), False)]])
+    drawn = kl.Drawn([[ResponseTokens((2, 8), False)]])
     with pytest.raises(UserError, match=r"has 5 token ids, but a response holds id 8: .* the KL is infinite"):
         kl.likelihoods(student, [PROMPT], drawn, 1.0)
 

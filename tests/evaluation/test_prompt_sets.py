@@ -11,7 +11,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.evaluation.model_sources import ModelSource, parse_pairs, parse_source
-from gadjax.evaluation.prompt_sets import TeacherAnswer, read_references, read_set
+from gadjax.evaluation.prompt_sets import Response, read_references, read_set
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -62,7 +62,7 @@ ROWS = [
     {"content": CHAT, "teacher_response": "", "finish_reason": "length"},
     {"content": CHAT, "teacher_response": "five", "finish_reason": None},
 ]
-EXPECTED = [TeacherAnswer("one", True), TeacherAnswer("two", False), None, None, TeacherAnswer("five", True)]
+EXPECTED = [Response("one", "stop"), Response("two", "length"), None, None, Response("five", "stop")]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -117,7 +117,7 @@ def test_several_answers_to_a_prompt(tmp_path, kind):
         pq.write_table(pa.Table.from_pylist(SAMPLES), path)
     found = read_set("s", path)
     assert [prompt.id for prompt in found.prompts] == ["a", "b"]
-    assert found.teacher == [TeacherAnswer("answer a, 0", True), TeacherAnswer("answer b, 0", True)]
+    assert found.teacher == [Response("answer a, 0", "stop"), Response("answer b, 0", "stop")]
     assert list(found.sampling.temperatures) == [0.7]
     assert read_references(path, found) == ["answer a, 0", "answer b, 0"]
     # A prompt's answers side by side.
@@ -134,7 +134,7 @@ def test_answers_of_datasets(tmp_path):
     (tmp_path / "hub").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
     found = read_set("s", f"hf:{tmp_path}/hub/train:messages")
-    expected = [TeacherAnswer("answer 0", True), None, TeacherAnswer("answer 2", True)]
+    expected = [Response("answer 0", "stop"), None, Response("answer 2", "stop")]
     assert found.teacher == expected and found.prompts[0].content == [{"role": "user", "content": "prompt 0"}]
     rows = [{"content": chats[i][:1], "temperature": 0.7} | row for i, row in enumerate(rows)]
     for row in rows:
