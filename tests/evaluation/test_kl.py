@@ -234,7 +234,7 @@ def _stop():
 
 def test_more_ids_than_the_other_knows(student):
     drawn = kl.Drawn([[ResponseTokens((2, 8), False)]])
-    with pytest.raises(UserError, match=r"has 5 token ids, but a response holds id 8: .* the KL is infinite"):
+    with pytest.raises(UserError, match=r"has 5 token ids, but a response holds id 8, .* the KL is infinite"):
         kl.likelihoods(student, [PROMPT], drawn, 1.0)
 
 
