@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from gadjax.models.model import Params
+from gadjax.models import layouts, lora
+from gadjax.models.model import Model, Params
+from gadjax.parallel import mesh as meshes
 
 
 @struct.dataclass
@@ -31,6 +33,18 @@ class GadState:
     discriminator: TrainState | None = None
     reference: Params | None = None
     base: Params | None = None  # frozen, in the compute dtype, shared by all three; None where everything is trained
+
+
+def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """The shardings of a `TrainState`: moments have those of the trained parameters; counters are replicated."""
+    replicated = meshes.replicated(mesh)
+    return TrainState(
+        params=lora.trained(layouts.param_shardings(model, mesh)),
+        opt_state=layouts.optimizer_shardings(optimizer, model, mesh),
+        step=replicated,
+        skipped=replicated,
+        skipped_in_row=replicated,
+    )
 
 
 def adamw(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gadjax.data.schema import Messages
+from gadjax.distill.state import state_shardings
 from gadjax.errors import UserError
 from gadjax.evaluation.local_models import LocalModel
 from gadjax.evaluation.prompt_sets import Response
@@ -17,7 +18,6 @@ from gadjax.evaluation.results import TwoSampleScore
 from gadjax.evaluation.settings import EvaluationSettings
 from gadjax.evaluation.two_sample import Classifier, adamw_for, same_prompt, two_sample_test
 from gadjax.models.model import Model, Params
-from gadjax.trainer.blueprint import state_shardings
 
 
 class TextTwoSampleTest:

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import field_value
 from gadjax.data.packing import RowShape
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
-from gadjax.distill.state import GadState, TrainState
+from gadjax.distill.state import GadState, state_shardings
 from gadjax.errors import UserError
 from gadjax.kernels.choose import Backend, attention_backend, shares_prompts
 from gadjax.models import layouts, lora
@@ -223,18 +222,6 @@ def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
         return jax.ShapeDtypeStruct(leaf.shape, model.config.dtype, sharding=sharding)
 
     return jax.tree.map(abstract, lora.join(state.base, state.generator.params), shardings)
-
-
-def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    """The layout of a `TrainState`: moments lie like the parameters, those that are trained; counters everywhere."""
-    whole = meshes.replicated(mesh)
-    return TrainState(
-        params=lora.trained(layouts.param_shardings(model, mesh)),
-        opt_state=layouts.optimizer_shardings(optimizer, model, mesh),
-        step=whole,
-        skipped=whole,
-        skipped_in_row=whole,
-    )
 
 
 def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh) -> None:

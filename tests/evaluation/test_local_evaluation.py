@@ -123,9 +123,9 @@ def test_overlap_with_the_teacher(evaluated):
 def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
     """Against the test itself, called on draws that are made here."""
     from gadjax.data.schema import read_rows
+    from gadjax.distill.state import state_shardings
     from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
     from gadjax.models.model import Model
-    from gadjax.setup.blueprint import state_shardings
 
     out, models, results = evaluated
     local = local_models.inspect(parse_source("m", models["before"]))
