@@ -248,7 +248,11 @@ def _show_estimate(
         system=FLAGS.system or None,
         max_tokens=FLAGS.max_tokens,
         tokenizer=FLAGS.tokenizer,
-    ).lines(prices, spent=spent, limit=FLAGS.budget, batch=FLAGS.batch)
+        prices=prices,
+        spent=spent,
+        limit=FLAGS.budget,
+        batch=FLAGS.batch,
+    )
     print("\n".join(lines), flush=True)
 
 

@@ -1,8 +1,8 @@
-"""What is known of batches under way, kept beside the ledger so that a kill at any moment loses none of it.
+"""The state of batches under way, on disk beside the ledger, so that a kill at any moment loses nothing.
 
-OUT.batches.json lists them, each with the step that it has surely reached; OUT.batches/NAME.jsonl holds a batch's
-requests and what they ask, so that its answers find their rows whatever becomes of the file of prompts. The lock of
-the ledger is theirs too.
+OUT.batches.json lists the batches, each with the step that it has surely reached. OUT.batches/NAME.jsonl holds a
+batch's requests and their questions, so that answers find their rows even if the file of prompts has changed. The lock
+of the ledger protects both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from gadjax.teacher.usage import NOTHING, Usage
 
 _FORMAT = 1
 
+# The steps of a batch.
 PLANNED = "planned"  # its requests are on disk
 UPLOADED = "uploaded"  # the API has its file
-CREATING = "creating"  # it was about to be created: it may be there
+CREATING = "creating"  # the API may have created it
 CREATED = "created"  # its id is known
 
 
@@ -33,7 +34,7 @@ class Request(NamedTuple):
     """One request of a batch."""
 
     key: Key
-    question: dict[str, Any]  # fields of the answer's row
+    question: dict[str, Any]  # question's fields of the answer's row
     body: dict[str, Any]
     most: Usage
 
@@ -42,16 +43,16 @@ class Request(NamedTuple):
 class Batch:
     """One batch that is under way."""
 
-    name: str  # random; in the file's name and the batch's metadata, by which they are found again
-    requests: int
-    most: Usage  # that all of it can take
+    name: str  # random; the file's name and the batch's metadata hold it, so that both can be found again
+    requests: int  # number of its requests
+    most: Usage  # upper bound on the tokens of all of them
     base_url: str
     step: str = PLANNED
     file_id: str | None = None
     batch_id: str | None = None
 
     def custom_id(self, number: int) -> str:
-        """Of its request `number`, from 0, as results quote it."""
+        """The id of request `number`, from 0, which its result quotes."""
         return f"{self.name}-{number}"
 
 
@@ -59,12 +60,9 @@ class Batches:
     """The batches under way of one ledger."""
 
     def __init__(self, out: pathlib.Path):
-        """Reads them, and forgets those of which the API has at most the file.
+        """Reads the batches for the Parquet file `out`, and forgets a batch that the API has not begun to create.
 
-        They are planned anew: what is asked today may differ, for a setting that the API refused.
-
-        Args:
-          out: the Parquet file that they are for.
+        Its requests are planned again, since the user may have changed a setting that the API refused.
 
         Raises:
           UserError: the state on disk is damaged.
@@ -87,11 +85,11 @@ class Batches:
 
     @property
     def most(self) -> Usage:
-        """That all of them can take."""
+        """Upper bound on the tokens of all batches."""
         return sum((batch.most for batch in self.open), NOTHING)
 
     def plan(self, requests: Sequence[Request], base_url: str) -> Batch:
-        """Keeps the requests of a new batch, of which the API knows nothing yet."""
+        """Writes the requests of a new batch to disk; the API does not know it yet."""
         most = sum((request.most for request in requests), NOTHING)
         batch = Batch(secrets.token_hex(12), len(requests), most, base_url)
         self._folder.mkdir(exist_ok=True)
@@ -105,27 +103,27 @@ class Batches:
         return batch
 
     def reach(self, batch: Batch, step: str, **ids: str) -> None:
-        """Keeps that a batch has come to a step."""
+        """Writes that a batch has reached a step, with the ids that the API gave."""
         batch.step = step
         for name, value in ids.items():
             setattr(batch, name, value)
         self.save()
 
     def close(self, batch: Batch) -> None:
-        """Forgets a batch, all of whose answers are in the ledger, and the ledger on the disk."""
+        """Forgets a batch, after its answers are in the ledger and on the disk."""
         self.open.remove(batch)
         self.save()
         self._file(batch).unlink(missing_ok=True)
         if not self.open:
             self.path.unlink()
-            if self._folder.exists():  # maybe with files of a kill before their batch was written down
+            if self._folder.exists():  # a kill may have left files there of a batch that is not listed
                 shutil.rmtree(self._folder)
 
     def requests(self, batch: Batch) -> Iterator[tuple[Key, dict[str, Any], dict[str, Any]]]:
         """Key, question and body of each request, in order.
 
         Raises:
-          UserError: the file is not there, or not whole.
+          UserError: the file is absent or damaged.
         """
         file = self._file(batch)
         try:
@@ -139,11 +137,11 @@ class Batches:
         yield from rows
 
     def keys(self) -> set[Key]:
-        """Of all requests in open batches."""
+        """The keys of all requests in open batches."""
         return {key for batch in self.open for key, _, _ in self.requests(batch)}
 
     def upload(self, batch: Batch) -> bytes:
-        """The file of requests as the API takes it."""
+        """The batch's file of requests in the API's format."""
         return b"".join(
             upload_line(batch.custom_id(number), body) for number, (_, _, body) in enumerate(self.requests(batch))
         )
@@ -158,6 +156,6 @@ class Batches:
 
 
 def upload_line(custom_id: str, body: dict[str, Any]) -> bytes:
-    """One request of the Batch API's input file."""
+    """One line of the Batch API's input file."""
     line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
     return json.dumps(line).encode() + b"\n"

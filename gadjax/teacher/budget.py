@@ -1,10 +1,10 @@
-"""What a collection costs: estimated before, counted as it goes, and kept within a budget.
+"""What a collection costs: estimated before it begins, counted as it goes, and kept within a budget.
 
-Prices are the user's, in any currency, and so is the budget. Before an attempt begins, the most that it can cost is
-set aside: every byte of the chat a token, and `max_tokens` of answer. It ends as what the API says was used, as
-nothing where the API refused it (an HTTP error), or stays as it is where no answer arrived that may have been made
-(a time-out, a gateway's too, a lost connection, a kill). So a bill is never above the budget, as long as the API keeps
-to `max_tokens`.
+Prices and budget are the user's, in any currency. Before an attempt begins, the most that it can cost is set aside:
+one token for every byte of the chat, and `max_tokens` for the answer. When it ends, that becomes what the API says was
+used, or nothing if the API refused the request (an HTTP error). It stays set aside if no answer arrived but one may
+have been made: after a time-out, also a gateway's, a lost connection or a kill. So the bill stays within the budget as
+long as the API keeps to `max_tokens`.
 """
 
 from __future__ import annotations
@@ -21,170 +21,105 @@ from gadjax.teacher.usage import CHARACTERS_A_TOKEN, Usage, expected_tokens
 
 
 class BudgetReached(Exception):
-    """The next request does not fit in the budget, and nothing under way can make room for it."""
+    """The budget has no room for the next request, and no request in flight can make room."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """Of a million tokens."""
+    """Prices of a million tokens."""
 
     input: float
     output: float
-    batch: float = 0.5  # the Batch API's, as a part of these
+    batch: float = 0.5  # the Batch API's prices, as a part of these
 
     def cost(self, used: Usage, *, batch: bool = False) -> float:
-        """Of so many tokens."""
+        """The cost of tokens, asked live or in a batch."""
         cost = (used.prompt * self.input + used.completion * self.output) / 1e6
         return cost * self.batch if batch else cost
 
 
 class Budget:
-    """Counts what a ledger's answers cost, and lets attempts begin while they fit."""
+    """Counts the cost of a ledger's answers, and lets attempts begin while they fit."""
 
     def __init__(self, prices: Prices, ledger: Ledger, limit: float | None = None):
         """
         Args:
-          prices: of all answers in the ledger, those of former runs too.
-          ledger: says what was spent, and keeps what may have been.
+          prices: of all answers in the ledger, earlier runs included.
+          ledger: says what was spent, and records what may have been.
           limit: the budget; None only counts.
         """
-        self.prices, self.limit, self._ledger = prices, limit, ledger
+        self.prices, self.limit, self.ledger = prices, limit, ledger
         self.under_way = 0
         self.changed = asyncio.Event()
 
     @property
     def spent(self) -> float:
-        """On answers of this run and of former ones."""
-        return sum(self.prices.cost(used, batch=batch) for batch, used in self._ledger.used.items())
+        """Cost of all answers, earlier runs included."""
+        return sum(self.prices.cost(used, batch=batch) for batch, used in self.ledger.used.items())
 
     @property
     def at_risk(self) -> float:
-        """Set aside for attempts under way, and for those of which nobody knows whether they were paid for."""
-        return self.prices.cost(self._ledger.at_risk)
+        """Cost set aside for attempts in flight, and for lost ones that may have to be paid for."""
+        return self.prices.cost(self.ledger.at_risk)
 
     def lines(self) -> list[str]:
-        """What it came to, in words."""
+        """A line for the user about what was spent and set aside."""
         line = f"cost: {self.spent:.4g}"
         if self.limit is not None:
             line += f" of --budget={self.limit:g}"
-        if lost := self._ledger.attempts_open:
+        if lost := self.ledger.attempts_open:
             line += (
                 f", and {self.at_risk:.4g} set aside for {lost} attempts of which no answer came, but which may have "
                 "to be paid for"
             )
         return [line]
 
-    def fits(self, most: Usage) -> bool:
-        """Whether a request that takes `most` at most fits beside all else."""
-        return self.limit is None or self.spent + self.at_risk + self.prices.cost(most) <= self.limit
-
-    def fits_batches(self, most: Usage) -> bool:
-        """Whether all open batches fit, which together take `most` at most."""
-        return self.limit is None or self.spent + self.at_risk + self.prices.cost(most, batch=True) <= self.limit
+    def fits(self, most: Usage, *, batch: bool = False) -> bool:
+        """Whether there is room for a request of at most `most` tokens, or for open batches that take so many."""
+        return self.limit is None or self.spent + self.at_risk + self.prices.cost(most, batch=batch) <= self.limit
 
     def lose(self, key: Key, most: Usage) -> None:
-        """Sets aside for good what a batch's request may have cost, which was answered with what is no answer."""
+        """Sets aside for good what a batch's request may have cost whose answer cannot be read."""
         if self.limit is not None:
-            self._ledger.lose(key, most)
-
-    def account(self, key: Key, most: Usage, stop: asyncio.Event) -> Account:
-        """For the attempts at one prompt, as `TeacherClient.ask` takes it.
-
-        Args:
-          key: of the answer.
-          most: that one attempt can take.
-          stop: ends a wait for room.
-        """
-        return Account(self, self._ledger, key, most, stop)
+            self.ledger.lose(key, most)
 
 
+@dataclasses.dataclass(frozen=True)
 class Account:
-    """Sets aside what each attempt at one prompt may cost."""
+    """Sets aside what each attempt at one prompt may cost; `TeacherClient.ask` takes it."""
 
-    def __init__(self, budget: Budget, ledger: Ledger, key: Key, most: Usage, stop: asyncio.Event):
-        self._budget, self._ledger, self._key, self._most, self._stop = budget, ledger, key, most, stop
+    budget: Budget
+    key: Key  # of the answer
+    most: Usage  # upper bound on the tokens of one attempt
+    stop: asyncio.Event  # ends a wait for room
 
     async def begin(self) -> None:
-        """Waits for room.
+        """Waits for room in the budget.
 
         Raises:
           BudgetReached: there will be none.
           asyncio.CancelledError: `stop` was set.
         """
-        budget = self._budget
-        while not budget.fits(self._most):
+        budget = self.budget
+        while not budget.fits(self.most):
             if not budget.under_way:
                 raise BudgetReached
             budget.changed.clear()
-            await until(budget.changed, self._stop)
+            await until(budget.changed, self.stop)
         if budget.limit is not None:
-            self._ledger.begin(self._key, self._most)
+            budget.ledger.begin(self.key, self.most)
         budget.under_way += 1
 
     def failed(self, *, billed: bool) -> None:
-        """An attempt ended without an answer."""
-        if not billed and self._budget.limit is not None:
-            self._ledger.dismiss(self._key)
+        """Ends an attempt without an answer."""
+        if not billed and self.budget.limit is not None:
+            self.budget.ledger.dismiss(self.key)
         self.answered()
 
     def answered(self) -> None:
-        """An attempt ended, and its answer, if any, is in the ledger."""
-        self._budget.under_way -= 1
-        self._budget.changed.set()
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What is still to be asked, and what it takes."""
-
-    prompts: int  # of the file
-    samples: int  # answers a prompt
-    kept: int  # answers of former runs
-    waiting: int  # requests in batches of former runs
-    input_tokens: int  # of requests to be made, estimated
-    max_tokens: int  # of an answer
-    counted_by: str  # how the input was estimated
-
-    @property
-    def requests(self) -> int:
-        """Still to be made."""
-        return self.prompts * self.samples - self.kept - self.waiting
-
-    @property
-    def most(self) -> Usage:
-        """Tokens, where every answer is as long as it may be."""
-        return Usage(self.input_tokens, self.requests * self.max_tokens)
-
-    def lines(self, prices: Prices | None, *, spent: float, limit: float | None, batch: bool) -> list[str]:
-        """The estimate in words.
-
-        Args:
-          prices: of tokens; None where the user gave none.
-          spent: by former runs, or set aside for what they lost.
-          limit: the budget.
-          batch: by the Batch API.
-        """
-        each = f" x {self.samples} answers" if self.samples > 1 else ""
-        kept = f", {self.kept} answered before" if self.kept else ""
-        waiting = f", {self.waiting} in batches under way" if self.waiting else ""
-        lines = [
-            f"{self.prompts} prompts{each}{kept}{waiting}: {self.requests} requests",
-            f"input: about {self.most.prompt:,} tokens ({self.counted_by})",
-            f"output: at most {self.most.completion:,} tokens (--max_tokens={self.max_tokens} a request)",
-        ]
-        if prices is None:
-            lines.append("cost: not known without --input_price and --output_price")
-            return lines
-        cost = prices.cost(self.most, batch=batch)
-        line = f"cost: at most about {cost:.4g}"
-        if batch:
-            line += f", at {prices.batch:g} of the prices by --batch"
-        if spent:
-            line += f"; {spent:.4g} spent before"
-        if limit is not None:
-            line += f"; --budget={limit:g}"
-            line += " is enough" if spent + cost <= limit else " may end it before the last prompt"
-        return [*lines, line]
+        """Ends an attempt whose answer, if any, is in the ledger."""
+        self.budget.under_way -= 1
+        self.budget.changed.set()
 
 
 def estimate(
@@ -196,17 +131,25 @@ def estimate(
     system: str | None,
     max_tokens: int,
     tokenizer: str | None = None,
-) -> Estimate:
-    """What a collection takes.
+    prices: Prices | None = None,
+    spent: float = 0.0,
+    limit: float | None = None,
+    batch: bool = False,
+) -> list[str]:
+    """Lines about what a collection will take.
 
     Args:
-      prompts: of the file.
+      prompts: all prompts of the file.
       missing: the prompts to ask, one for every request.
-      waiting: requests for these prompts in batches under way.
-      samples: answers a prompt.
+      waiting: number of requests for `prompts` in batches under way.
+      samples: answers to each prompt.
       system: the system prompt of every chat.
       max_tokens: of an answer.
-      tokenizer: directory or hub id to count the input with; by default four characters are a token.
+      tokenizer: directory or hub id that counts the input; None estimates it from characters.
+      prices: None if the user gave none.
+      spent: cost of earlier runs, with what is set aside for their lost attempts.
+      limit: the budget.
+      batch: whether the Batch API is asked.
 
     Raises:
       UserError: the tokenizer cannot be loaded.
@@ -216,8 +159,27 @@ def estimate(
         counted_by = f"estimated as characters / {CHARACTERS_A_TOKEN}; --tokenizer=NAME counts"
     else:
         tokens, counted_by = _count_tokens(missing, system, tokenizer), f"counted by --tokenizer={tokenizer}"
-    kept = len(prompts) * samples - len(missing) - waiting
-    return Estimate(len(prompts), samples, kept, waiting, tokens, max_tokens, counted_by)
+    most = Usage(tokens, len(missing) * max_tokens)
+    before = len(prompts) * samples - len(missing) - waiting
+    line = f"{len(prompts)} prompts" + (f" x {samples} answers" if samples > 1 else "")
+    line += (f", {before} answered before" if before else "") + (f", {waiting} in batches under way" if waiting else "")
+    lines = [
+        f"{line}: {len(missing)} requests",
+        f"input: about {most.prompt:,} tokens ({counted_by})",
+        f"output: at most {most.completion:,} tokens (--max_tokens={max_tokens} a request)",
+    ]
+    if prices is None:
+        return [*lines, "cost: not known without --input_price and --output_price"]
+    cost = prices.cost(most, batch=batch)
+    line = f"cost: at most about {cost:.4g}"
+    if batch:
+        line += f", at {prices.batch:g} of the prices by --batch"
+    if spent:
+        line += f"; {spent:.4g} spent before"
+    if limit is not None:
+        line += f"; --budget={limit:g}"
+        line += " is enough" if spent + cost <= limit else " may end it before the last prompt"
+    return [*lines, line]
 
 
 def _count_tokens(prompts: Sequence[Prompt], system: str | None, tokenizer: str) -> int:

@@ -17,7 +17,7 @@ from gadjax.data.prompts import Prompt
 from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
 from gadjax.files import whole_output, writing
-from gadjax.teacher.budget import Budget, BudgetReached
+from gadjax.teacher.budget import Account, Budget, BudgetReached
 from gadjax.teacher.client import RowFailed, TeacherClient
 from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.usage import most_usage
@@ -134,7 +134,7 @@ async def collect(
             return
         content, name = one.prompt.content, key(teacher, one)
         most = most_usage(content, teacher.system, teacher.sampling.max_tokens)
-        account = budget.account(name, most, teacher.stop) if budget else None
+        account = Account(budget, name, most, teacher.stop) if budget else None
         try:
             answer = await teacher.ask(content, one.sample, account)
         except BudgetReached:

@@ -1,8 +1,10 @@
-"""The ledger: an append-only file of every answer received, so that none is asked, and paid for, twice.
+"""The ledger: an append-only file of every answer received, so that no request is made, and paid for, twice.
 
-A line holds the answer with all that it answers, so that it is a row of the Parquet without the file of prompts.
-Where there is a budget, a line before each attempt says what it may cost, so that an answer that was made but never
-arrived, for a time-out or a kill, is counted as spent.
+A line holds an answer and its question, so it becomes a row of the Parquet without the file of prompts. With a budget,
+a line before each attempt says what the attempt may cost. So the cost of an answer that never arrived, because of a
+time-out or a kill, counts as spent.
+
+A database such as SQLite would keep answers as safely. Lines of JSON can be read, searched and mended by hand.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ from typing import Any, NamedTuple
 from gadjax.append_log import AppendLog
 from gadjax.teacher.usage import NOTHING, Usage, usage_of
 
-BATCH = "batch"  # the field of an answer that came by the Batch API, at its price
+BATCH = "batch"  # field of an answer from the Batch API, which has a price of its own
 
 
 class Key(NamedTuple):
-    """What an answer answers."""
+    """Names the question of an answer."""
 
-    id: str  # the prompt's
+    id: str  # of the prompt
     fingerprint: str  # of the request
-    sample: int = 0  # of the answers to one prompt
+    sample: int = 0  # number of the answer to this prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class LedgerEntry:
-    """What the teacher said to one prompt."""
+    """The teacher's answer to one prompt."""
 
     text: str
     finish_reason: str | None
@@ -40,35 +42,39 @@ class LedgerEntry:
 
     @property
     def tokens(self) -> int | None:
-        """In and out, where the API said so."""
+        """Tokens in and out, if the API said so."""
         if self.prompt_tokens is None or self.completion_tokens is None:
             return None
         return self.prompt_tokens + self.completion_tokens
 
 
 class Ledger:
-    """A JSONL file of answers, by key in the order of arrival; a context manager that holds the file's lock.
+    """The answers of a JSONL file, by key in the order of arrival; a context manager that holds the file's lock.
 
-    An appended line has left the process at once and survives its death; `sync` makes lines survive the
-    machine's. Only places of answers are kept in memory, not their text.
+    An appended line survives the death of the process, and after `sync` that of the machine. Memory holds where
+    answers stand in the file, not their text.
+
+    Attributes:
+      used: tokens of all answers, by whether the Batch API gave them.
+      at_risk: upper bound on the tokens of attempts whose end is unknown: in flight, or lost by a time-out or a kill.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         """
         Args:
-          path: of the ledger; made where it is absent.
+          path: of the ledger; made if it is absent.
 
         Raises:
-          UserError: the file cannot be opened, another process holds it, or a line other than a torn last
-            one is damaged.
+          UserError: the file cannot be opened, another process holds it, or a line is damaged. A last line torn by a
+            kill is cut off instead.
         """
         self._log = AppendLog(path, "gadjax.collect")
         self.path = self._log.path
-        self.used = {False: NOTHING, True: NOTHING}  # by all answers; True: by the Batch API
-        self._open: defaultdict[Key, list[Usage]] = defaultdict(list)  # attempts without a known end
+        self.used = {False: NOTHING, True: NOTHING}
+        self.at_risk = NOTHING
+        self._open: defaultdict[Key, list[Usage]] = defaultdict(list)  # attempts whose end is unknown
         self._begun: set[Key] = set()  # attempts of this process
         self._places: dict[Key, int] = {}
-        self._at_risk = [0, 0]
         try:
             for place, row in self._log.read(parse_line):
                 self._count(place, row)
@@ -92,21 +98,16 @@ class Ledger:
         return len(self._places)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The fields of the answer and of its question."""
+        """The fields of an answer and of its question."""
         return json.loads(self._log.line(self._places[key]))
 
     @property
-    def at_risk(self) -> Usage:
-        """At most taken by attempts whose end is not known: under way, or lost on the way back or by a kill."""
-        return Usage(*self._at_risk)
-
-    @property
     def attempts_open(self) -> int:
-        """Attempts whose end is not known."""
+        """Number of attempts whose end is unknown."""
         return sum(map(len, self._open.values()))
 
     def append(self, key: Key, answer: LedgerEntry, question: dict[str, Any]) -> None:
-        """Writes one answer with what was asked, and how; it has left the process when this returns.
+        """Writes an answer with the fields of its question.
 
         Raises:
           UserError: the file cannot be written.
@@ -118,30 +119,30 @@ class Ledger:
         self._count_answer(key, row, self._write(row))
 
     def begin(self, key: Key, most: Usage) -> None:
-        """Writes that an attempt begins, and what it may take at most."""
+        """Writes that an attempt begins, which takes at most `most`."""
         self.lose(key, most)
         self._begun.add(key)
 
     def lose(self, key: Key, most: Usage) -> None:
-        """Writes what an attempt may have taken at most, of which no answer will come: none ends it."""
+        """Writes that an attempt took at most `most`, and that no answer of it will come."""
         self._write(key._asdict() | {"attempt": "begun", "most": most})
         self._count_attempt(key, most)
 
     def dismiss(self, key: Key) -> None:
-        """Writes that the last attempt came to nothing, for which the API takes no money."""
+        """Writes that the last attempt failed, and that it costs nothing."""
         self._write(key._asdict() | {"attempt": "failed"})
         self._begun.discard(key)
         self._close(key)
 
     def sync(self) -> None:
-        """Puts what was appended on the disk; may take milliseconds."""
+        """Waits until all lines are on the disk; takes milliseconds."""
         self._log.sync()
 
     def _write(self, row: dict[str, Any]) -> int:
         return self._log.append(json.dumps(row))
 
     def _count(self, place: int, row: dict[str, Any]) -> None:
-        """Takes a line of the file."""
+        """Counts a line of the file."""
         key = key_of(row)
         match row.get("attempt"):
             case None:
@@ -155,23 +156,23 @@ class Ledger:
         self._places.setdefault(key, start)
         if row.get("ends_attempt"):
             self._close(key)
-        batch = bool(row.get(BATCH))
-        self.used[batch] += usage_of(row)
+        self.used[bool(row.get(BATCH))] += usage_of(row)
 
     def _count_attempt(self, key: Key, most: Usage) -> None:
         self._open[key].append(most)
-        self._at_risk = [a + b for a, b in zip(self._at_risk, most, strict=True)]
+        self.at_risk += most
 
     def _close(self, key: Key) -> None:
-        """Forgets the last attempt: attempts at one key follow each other, and the one that ended began last."""
+        """Forgets the last attempt at a key: attempts at one key never overlap."""
         if attempts := self._open.get(key):
-            self._at_risk = [a - b for a, b in zip(self._at_risk, attempts.pop(), strict=True)]
+            most = attempts.pop()
+            self.at_risk += Usage(-most.prompt, -most.completion)
             if not attempts:
                 del self._open[key]
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """The fields of a line of a ledger; None where it holds neither a whole answer nor an attempt."""
+    """The fields of a ledger's line, or None if it is neither a whole answer nor an attempt."""
     try:
         row: Any = json.loads(line)
         key_of(row)
@@ -185,5 +186,5 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def key_of(row: dict[str, Any]) -> Key:
-    """The key of a line's fields; lines of before there were samples have none."""
+    """The key of a line's fields; early ledgers have no `sample`."""
     return Key(str(row["id"]), str(row["fingerprint"]), int(row.get("sample", 0)))

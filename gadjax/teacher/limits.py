@@ -1,31 +1,27 @@
-"""How fast a teacher may be asked: requests in flight, requests and tokens per minute, and pauses that all keep to.
+"""Limits how fast a teacher is asked: requests in flight, and requests and tokens per minute.
 
-What the API says steers it: an answer lets a little more through, a refusal for load (HTTP 429 or 503) halves what
-may be in flight (AIMD, as TCP has it: Chiu and Jain 1989), and a Retry-After holds back every request, not only the
-one that was refused.
+The API's responses steer the limit in flight. An answer raises it a little, and a refusal for load (HTTP 429 or 503)
+halves it, as TCP does (additive increase, multiplicative decrease: Chiu and Jain 1989). A Retry-After holds back every
+request, not only the refused one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from typing import NamedTuple
 
-LONGEST_ASKED_WAIT = 600.0  # seconds that a server's Retry-After can ask for
+LONGEST_ASKED_WAIT = 600.0  # seconds; a longer Retry-After is cut to this
 
 
 class Bucket:
-    """A token bucket: `per_minute` units a minute, of which a second's worth (at least one) may come at once.
+    """A token bucket: `per_minute` units a minute, and a second's worth of them (at least one) at once.
 
-    More than the bucket holds can be taken while it is full; it is then in debt, and others wait. So a request
-    larger than the bucket gets through, and the long-run rate stays.
+    A full bucket gives more than it holds. It is in debt then, and later requests wait. So a request larger than the
+    bucket gets through, and the long-run rate stays. `now` is in seconds, on the same clock in all calls.
     """
 
     def __init__(self, per_minute: float, now: float):
-        """
-        Args:
-          per_minute: units.
-          now: seconds, on the clock of all later calls.
-        """
         self._rate = per_minute / 60
         self._size = max(self._rate, 1.0)
         self._level, self._at = self._size, now
@@ -34,32 +30,32 @@ class Bucket:
         """Seconds until `units` can be taken."""
         self._refill(now)
         lack = min(units, self._size) - self._level
-        # Less than this is rounding of the clock's own, on which a waiter would spin.
+        # A smaller lack is a rounding error of the clock, on which a waiter would spin.
         return lack / self._rate if lack > 1e-9 * self._size else 0.0
 
     def take(self, units: float, now: float) -> None:
-        """Takes `units`; a negative number gives back what turned out not to be needed."""
+        """Takes `units`; a negative number gives unused units back."""
         self._refill(now)
         self._level -= units
 
     def _refill(self, now: float) -> None:
-        # What was given back may stand above the size: it was taken before, so the long-run rate still holds.
+        # Units given back may fill the bucket above its size: they were taken before, so the long-run rate holds.
         if self._level < self._size:
             self._level = min(self._size, self._level + (now - self._at) * self._rate)
         self._at = now
 
 
-class Slot:
-    """One attempt's place among those in flight."""
+class Slot(NamedTuple):
+    """One attempt in flight."""
 
-    def __init__(self, epoch: int, tokens: int):
-        self.epoch, self.tokens = epoch, tokens
+    epoch: int  # number of halvings before it began
+    tokens: int  # estimated for it
 
 
 class Limits:
-    """Lets attempts through; `slot = await acquire(tokens)` before each, `release(slot, used)` after it.
+    """Lets attempts through, in the order of asking, within one event loop and by its clock.
 
-    In the order of asking. Used within one running event loop, whose clock it goes by.
+    Call `slot = await acquire(tokens)` before each attempt, and `release(slot, used)` after it.
     """
 
     def __init__(
@@ -72,17 +68,17 @@ class Limits:
     ):
         """
         Args:
-          concurrency: attempts in flight at most.
-          requests_per_minute: attempts begun; None for any number.
-          tokens_per_minute: tokens in and out, as estimated when an attempt begins and corrected when it ends.
-          stop: when set, whoever waits is cancelled.
+          concurrency: attempts in flight, at most.
+          requests_per_minute: attempts that begin; None for any number.
+          tokens_per_minute: tokens in and out, estimated when an attempt begins and corrected when it ends.
+          stop: once set, every wait is cancelled.
         """
         self.stop = stop or asyncio.Event()
-        self.pauses = 0  # times that the API asked all to wait, or the number in flight was halved
+        self.pauses = 0  # halvings of the limit in flight
         self._most, self._allowed = concurrency, float(concurrency)
         self._in_flight = 0
-        self._epoch = 0  # halvings so far; refusals of attempts begun before the last are its echo
-        self._resume = -math.inf  # the clock's time before which nothing begins
+        self._epoch = 0  # halvings so far; a refusal of an attempt from before the last one halves nothing
+        self._resume = -math.inf  # time before which no attempt begins
         self._limits = (requests_per_minute, tokens_per_minute)
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
@@ -91,14 +87,11 @@ class Limits:
 
     @property
     def allowed(self) -> int:
-        """Attempts that may be in flight now."""
+        """Number of attempts that may be in flight now."""
         return max(int(self._allowed), 1)
 
     async def acquire(self, tokens: int) -> Slot:
-        """Waits until one more attempt may begin.
-
-        Args:
-          tokens: in and out, that it may take: an estimate, corrected by `release`.
+        """Waits until one more attempt may begin, of an estimated number of tokens in and out.
 
         Raises:
           asyncio.CancelledError: `stop` was set.
@@ -120,33 +113,23 @@ class Limits:
         return Slot(self._epoch, tokens)
 
     def release(self, slot: Slot, used: int | None = None) -> None:
-        """Ends an attempt.
-
-        Args:
-          slot: its place.
-          used: tokens in and out that it came to; None where nobody knows, and the estimate stands.
-        """
+        """Ends an attempt that took `used` tokens in and out; None if unknown, so that the estimate stands."""
         self._in_flight -= 1
         if self._tokens and used is not None:
             self._tokens.take(used - slot.tokens, asyncio.get_running_loop().time())
         self._changed.set()
 
     def answered(self) -> None:
-        """The API answered: one more in flight after as many answers as are in flight."""
+        """Raises the limit in flight after an answer, by one for as many answers as there are attempts in flight."""
         self._allowed = min(self._allowed + 1 / self._allowed, self._most)
         self._changed.set()
 
     def refused(self, slot: Slot, retry_after: float | None) -> None:
-        """The API refused an attempt for load.
-
-        Args:
-          slot: its place.
-          retry_after: seconds that the API asks to wait, where it does.
-        """
+        """Lowers the limit after a refusal for load, and holds all attempts back for `retry_after` seconds if given."""
         if slot.epoch == self._epoch:
             self._epoch += 1
             self.pauses += 1
-            # Of what is in flight, not of what might be (RFC 5681, 3.1).
+            # Half of the attempts in flight, not of the limit (RFC 5681, 3.1).
             self._allowed = max(min(self._allowed, self._in_flight) / 2, 1.0)
         if retry_after is not None:
             now = asyncio.get_running_loop().time()
@@ -154,7 +137,7 @@ class Limits:
         self._changed.set()
 
     def _wait(self, tokens: int, now: float) -> float:
-        """Seconds before the next attempt can begin; infinite where another has to end first."""
+        """Seconds before the next attempt can begin; infinite if another one has to end first."""
         if self.stop.is_set():
             return 0.0
         if self._in_flight >= self.allowed:
@@ -168,7 +151,7 @@ class Limits:
 
 
 async def until(event: asyncio.Event, stop: asyncio.Event, seconds: float | None = None) -> None:
-    """Waits for an event, or at most so many seconds.
+    """Waits for an event, at most so many seconds.
 
     Raises:
       asyncio.CancelledError: `stop` is set.

@@ -1,4 +1,4 @@
-"""The OpenAI chat API without a connection: what a request holds, what a response says, and what a URL must be."""
+"""The OpenAI chat API apart from its connection: fields of requests, contents of responses, and URLs."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from gadjax.errors import UserError
 from gadjax.files import parse_json
 from gadjax.teacher.ledger import LedgerEntry
 
-SHOWN_BYTES = 2000  # of a body, in messages; more than are left of one, so that no key is cut where it would be masked
-LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")  # that say how long an answer may be
-_OWN = ("model", "messages", "temperature", "top_p", "seed", "n", "stream", *LIMIT_FIELDS)
-_LEFT_OUT = ("temperature", "top_p")  # own fields that a model may not take at all
+# Bytes of a body in a message, which `TeacherClient.clean` shortens further after it has masked the key.
+SHOWN_BYTES = 2000
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")  # two names for the longest answer in tokens
+_OWN = ("model", "messages", "temperature", "top_p", "seed", "n", "stream", *LIMIT_FIELDS)  # set by gadjax
+_LEFT_OUT = ("temperature", "top_p")  # set by gadjax, but refused by some models
 
 
 @dataclasses.dataclass(frozen=True)
 class RequestSettings:
     """How the teacher draws its answers."""
 
-    temperature: float | None  # None, here and below: not sent
+    temperature: float | None  # None, here and below: the field is not sent
     top_p: float | None
     max_tokens: int
     seed: int | None = None
 
 
 def request_fields(given: str | Mapping[str, Any] | None, flag: str) -> tuple[dict[str, Any], frozenset[str]]:
-    """More fields of requests, and those of our own to leave out.
+    """The fields to add to requests, and the names of gadjax's own fields to leave out.
 
     Args:
-      given: a JSON object as text, or as a mapping; null leaves a field out.
-      flag: that it comes from, for messages.
+      given: a JSON object, as text or as a mapping; null leaves a field out.
+      flag: names `given` in messages.
 
     Raises:
-      UserError: it is no JSON object, or sets a field that has a flag of its own.
+      UserError: `given` is no JSON object, or sets a field that gadjax sets.
     """
     try:
         fields = parse_json(given or "{}") if isinstance(given, str | None) else dict(given)
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # what Python reads and no request can hold
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()  # Python reads more than a request can hold
     except (ValueError, TypeError) as error:
         raise UserError(f"{flag}: not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -58,7 +59,11 @@ def request_fields(given: str | Mapping[str, Any] | None, flag: str) -> tuple[di
 
 
 def parse_answer(body: bytes) -> LedgerEntry:
-    """The answer in a response's body; ValueError where there is none."""
+    """The answer in a response's body.
+
+    Raises:
+      ValueError: there is none.
+    """
     try:
         response = json.loads(body)
     except ValueError:
@@ -73,13 +78,12 @@ def parse_answer(body: bytes) -> LedgerEntry:
         raise ValueError(f"the message's content is {type(text).__name__}, not text")
     if not text and isinstance(refusal, str):
         text = refusal
-    text = (text or "").encode("utf-8", "replace").decode()  # half surrogate pairs, which no file can keep
+    text = (text or "").encode("utf-8", "replace").decode()  # no file can keep half a surrogate pair
     reason = choice.get("finish_reason")
     if refusal:
         reason = "refusal"
     elif not text.strip() and reason in (None, "stop"):
-        # An answer without text; training leaves it out by this mark.
-        reason = "error"
+        reason = "error"  # so that training leaves out an answer without text
     usage = response.get("usage") if isinstance(response.get("usage"), dict) else {}
     created = response.get("created")
     return LedgerEntry(
@@ -92,12 +96,12 @@ def parse_answer(body: bytes) -> LedgerEntry:
 
 
 def _count(value: Any) -> int | None:
-    """The number where it can be one of tokens, and a column of int32 can hold it."""
+    """`value` if it is a number of tokens that an int32 column can hold, else None."""
     return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number, or a date, of the server's clock)."""
+    """Seconds that the server asks to wait, or None (RFC 9110, 10.2.3: a number, or a date by the server's clock)."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -114,11 +118,16 @@ def retry_after(headers: Any) -> float | None:
 
 
 def parse_url(base_url: str) -> urllib.parse.SplitResult:
+    """The parts of an HTTP URL.
+
+    Raises:
+      UserError: it is none.
+    """
     reason = ""
     try:
         url = urllib.parse.urlsplit(base_url)
         valid = url.scheme in ("http", "https") and bool(url.hostname) and base_url.isprintable()
-        valid = valid and url.port != 0  # looking at the port checks it
+        valid = valid and url.port != 0  # `port` raises for a bad one
     except ValueError as error:
         valid, reason = False, f"{error}; "
     if not valid:
@@ -127,11 +136,12 @@ def parse_url(base_url: str) -> urllib.parse.SplitResult:
 
 
 def bad_url(base_url: str, reason: str) -> UserError:
-    if "@" in base_url:  # the reason may quote what is taken for a part of the address and is one of the password
-        reason = ""
+    """The error for a URL that cannot be used."""
+    if "@" in base_url:
+        reason = ""  # it may quote a part of the password
     return UserError(f"--base_url={without_login(base_url)}: {reason}expected a URL such as http://127.0.0.1:8000/v1")
 
 
 def without_login(url: str) -> str:
-    """The URL, which may be no valid one, without a user and password: without all that stands before its last @."""
+    """The URL, valid or not, without user and password: all before its last @ is left out."""
     return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""How many tokens a request takes, before a teacher whose tokenizer is not here has counted them."""
+"""Tokens of requests: as the API counts them, and estimated before, as the teacher's tokenizer may not be here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 from gadjax.data.schema import Messages
 
-CHARACTERS_A_TOKEN = 4  # of English text under the common byte-level BPE vocabularies; code and other scripts take more
-_TURN_TOKENS = 4  # of a chat template around one turn
+CHARACTERS_A_TOKEN = 4  # of English text in common byte-level BPE vocabularies; code and other scripts have fewer
+_TURN_TOKENS = 4  # that a chat template adds to one turn
 _MOST_TURN_TOKENS = 16
-_MOST_TEMPLATE_TOKENS = 64  # around the chat: an opening, a date, a system prompt that the server puts in by itself
+_MOST_TEMPLATE_TOKENS = 64  # that a template adds to a chat: an opening, a date, a server's own system prompt
 
 
 class Usage(NamedTuple):
-    """Tokens."""
+    """Numbers of tokens."""
 
     prompt: int
     completion: int
 
-    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # of numbers, not of tuples
+    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]  # adds numbers, not tuples
         return Usage(self.prompt + other.prompt, self.completion + other.completion)
 
 
@@ -27,24 +27,24 @@ NOTHING = Usage(0, 0)
 
 
 def expected_tokens(content: Messages, system: str | None = None) -> int:
-    """Tokens of a chat, estimated from its characters."""
+    """The tokens of a chat, estimated from its characters."""
     texts = _texts(content, system)
     return math.ceil(sum(map(len, texts)) / CHARACTERS_A_TOKEN) + _TURN_TOKENS * len(texts)
 
 
 def most_tokens(content: Messages, system: str | None = None) -> int:
-    """Tokens that a chat is below: a byte-level vocabulary has no token of less than a byte."""
+    """An upper bound on the tokens of a chat: no token of a byte-level vocabulary is less than a byte."""
     texts = _texts(content, system)
     return sum(len(text.encode()) for text in texts) + _MOST_TURN_TOKENS * len(texts) + _MOST_TEMPLATE_TOKENS
 
 
 def most_usage(content: Messages, system: str | None, max_tokens: int) -> Usage:
-    """Tokens that a request can take."""
+    """An upper bound on the tokens that a request takes."""
     return Usage(most_tokens(content, system), max_tokens)
 
 
 def usage_of(row: dict[str, Any]) -> Usage:
-    """Tokens that an answer took; where the API did not say, more than it can have been."""
+    """The tokens that a ledger's answer took; an upper bound if the API did not say."""
     prompt, completion = row["prompt_tokens"], row["completion_tokens"]
     if prompt is None:
         prompt = most_tokens(row["content"], row.get("system"))

@@ -1,11 +1,12 @@
 import asyncio
+import functools
 import random
 
 import pytest
 
 from gadjax.data.prompts import Prompt
 from gadjax.errors import UserError
-from gadjax.teacher.budget import Budget, BudgetReached, Prices, estimate
+from gadjax.teacher.budget import Account, Budget, BudgetReached, Prices, estimate
 from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.usage import Usage, most_tokens, most_usage
 from tests.teacher.virtual_time import run
@@ -39,7 +40,7 @@ def test_the_bill_never_passes_the_budget(ledger, seed):
     ends = []
 
     async def one(name):
-        account = budget.account(Key(str(name), "f"), most, stop)
+        account = Account(budget, Key(str(name), "f"), most, stop)
         try:
             while True:
                 await account.begin()
@@ -72,7 +73,7 @@ def test_the_bill_never_passes_the_budget(ledger, seed):
 
 def test_without_a_limit_all_is_counted_and_nothing_held_back(ledger):
     budget = Budget(PRICES, ledger)
-    account = budget.account(Key("a", "f"), Usage(10**9, 10**9), asyncio.Event())
+    account = Account(budget, Key("a", "f"), Usage(10**9, 10**9), asyncio.Event())
     asyncio.run(account.begin())
     account.failed(billed=True)
     assert ledger.attempts_open == 0 and budget.lines() == ["cost: 0"]
@@ -87,20 +88,26 @@ def test_a_tokenizer_counts_and_no_tokens_are_more_than_bytes(tmp_path, write_to
     tokens = len(load_tokenizer(tmp_path).prompt_ids([{"role": "system", "content": "Be brief."}, *chat]))
     assert tokens <= most_tokens(chat, "Be brief.")
     prompts = [Prompt("a", chat), Prompt("b", chat)]
-    made = estimate(prompts, prompts, samples=1, system="Be brief.", max_tokens=9, tokenizer=str(tmp_path))
-    assert made.most == Usage(2 * tokens, 18)
+    _, *lines, _ = estimate(prompts, prompts, samples=1, system="Be brief.", max_tokens=9, tokenizer=str(tmp_path))
+    assert lines == [
+        f"input: about {2 * tokens:,} tokens (counted by --tokenizer={tmp_path})",
+        "output: at most 18 tokens (--max_tokens=9 a request)",
+    ]
     with pytest.raises(UserError, match="--tokenizer: "):
         estimate(prompts, prompts, samples=1, system=None, max_tokens=9, tokenizer=str(tmp_path / "absent"))
 
 
 def test_the_estimate_in_words():
     prompts = [Prompt(str(i), [{"role": "user", "content": "x" * 400}]) for i in range(10)]
-    made = estimate(prompts, prompts[:7], samples=1, system="y" * 40, max_tokens=1000)
-    assert (made.requests, made.kept) == (7, 3)
-    assert made.most == Usage(7 * (110 + 8), 7000)
+    made = functools.partial(estimate, prompts, prompts[:7], samples=1, system="y" * 40, max_tokens=1000)
+    assert made() == [
+        "10 prompts, 3 answered before: 7 requests",
+        f"input: about {7 * (110 + 8)} tokens (estimated as characters / 4; --tokenizer=NAME counts)",
+        "output: at most 7,000 tokens (--max_tokens=1000 a request)",
+        "cost: not known without --input_price and --output_price",
+    ]
     assert most_usage(prompts[0].content, None, 9) == Usage(400 + 16 + 64, 9)
-    assert made.lines(None, spent=0, limit=None, batch=False)[-1].startswith("cost: not known without --input_price")
-    half = made.lines(PRICES, spent=0.01, limit=1.0, batch=True)[-1]
+    half = made(prices=PRICES, spent=0.01, limit=1.0, batch=True)[-1]
     assert half == (
         f"cost: at most about {(826 * 2 + 70000) / 2e6:.4g}, at 0.5 of the prices by --batch; 0.01 spent before; "
         "--budget=1 is enough"
