@@ -103,6 +103,7 @@ class ModelConfig:
         """
         read = _Reader(config, where)
         family = _family(read)
+        # Heads.
         hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
         # Llama 1 had no grouped heads, so that its configs lack the number. In other families it must be given.
         kv_heads = read.count("num_key_value_heads", heads if family == "Llama" else None)
@@ -112,6 +113,7 @@ class ModelConfig:
         head_dim = read.count("head_dim", 128 if family == "Qwen3" else divided)
         if head_dim % 2:
             read.fail(f"head_dim {head_dim} is odd; rotary positions need pairs of channels")
+        # The feed-forward layer.
         if (activation := config.get("hidden_act", "silu")) != "silu":
             read.fail(f"hidden_act {activation!r} is not supported; only 'silu' is")
         if read.flag("mlp_bias"):

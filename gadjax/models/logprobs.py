@@ -152,12 +152,14 @@ def _forward(plan: _Plan, hidden, head, source, targets):
         def step(_, chunk):
             places, ids = chunk
             logits = plan.logits(states[places], head)
+            # A softmax whose sums go over all parts of the vocabulary.
             highest = jnp.max(logits, axis=-1)
             if plan.vocab:
                 highest = jax.lax.pmax(highest, plan.vocab)
             shares = jnp.exp(logits - highest[:, None])
             total = plan.over_vocab(jnp.sum(shares, axis=-1))
             normalizer = highest + jnp.log(total)
+            # log p = logit - normalizer; the entropy is the normalizer less the mean logit.
             mean_logit = plan.over_vocab(jnp.sum(shares * logits, axis=-1)) / total
             chosen = plan.chosen(logits, ids)
             return None, (chosen - normalizer, normalizer - mean_logit, normalizer)
@@ -189,6 +191,7 @@ def _backward(plan: _Plan, residuals, cotangents):
                     mean_logit = (normalizer - entropy)[:, None]
                     slope -= of_entropy[:, None] * probability * (logits - mean_logit)
                 slope = (slope / plan.temperature).astype(states.dtype)
+            # Gradients of the states, added in where the chunk picked them, and of the head.
             of_states = plan.over_vocab(jnp.einsum("cv,vh->ch", slope, head, preferred_element_type=wide))
             if plan.head_gradient:
                 of_head += jnp.einsum("cv,ch->vh", slope, states, preferred_element_type=wide)

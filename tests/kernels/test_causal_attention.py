@@ -15,9 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gadjax.kernels import choose, splash
-from gadjax.kernels.causal_attention import causal_attention, plain_attention
+from gadjax.kernels.causal_attention import causal_attention, cudnn_attention, plain_attention
 from gadjax.kernels.cpu_blocks import block_attention
-from gadjax.kernels.cudnn import cudnn_attention
 from gadjax.models.architecture import ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import BATCH, make_mesh

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gadjax.kernels import kv_cache, triton_decode
-from gadjax.kernels.cudnn import cudnn_attention
+from gadjax.kernels.causal_attention import cudnn_attention
 from gadjax.kernels.splash import splash_attention
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.flops import count_flops
