@@ -1,4 +1,4 @@
-"""Spans of caches against one cache, and what of them is read."""
+"""Spans of caches equal one cache, and only the spans that rows reach are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS, HEADS, DIM, LIMIT = 3, 2, 8, 150
 
 @pytest.fixture(autouse=True)
 def small_spans(monkeypatch):
-    """So that few positions have several."""
+    """Makes the first span short, so that few positions have several spans."""
     monkeypatch.setattr(cache_spans, "FIRST", 32)
 
 
@@ -40,12 +40,12 @@ def test_a_block_is_not_divided(monkeypatch):
 
 
 def filled():
-    """The same rows and tokens in spans and in one cache."""
+    """The same rows and tokens, in spans and in one cache."""
     shape = ROWS, LIMIT, HEADS, DIM, "float32"
     stored = choose.empty_cache(None, *shape), (kv_cache.empty(*shape),)
     assert len(stored[0]) == 4
     key, value, rows = normal(2, 100, HEADS, DIM), normal(2, 100, HEADS, DIM), np.array([2, ROWS])
-    stored = [cache_spans.put_rows(one, key, value, rows) for one in stored]  # the second has no place
+    stored = [cache_spans.put_rows(one, key, value, rows) for one in stored]  # row number ROWS does not exist
     for position in ([0, 31, 149], [31, 32, 128], [LIMIT - 1, 63, 64], [32, 0, 0]):
         key, value = normal(ROWS, HEADS, DIM), normal(ROWS, HEADS, DIM)
         stored = [cache_spans.put_token(one, key, value, np.array(position)) for one in stored]
@@ -81,7 +81,7 @@ def test_attends_as_over_one_cache(length):
 
 
 def test_spans_beyond_the_longest_row_are_not_read():
-    """What is there counts for nothing, not even where it is not a number."""
+    """NaN in spans that no row reaches does not reach the result."""
     stored, query = filled()[0], normal(ROWS, HEADS, 2, DIM)
     attend = jax.jit(cache_spans.attend, static_argnums=3)
     poisoned = (*stored[:2], *(jax.tree.map(lambda x: x * jnp.nan, cache) for cache in stored[2:]))
@@ -89,10 +89,3 @@ def test_spans_beyond_the_longest_row_are_not_read():
     found = attend(query, poisoned, short, kv_cache.attend)
     jax.tree.map(np.testing.assert_array_equal, found, attend(query, stored, short, kv_cache.attend))
     assert np.isfinite(found.mixed).all() and np.isnan(attend(query, poisoned, longer, kv_cache.attend).mixed).any()
-
-
-@pytest.mark.parametrize(("platform", "count"), [("cpu", 4), ("gpu", 1), ("tpu", 1)])
-def test_accelerators_have_one_cache(monkeypatch, platform, count):
-    """Whose blocks a kernel or a loop reads."""
-    monkeypatch.setattr(choose, "platform", lambda mesh: platform)
-    assert len(choose.empty_cache(None, ROWS, LIMIT, HEADS, DIM, "float32")) == count

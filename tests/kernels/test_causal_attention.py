@@ -1,10 +1,9 @@
-"""The attention kernels against the plain attention: numbers where they run, programs where they only compile."""
+"""The attention kernels equal the plain attention. Where a kernel cannot run, its compiled program is checked."""
 
 from __future__ import annotations
 
 import functools
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from gadjax.parallel.mesh import BATCH, make_mesh
 from gadjax.segments import BRANCH
 from tests.kernels.one_query import normal, one_query
 
-LENGTH = 1408  # of the programs: no other dimension has this size or that of its whole blocks, 1536
+LENGTH = 1408  # of compiled programs, where no other dimension is 1408 or 1536, the size of its whole blocks
 SQUARE = re.compile(r"\w+\[[\d,]*\b(?:1408,1408|1536,1536)\]")
 
 
@@ -38,7 +37,7 @@ def inputs(batch: int, length: int, heads: int, kv_heads: int, head_dim: int):
 
 
 def with_gradients(attend, query, key, value, segments):
-    """Output, and the gradients of a random sum of it, padding included."""
+    """The output, and the gradients of a weighted sum of it, padding included."""
 
     def total(query, key, value):
         out = attend(query, key, value, segments)
@@ -50,7 +49,7 @@ def with_gradients(attend, query, key, value, segments):
 
 
 def assert_same(attend, arrays) -> jax.Array:
-    """As the plain attention at every token: padding sees the padding before it in all of them."""
+    """Compares output and gradients with the plain attention's, padding included; returns the output."""
     found = with_gradients(attend, *arrays)
     for name, got, expected in zip("oqkv", found, with_gradients(plain_attention, *arrays), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=name)
@@ -59,7 +58,7 @@ def assert_same(attend, arrays) -> jax.Array:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_causal_attention(kv_heads):
-    """A query sees the tokens of its own segment up to itself, and of its root; a group of heads shares keys."""
+    """A query sees tokens of its segment and of its root, up to itself; a group of heads shares keys."""
     query, key, value = normal(3, 9, 6, 4), normal(3, 9, kv_heads, 4), normal(3, 9, kv_heads, 4)
     branch = 2 + np.array([0, 1, 2]) * BRANCH  # the last row: a sequence, a prompt with two answers, padding
     rows = [1, 1, 1, 2, 2, 3, 3, 3, 3], [1, 1, 1, 1, 1, 1, 0, 0, 0], [1, *branch[[0, 0, 1, 1, 2, 2]], 0, 0]
@@ -90,7 +89,7 @@ def test_splash(batch, length, heads, kv_heads, head_dim):
 
 @pytest.mark.parametrize("fused_blocks", [1, 4])
 def test_splash_of_several_blocks(monkeypatch, fused_blocks):
-    """With either kind of backward."""
+    """With one fused backward kernel, and with two."""
     monkeypatch.setattr(splash, "_FUSED_BLOCKS", fused_blocks)
     assert splash.block_size(1100, 4, 64) < 1100
     assert_same(functools.partial(causal_attention, backend="splash"), inputs(2, 1100, 2, 1, 64))
@@ -99,9 +98,9 @@ def test_splash_of_several_blocks(monkeypatch, fused_blocks):
 @pytest.mark.parametrize(
     ("shape", "heads", "kv_heads", "part"),
     [
-        ((2, 2, 2), 4, 2, (1, 2)),  # a part of the keys' heads on each device
-        ((1, 2, 4), 8, 2, (2, 2)),  # more devices than they have heads
-        ((1, 1, 8), 24, 12, (4, 3)),  # heads of more than one group on a device
+        ((2, 2, 2), 4, 2, (1, 2)),  # each device has a part of the keys' heads
+        ((1, 2, 4), 8, 2, (2, 2)),  # more devices than heads of the keys
+        ((1, 1, 8), 24, 12, (4, 3)),  # a device has queries of several groups
         ((1, 4, 2), 3, 1, (1, 3)),  # heads that do not divide
         ((8, 1, 1), 4, 2, (4, 4)),  # rows that do not divide
     ],
@@ -115,7 +114,7 @@ def test_splash_over_a_mesh(shape, heads, kv_heads, part):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_splash_in_the_decoder(monkeypatch, remat):
-    """In scanned and checkpointed layers over a mesh."""
+    """Splash works in scanned and checkpointed layers over a mesh."""
     config = ModelConfig(
         architecture="LlamaForCausalLM",
         vocab_size=64,
@@ -149,41 +148,14 @@ def test_splash_in_the_decoder(monkeypatch, remat):
 
 @pytest.mark.parametrize("length", [64, 37])
 def test_what_cudnn_is_asked(length):
-    """The mask and the flags that cuDNN gets, given to the compiler's attention in its place."""
+    """The mask and the flags for cuDNN, given to XLA's attention in its place."""
     attend = functools.partial(cudnn_attention, implementation="xla")
     assert_same(attend, inputs(2, length, 4, 2, 8))
 
 
-def device(platform: str, kind: str = "", **fields: str) -> SimpleNamespace:
-    return SimpleNamespace(platform=platform, device_kind=kind, **fields)
-
-
-@pytest.mark.parametrize(
-    ("where", "dtype", "head_dim", "backend"),
-    [
-        (device("tpu", "TPU v6 lite"), "bfloat16", 128, "splash"),
-        (device("tpu", "TPU v4"), "float32", 64, "splash"),
-        (device("tpu", "TPU v3"), "bfloat16", 128, "plain"),
-        (device("tpu", "TPU v5p"), "float16", 128, "plain"),
-        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 128, "cudnn"),
-        (device("gpu", "NVIDIA A100", compute_capability="8.0"), "float16", 64, "cudnn"),
-        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "float32", 128, "plain"),
-        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 256, "plain"),
-        (device("gpu", "NVIDIA H100", compute_capability="9.0"), "bfloat16", 60, "plain"),
-        (device("gpu", "Tesla T4", compute_capability="7.5"), "bfloat16", 128, "plain"),
-        (device("gpu", "AMD Instinct", compute_capability="gfx942"), "bfloat16", 128, "plain"),
-        (device("cpu"), "bfloat16", 128, "blocks"),
-    ],
-)
-def test_choice(where, dtype, head_dim, backend):
-    """By the devices that the program is compiled for, whatever this machine has."""
-    mesh = SimpleNamespace(devices=np.array([[where]]))
-    assert choose.attention_backend(mesh, dtype, head_dim) == backend
-
-
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_cpu_is_in_blocks(sizes):
-    """The very numbers of one device on a mesh, whose devices each go through what their own rows need."""
+    """A mesh gives one device's numbers, although each device goes through the pairs that its own rows need."""
     arrays = inputs(8, 150, 4, 2, 8)
     expected = block_attention(*arrays)
     np.testing.assert_array_equal(causal_attention(*arrays), expected)
@@ -192,7 +164,7 @@ def test_cpu_is_in_blocks(sizes):
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_blocks(itemsize):
-    """Multiples of a TPU's 128 lanes that add little padding."""
+    """Sizes are multiples of a TPU's 128 lanes and add little padding."""
     for length in range(1, 6000, 13):
         block = splash.block_size(length, itemsize, 128)
         padded = length + -length % block
@@ -204,7 +176,7 @@ def test_blocks(itemsize):
 
 
 def compile_for(platform: str, devices, backend: choose.Backend | None = None) -> str:
-    """The program of a forward and a backward pass on four devices: two to one head of keys."""
+    """The compiled forward and backward pass on four devices, of which two share one head of the keys."""
     mesh = make_mesh(1, 2, 2, devices=list(devices))
 
     def array(*shape: int, heads: str | None = None) -> jax.ShapeDtypeStruct:
@@ -223,17 +195,17 @@ def compile_for(platform: str, devices, backend: choose.Backend | None = None) -
 
 @pytest.fixture(scope="module")
 def tpus():
-    """Four TPUs that are not here, to compile for."""
+    """Four TPUs to compile for, which are not here."""
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling takes no TPU that another process may hold
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling needs no TPU that another process may hold
         patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
         yield topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
 def test_program_for_tpus(tpus):
-    """Two kernels, and nothing of the size of the logits; the plain attention has it."""
+    """The program has two kernels and no array of the logits' size; the plain attention, the control, has one."""
     text = compile_for("tpu", tpus)
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert not SQUARE.findall(text)
@@ -241,7 +213,7 @@ def test_program_for_tpus(tpus):
 
 
 def test_program_for_cuda(shared):
-    """cuDNN's two kernels; of the size of the logits only the mask and its gradient, which no head has of its own."""
+    """The program has cuDNN's two kernels; only the mask and its gradient, which all heads share, are of size T x T."""
     pytest.importorskip("jax_cuda13_plugin", reason="compiling for CUDA needs jax[cuda13]")
     target = (shared / "tools" / "h100_sxm.txtpb").read_text()
     devices = topologies.get_topology_desc(platform="cuda", topology="1x4x1", target_config=target).devices

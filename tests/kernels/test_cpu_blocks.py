@@ -1,4 +1,4 @@
-"""Attention in blocks against the plain attention, and which blocks it leaves out."""
+"""Attention in blocks equals the plain attention, and leaves out blocks in which nothing is seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def normal(*shape, dtype=np.float32):
 
 
 def runs(*lengths):
-    """Ids of a row: of (id, tokens) pairs."""
+    """The ids of a row, from pairs of an id and its number of tokens."""
     return np.concatenate([np.full(tokens, segment, np.int32) for segment, tokens in lengths])
 
 
@@ -27,7 +27,7 @@ def branch(root, number):
     return root + number * BRANCH
 
 
-# A prompt with branches and another sequence; sequences and padding, inside of a block and whole blocks of it.
+# A prompt with branches and another sequence; sequences with padding in parts of blocks and in whole blocks.
 SHARED = runs((1, 21), (branch(1, 1), 30), (branch(1, 2), 9), (branch(1, 3), 17), (2, 23))
 PACKED = runs((1, 7), (2, 40), (0, 3), (3, 11), (0, 39))
 GAPS = runs((1, 12), (0, 30), (1, 25), (0, 33))
@@ -52,7 +52,7 @@ def value_and_gradients(attend, query, key, value, ids):
 @pytest.mark.parametrize("ids", [(SHARED,), (PACKED, SHARED), (GAPS, PACKED)])
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_it_is_the_plain_attention(block, ids, kv_heads):
-    """Results and gradients, at every token that is not padding."""
+    """Results and gradients agree at every token that is not padding."""
     ids = rows(*ids)
     arrays = [normal(*ids.shape, heads, 8) for heads in (4, kv_heads, kv_heads)]
     found = value_and_gradients(functools.partial(block_attention, block=block), *arrays, ids)
@@ -61,7 +61,7 @@ def test_it_is_the_plain_attention(block, ids, kv_heads):
 
 
 def exact_attention(query, key, value, ids):
-    """In the arrays' own dtype, where the plain attention's logits are float32."""
+    """The attention in the arrays' own dtype; the plain attention's logits are float32."""
     group = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
     logits = jnp.einsum("btnd,bsnd->bnts", query, key) / query.shape[-1] ** 0.5
@@ -96,7 +96,7 @@ def test_bfloat16_is_as_near_as_it_can_be():
     ("ids", "expected"),
     [
         ((runs((1, 64)),), 10),  # one sequence over four blocks: the lower triangle
-        ((runs((1, 16), (2, 16), (3, 16), (4, 16)),), 4),  # a sequence a block: the diagonal
+        ((runs((1, 16), (2, 16), (3, 16), (4, 16)),), 4),  # one sequence per block: the diagonal
         ((runs((1, 16), (branch(1, 1), 16), (branch(1, 2), 16), (branch(1, 3), 16)),), 7),  # and the prompt
         ((runs((1, 16), (0, 48)),), 1),  # padding is left out
         ((runs((1, 16), (2, 16), (3, 32)), runs((1, 32), (2, 16), (3, 16))), 6),  # what either row needs
@@ -107,7 +107,7 @@ def test_pairs_in_which_nothing_is_seen_are_left_out(ids, expected):
 
 
 def test_what_is_left_out_is_not_read():
-    """Not a number in a branch reaches the branch itself and nothing else."""
+    """NaN in a branch reaches that branch only."""
     ids = rows(runs((1, 16), (branch(1, 1), 16), (branch(1, 2), 16)))
     query, key, value = (normal(*ids.shape, 2, 8) for _ in range(3))
     out = block_attention(query, key.at[:, 16:32].set(jnp.nan), value, ids, block=16)

@@ -1,4 +1,4 @@
-"""Products whose gradients are laid out for CPUs, against JAX's own."""
+"""The CPUs' product with weights equals `jnp.tensordot`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
     ("inputs", "outputs"), [((4,), (7,)), ((7,), (4,)), ((5,), (5,)), ((4,), (3, 2)), ((3, 2), (4,)), ((4, 3), (2, 5))]
 )
 def test_results_and_gradients_are_those_of_tensordot(lead, inputs, outputs):
-    """With either factor on the left, and any number of axes."""
+    """Results and gradients agree for any number of axes, whichever side has fewer channels."""
     x, kernel, weights = (
         jnp.asarray(RNG.normal(size=shape)) for shape in (lead + inputs, inputs + outputs, lead + outputs)
     )

@@ -1,4 +1,4 @@
-"""Attention of the token loop against a loop over tokens in float64."""
+"""The token loop's attention equals a loop over tokens in float64."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.kernels.one_query import normal, one_query
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("block", [2, 3, 100])
 def test_group_attention(kv_heads, block):
-    """Over the prompt that slots share and the slot's own tokens so far, whatever lies beyond them."""
+    """A slot attends over its prompt, which it shares, and over its own tokens so far, and nothing beyond."""
     slots, heads, places, samples, width, limit = 5, 4, 3, 2, 7, 6
     query, lengths, own_lengths = normal(slots, heads, 8), np.array([7, 0, 3]), np.array([6, 1, 2, 4, 1])
     kv = lambda rows, width: (normal(rows, width, kv_heads, 8), normal(rows, width, kv_heads, 8))  # noqa: E731
     prompts, responses = kv(places, width), kv(slots, limit)
-    lane = np.array([5, 0, 2, 1, 3])  # two samples each of the first two prompts, one of the third
+    lane = np.array([5, 0, 2, 1, 3])  # two samples of each of the first two prompts, one of the third
     slot = np.array([1, 3, 2, 4, 0, 0])
     stored = [
         kv_cache.put_rows(kv_cache.empty(len(key), key.shape[1], kv_heads, 8, "float32", block), key, value, rows)

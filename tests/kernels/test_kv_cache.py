@@ -1,4 +1,4 @@
-"""Caches in blocks of positions, against plain arrays."""
+"""KV caches in blocks of positions, compared with plain arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gadjax.kernels import kv_cache
-from gadjax.kernels.online_softmax import Partial, fold, merge
+from gadjax.kernels.online_softmax import merge
 
 RNG = np.random.default_rng(0)
 ROWS, HEADS, DIM = 3, 2, 4
@@ -33,19 +33,12 @@ def test_blocks_hold_the_limit_and_less_than_a_block_more(limit, expected):
     assert (count, size) == expected and limit <= count * size < limit + max(size, 16)
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_parts_along_an_axis_are_put_together_as_one_by_one(parts):
-    cuts = [Partial(normal(parts, 2, DIM)[i], normal(2), np.exp(normal(2))) for i in range(parts)]
-    together = Partial(*(np.stack(x) for x in zip(*cuts, strict=True)))
-    np.testing.assert_allclose(merge(fold(together)), merge(*cuts), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("block", [2, 3, 100])
 def test_tokens_and_rows_go_where_they_are_told(block):
     cache = kv_cache.empty(ROWS, 7, HEADS, DIM, "float32", block)
     expected = np.zeros((2, *plain(cache)[0].shape), np.float32)
     keys, values = normal(2, 5, HEADS, DIM), normal(2, 5, HEADS, DIM)
-    cache = kv_cache.put_rows(cache, keys, values, np.array([2, ROWS]))  # the second has no place
+    cache = kv_cache.put_rows(cache, keys, values, np.array([2, ROWS]))  # row number ROWS does not exist
     expected[:, 2, :5] = keys[0], values[0]
     for positions in ([0, 6, 5], [1, 0, 6]):
         key, value = normal(ROWS, HEADS, DIM), normal(ROWS, HEADS, DIM)
@@ -55,7 +48,7 @@ def test_tokens_and_rows_go_where_they_are_told(block):
 
 
 def test_blocks_beyond_the_longest_row_are_not_read():
-    """What is there counts for nothing, not even where it is not a number."""
+    """NaN in blocks that no row reaches does not reach the result."""
     cache = kv_cache.empty(ROWS, 12, HEADS, DIM, "float32", 3)
     keys, values = normal(ROWS, 6, HEADS, DIM), normal(ROWS, 6, HEADS, DIM)
     cache = kv_cache.put_rows(cache, keys, values, np.arange(ROWS))

@@ -1,9 +1,8 @@
-"""The decoding kernel for GPUs, in Pallas's interpreter, against the loop over blocks that serves everywhere."""
+"""The decoding kernel for GPUs, in Pallas's interpreter, equals the plain loop over blocks."""
 
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from gadjax.kernels import choose, kv_cache, triton_decode
+from gadjax.kernels import kv_cache, triton_decode
 from gadjax.kernels.online_softmax import merge
 
 RNG = np.random.default_rng(0)
@@ -27,10 +26,10 @@ def filled(rows, limit):
     return kv_cache.put_rows(cache, normal(rows, limit, HEADS, DIM), normal(rows, limit, HEADS, DIM), np.arange(rows))
 
 
-@pytest.mark.parametrize("queries", [1, 24, 70])  # a part of a tile, another, and more than one
+@pytest.mark.parametrize("queries", [1, 24, 70])  # parts of a small and of a large tile, and more than one tile
 @pytest.mark.parametrize("programs", [1, 12, 1000])
 def test_it_is_the_loop_over_blocks(queries, programs, monkeypatch):
-    """Whatever the number of programs that share a row; rows that see nothing, part of a block, or everything."""
+    """Any number of programs may share a row, and a row may see nothing, a part of a block, or everything."""
     monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     lengths = np.array([70, 0, 1, 17, 64])
     cache, query = filled(len(lengths), 70), normal(len(lengths), HEADS, queries, DIM)
@@ -44,7 +43,7 @@ def test_it_is_the_loop_over_blocks(queries, programs, monkeypatch):
 
 
 def test_each_row_is_read_up_to_its_own_length():
-    """Not to the longest row's, as the loop does."""
+    """The plain loop reads every row up to the longest row's length."""
     lengths = np.array([16, 70])
     cache, query = filled(2, 70), normal(2, HEADS, 3, DIM)
     clean = triton_decode.attend(query, cache, lengths, interpret=True)
@@ -52,33 +51,9 @@ def test_each_row_is_read_up_to_its_own_length():
     jax.tree.map(np.testing.assert_array_equal, triton_decode.attend(query, poisoned, lengths, interpret=True), clean)
 
 
-H100 = SimpleNamespace(platform="gpu", compute_capability="9.0")
-T4 = SimpleNamespace(platform="gpu", compute_capability="7.5")
-AMD = SimpleNamespace(platform="gpu", compute_capability="gfx942")
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "head_dim", "expected"),
-    [
-        (H100, "bfloat16", 128, True),
-        (H100, "float16", 64, True),
-        (H100, "float32", 128, False),
-        (H100, "bfloat16", 80, False),
-        (H100, "bfloat16", 256, False),
-        (T4, "float16", 128, False),
-        (AMD, "bfloat16", 128, False),
-        (SimpleNamespace(platform="tpu"), "bfloat16", 128, False),
-    ],
-)
-def test_where_it_serves(device, dtype, head_dim, expected):
-    mesh = SimpleNamespace(devices=np.array([[device]]))
-    chosen = choose.cache_attention(mesh, dtype, head_dim)
-    assert chosen is (triton_decode.attend if expected else kv_cache.attend)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_lowers_for_cuda(dtype):
-    """In the shape of a 14B model's prompts: 8 key-value heads, 5 queries for each of 8 samples."""
+    """It lowers with the shapes of a 14B model's prompts: 8 key-value heads, 5 queries for each of 8 samples."""
     blocks, rows, heads, size, dim = 16, 33, 8, 128, 128
     array = functools.partial(jax.ShapeDtypeStruct, dtype=dtype)
     cache = kv_cache.Cache(array((blocks, rows, heads, dim, size)), array((blocks, rows, heads, size, dim)))

@@ -1,4 +1,4 @@
-"""Adapters merged by several processes: all gather, one reads the base and merges. `tests/parity` has the rest."""
+"""Adapters merged by several processes: all gather them, and one reads the base. `tests/parity` has the rest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAYERS, PROJECTIONS = 2, 7
 
 @pytest.fixture
 def merged(tmp_path):
-    """A network whose base is in a directory, and its adapters."""
+    """The tree of a network whose base is in a directory, and its adapters."""
     random = np.random.default_rng(0)
     fill = lambda abstract: jax.tree.map(lambda a: random.normal(size=a.shape).astype(np.float32), abstract)  # noqa: E731
     save.save_pretrained(tmp_path / "base", fill(Model(PLAIN).abstract_params()), PLAIN, HF_CONFIG, kind="generator")
@@ -47,7 +47,7 @@ def merged(tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What is read of the base's files, and how many parts of adapters are gathered."""
+    """Which parts of the base's files are read, and how many parts of adapters are gathered."""
     read, gathered = [], []
     of_file, of_adapter = StoredParam.fetch, adapters.fetch
 
@@ -76,7 +76,7 @@ def test_only_the_process_that_writes_reads_and_merges(merged, seen, monkeypatch
 
 
 def test_a_process_that_cannot_read_takes_part_to_the_end(merged, seen, monkeypatch, tmp_path):
-    """Else the others would wait for it for ever. One tensor's file fails; nothing is read after it."""
+    """A process that cannot read the base still takes part; otherwise the others would wait for ever."""
     read, gathered = seen
     recorded = StoredParam.fetch
 

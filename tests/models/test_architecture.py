@@ -1,4 +1,4 @@
-"""Which Hugging Face configs are understood, as what, and how the rest are refused."""
+"""How Hugging Face configs are read, and which are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_biases_and_norms(config, expected):
 def test_heads():
     assert read(LLAMA | {"head_dim": 20}).head_dim == 20
     assert read(LLAMA | {"head_dim": None}).head_dim == 8
-    assert read(of_family("Qwen3")).head_dim == 128  # the default of transformers, whatever the hidden size
+    assert read(of_family("Qwen3")).head_dim == 128  # transformers' default, at any hidden size
     before_grouped_heads = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
     assert read(before_grouped_heads).num_kv_heads == 4
 
@@ -108,7 +108,7 @@ def test_rope_of_transformers_4_and_5(fields, rope):
 
 
 def test_rope_agrees_with_transformers():
-    """Where fields are missing or stand in both ways, transformers' own reading is the one to follow."""
+    """Fields that are missing, or given in both ways, are read as transformers reads them."""
     transformers = pytest.importorskip("transformers")
     short = {name: value for name, value in LLAMA3_ROPE.items() if name != "original_max_position_embeddings"}
     for fields in (

@@ -39,7 +39,7 @@ def random_params(model: Model, seed: int = 0):
 
 
 def alone(length: int):
-    """Positions and segments of one sequence."""
+    """The positions and segments of one sequence."""
     return np.arange(length)[None], np.ones((1, length), np.int32)
 
 
@@ -102,7 +102,7 @@ def test_what_comes_later_does_not_matter(params, logits_of):
 
 
 def test_prefill_and_decode_are_the_forward_pass(model, params, single):
-    """Two prompts of different lengths, three different continuations each."""
+    """Two prompts of different lengths, with three continuations each."""
     width, limit, count = 6, 4, 3
     lengths = np.array([6, 2], np.int32)
     prompt = RNG.integers(0, 29, (2, width)).astype(np.int32)
@@ -113,10 +113,10 @@ def test_prefill_and_decode_are_the_forward_pass(model, params, single):
         decoder = model.bind(params)
         layers = decoder.unstacked_layers()
         kept = [
-            [x.repeat(count, 0) for x in pair]  # [2 * count, P, Nkv, D], each row a sequence
+            [x.repeat(count, 0) for x in pair]  # [2 * count, P, Nkv, D], one row per sequence
             for pair in decoder.prefill(prompt, lengths - 1)
         ]
-        # What a layer sees: the prompt but for its last token, and then what the steps before have read.
+        # A layer sees the prompt without its last token, and then the tokens of the steps before.
         seen = np.arange(width)[None] < (lengths - 1).repeat(count)[:, None]
         tokens = np.concatenate([prompt[np.arange(2), lengths - 1].repeat(count)[:, None], responses.reshape(6, -1)], 1)
         after = []
@@ -153,7 +153,7 @@ def test_remat_changes_nothing_but_memory(params):
 
 
 def test_dots_computes_no_product_twice(params):
-    """Products that are kept are not computed again, not even those that CPUs have of their own."""
+    """Products that a policy keeps are not computed again, the CPUs' own products included."""
     tokens = np.ones((2, 7), np.int32)
 
     def products(remat):
@@ -202,7 +202,7 @@ def test_tied_heads(head):
 
 
 def test_compute_dtype(params):
-    """bfloat16 inside, float32 outside: logits, scores and their log-sum-exp are never rounded to 8 bits."""
+    """The layers are in bfloat16; logits, scores and their log-sum-exp are float32 and never rounded to 8 bits."""
     fields = np.arange(9, dtype=np.int32)[None], *alone(9)
     exact = Model(CONFIG).logits(params, *fields)
     model = Model(dataclasses.replace(CONFIG, dtype="bfloat16"))
@@ -229,7 +229,7 @@ def test_score_is_linear_in_the_final_hidden_state():
 
 
 def test_the_scalar_head_is_float32_where_float32_products_are_rounded():
-    """TPUs and GPUs multiply float32 in fewer bits unless asked: its forward and both backward products ask."""
+    """The head's forward and backward products ask for full precision: TPUs and GPUs use fewer bits by default."""
     model = Model(dataclasses.replace(CONFIG, dtype="bfloat16"), "score")
     fields = np.zeros((1, 6), np.int32), *alone(6)
     loss = lambda params: jnp.sum(model.scores(params, *fields))  # noqa: E731
@@ -243,7 +243,7 @@ def test_the_scalar_head_is_float32_where_float32_products_are_rounded():
 
 
 def equations(jaxpr):
-    """All equations, those inside of scans and checkpoints too."""
+    """All equations of a jaxpr, those inside scans and checkpoints included."""
     for eqn in jaxpr.eqns:
         yield eqn
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):

@@ -1,4 +1,4 @@
-"""Other weights have another fingerprint, whatever their name and size; the rest is in test_weights."""
+"""Different weights have different fingerprints, with the same names and sizes too. test_weights has the rest."""
 
 from __future__ import annotations
 

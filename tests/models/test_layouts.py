@@ -31,7 +31,7 @@ CONFIG = ModelConfig(
 
 
 def test_parameters():
-    """Embed axes over fsdp, heads, feed-forward and vocabulary over tensor; what does not divide stays whole."""
+    """Embed axes lie over fsdp; heads, feed-forward and vocabulary over tensor; what does not divide is whole."""
     mesh = meshes.make_mesh(1, 4, 2)
     model = Model(CONFIG)
     specs = {name: sharding.spec for name, sharding in named_leaves(layouts.param_shardings(model, mesh)).items()}
@@ -88,7 +88,7 @@ def test_moments_lie_with_their_parameters():
 
 
 def big(**fields):
-    """Qwen2.5-14B."""
+    """A model of Qwen2.5-14B's sizes."""
     sizes = dict(vocab_size=152064, hidden_size=5120, intermediate_size=13824, num_layers=48, num_heads=40)
     sizes |= dict(num_kv_heads=8, head_dim=128, dtype="bfloat16")
     return Model(dataclasses.replace(CONFIG, **sizes | fields))
@@ -104,7 +104,7 @@ def big(**fields):
     ],
 )
 def test_the_mesh_of_sampling(sizes, tensor, expected):
-    """Neighbours share a weight, in the same order of devices."""
+    """Neighbours share a weight, and the devices keep their order."""
     mesh = meshes.make_mesh(*sizes)
     found = layouts.decoding_mesh(Model(CONFIG), mesh, tensor)
     assert tuple(found.shape.values()) == expected
@@ -112,7 +112,7 @@ def test_the_mesh_of_sampling(sizes, tensor, expected):
 
 
 def test_the_mesh_of_sampling_leaves_four_gibibytes_of_weights():
-    """14.8 billion parameters of two bytes: eight devices share them. Small ones are whole; no head is cut."""
+    """Eight devices share 14.8 billion parameters of two bytes. A small model is whole, and no head is cut."""
     mesh = meshes.make_mesh(1, 8, 1)
     assert layouts.decoding_mesh(big(), mesh, 0).shape["tensor"] == 8
     assert layouts.decoding_mesh(big(num_layers=8), mesh, 0).shape["tensor"] == 2

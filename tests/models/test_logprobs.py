@@ -1,4 +1,4 @@
-"""Chunked log-probs against the dense computation, and that the dense tensor never exists."""
+"""Chunked log-probabilities equal the dense computation, and the dense array never exists."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chunked(hidden, kernel, targets, temperature, **options):
 @pytest.mark.parametrize("chunk", [1, 7, 10, 30, 64])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients(inputs, chunk, temperature):
-    """With weights of both signs on log-probs and entropies; chunks that do not divide the positions too."""
+    """Values and gradients, for any size of chunk, with cotangents of both signs."""
     hidden, kernel, targets = inputs
     weights = np.random.default_rng(1).normal(size=(2, B, K))
     with jax.enable_x64(True):
@@ -66,7 +66,7 @@ def test_values_and_gradients(inputs, chunk, temperature):
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 2, 4)])
 @pytest.mark.parametrize("rows", [8, 3])  # 3 are whole on every device
 def test_many_devices(sizes, rows):
-    """Values and gradients are those of one device, and the head's gradient lies as its master weights do."""
+    """Values and gradients are those of one device, and the head's gradient has the layout of the stored head."""
     rng = np.random.default_rng(2)
     hidden, head = rng.normal(size=(rows, K, 8)), rng.normal(size=(32, 8))
     targets, weights = rng.integers(0, 32, (rows, K)), rng.normal(size=(2, rows, K))
@@ -90,7 +90,7 @@ def test_many_devices(sizes, rows):
 
 @pytest.mark.parametrize("spread", [True, False])
 def test_one_gather_and_one_reduction_of_the_head(spread, largest_in_loops):
-    """Not one for each chunk: a loop moves no more than a chunk's states. The control is left to the compiler."""
+    """The head is gathered once, not for each chunk. The control leaves it to the compiler."""
     mesh = make_mesh(1, 4, 2)
     rows = NamedSharding(mesh, P(("data", "fsdp")))
     hidden = jax.ShapeDtypeStruct((8, 64, 32), np.float32, sharding=rows)
@@ -106,7 +106,7 @@ def test_one_gather_and_one_reduction_of_the_head(spread, largest_in_loops):
 
 
 def test_finite_differences(inputs):
-    """The gradient is not only that of the oracle, but of the values."""
+    """The gradient agrees with finite differences, too."""
     hidden, kernel, targets = inputs
     with jax.enable_x64(True):
         loss = lambda kernel: jnp.sum(chunked(hidden, kernel, targets, 0.7, chunk=4)[0] ** 2)  # noqa: E731
@@ -129,7 +129,7 @@ def test_entropy_without_gradient(inputs):
 
 @pytest.mark.parametrize("mesh", [None, (2, 2, 2)])
 def test_a_frozen_head_has_no_gradient_and_no_buffer_for_one(mesh):
-    """The states' gradient is what it was."""
+    """Without the head's gradient, the states' gradient is the same."""
     rng = np.random.default_rng(2)
     hidden, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((8, K, 8), (32, 8)))
     targets, weights = rng.integers(0, 32, (8, K)), rng.normal(size=(8, K)).astype(np.float32)
@@ -152,7 +152,7 @@ def test_a_frozen_head_has_no_gradient_and_no_buffer_for_one(mesh):
 
 
 def test_extreme_logits():
-    """No overflow, and a log-prob of zero where one token has everything."""
+    """Large logits do not overflow, and a token that has all the probability has the log-probability zero."""
     hidden = np.array([[[1.0]], [[-1.0]]], np.float32)
     kernel = np.array([[1e4, 0.0, -1e4]], np.float32)
     logprobs, entropy = token_logprobs(hidden, kernel.T, np.zeros((2, 1), int), np.array([[0], [2]]))
@@ -161,7 +161,7 @@ def test_extreme_logits():
 
 
 def widest(shapes: list[tuple[int, ...]], vocabulary: int) -> int:
-    """Most positions that any buffer with a vocabulary axis holds."""
+    """The largest number of positions in any buffer with a vocabulary axis."""
     return max(int(np.prod(shape)) // vocabulary for shape in shapes if vocabulary in shape)
 
 
@@ -186,7 +186,7 @@ def _inner(jaxpr):
 @pytest.mark.parametrize("kind", ["chunked", "dense"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_no_logits_of_all_positions(kind, tied):
-    """In the gradient's jaxpr and in its compiled program, at 16 chunks; the dense version is the positive control."""
+    """Neither the gradient's jaxpr nor its compiled program holds it; the dense version, the control, does."""
     rows, length, chunk, vocabulary, hidden = 4, 64, 16, 509, 8
     config = ModelConfig(
         architecture="LlamaForCausalLM",
@@ -227,7 +227,7 @@ def test_no_logits_of_all_positions(kind, tied):
 
 
 def test_memory_does_not_follow_the_number_of_targets():
-    """A plan at full length is one of short prompts and long responses too, which have twice the targets a row."""
+    """More targets per row take no more memory: a plan holds for any mix of prompts and responses."""
     rows, length, width = 4, 256, 512
 
     def temporaries(count):
@@ -240,4 +240,4 @@ def test_memory_does_not_follow_the_number_of_targets():
         ]
         return jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(length) - temporaries(length // 2) <= 8 * 4 * rows * length  # numbers a target, not states
+    assert temporaries(length) - temporaries(length // 2) <= 8 * 4 * rows * length  # a few numbers per target, no states

@@ -1,4 +1,4 @@
-"""Adapters on the decoder: what they compute, where they start, and which part of a tree they are."""
+"""Adapters in the decoder: what they compute, how they start, and how a tree is split and joined."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def initial():
 
 
 def folded(params):
-    """The whole tree with adapters merged into its kernels by numpy, in float64."""
+    """The whole tree, with adapters merged into its kernels by numpy in float64."""
     if "lora_a" in params:
         a, b = (np.asarray(params[name], np.float64) for name in lora.ADAPTERS)
         product = np.stack([np.tensordot(a[i], b[i], 1) for i in range(len(a))])
@@ -82,7 +82,7 @@ def test_fresh_adapters_change_nothing(initial):
 
 
 def test_adapters_start_as_peft_starts_them(initial):
-    """A uniform within 1 / sqrt(inputs), different in every layer and projection; B zero."""
+    """A is uniform within 1 / sqrt(inputs), and different in every layer and projection; B is zero."""
     leaves = named_leaves(lora.trained(initial))
     assert leaves.keys() == {f"{p}/{name}" for p in PROJECTIONS for name in lora.ADAPTERS} | {
         "score/kernel",
@@ -117,7 +117,7 @@ def test_a_discriminator_stands_on_the_generator_s_base():
 
 
 def test_layers_for_decoding_hold_merged_weights():
-    """Rounded once, to the dtype that they are stored in; for CPUs, the outputs first."""
+    """Folded kernels are rounded once, to their own dtype; on CPUs, their outputs come first."""
     model = Model(dataclasses.replace(CONFIG, dtype="bfloat16"))
     params = cast_params(random_params(model), "bfloat16")
 
@@ -134,7 +134,7 @@ def test_layers_for_decoding_hold_merged_weights():
 
 
 def test_layout():
-    """Like the kernel's, and whole along the rank."""
+    """Adapters have the kernel's layout, and are whole along the rank."""
     mesh = meshes.make_mesh(2, 2, 2)
     specs = {n: tuple(s.spec) for n, s in named_leaves(layouts.param_shardings(Model(CONFIG, mesh=mesh), mesh)).items()}
     assert specs["layers/attention/q/lora_a"] == (None, "fsdp", None)

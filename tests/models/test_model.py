@@ -1,4 +1,4 @@
-"""The decoder as pure functions of a plain tree."""
+"""The decoder as pure functions of a tree of parameters."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_bind_leaves_the_tree_alone():
 
 
 def test_grown_discriminator():
-    """A copy of the backbone, so that each can be donated without the other; the head is new, the old one gone."""
+    """The backbone is copied, so that each network can be donated alone; the head is new, and the old one is gone."""
     model = Model(CONFIG, "score")
     generator = jax.jit(Model(CONFIG).init)(jax.random.key(0))
     head = model.init_head(jax.random.key(1))
@@ -148,7 +148,7 @@ def test_head_is_small():
 
 
 def test_dtypes(monkeypatch):
-    """ "auto" follows the backend; a cast to the dtype that is there already copies nothing."""
+    """The dtype "auto" follows the backend, and a cast to the leaves' own dtype copies nothing."""
     assert [resolve_dtype(name) for name in ("auto", "float32", "bfloat16")] == ["float32", "float32", "bfloat16"]
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert [resolve_dtype(name) for name in ("auto", "float32", "bfloat16")] == ["bfloat16", "float32", "bfloat16"]

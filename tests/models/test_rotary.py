@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies, and what a rotation does to queries and keys."""
+"""Rotary positions: the frequencies, and what a rotation does to queries and keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def test_rotation_is_relative():
-    """A query's product with a key depends on their distance alone, and lengths stay."""
+    """The product of a query and a key depends on their distance alone, and rotation keeps lengths."""
     frequencies = rope_frequencies(Rope(theta=50.0), 8)
     query, key = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
 
@@ -32,7 +32,7 @@ def test_rotation_is_relative():
 
 
 def test_rotation_pairs_the_halves():
-    """Channel i turns with channel i + D/2 (Hugging Face's layout)."""
+    """Channel i is paired with channel i + D / 2, as in Hugging Face's models."""
     x = np.zeros((1, 1, 1, 4), np.float32)
     x[..., 1] = 1
     out = np.asarray(rotate(x, np.array([[1]]), np.array([0.0, np.pi / 2], np.float32)))[0, 0, 0]
@@ -51,7 +51,7 @@ def test_frequencies():
 
 
 def test_llama3_frequencies():
-    """Short wavelengths stay, long ones are divided, and those between lie between."""
+    """Frequencies of short wavelengths stay, those of long ones are divided, and the others lie between."""
     rope = Rope(10_000.0, "llama3", 8.0, 1.0, 4.0, 1024)
     plain, scaled = rope_frequencies(Rope(10_000.0), 64), rope_frequencies(rope, 64)
     wavelengths = 2 * np.pi / plain

@@ -1,4 +1,4 @@
-"""Exports: what is in the directory, and that it is never half an export. `tests/parity` loads them in transformers."""
+"""The contents of an export, and that it is never half written. `tests/parity` loads exports in transformers."""
 
 from __future__ import annotations
 
@@ -170,13 +170,13 @@ def test_an_earlier_export_is_replaced_whole(tmp_path):
         "config.json",
         "gadjax.json",
         "model.safetensors",
-    }  # nothing of the first is left among the second
+    }  # nothing is left of the first
     assert_equal(load(out, "lm"), second)
     assert list(tmp_path.iterdir()) == [out]
 
 
 class Crash(BaseException):
-    """A kill: no handler of ours may see it."""
+    """Stands for a kill: no handler may catch it."""
 
 
 def crash_in_call(number: int, function):
@@ -211,7 +211,7 @@ def test_a_crash_leaves_the_earlier_export_or_none(tmp_path, monkeypatch, where)
             assert not out.exists()
         else:
             assert_equal(load(out, "lm"), earlier)
-        save_pretrained(out, random_params("lm", 2), *args, **options)  # what the crash left is in nobody's way
+        save_pretrained(out, random_params("lm", 2), *args, **options)  # what the crash left does not matter
         assert_equal(load(out, "lm"), random_params("lm", 2))
         assert list(tmp_path.iterdir()) == [out]
 

@@ -1,4 +1,4 @@
-"""Checkpoints in: layouts, dtypes, shards, and what is refused. Names and shapes are written out by hand."""
+"""Reading checkpoints: layouts, dtypes, shards, refusals. Names and shapes are written out by hand."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_leaves_take_the_dtype_that_is_asked_for(tmp_path):
 
 
 def test_shards_hold_their_part_and_read_no_more(tmp_path, monkeypatch):
-    """On 8 devices: same values, in the asked layout, every element of the files read once for them all."""
+    """On 8 devices, the values are the same, in the asked layout, and each element of the files is read once."""
     tensors = hf_tensors()
     directory = write(tmp_path, tensors)
     whole = load(directory)
@@ -206,7 +206,7 @@ def load(path):
     config, _ = weights.read_hf_config(path)
     return jax.block_until_ready(weights.load_params(path, config, Model(config).abstract_params()))
 
-def kilobytes(name):  # getrusage would tell of the process that this one was started from, too
+def kilobytes(name):  # getrusage would include the parent process
     return int(dict(line.split(":", 1) for line in open("/proc/self/status"))[name].split()[0])
 
 small, large = map(pathlib.Path, sys.argv[1:3])
@@ -307,7 +307,7 @@ def test_misshapen_tensor(tmp_path):
 
 
 def test_left_over_tensors(tmp_path):
-    """Query norms in a Llama, or layers beyond the config's, would silently make another model."""
+    """Tensors without a place, as query norms in a Llama, mean that the config describes another model."""
     tensors = hf_tensors()
     llama = dict(architectures=["LlamaForCausalLM"], model_type="llama")
     with pytest.raises(UserError, match=r"6 tensors have no place in .*: model.layers.0.self_attn.k_norm.weight"):

@@ -1,4 +1,4 @@
-"""What the compiler makes of the layouts: read from the programs, since results are the same whatever the layout."""
+"""What the compiler makes of the layouts, read from compiled programs: the results are the same in any layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
 from gadjax.setup.blueprint import state_shardings
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
-# No two sizes alike, so that a shape tells what it is of.
+# No two sizes are equal, so that a shape tells which array it is.
 CONFIG = ModelConfig(
     architecture="Qwen2ForCausalLM",
     vocab_size=640,
@@ -42,7 +42,7 @@ CONFIG = ModelConfig(
 )
 OPTIMIZER = states.adamw(1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
 B, N, P, T = 8, 2, 4, 6
-SMALLEST_WEIGHT = 64 * 4 * 16 // 2 * 4  # bytes of a device's part of a key's kernel, split over two
+SMALLEST_WEIGHT = 64 * 4 * 16 // 2 * 4  # bytes of a device's part of the keys' kernel, split over two devices
 
 
 def abstract(shape, sharding, dtype=jnp.int32):
@@ -68,7 +68,7 @@ def batch(mesh):
 
 @pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 8, 1), 4), ((2, 2, 2), 4)])
 def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, largest_in_loops):
-    """Nor anything else as large as one. The control gathers the head at each token, in a way that cannot be moved out.
+    """No array as large as a weight is gathered. The control gathers the head at each token, inside the loop.
 
     Weights in the training layout alone would be gathered once: the compiler moves that out of the loop.
     """
@@ -100,7 +100,7 @@ def test_no_weight_is_gathered_in_the_token_loop(monkeypatch, sizes, tensor, lar
 
 @pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 1), ((1, 8, 1), 4), ((2, 4, 1), 2), ((1, 4, 2), 4)])
 def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tensor):
-    """Groups exchange slices and gather: no device ever holds more of a kernel than the part that it samples with."""
+    """Devices exchange slices and gather: none ever holds more of a kernel than the part that it samples with."""
     mesh = meshes.make_mesh(*sizes)
     model = Model(CONFIG, "lm", mesh)
     sampler = dataclasses.replace(model, mesh=layouts.decoding_mesh(model, mesh, tensor))
@@ -122,7 +122,7 @@ def test_weights_move_to_sampling_without_being_whole_anywhere_else(sizes, tenso
 
 @pytest.mark.parametrize("spread", [True, False])
 def test_no_device_holds_the_whole_batch(spread):
-    """Activations of the update are split over the rows; without constraints, the control, they are not."""
+    """An update splits its activations over the rows. The control, without constraints, does not."""
     mesh = meshes.make_mesh(1, 8, 1)
     model = Model(CONFIG, "lm", mesh if spread else None)
     rows, columns = 16, 32

@@ -1,4 +1,4 @@
-"""A process that is gone: the others end, soon, with a line that names it. The whole command with `-m slow`."""
+"""If a process is gone, the others end soon, with a line that names it. `-m slow` tests the whole command."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ run_command(train)
 
 @pytest.fixture
 def trained(free_port):
-    """What each of two processes leaves: its status and its stderr. A frozen one is killed when the other has ended."""
+    """The status and the stderr of each of two processes. A frozen one is killed after the other has ended."""
 
     def train(what: str) -> list[tuple[int, str]]:
         command = [sys.executable, "-c", TRAIN, f"127.0.0.1:{free_port()}"]
@@ -71,27 +71,27 @@ def trained(free_port):
 
 
 def test_a_minute_is_enough():
-    """After the last meeting; and JAX's own heartbeats, half of whose time may be over, come later."""
+    """The watch ends a process within a minute, and before JAX's heartbeats do."""
     assert BEAT + PATIENCE < HEARTBEAT / 2 < HEARTBEAT < MINUTE and SHUTDOWN < MINUTE
 
 
 @pytest.mark.parametrize("what", ["kill", pytest.param("freeze", marks=pytest.mark.slow)])
 def test_one_is_gone(trained, what):
-    """Frozen is as on a machine that hangs: no connection is closed."""
+    """A frozen process is like a machine that hangs: no connection is closed."""
     first, second = trained(what)
     assert first == (os.EX_TEMPFAIL, GONE.format(1, 3))
     assert second[0] == -signal.SIGKILL
 
 
 def test_the_first_is_killed(trained):
-    """It holds the meeting place: JAX itself ends the others, by an abort."""
+    """Process 0 holds the barrier: JAX aborts the others."""
     first, (status, error) = trained("kill first")
     assert (first[0], status) == (-signal.SIGKILL, -signal.SIGABRT)
     assert "Either the leader task was preempted/died/restarted unexpectedly" in error
 
 
 def test_one_fails(trained):
-    """With its own traceback; the other names it."""
+    """A process that fails prints its traceback, and the other names it."""
     first, second = trained("fail")
     assert first == (os.EX_TEMPFAIL, GONE.format(1, 3))
     assert second[0] == 1 and second[1].endswith("ValueError: a defect\n")
@@ -107,7 +107,7 @@ def test_all_end_alike(trained, what, status, line):
 
 
 def test_who_is_named():
-    """Of the coordination service's errors, which name processes in lines of their own."""
+    """The coordination service's errors name each missing process in a line of its own."""
     late = (
         "DEADLINE_EXCEEDED: Barrier timed out.\n# of tasks: 2/4.\nThe first task: 0. Some timed out task names:\n{}\n"
     )
@@ -123,7 +123,7 @@ FIELDS = {"stages": ("seqkd",), "seqkd.steps": 6, "data.heldout": "", "checkpoin
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["a step", "a checkpoint", "an export"])
 def test_a_killed_process_of_a_run(train_together, tmp_path, moment):
-    """The other ends within a minute; the same commands then go on to what an unharmed run ends with, to the bit."""
+    """The other ends within a minute. The same commands then continue to the exact results of an unharmed run."""
     workdir = tmp_path / "run"
     signs = {
         "a step": lambda: (workdir / "metrics.jsonl").exists() and len(untimed(workdir)) >= 3,

@@ -54,7 +54,7 @@ def test_some_devices():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What JAX reads of a TPU to lay a mesh on its torus."""
+    """The attributes of a TPU from which JAX lays a mesh on the torus."""
 
     id: int
     coords: tuple[int, int, int]
@@ -67,7 +67,7 @@ class Chip:
 
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16, 64])
 def test_any_part_of_a_torus_can_be_the_tensor_axis(tensor):
-    """Of 8 x 8 chips, an axis of four is half of a physical one: its chips are neighbours."""
+    """On 8 x 8 chips, a tensor axis of four is half of a physical axis, and its chips are neighbours."""
     chips = [Chip(x + 8 * y, (x, y, 0)) for y in range(8) for x in range(8)]
     mesh = meshes.make_mesh(1, -1, tensor, chips)
     assert dict(mesh.shape) == {"data": 1, "fsdp": 64 // tensor, "tensor": tensor}

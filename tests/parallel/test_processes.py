@@ -1,4 +1,4 @@
-"""Start-up of several processes, with JAX's own recorded in its place, and what they agree on."""
+"""The start of several processes, with a stand-in for JAX's own, and what they agree on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLURM = {
 
 @pytest.fixture
 def started(monkeypatch):
-    """The arguments of each call of `jax.distributed.initialize`, in a plain environment, but for time limits."""
+    """The arguments, without time limits, of each call of `jax.distributed.initialize`, outside any cluster."""
     calls = []
 
     def initialize(*, initialization_timeout, heartbeat_timeout_seconds, shutdown_timeout_seconds, **arguments):
@@ -46,7 +46,7 @@ def started(monkeypatch):
 
 @pytest.fixture
 def metadata(monkeypatch):
-    """Makes this a TPU VM whose metadata server lists these hosts; none fails the test that asks."""
+    """Makes this a TPU VM whose metadata server lists these hosts; with None, a question to it fails the test."""
 
     def make(hosts: list[str] | None) -> None:
         def get(key):
@@ -101,7 +101,7 @@ def test_flags_that_cannot_work(started, arguments, message):
     ("environment", "gpus"),
     [
         ({}, None),
-        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),  # two tasks a node: JAX takes one for each
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),  # two tasks per node: JAX takes one GPU for each
         ({"CUDA_VISIBLE_DEVICES": "1"}, [0]),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2", "SLURM_STEP_NUM_NODES": "4"}, [0, 1, 2]),
     ],
@@ -155,7 +155,7 @@ def test_tpu_vm(started, metadata, hosts, pod):
     ],
 )
 def test_tpu_hosts_in_the_environment(started, metadata, monkeypatch, environment, pod):
-    """GKE, and notebooks with one host: nobody is asked."""
+    """On GKE, and in notebooks with one host, the metadata server is not asked."""
     metadata(None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -257,7 +257,7 @@ def test_one_process_agrees_with_itself():
 
 
 def test_processes_with_other_configs(train_together, tmp_path):
-    """The command: one line of one process, status 2 of both, and nothing written."""
+    """The command prints one line in one process, ends with status 2 in both, and writes nothing."""
     first, second = train_together({}, tmp_path / "run", devices=1, last={"seed": 7})
     assert (first.status, second.status) == (2, 2)
     assert first.err == (

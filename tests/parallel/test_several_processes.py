@@ -1,4 +1,4 @@
-"""Whole runs by several processes: the figures of one process, and each file written once."""
+"""Whole runs by several processes have the figures of one process, and write each file once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = ("seqkd", "warmup", "gad")
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 FIELDS = {
     "stages": STAGES,
-    # Adam's first step is the gradient's sign: of the scalar head's bias, which cancels in a pair, that of rounding.
+    # Adam's first step is the gradient's sign. The scalar head's bias cancels in a pair, so that its sign is rounding.
     "optimizer.eps": 1e-4,
     "discriminator.replay_size": 16,
     "checkpoint.every": 1,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def fields(student, hf_config, tmp_path_factory):
-    """Of a student of one layer, which compiles sooner."""
+    """The fields of a run with a student of one layer, which compiles sooner."""
     small = shutil.copytree(student, tmp_path_factory.mktemp("student") / "small")
     (small / "config.json").write_text(json.dumps(hf_config(num_hidden_layers=1)))
     return FIELDS | {"student": str(small)}
@@ -56,7 +56,7 @@ def records(workdir: pathlib.Path) -> list[dict]:
 
 
 def assert_same_figures(one: pathlib.Path, other: pathlib.Path, tolerance: float) -> None:
-    """All but durations and padding, which follows the devices: losses, norms, KL, accuracies, held-out figures."""
+    """Every figure but durations and padding, which depends on the devices."""
     for left, right in zip(records(one), records(other), strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
@@ -74,7 +74,7 @@ def assert_same_exports(one: pathlib.Path, other: pathlib.Path, tolerance: float
 
 
 def interrupted(workdir: pathlib.Path, to: pathlib.Path, step: int = 6) -> pathlib.Path:
-    """A copy of a finished run's workdir as it was before its last step."""
+    """A copy of a finished run's workdir without its last step."""
     shutil.copytree(workdir, to)
     shutil.rmtree(to / "checkpoints" / str(step))
     shutil.rmtree(to / "export")
@@ -82,7 +82,7 @@ def interrupted(workdir: pathlib.Path, to: pathlib.Path, step: int = 6) -> pathl
 
 
 def test_two_processes_are_one_run(together, tiny_config, fields, one_device_context, tmp_path):
-    """One test, so that the run is made once where tests are spread over workers."""
+    """One test, so that one worker makes the run once."""
     workdir, (first, second) = together
     alone = tmp_path / "alone"
     run(tiny_config(fields | MESH), alone)
@@ -95,7 +95,7 @@ def test_two_processes_are_one_run(together, tiny_config, fields, one_device_con
         run(tiny_config(fields), tmp_path / "one_device")
     assert_same_figures(workdir, tmp_path / "one_device", tolerance=1e-4)
 
-    # The first process writes and speaks: everything is there once.
+    # Process 0 alone writes and prints: everything is there once.
     left = [{path.relative_to(folder) for path in folder.iterdir()} for folder in (workdir, alone)]
     assert left[0] == left[1]
     assert (workdir / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
@@ -152,7 +152,7 @@ def test_fewer_parts_of_a_batch_than_processes(train_together, tiny_config, fiel
 
 @pytest.mark.slow
 def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
-    """Their base lies on all processes, and exports merge them into what each process reads of the student."""
+    """The base lies on all processes, and exports merge the adapters into the student that process 0 reads."""
     weights = str(add_weights(shutil.copytree(fields["student"], tmp_path / "weights")))
     fields = fields | MESH | {"student": weights, "random_init": False, "stages": ("warmup", "gad"), "lora.rank": 2}
     processes = train_together(fields, tmp_path / "together")
