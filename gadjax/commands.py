@@ -142,9 +142,9 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl has printed the help; the config's fields are no flags of its own
         if _CONFIG in flags.FLAGS and "--helpxml" not in argv:
-            from gadjax.config.reference import help_text
+            from gadjax.config.reference import describe_fields
 
-            print("\n" + help_text())
+            print("\n" + describe_fields(width=80))
         raise
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the table of stages, on the terminal and in model cards.
+    """A column of the table.
 
     Attributes:
       title: at most two lines.
@@ -26,8 +26,8 @@ def _rounded(name: str, digits: int) -> Callable[[Mapping[str, float]], str | No
 
 
 def _ngram_f1(figures: Mapping[str, float]) -> str | None:
-    parts = [figures.get(f"ngram_f1_{n}") for n in range(1, 6)]
-    return None if None in parts else f"{sum(parts) / len(parts):.3f}"
+    parts = [figures[name] for n in range(1, 6) if (name := f"ngram_f1_{n}") in figures]
+    return f"{sum(parts) / 5:.3f}" if len(parts) == 5 else None
 
 
 def _two_sample(figures: Mapping[str, float]) -> str | None:

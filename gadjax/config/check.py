@@ -97,7 +97,7 @@ def field_value(config: Mapping[str, Any], field: str) -> Any:
       config: a `ConfigDict`, or the contents of a run's config.json.
       field: its dotted name, such as "gad.clip".
     """
-    value = config
+    value: Any = config
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping | ConfigDict) else None
     return value

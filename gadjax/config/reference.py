@@ -1,7 +1,8 @@
-"""The config's fields as text: what values a field takes, the list in `--help`, the page docs/config.md."""
+"""The config's fields as text: the values that a field takes, and the page docs/config.md, which --help prints too."""
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 import typing
 
@@ -11,14 +12,9 @@ from gadjax.config.fields import FIELDS, RunFields
 
 _KINDS = {str: "text", bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple of names"}
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "lt": "below {}"}
-_PAGE = """# The fields of a config
-
-<!-- Written by `python -m gadjax.config > docs/config.md` from gadjax/config/fields.py. Change it there. -->
-
-A config is a Python file with `get_config()`, which starts from `configs/base.py` and overrides what it needs
-(`config.gad.clip = 0.1`). Any field can also be set on the command line: `--config.gad.clip=0.1`. The defaults are the
-paper's values (arXiv 2511.10643). `python -m gadjax.train --help` prints the same list.
-"""
+_NOTE = (
+    "<!-- Written by `python -m gadjax.config > docs/config.md` from gadjax/config/fields.py. Change it there. -->\n\n"
+)
 
 
 def kind(field: FieldInfo) -> str:
@@ -27,7 +23,7 @@ def kind(field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values, or names in a tuple, that a field may have, without ""; () where it has no such list."""
+    """The values (or the names in a tuple) that a field may have, without ""; () if the field is free."""
     annotation = field.annotation
     if typing.get_origin(annotation) is tuple:
         annotation = typing.get_args(annotation)[0]
@@ -35,53 +31,35 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def bounds(field: FieldInfo) -> str:
-    """The bounds of a number, such as "at least 0 and below 1"; "" where it has none."""
+    """The bounds of a number, such as "at least 0 and below 1"; "" if it has none."""
     given = ((text, getattr(bound, name, None)) for bound in field.metadata for name, text in _BOUNDS.items())
     return " and ".join(text.format(value) for text, value in given if value is not None)
 
 
-def _values(field: FieldInfo) -> str:
-    """What values a field takes, in a few words."""
-    if names := choices(field):
-        return ("names of: " if isinstance(field.default, tuple) else "") + ", ".join(names)
-    return ", ".join(filter(None, (kind(field), bounds(field))))
-
-
-def _default(field: FieldInfo) -> str:
-    """A field's default as --config.FIELD takes it."""
-    value = field.default
-    return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _sections() -> list[tuple[str, str, dict[str, FieldInfo]]]:
-    """Each section's name ("" for the run's own fields), description, and fields by their dotted names."""
-    sections = {"": (RunFields.__doc__, {})}
+def describe_fields(width: int = 120) -> str:
+    """The fields as Markdown, section by section: values, default and description of each."""
+    lines = ["# Fields of the config, each set as --config.FIELD=VALUE", *_section("", RunFields, width)]
     for name, field in RunFields.model_fields.items():
         if name not in FIELDS:
-            sections[name] = (field.annotation.__doc__, {})
-    for name, field in FIELDS.items():
-        sections[name.rpartition(".")[0]][1][name] = field
-    return [(name, " ".join(text.split()), fields) for name, (text, fields) in sections.items()]
-
-
-def help_text(width: int = 80) -> str:
-    """The fields for a terminal: a paragraph for each section and field."""
-    lines = ["fields of the config, each set as --config.FIELD=VALUE:"]
-    for _, text, fields in _sections():
-        lines += ["", *textwrap.wrap(text, width)]
-        for name, field in fields.items():
-            lines.append(f"  {name} ({_values(field)}; default {_default(field) or repr('')})")
-            lines += textwrap.wrap(field.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+            lines += ["", f"## {name}", *_section(name, field.annotation, width)]
+    return "\n".join(lines) + "\n"
 
 
 def page() -> str:
-    """docs/config.md: a table for each section."""
-    parts = [_PAGE]
-    for section, text, fields in _sections():
-        parts.append(f"\n## {section or 'The run'}\n\n{text}\n\n| field | values | default | |\n|---|---|---|---|\n")
-        for name, field in fields.items():
-            default = f"`{_default(field)}`" if _default(field) else ""
-            cells = (f"`{name}`", _values(field), default, " ".join(field.description.split()))
-            parts.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n")
-    return "".join(parts)
+    """docs/config.md."""
+    return _NOTE + describe_fields()
+
+
+def _section(section: str, declared: type | None, width: int) -> list[str]:
+    lines = ["", *textwrap.wrap(inspect.getdoc(declared) or "", width), ""]
+    for name, field in FIELDS.items():
+        if name.rpartition(".")[0] != section:
+            continue
+        names = ", ".join(choices(field))
+        if isinstance(field.default, tuple):
+            values, default = f"names among {names}", ",".join(field.default)
+        else:
+            values, default = names or ", ".join(filter(None, (kind(field), bounds(field)))), str(field.default)
+        item = f"- `{name}` ({values}; default {default or repr('')}): {' '.join((field.description or '').split())}"
+        lines += textwrap.wrap(item, width, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
