@@ -10,6 +10,8 @@ import pytest
 from gadjax import files
 from gadjax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 def test_home_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -7,6 +7,8 @@ import pathlib
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 _MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 _BUILTINS = {"eval", "exec", "compile", "__import__"}
 _CALLS = {"yaml.load", "yaml.unsafe_load", "torch.load", "os.system", "os.popen", "jax.numpy.load", "jnp.load"}

@@ -10,6 +10,8 @@ from gadjax.config.check import discriminator_checkpoint, field_value, grows_fro
 from gadjax.config.fields import FIELDS, STAGES
 from gadjax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 NAN = math.nan
 
 

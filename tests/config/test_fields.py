@@ -8,6 +8,8 @@ import pytest
 from gadjax.config.check import field_value, reference, resolve
 from gadjax.config.fields import FIELDS, STAGES, WATCHDOGS, default_config
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_config_has_every_field_with_its_default():
     config = default_config()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gadjax.data.bins import BinSizes, full_rows, round_up, slots_for
+
+pytestmark = pytest.mark.quick
 
 
 def test_full_rows():

@@ -12,6 +12,8 @@ from gadjax.data.bins import full_rows
 from gadjax.data.packing import one_per_row, pack
 from gadjax.segments import BRANCH, root
 
+pytestmark = pytest.mark.quick
+
 SHAPE = st.tuples(st.integers(1, 9), st.integers(1, 7))
 SHAPES = st.lists(SHAPE, min_size=1, max_size=12)
 

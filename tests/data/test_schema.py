@@ -11,6 +11,8 @@ import pytest
 from gadjax.data.schema import Row, read_rows
 from gadjax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 USER = {"role": "user", "content": "Hi"}
 CHATS = [[USER], [{"role": "system", "content": ""}, USER, {"role": "assistant", "content": "Yes?"}, USER]]

@@ -9,6 +9,8 @@ import pytest
 
 from gadjax.distill import losses
 
+pytestmark = pytest.mark.quick
+
 TEACHER = np.array([1.0, -2.0], np.float32)
 STUDENT = np.array([[0.5, 1.0, 4.0], [-2.0, -1.0, 0.0]], np.float32)
 

@@ -8,6 +8,8 @@ import pytest
 from gadjax.evaluation import statistics
 from gadjax.evaluation.statistics import compare, sign_test
 
+pytestmark = pytest.mark.quick
+
 stats = pytest.importorskip("scipy.stats")
 
 

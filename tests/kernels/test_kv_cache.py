@@ -10,6 +10,8 @@ import pytest
 from gadjax.kernels import kv_cache
 from gadjax.kernels.online_softmax import merge
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 ROWS, HEADS, DIM = 3, 2, 4
 

@@ -9,6 +9,8 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig, Rope
 
+pytestmark = pytest.mark.quick
+
 WHERE = "model/config.json"
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

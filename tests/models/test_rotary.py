@@ -9,6 +9,8 @@ import pytest
 from gadjax.models.architecture import Rope
 from gadjax.models.rotary import rope_frequencies, rotate
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 
 

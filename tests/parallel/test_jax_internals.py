@@ -11,6 +11,8 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.parallel import jax_internals
 
+pytestmark = pytest.mark.quick
+
 
 def test_this_jax_has_the_doors():
     """If this fails, JAX has moved them: `jax_internals` names the versions that were tried."""

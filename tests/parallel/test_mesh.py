@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from gadjax.errors import UserError
 from gadjax.parallel import mesh as meshes
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),

@@ -15,6 +15,8 @@ from gadjax.kernels.splash import splash_attention
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.flops import count_flops
 
+pytestmark = pytest.mark.quick
+
 A, B = jnp.zeros((3, 5)), jnp.zeros((5, 7))
 PRODUCT = 2 * 3 * 5 * 7
 

@@ -9,6 +9,8 @@ from gadjax.parallel.chips import CHIPS
 from gadjax.planning import targets
 from gadjax.planning.targets import parse_topology
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("name", "chip", "count"),

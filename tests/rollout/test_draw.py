@@ -10,7 +10,7 @@ import pytest
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.draw import Sampling, sample_token, uniforms
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.quick]
 
 LOGITS = np.log(np.array([0.4, 0.25, 0.2, 0.1, 0.05], np.float32))
 

@@ -12,6 +12,8 @@ from gadjax.planning import run_programs as planned
 from gadjax.planning.planner import checked, make_blueprint
 from gadjax.setup.blueprint import make_method
 
+pytestmark = pytest.mark.quick
+
 
 def blueprint(tiny_config, fields=None, devices=8):
     return make_blueprint(checked(tiny_config({"data.heldout": ""} | (fields or {}))), jax.devices()[:devices])

@@ -11,6 +11,8 @@ from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.usage import Usage, most_tokens, most_usage
 from tests.teacher.virtual_time import run
 
+pytestmark = pytest.mark.quick
+
 PRICES = Prices(input=2.0, output=10.0)
 QUESTION = {"content": [{"role": "user", "content": "Hi"}], "max_tokens": 1000}
 

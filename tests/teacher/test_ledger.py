@@ -8,6 +8,8 @@ from gadjax.errors import UserError
 from gadjax.teacher.ledger import Key, Ledger, LedgerEntry
 from gadjax.teacher.usage import Usage
 
+pytestmark = pytest.mark.quick
+
 QUESTION = {
     "content": [{"role": "user", "content": "Why\u2028?"}],
     "model": "fake",

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from gadjax.teacher.limits import Bucket, Limits
 from tests.teacher.virtual_time import run
 
+pytestmark = pytest.mark.quick
+
 
 def now():
     return asyncio.get_running_loop().time()

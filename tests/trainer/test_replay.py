@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from gadjax.trainer.replay import Replay
+
+pytestmark = pytest.mark.quick
 
 
 def groups(*numbers: int) -> dict[str, np.ndarray]:
