@@ -26,7 +26,7 @@ from gadjax.planning.planner import checked, make_blueprint
 from gadjax.planning.run_programs import run_programs
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer.replay import Replay
-from gadjax.trainer.stage_steps import HostBatch, StageSteps
+from gadjax.trainer.stage_steps import CompiledParts, StageSteps
 
 
 class GivenSamples(StageSteps):
@@ -34,8 +34,11 @@ class GivenSamples(StageSteps):
 
     samples: Samples | None = None
 
-    def _sample(self, state: GadState, batch: HostBatch, step: int) -> tuple[GadState, Samples]:
-        return super()._sample(state, batch, step) if self.samples is None else (state, self.samples)
+    def parts(self, step: int) -> CompiledParts:
+        parts = super().parts(step)
+        if self.samples is not None:
+            parts.sample = lambda state, batch, key: self.samples
+        return parts
 
 
 class Run:

@@ -1,6 +1,6 @@
-"""The losses of GAD (arXiv 2511.10643), one equation a function.
+"""The losses of GAD (arXiv 2511.10643), one function for each equation.
 
-They give per-token and per-pair values; `updates` adds them up.
+They return a value per token or per pair, which `gadjax.distill.updates` adds up.
 """
 
 from __future__ import annotations
@@ -14,13 +14,39 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 
 def bradley_terry(teacher: jax.Array, student: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """-log σ((D(y_t) - D(y_s)) / temperature) of each pair: [B, N] from scores [B] and [B, N] (the paper's Eq. 1)."""
+    """The loss -log σ((D(y_t) - D(y_s)) / temperature) of each pair (the paper's Eq. 1).
+
+    Args:
+      teacher: [B] scores D(y_t).
+      student: [B, N] scores D(y_s).
+      temperature: divides the difference.
+
+    Returns:
+      [B, N].
+    """
     return -jax.nn.log_sigmoid((teacher[:, None] - student) / temperature)
 
 
 def cross_entropy(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """-log σ(D(y_t)) - log(1 - σ(D(y_s))) of each pair: [B, N] from scores [B] and [B, N] (the CE ablation)."""
+    """The loss -log σ(D(y_t)) - log(1 - σ(D(y_s))) of each pair (the paper's CE ablation); shapes as above."""
     return -jax.nn.log_sigmoid(teacher)[:, None] - jax.nn.log_sigmoid(-student)
+
+
+def group_advantages(rewards: jax.Array) -> jax.Array:
+    """The advantages (r - mean) / (std + 1e-6) within each prompt's group, with the unbiased std (section 3.3; GRPO).
+
+    A collapsed discriminator gives equal rewards; their advantages are exactly zero.
+
+    Args:
+      rewards: [B, N], N >= 2.
+
+    Returns:
+      [B, N].
+    """
+    centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    equal = jnp.max(rewards, axis=-1, keepdims=True) == jnp.min(rewards, axis=-1, keepdims=True)
+    std = jnp.std(rewards, axis=-1, ddof=1, keepdims=True)
+    return jnp.where(equal, 0.0, centred / (std + 1e-6))
 
 
 def clipped_policy_gradient(
@@ -29,11 +55,15 @@ def clipped_policy_gradient(
     """The clipped surrogate of PPO, to be minimised, with the dual clip of Ye et al. (arXiv 1912.09729).
 
     Args:
-      logprobs: of the tokens under the policy that learns, nats; any shape.
-      old_logprobs: under the policy that sampled. At its own logprobs the ratio is 1 and the gradient is REINFORCE's.
-      advantages: of the tokens.
-      clip: the ratio stays within 1 ± clip.
-      dual_clip: bounds the loss at -dual_clip * A where the advantage is negative.
+      logprobs: log-probs of the tokens under the policy that learns, nats; any shape.
+      old_logprobs: log-probs under the policy that sampled. Where both are equal the ratio is 1 and the gradient is
+        that of REINFORCE.
+      advantages: the advantage of each token.
+      clip: the ratio is clipped to 1 ± clip.
+      dual_clip: bounds the loss at -dual_clip * A where the advantage A is negative.
+
+    Returns:
+      The loss of each token.
     """
     ratio = jnp.exp(logprobs - old_logprobs)
     loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip, 1 + clip))
@@ -43,7 +73,7 @@ def clipped_policy_gradient(
 def is_clipped(
     logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, clip: float, dual_clip: float
 ) -> jax.Array:
-    """Tokens whose gradient `clipped_policy_gradient` cuts to zero: bool, for the same arguments.
+    """Whether `clipped_policy_gradient` cuts a token's gradient to zero: bool, for the same arguments.
 
     A token of advantage 0 has no gradient to cut.
     """

@@ -1,72 +1,217 @@
-"""The three kinds of step, as pure functions of states: SeqKD, warmup and GAD (`docs/algorithm.md`, sections 2, 3).
+"""The three kinds of step: SeqKD, warmup and GAD (`docs/algorithm.md`, sections 2 and 3), each written once.
 
-Each can be jitted whole, sampling loop included; they lay out one sequence a row. The trainer calls the same parts
-(`sample` and the functions of `updates`) with rows packed by the host between them; a test holds the two equal.
+A step is a sequence of a few parts: sample, lay sequences out as rows, update a network. `Parts` names them; who runs a
+step chooses how they run. `PureParts` are pure functions, so that a whole step can be jitted, sampling loop included:
+
+    step = jax.jit(functools.partial(gad_step, PureParts(method)))
+    state, metrics, samples = step(state, batch, key)
+
+The trainer (`gadjax.trainer.stage_steps`) runs the same functions with parts that it compiles one by one, times, and
+feeds with rows that the host packs in between. A test holds the two equal.
 """
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+from typing import Any, Literal, Protocol
 
-from gadjax.distill.advantages import group_advantages
+import jax
+import jax.numpy as jnp
+
+from gadjax.data.packing import Packed
+from gadjax.distill import updates
+from gadjax.distill.losses import group_advantages
 from gadjax.distill.method import Method
-from gadjax.distill.rows import Batch, group_rows, policy_rows, teacher_rows
-from gadjax.distill.state import GadState
-from gadjax.distill.updates import Metrics, update_discriminator, update_policy, update_supervised
+from gadjax.distill.rows import Batch, group_rows, one_sequence_a_row, policy_rows, teacher_rows
+from gadjax.distill.state import GadState, TrainState
+from gadjax.distill.updates import Metrics
 from gadjax.models import layouts
 from gadjax.models.lora import join
 from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
+Phase = Literal["rollout", "discriminator", "reference", "generator", "measure"]
 
-def gad_step(method: Method, state: GadState, batch: Batch, key: jax.Array) -> tuple[GadState, Metrics, Samples]:
-    """One whole GAD step: rollout, score, discriminator update, advantages, policy update.
 
-    The rewards are the scores of the discriminator before its update: they come out of the forward pass of that very
-    update (`docs/algorithm.md`, section 3.4). `state.reference` is required.
+def gad_step(
+    parts: Parts,
+    state: GadState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    train_generator: bool = True,
+    train_discriminator: bool = True,
+) -> tuple[GadState, Metrics, Samples]:
+    """One GAD step (`docs/algorithm.md`, section 3).
+
+    Args:
+      parts: how the parts of the step run.
+      state: its `reference` is the generator as it entered the stage (section 3.6).
+      batch: B prompts with the teacher's responses.
+      key: seeds the sampling.
+      train_generator: False leaves the generator as it is.
+      train_discriminator: False leaves the discriminator as it is; it still gives the rewards.
+
+    Returns:
+      The new state, the metrics of the step, and the samples that it drew.
     """
-    samples = sample(method, state.generator.params, batch, key, base=state.base)
-    groups, weight = group_rows(method, batch, samples)
-    discriminator, scores, of_discriminator = update_discriminator(
-        method, state.discriminator, groups, weight, base=state.base
-    )
-    rows, sampled = policy_rows(method, batch, samples)
-    teacher = teacher_rows(method, batch) if method.sft_coefficient else None
-    advantages = group_advantages(scores[:, 1:])
-    generator, of_generator = update_policy(
-        method, state.generator, state.reference, rows, sampled, advantages, teacher, base=state.base
-    )
-    state = state.replace(generator=generator, discriminator=discriminator)
-    return state, of_discriminator | of_generator, samples
+    # The teacher's rows need no samples: the trainer packs them while the generator samples.
+    supervises = train_generator and parts.method.sft_coefficient
+    teacher = parts.teacher_rows(batch) if supervises else None
+
+    # 3.1 Rollout: N responses of the generator to each prompt.
+    state = parts.enter(state, "rollout")
+    samples = parts.sample(state, batch, key)
+    policy = parts.policy_rows(batch, samples) if train_generator else None
+
+    # 3.2 Score and 3.4 update of the discriminator: the rewards are its scores before the update.
+    state, rewards, metrics = _discriminate(parts, state, batch, samples, train=train_discriminator)
+
+    if train_generator:
+        # 3.6 Reference: the log-probs that the KL is measured against.
+        state = parts.enter(state, "reference")
+        reference = parts.reference_logprobs(state, policy)
+
+        # 3.3 Advantages and 3.5 update of the generator: clipped policy gradient with the KL.
+        state = parts.enter(state, "generator")
+        generator, of_generator = parts.update_policy(state, reference, policy, rewards, teacher)
+        state, metrics = state.replace(generator=generator), metrics | of_generator
+    return state, metrics, samples
 
 
 def warmup_step(
-    method: Method, state: GadState, batch: Batch, key: jax.Array, *, train_generator: bool = True
+    parts: Parts,
+    state: GadState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    train_generator: bool = True,
+    train_discriminator: bool = True,
 ) -> tuple[GadState, Metrics, Samples]:
-    """One whole warmup step: rollout, score, discriminator update, then cross entropy on the teacher's responses.
+    """One warmup step: the discriminator learns on the samples of a generator that learns by cross entropy.
 
-    The first steps of the stage run with `train_generator` off.
+    The arguments and the result are those of `gad_step`. The first steps of the stage run with `train_generator` off.
     """
-    samples = sample(method, state.generator.params, batch, key, base=state.base)
-    groups, weight = group_rows(method, batch, samples)
-    discriminator, _, metrics = update_discriminator(method, state.discriminator, groups, weight, base=state.base)
-    state = state.replace(discriminator=discriminator)
+    teacher = parts.teacher_rows(batch) if train_generator else None
+    state = parts.enter(state, "rollout")
+    samples = parts.sample(state, batch, key)
+    state, _, metrics = _discriminate(parts, state, batch, samples, train=train_discriminator)
     if train_generator:
-        state, of_generator = seqkd_step(method, state, batch)
+        state, of_generator = _supervise(parts, state, teacher)
         metrics |= of_generator
     return state, metrics, samples
 
 
-def seqkd_step(method: Method, state: GadState, batch: Batch) -> tuple[GadState, Metrics]:
-    """One whole SeqKD step: cross entropy on the teacher's responses."""
-    generator, metrics = update_supervised(method, state.generator, teacher_rows(method, batch), base=state.base)
+def seqkd_step(parts: Parts, state: GadState, batch: Batch) -> tuple[GadState, Metrics]:
+    """One SeqKD step: cross entropy on the teacher's responses. The arguments are those of `gad_step`."""
+    return _supervise(parts, state, parts.teacher_rows(batch))
+
+
+def _discriminate(
+    parts: Parts, state: GadState, batch: Batch, samples: Samples, *, train: bool
+) -> tuple[GadState, jax.Array, Metrics]:
+    """The state after the discriminator's update, the rewards [B, N] from before it, and metrics."""
+    state = parts.enter(state, "discriminator")
+    groups = parts.group_rows(batch, samples)
+    discriminator, scores, metrics = parts.update_discriminator(state, groups, train=train)
+    return state.replace(discriminator=discriminator), scores[:, 1:], metrics  # the teacher's score comes first
+
+
+def _supervise(parts: Parts, state: GadState, teacher: Any) -> tuple[GadState, Metrics]:
+    """The state after one cross-entropy update of the generator, and metrics."""
+    state = parts.enter(state, "generator")
+    generator, metrics = parts.update_supervised(state, teacher)
     return state.replace(generator=generator), metrics
 
 
-def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
-    """N responses to each of the batch's prompts, each row with a key of its own.
+class Parts(Protocol):
+    """What a step is made of. Rows may be of any type that the updates of the same `Parts` understand."""
 
-    The trainer calls the two parts of it, each a program of its own: their meshes may differ.
+    @property
+    def method(self) -> Method:
+        """The settings of the step."""
+
+    def enter(self, state: GadState, phase: Phase) -> GadState:
+        """The state with every part where this phase of the step needs it."""
+
+    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
+        """N responses of the generator to each prompt."""
+
+    def teacher_rows(self, batch: Batch) -> Any:
+        """The teacher's responses, for `update_supervised` and `update_policy`."""
+
+    def policy_rows(self, batch: Batch, samples: Samples) -> Any:
+        """The samples, for `reference_logprobs` and `update_policy`."""
+
+    def group_rows(self, batch: Batch, samples: Samples) -> Any:
+        """The teacher's response and the samples of each prompt, for `update_discriminator`."""
+
+    def update_discriminator(
+        self, state: GadState, groups: Any, *, train: bool
+    ) -> tuple[TrainState, jax.Array, Metrics]:
+        """The discriminator after its updates, if `train`; its scores [B, 1 + N] before them; and metrics."""
+
+    def reference_logprobs(self, state: GadState, policy: Any) -> jax.Array:
+        """The reference's log-probs of the samples."""
+
+    def update_policy(
+        self, state: GadState, reference: jax.Array, policy: Any, rewards: jax.Array, teacher: Any
+    ) -> tuple[TrainState, Metrics]:
+        """The generator after its policy-gradient updates, and metrics."""
+
+    def update_supervised(self, state: GadState, teacher: Any) -> tuple[TrainState, Metrics]:
+        """The generator after one cross-entropy update, and metrics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PureParts:
+    """The parts as pure functions, with one sequence a row. A step over them can be jitted whole."""
+
+    method: Method
+
+    def enter(self, state: GadState, phase: Phase) -> GadState:
+        return state
+
+    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
+        return sample(self.method, state.generator.params, batch, key, base=state.base)
+
+    def teacher_rows(self, batch: Batch) -> Packed:
+        return teacher_rows(self.method, batch, one_sequence_a_row)
+
+    def policy_rows(self, batch: Batch, samples: Samples) -> tuple[Packed, jax.Array]:
+        return policy_rows(self.method, batch, samples, one_sequence_a_row)
+
+    def group_rows(self, batch: Batch, samples: Samples) -> tuple[Packed, jax.Array]:
+        groups = samples.lengths.shape[0]
+        rows = group_rows(self.method, batch, samples.tokens, samples.lengths, one_sequence_a_row)
+        return rows, jnp.full(groups, 1.0 / groups)
+
+    def update_discriminator(
+        self, state: GadState, groups: tuple[Packed, jax.Array], *, train: bool
+    ) -> tuple[TrainState, jax.Array, Metrics]:
+        return updates.update_discriminator(self.method, state.discriminator, *groups, base=state.base, train=train)
+
+    def reference_logprobs(self, state: GadState, policy: tuple[Packed, jax.Array]) -> jax.Array:
+        return updates.reference_logprobs(self.method, state.reference, policy[0], base=state.base)
+
+    def update_policy(
+        self,
+        state: GadState,
+        reference: jax.Array,
+        policy: tuple[Packed, jax.Array],
+        rewards: jax.Array,
+        teacher: Packed | None,
+    ) -> tuple[TrainState, Metrics]:
+        return learn_from_rewards(self.method, state.generator, reference, *policy, rewards, teacher, base=state.base)
+
+    def update_supervised(self, state: GadState, teacher: Packed) -> tuple[TrainState, Metrics]:
+        return updates.update_supervised(self.method, state.generator, teacher, base=state.base)
+
+
+def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
+    """N responses to each prompt of a batch, from the parameters that are trained.
+
+    The trainer compiles the two functions apart: the meshes of training and sampling may differ.
     """
     return sample_batch(method, decoding_params(method, params, base=base), batch, key)
 
@@ -78,8 +223,24 @@ def decoding_params(method: Method, params: Params, *, base: Params | None = Non
 
 
 def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -> Samples:
-    """`sample` with parameters that are laid out for it."""
+    """N responses to each prompt of a batch, from `decoding_params`. Each prompt draws with a key of its own."""
     model = method.sampler or method.generator
     keys = row_keys(key, batch["row"])
     prompt = batch["prompt"], batch["prompt_length"]
-    return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)[0]
+    return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)
+
+
+def learn_from_rewards(
+    method: Method,
+    state: TrainState,
+    reference: jax.Array,
+    rows: Packed,
+    sampled: jax.Array,
+    rewards: jax.Array,
+    teacher: Packed | None = None,
+    *,
+    base: Params | None = None,
+) -> tuple[TrainState, Metrics]:
+    """`updates.update_policy` with the advantages (section 3.3) of the rewards [B, N]."""
+    advantages = group_advantages(rewards)
+    return updates.update_policy(method, state, reference, rows, sampled, advantages, teacher, base=base)

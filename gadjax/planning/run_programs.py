@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from gadjax.data.packing import Packed
+from gadjax.distill import rows as sequences
+from gadjax.distill.rows import PackedByHost
 from gadjax.distill.state import GadState
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.heldout_programs import heldout_programs
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.sampler import Samples
 from gadjax.setup.blueprint import Blueprint, abstract_state, decoding_weights, make_method
-from gadjax.trainer import host_rows
 from gadjax.trainer.programs import Programs, abstract_rows
-from gadjax.trainer.replay import past_groups
+from gadjax.trainer.replay import pack_groups, past_groups
 from gadjax.trainer.stage_steps import row_shape
 
 
@@ -147,15 +148,16 @@ def full_samples(blueprint: Blueprint) -> Samples:
 
 def teacher_rows(blueprint: Blueprint, programs: Programs) -> Packed:
     """The rows of a cross-entropy update, in their layout."""
-    rows = host_rows.teacher_rows(programs.method, full_batch(blueprint), row_shape(blueprint, "generator", 1))
+    lay_out = PackedByHost(row_shape(blueprint, "generator", 1))
+    rows = sequences.teacher_rows(programs.method, full_batch(blueprint), lay_out)
     return abstract_rows(blueprint.mesh, rows)
 
 
 def policy_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.ShapeDtypeStruct]:
     """The rows of a policy update and the sampler's log-probs."""
     batch, samples = full_batch(blueprint), full_samples(blueprint)
-    shape = row_shape(blueprint, "generator", programs.method.num_samples)
-    rows, sampled = host_rows.policy_rows(programs.method, batch, samples, shape)
+    lay_out = PackedByHost(row_shape(blueprint, "generator", programs.method.num_samples))
+    rows, sampled = sequences.policy_rows(programs.method, batch, samples, lay_out)
     return abstract_rows(blueprint.mesh, rows, leading=2), _whole(blueprint, sampled.shape, sampled.dtype)
 
 
@@ -169,8 +171,8 @@ def group_rows(blueprint: Blueprint, programs: Programs) -> tuple[Packed, jax.Sh
     if blueprint.config.discriminator.replay_size:
         past = past_groups(share, blueprint.config.batch_size)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
-    shape = row_shape(blueprint, "discriminator", 1 + programs.method.num_samples)
-    rows, weight = host_rows.group_rows(programs.method, fresh, replayed, share, shape)
+    lay_out = PackedByHost(row_shape(blueprint, "discriminator", 1 + programs.method.num_samples))
+    rows, weight = pack_groups(programs.method, fresh, replayed, share, lay_out)
     return abstract_rows(blueprint.mesh, rows), _whole(blueprint, weight.shape, weight.dtype)
 
 

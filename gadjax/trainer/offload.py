@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from gadjax.distill.state import GadState
-
-Phase = Literal["rollout", "discriminator", "reference", "generator", "measure"]
+from gadjax.distill.steps import Phase
 
 # What each phase reads; everything else may wait elsewhere.
 _USED: dict[Phase, tuple[str, ...]] = {

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
-from gadjax.distill.advantages import group_advantages
 from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
 from gadjax.evaluation.two_sample import Classifier, adamw_for
@@ -67,11 +66,11 @@ class Programs:
         self.reference_logprobs = jax.jit(
             functools.partial(updates.reference_logprobs, method), out_shardings=meshes.rows(mesh, leading=2)
         )
-        self.update_policy = jax.jit(self._update_policy, donate_argnums=0, out_shardings=(generator, whole))
-
-    def _update_policy(self, state, before, rows, sampled, rewards, teacher, base=None):
-        advantages = group_advantages(rewards)
-        return updates.update_policy_from(self.method, state, before, rows, sampled, advantages, teacher, base=base)
+        self.update_policy = jax.jit(
+            functools.partial(steps.learn_from_rewards, method),
+            donate_argnums=0,
+            out_shardings=(generator, whole),
+        )
 
     def sample(
         self, params: Params, batch: dict[str, jax.Array], key: jax.Array, base: Params | None = None

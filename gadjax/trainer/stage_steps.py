@@ -1,34 +1,38 @@
-"""One training step of each stage: the sequence of `gadjax.distill.steps`, with packing by the host in between."""
+"""The steps of a stage as the trainer runs them: compiled part by part, with rows that the host packs in between."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
 import jax
 import numpy as np
 
-from gadjax.data.packing import Packed
-from gadjax.distill.state import GadState
+from gadjax.data.packing import Packed, RowShape
+from gadjax.distill.method import Method
+from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
+from gadjax.distill.state import GadState, TrainState
+from gadjax.distill.steps import Phase, gad_step, seqkd_step, warmup_step
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.setup.blueprint import Blueprint, decoding_weights, make_method
 from gadjax.setup.prepare import Setup
-from gadjax.trainer import host_rows, throughput
+from gadjax.trainer import throughput
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
-from gadjax.trainer.replay import Replay, past_groups
+from gadjax.trainer.replay import Groups, Replay, pack_groups, past_groups
 
 HostBatch = dict[str, np.ndarray]
+TeacherRows = Callable[[], Packed]
+PolicyRows = Callable[[], tuple[Packed, np.ndarray]]
 Metrics = dict[str, Any]
 
 
 class StageSteps:
-    """The steps of one stage. States go in and come out; only `replay` remembers."""
+    """Runs the steps of one stage. States go in and come out; `replay` alone remembers."""
 
     def __init__(self, setup: Setup, stage: str, replay: Replay):
         self.setup, self.stage, self.replay = setup, stage, replay
@@ -36,13 +40,11 @@ class StageSteps:
         self.method = make_method(setup, stage)
         self.programs = Programs(self.method, setup.mesh)
         self.offload = Offload.of(setup.config)
-        self._meter = throughput.Meter(list(setup.mesh.devices.flat))
-        self._place = functools.partial(place_rows, setup.mesh)
-        self._seconds: dict[str, float] = {}
-        self._packer = futures.ThreadPoolExecutor(1)  # packs the generator's rows while a device computes
+        self.meter = throughput.Meter(list(setup.mesh.devices.flat))
+        self.packer = futures.ThreadPoolExecutor(1)  # packs the generator's rows while a device computes
 
     def compile_first(self, state: GadState) -> None:
-        """Compiles the rollout, whose shapes no data changes; `state`: abstract."""
+        """Compiles the rollout, whose shapes do not depend on the data. `state` is abstract."""
         config, programs = self.setup.config, self.programs
         if self.setup.mesh.size > 1:
             programs.decoding_params.lower(state.generator.params, base=state.base).compile()
@@ -50,133 +52,173 @@ class StageSteps:
         programs.sample_batch.lower(decoding_weights(self.setup, state), *batch).compile()
 
     def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
-        """One step.
+        """Runs one step.
 
         Args:
           state: donated.
-          batch: of `gadjax.data.pipeline.batches`.
-          stage_step, step: steps done before, in this stage and in the run.
+          batch: from `gadjax.data.pipeline.batches`.
+          stage_step: steps of this stage done before.
+          step: steps of the run done before.
 
         Returns:
-          The state after it and its metrics; `seconds/*` per phase, of which `seconds/compile` is a part, and
-          `gadjax.trainer.throughput`'s among them.
+          The new state and the metrics. `seconds/PHASE` are wall-clock times; `seconds/compile` is the part of them
+          that was spent on compiling. `gadjax.trainer.throughput` describes the metrics of speed.
         """
-        self._seconds, compiled = {}, throughput.compile_seconds()
-        trains = self._trains_generator(stage_step)
-        teacher = None
-        if trains and (self.stage != "gad" or self.method.sft_coefficient):
-            teacher = self._pack(host_rows.teacher_rows, 1, batch)
+        compiled = throughput.compile_seconds()
+        parts = self.parts(step)
         if self.stage == "seqkd":
-            state, metrics = self._supervised(state, teacher)
+            state, metrics = seqkd_step(parts, state, batch)
             metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
-            state, samples = self._sample(state, batch, step)
-            policy = None
-            if trains and self.stage == "gad":
-                policy = self._pack(host_rows.policy_rows, self.method.num_samples, batch, samples)
-            state, rewards, metrics = self._discriminate(state, batch, samples, step)
+            key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
+            run = {"warmup": warmup_step, "gad": gad_step}[self.stage]
+            trains = {
+                "train_generator": self._trains_generator(stage_step),
+                "train_discriminator": self.section.train_discriminator,
+            }
+            state, metrics, samples = run(parts, state, batch, key, **trains)
             metrics |= response_metrics(samples)
-            if trains:
-                updated = self._policy(state, policy, rewards, teacher) if policy else self._supervised(state, teacher)
-                state, metrics = updated[0], metrics | updated[1]
-        metrics |= self._meter.figures(self._seconds, metrics["tokens"])
-        self._seconds["compile"] = throughput.compile_seconds() - compiled
-        return state, metrics | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        seconds = parts.stopwatch.stop()
+        metrics |= self.meter.figures(seconds, metrics["tokens"])
+        seconds["compile"] = throughput.compile_seconds() - compiled
+        return state, metrics | {f"seconds/{phase}": value for phase, value in seconds.items()}
 
-    def _pack(self, rows_of: Callable[..., Any], group: int, *sequences: Any) -> futures.Future:
-        return self._packer.submit(rows_of, self.method, *sequences, row_shape(self.setup, "generator", group))
+    def parts(self, step: int) -> CompiledParts:
+        """The parts of one step; `step` as in `run`."""
+        return CompiledParts(self, step)
 
     def _trains_generator(self, stage_step: int) -> bool:
-        if self.stage == "seqkd":
-            return True
+        """Whether this step updates the generator: not in the first steps of a warmup that trains both networks."""
         waits = self.stage == "warmup" and self.section.train_discriminator
         return self.section.train_generator and stage_step >= (self.section.discriminator_only_steps if waits else 0)
 
-    def _sample(self, state: GadState, batch: HostBatch, step: int) -> tuple[GadState, Samples]:
-        with self._timed("rollout"):
-            state = self.offload.arrange(state, "rollout")
-            key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
-            placed = self.programs.place_batch(batch)
-            samples = self.programs.sample(state.generator.params, placed, key, base=state.base)
-            samples = jax.device_get(samples)
-            self._meter.rollout(throughput.of_rollout(self.setup.sampler, batch["prompt_length"], samples))
-            return state, samples
 
-    def _discriminate(
-        self, state: GadState, batch: HostBatch, samples: Samples, step: int
-    ) -> tuple[GadState, np.ndarray, Metrics]:
-        """Rewards [B, N] of the discriminator before its update, and the update where the stage has one."""
-        config, count = self.setup.config.discriminator, len(batch["row"])
+class CompiledParts:
+    """The `gadjax.distill.steps.Parts` of one step of the trainer.
+
+    The generator's rows are functions: a thread packs the rows while a device computes, and the first call waits for it
+    and places them on the devices. Every update returns its metrics on the host, so that the time of a phase ends when
+    its work is done.
+    """
+
+    def __init__(self, steps: StageSteps, step: int):
+        self.setup, self.programs, self.replay = steps.setup, steps.programs, steps.replay
+        self.method: Method = steps.method
+        self.offload, self.meter, self.packer, self.step = steps.offload, steps.meter, steps.packer, step
+        self.stopwatch = Stopwatch()
+        lora = self.setup.generator.config.lora
+        self.training_passes = throughput.TRAINING_ADAPTERS if lora else throughput.TRAINING
+
+    def enter(self, state: GadState, phase: Phase) -> GadState:
+        self.stopwatch.start("generator" if phase == "reference" else phase)
+        return self.offload.arrange(state, phase)
+
+    def sample(self, state: GadState, batch: HostBatch, key: jax.Array) -> Samples:
+        placed = self.programs.place_batch(batch)
+        samples = self.programs.sample(state.generator.params, placed, key, base=state.base)
+        samples = jax.device_get(samples)
+        self.meter.rollout(throughput.of_rollout(self.setup.sampler, batch["prompt_length"], samples))
+        return samples
+
+    def teacher_rows(self, batch: HostBatch) -> TeacherRows:
+        packed = self._pack(teacher_rows, 1, batch)
+
+        def placed():
+            rows = packed.result()
+            self.meter.update(throughput.of_rows(self.setup.generator, rows, self.training_passes))
+            return place_rows(self.setup.mesh, rows)
+
+        return functools.cache(placed)
+
+    def policy_rows(self, batch: HostBatch, samples: Samples) -> PolicyRows:
+        packed = self._pack(policy_rows, self.method.num_samples, batch, samples)
+
+        def placed():
+            rows, sampled = packed.result()
+            passes = self.training_passes * self.method.ppo_epochs + throughput.SCORING  # and the reference's pass
+            self.meter.update(throughput.of_rows(self.setup.generator, rows, passes))
+            return place_rows(self.setup.mesh, rows, leading=2), sampled
+
+        return functools.cache(placed)
+
+    def group_rows(self, batch: HostBatch, samples: Samples) -> tuple[Packed, np.ndarray, Groups]:
+        """Packed rows and weights of the new groups and of replayed ones after them; and the new groups."""
+        config, count = self.setup.config, len(batch["row"])
         fresh = {name: value for name, value in batch.items() if name != "row"}
         fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
-        train = self.section.train_discriminator
-        with self._timed("discriminator"):
-            state = self.offload.arrange(state, "discriminator")
-            replayed = None
-            if train and self.replay.groups:
-                replayed = self.replay.draw(past_groups(config.replay_share, count), (self.setup.config.seed, step))
-            shape = row_shape(self.setup, "discriminator", 1 + self.method.num_samples)
-            rows, weight = host_rows.group_rows(self.method, fresh, replayed, config.replay_share, shape)
-            passes = self._training * self.method.updates_per_step if train else throughput.SCORING
-            self._meter.update(throughput.of_rows(self.setup.discriminator, rows, passes))
-            rows = self._place(rows)
-            if train:
-                update = functools.partial(self.programs.update_discriminator, base=state.base, fresh=count)
-                discriminator, scores, metrics = update(state.discriminator, rows, weight)
-                state = state.replace(discriminator=discriminator)
-                self.replay.add(fresh)
-            else:
-                _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
-            return state, scores[:count, 1:], jax.device_get(metrics)
+        replayed = None
+        if self.replay.groups:
+            past = past_groups(config.discriminator.replay_share, count)
+            replayed = self.replay.draw(past, (config.seed, self.step))
+        lay_out = PackedByHost(row_shape(self.setup, "discriminator", 1 + self.method.num_samples))
+        return *pack_groups(self.method, fresh, replayed, config.discriminator.replay_share, lay_out), fresh
 
-    def _supervised(self, state: GadState, teacher: futures.Future) -> tuple[GadState, Metrics]:
-        with self._timed("generator"):
-            state = self.offload.arrange(state, "generator")
-            rows = self._teacher_rows(teacher)
-            generator, metrics = self.programs.update_supervised(state.generator, rows, base=state.base)
-            return state.replace(generator=generator), jax.device_get(metrics)
-
-    def _policy(
-        self, state: GadState, policy: futures.Future, rewards: jax.Array, teacher: futures.Future | None
-    ) -> tuple[GadState, Metrics]:
-        with self._timed("generator"):
-            rows, sampled = policy.result()
-            passes = self._training * self.method.ppo_epochs + throughput.SCORING  # the reference
-            self._meter.update(throughput.of_rows(self.setup.generator, rows, passes))
-            rows = self._place(rows, leading=2)
-            state = self.offload.arrange(state, "reference")
-            before = self.programs.reference_logprobs(state.reference, rows, base=state.base)
-            state = self.offload.arrange(state, "generator")
-            answers = teacher and self._teacher_rows(teacher)
-            generator, metrics = self.programs.update_policy(
-                state.generator, before, rows, sampled, rewards, answers, base=state.base
+    def update_discriminator(
+        self, state: GadState, groups: tuple[Packed, np.ndarray, Groups], *, train: bool
+    ) -> tuple[TrainState, np.ndarray, Metrics]:
+        rows, weight, fresh = groups
+        count = len(fresh["prompt"])
+        passes = self.training_passes * self.method.updates_per_step if train else throughput.SCORING
+        self.meter.update(throughput.of_rows(self.setup.discriminator, rows, passes))
+        rows = place_rows(self.setup.mesh, rows)
+        if train:
+            discriminator, scores, metrics = self.programs.update_discriminator(
+                state.discriminator, rows, weight, base=state.base, fresh=count
             )
-            return state.replace(generator=generator), jax.device_get(metrics)
+            self.replay.add(fresh)
+        else:
+            _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
+            discriminator = state.discriminator
+        return discriminator, scores[:count], jax.device_get(metrics)
 
-    def _teacher_rows(self, teacher: futures.Future) -> Packed:
-        """Placed rows of the teacher's answers, for one pass over them."""
-        rows = teacher.result()
-        self._meter.update(throughput.of_rows(self.setup.generator, rows, self._training))
-        return self._place(rows)
+    def reference_logprobs(self, state: GadState, policy: PolicyRows) -> jax.Array:
+        return self.programs.reference_logprobs(state.reference, policy()[0], base=state.base)
 
-    @property
-    def _training(self) -> int:
-        lora = self.setup.generator.config.lora
-        return throughput.TRAINING_ADAPTERS if lora else throughput.TRAINING
+    def update_policy(
+        self,
+        state: GadState,
+        reference: jax.Array,
+        policy: PolicyRows,
+        rewards: np.ndarray,
+        teacher: TeacherRows | None,
+    ) -> tuple[TrainState, Metrics]:
+        answers = teacher and teacher()
+        generator, metrics = self.programs.update_policy(
+            state.generator, reference, *policy(), rewards, answers, base=state.base
+        )
+        return generator, jax.device_get(metrics)
 
-    @contextlib.contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        """Wall-clock seconds of a phase, which ends when its results are on the host.
+    def update_supervised(self, state: GadState, teacher: TeacherRows) -> tuple[TrainState, Metrics]:
+        generator, metrics = self.programs.update_supervised(state.generator, teacher(), base=state.base)
+        return generator, jax.device_get(metrics)
 
-        The metrics are of all updates of the phase, so that none of them is still running then.
-        """
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = time.perf_counter() - start
+    def _pack(self, rows_of: Callable[..., Any], group: int, *sequences: Any) -> futures.Future:
+        lay_out = PackedByHost(row_shape(self.setup, "generator", group))
+        return self.packer.submit(rows_of, self.method, *sequences, lay_out)
 
 
-def row_shape(blueprint: Blueprint, network: str, group: int) -> host_rows.RowShape:
-    """How a network's sequences become rows; its micro-batches adapt where the config leaves them to gadjax.
+class Stopwatch:
+    """Wall-clock seconds of phases that follow each other."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._phase, self._since = "", 0.0
+
+    def start(self, phase: str) -> None:
+        """Ends the phase before and starts this one, which goes on counting where it ran before."""
+        now = time.perf_counter()
+        if self._phase:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    def stop(self) -> dict[str, float]:
+        """Ends the last phase; the seconds of each."""
+        self.start("")
+        return self._seconds
+
+
+def row_shape(blueprint: Blueprint, network: str, group: int) -> RowShape:
+    """How a network's sequences become rows. Its micro-batches adapt where the config leaves their number to gadjax.
 
     `group`: sequences of one prompt.
     """
@@ -184,7 +226,7 @@ def row_shape(blueprint: Blueprint, network: str, group: int) -> host_rows.RowSh
 
 
 def response_metrics(samples: Samples) -> Metrics:
-    """Lengths of the sampled responses, where reward hacking shows first (`docs/algorithm.md`, section 5)."""
+    """Lengths of the sampled responses, where reward hacking shows first (`docs/algorithm.md`, section 5.7)."""
     lengths = length_statistics(np.asarray(samples.lengths).reshape(-1))
     return {
         "response/length_mean": lengths["mean"],

@@ -20,23 +20,24 @@ import optax
 import pytest
 
 from configs.base import get_config
-from gadjax.data.packing import Packed, pack
-from gadjax.distill import rows as device_rows
+from gadjax.data.packing import Packed, RowShape, pack
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
+from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
 from gadjax.distill.state import GadState
+from gadjax.distill.steps import PureParts
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import Lora, ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.setup.blueprint import make_method, state_shardings
-from gadjax.trainer import host_rows
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.stage_steps import StageSteps
 
 B, N, P, T, V = 4, 3, 9, 7, 64
 ROW_LENGTH = 2 * (P + T)
+PACKED = PackedByHost(RowShape(ROW_LENGTH))
 EOS = (3, 11, 17, 29, 31, 40)
 PROMPT_LENGTHS = (9, 1, 6, 4)
 TEACHER_LENGTHS = (2, 7, 1, 5)
@@ -132,16 +133,16 @@ class Tiny:
 
     def groups(self, method: Method) -> tuple[Packed, Any]:
         """Rows and weights of the discriminator's update on the samples, one sequence a row."""
-        return jax.jit(device_rows.group_rows, static_argnums=0)(method, self.batch, self.samples)
+        return jax.jit(PureParts(method).group_rows)(self.batch, self.samples)
 
     def policy_rows(self, method: Method) -> tuple[Packed, Any]:
         """Rows of the policy update on the samples, packed, and the sampler's log-probs."""
-        rows, sampled = host_rows.policy_rows(method, self.batch, self.samples, host_rows.RowShape(ROW_LENGTH))
+        rows, sampled = policy_rows(method, self.batch, self.samples, PACKED)
         return poison(rows), sampled
 
     def teacher_rows(self, method: Method) -> Packed:
         """Rows of the supervised update, packed."""
-        return poison(host_rows.teacher_rows(method, self.batch, host_rows.RowShape(ROW_LENGTH)))
+        return poison(teacher_rows(method, self.batch, PACKED))
 
     def pack(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Packed:
         """One micro-batch packed by the host, without its axis of micro-batches."""
@@ -175,7 +176,7 @@ class Tiny:
             **self.networks,
             sampler=self.networks["generator"],
             sampling=lambda temperature: Sampling(T, EOS, temperature=temperature),
-            row_shape=lambda group, adaptive=True: host_rows.RowShape(
+            row_shape=lambda group, adaptive=True: RowShape(
                 ROW_LENGTH, meshes.batch_shards(mesh) if mesh else 1, adaptive, share=True
             ),
         )

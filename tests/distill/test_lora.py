@@ -14,6 +14,9 @@ from gadjax.distill import steps, updates
 from gadjax.models import lora
 from gadjax.models.weights import named_leaves
 from gadjax.parallel import mesh as meshes
+from tests.distill.policy import update_against
+
+WHOLE = {"gad": steps.gad_step, "warmup": steps.warmup_step}
 
 STEP = 5  # steps of the run done before; it seeds the sampling
 
@@ -64,7 +67,7 @@ def test_the_kl_of_the_first_step_is_exactly_zero(adapted, micro_batches):
     method = adapted.method(generator_micro_batches=micro_batches)
     state, reference = adapted.state(method), jax.tree.map(jnp.array, adapted.params["generator"])
     rows, sampled = adapted.policy_rows(method)
-    update = jax.jit(functools.partial(updates.update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     _, metrics = update(state.generator, reference, rows, sampled, adapted.advantages, base=state.base)
     assert metrics["generator/kl"] == 0.0
     assert metrics["generator/grad_norm"] > 0
@@ -75,7 +78,7 @@ def test_the_trainer_on_eight_devices_is_the_whole_step_on_one(adapted, stage):
     """Packing and the mesh change no number; the base stays where and what it is, and no update takes it."""
     settings = dict(micro_batches__discriminator=2, optimizer__eps=1e-4)
     trainer, state = adapted.trainer(stage, meshes.make_mesh(2, 2, 2), **settings)
-    whole = jax.jit(functools.partial({"gad": steps.gad_step, "warmup": steps.warmup_step}[stage], trainer.method))
+    whole = jax.jit(functools.partial(WHOLE[stage], steps.PureParts(trainer.method)))
     key = jax.random.fold_in(jax.random.key(0), STEP)
     expected, metrics, samples = whole(adapted.state(trainer.method), adapted.batch, key)
     assert len(np.unique(samples.lengths)) > 2
@@ -109,9 +112,9 @@ def test_the_sampler_s_log_probs_are_the_trainer_s(adapted):
     samples = jax.jit(functools.partial(steps.sample, method))(
         state.generator.params, adapted.batch, key, base=state.base
     )
-    rows, sampled = steps.policy_rows(method, adapted.batch, samples)
+    rows, sampled = steps.PureParts(method).policy_rows(adapted.batch, samples)
     advantages = jnp.asarray(adapted.advantages)
-    update = jax.jit(functools.partial(updates.update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     _, metrics = update(state.generator, state.reference, rows, sampled, advantages, base=state.base)
     assert metrics["generator/sampler_gap"] < 1e-5
     bare = jax.tree.map(jnp.zeros_like, state.generator.params)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gadjax.distill import steps
-from gadjax.distill.updates import update_policy
 from gadjax.parallel import mesh as meshes
+from tests.distill.policy import update_against
 
 WHOLE = {"gad": steps.gad_step, "warmup": steps.warmup_step}
 STEP = 5  # steps of the run done before; it seeds the sampling
@@ -19,7 +19,7 @@ STEP = 5  # steps of the run done before; it seeds the sampling
 
 def whole_step(tiny, method, stage, state=None, **options):
     """The jitted step of a stage and the samples that it drew, on one device."""
-    step = jax.jit(functools.partial(WHOLE[stage], method, **options))
+    step = jax.jit(functools.partial(WHOLE[stage], steps.PureParts(method), **options))
     key = jax.random.fold_in(jax.random.key(0), STEP)
     return step(state or tiny.state(method), tiny.batch, key)
 
@@ -116,7 +116,7 @@ def test_the_kl_of_the_first_step_is_exactly_zero(decoder, micro_batches):
     method = decoder.method(generator_micro_batches=micro_batches)
     state, reference = decoder.state(method), jax.tree.map(jnp.array, decoder.params["generator"])
     rows, sampled = decoder.policy_rows(method)
-    update = jax.jit(functools.partial(update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     _, metrics = update(state.generator, reference, rows, sampled, decoder.advantages)
     assert metrics["generator/kl"] == 0.0
     assert metrics["generator/grad_norm"] > 0

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.data.packing import one_per_row
-from gadjax.distill import rows as device_rows
+from gadjax.data.packing import RowShape, one_per_row
 from gadjax.distill import steps
-from gadjax.distill.advantages import group_advantages
 from gadjax.distill.forward import response_logprobs, sequence_scores
-from gadjax.distill.updates import discriminator_metrics, update_discriminator, update_policy
+from gadjax.distill.losses import group_advantages
+from gadjax.distill.rows import PackedByHost, group_rows
+from gadjax.distill.updates import discriminator_metrics, update_discriminator
 from gadjax.rollout.sampler import Samples
-from gadjax.trainer import host_rows
 from gadjax.trainer.stage_steps import response_metrics
+from tests.distill.policy import update_against
 
 
 def padded(sequences, width, seed=0):
@@ -77,14 +77,10 @@ def test_trap_1_a_student_that_writes_the_teacher_s_text_cannot_be_told_apart(de
     decoder.batch |= {"teacher": np.array(samples.tokens[:, 0]), "teacher_length": np.array(samples.lengths[:, 0])}
     decoder.samples = jax.tree.map(lambda leaf: np.repeat(leaf[:, :1], 3, axis=1), samples)
     update = jax.jit(functools.partial(update_discriminator, method, train=False))
-    packed, weight = host_rows.group_rows(
-        method,
-        decoder.batch | {"tokens": decoder.samples.tokens, "lengths": decoder.samples.lengths},
-        None,
-        0.0,
-        host_rows.RowShape(row_length=40),
-    )
-    for groups, weights in (decoder.groups(method), (packed, weight)):
+    tokens, lengths = decoder.samples.tokens, decoder.samples.lengths
+    packed = group_rows(method, decoder.batch, tokens, lengths, PackedByHost(RowShape(row_length=40)))
+    own_rows, weight = decoder.groups(method)
+    for groups, weights in ((own_rows, weight), (packed, weight)):
         _, scores, metrics = update(state.discriminator, groups, weights)
         np.testing.assert_allclose(scores, np.repeat(scores[:, :1], 4, axis=1), rtol=1e-5, atol=1e-6)
         assert np.ptp(scores[:, 0]) > 1e-2, "the texts differ from prompt to prompt"
@@ -166,14 +162,15 @@ def test_trap_3_the_reward_is_of_the_discriminator_before_its_update(bigrams):
     """The whole step, against its parts in the right order and in the wrong one."""
     method = bigrams.method()
     state, key = bigrams.state(method), jax.random.key(2)
-    measured, metrics, bigrams.samples = jax.jit(functools.partial(steps.gad_step, method))(state, bigrams.batch, key)
+    step = jax.jit(functools.partial(steps.gad_step, steps.PureParts(method)))
+    measured, metrics, bigrams.samples = step(state, bigrams.batch, key)
 
     groups, weight = bigrams.groups(method)
     score = jax.jit(functools.partial(update_discriminator, method, train=False))
     _, before, _ = score(state.discriminator, groups, weight)
     _, after, _ = score(measured.discriminator, groups, weight)
-    rows, sampled = jax.jit(device_rows.policy_rows, static_argnums=0)(method, bigrams.batch, bigrams.samples)
-    update = jax.jit(functools.partial(update_policy, method))
+    rows, sampled = jax.jit(steps.PureParts(method).policy_rows)(bigrams.batch, bigrams.samples)
+    update = jax.jit(functools.partial(update_against, method))
     embeddings = [
         update(state.generator, state.reference, rows, sampled, group_advantages(scores[:, 1:]))[0].params["embed"]
         for scores in (before, after)
@@ -192,7 +189,7 @@ def test_trap_4_every_sample_of_a_group_moves_the_policy(bigrams, keep_gradient)
     method = bigrams.method(generator_optimizer=keep_gradient, kl_coefficient=0.0, generator_micro_batches=2)
     state, (rows, sampled) = bigrams.state(method), bigrams.policy_rows(method)
     assert np.array(rows.mask).sum() == bigrams.samples.lengths.sum()
-    update = jax.jit(functools.partial(update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
 
     def gradient(advantages):
         new, _ = update(state.generator, state.reference, rows, sampled, advantages)

@@ -20,6 +20,7 @@ from tests.distill.dense_oracle import (
     dense_scores,
     dense_supervised_loss,
 )
+from tests.distill.policy import update_against
 
 RTOL = 1e-10
 LR = 0.5
@@ -41,7 +42,7 @@ def policy_update(tiny, method, teacher=True):
     """One rollout's policy updates on the fabricated samples: the new state, metrics."""
     rows, sampled = tiny.policy_rows(method)
     teacher = tiny.teacher_rows(method) if teacher and method.sft_coefficient else None
-    update = jax.jit(functools.partial(updates.update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     state = tiny.state(method)
     return update(state.generator, state.reference, rows, sampled, tiny.advantages, teacher)
 
@@ -304,7 +305,7 @@ def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigra
 
 def test_a_collapsed_discriminator_moves_the_generator_nowhere(bigrams):
     """Constant scores: advantages of exactly zero, a KL of zero at the reference, and nothing that is not finite."""
-    from gadjax.distill.advantages import group_advantages
+    from gadjax.distill.losses import group_advantages
 
     method = bigrams.method()
     bigrams.params["discriminator"]["score"][:] = 0.0

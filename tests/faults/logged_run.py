@@ -77,12 +77,11 @@ def _end_of_save(place: pathlib.Path, step: int) -> None:
 
 
 def log_steps(steps: Any) -> None:
-    """The step that its phases are of, and its rows."""
+    """Logs the rows of each step."""
     original = steps.run
 
     def run(self: Any, state: Any, batch: Any, stage_step: int, step: int) -> Any:
-        self.number = step + 1
-        write("rows", self.number, ",".join(map(str, batch["row"])))
+        write("rows", step + 1, ",".join(map(str, batch["row"])))
         return original(self, state, batch, stage_step, step)
 
     steps.run = run
@@ -111,16 +110,16 @@ def main(argv: list[str]) -> None:
     from gadjax.parallel import mesh
     from gadjax.trainer import session
     from gadjax.trainer.loop import Run
-    from gadjax.trainer.stage_steps import StageSteps
+    from gadjax.trainer.stage_steps import CompiledParts, StageSteps
     from gadjax.workdir.checkpoints import Checkpoints
 
     commands.use_compilation_cache = keep_small_programs
     mesh.make_mesh = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
     log_steps(StageSteps)
-    log_calls(StageSteps, "_sample", lambda self, *_: ("rollout", self.number))
-    log_calls(StageSteps, "_discriminate", lambda self, *_: ("update:discriminator", self.number))
-    log_calls(StageSteps, "_supervised", lambda self, *_: ("update:generator", self.number))
-    log_calls(StageSteps, "_policy", lambda self, *_: ("update:generator", self.number))
+    log_calls(CompiledParts, "sample", lambda self, *_: ("rollout", self.step + 1))
+    log_calls(CompiledParts, "update_discriminator", lambda self, *_: ("update:discriminator", self.step + 1))
+    log_calls(CompiledParts, "update_supervised", lambda self, *_: ("update:generator", self.step + 1))
+    log_calls(CompiledParts, "update_policy", lambda self, *_: ("update:generator", self.step + 1))
     log_saves(Checkpoints)
     log_calls(Run, "_measure", lambda self, *_: ("measurement", self.position.step))
     log_calls(session, "export_network", lambda workdir, network, params, step, out: (f"export:{network}", step))

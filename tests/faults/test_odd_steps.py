@@ -19,8 +19,8 @@ from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import read_hf_config
 from gadjax.train import run
-from gadjax.trainer import host_rows
-from gadjax.trainer.stage_steps import StageSteps
+from gadjax.trainer import stage_steps
+from gadjax.trainer.stage_steps import CompiledParts
 from gadjax.workdir.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -49,21 +49,21 @@ def poison(monkeypatch):
     """Puts NaN into the rewards, or into the weights of the discriminator's groups, at some steps of the run."""
 
     def rewards(steps):
-        def discriminate(self, state, batch, samples, step):
-            state, scores, metrics = original(self, state, batch, samples, step)
-            return state, np.where(step in steps, np.float32("nan"), scores), metrics
+        def update(self, state, groups, *, train):
+            discriminator, scores, metrics = original(self, state, groups, train=train)
+            return discriminator, np.where(self.step in steps, np.float32("nan"), scores), metrics
 
-        original = StageSteps._discriminate
-        monkeypatch.setattr(StageSteps, "_discriminate", discriminate)
+        original = CompiledParts.update_discriminator
+        monkeypatch.setattr(CompiledParts, "update_discriminator", update)
 
     def gradient(steps):
-        def group_rows(*arguments):
+        def pack_groups(*arguments):
             rows, weight = original(*arguments)
             made.append(len(made))
             return rows, np.where(made[-1] in steps, np.float32("nan"), weight)
 
-        original, made = host_rows.group_rows, []
-        monkeypatch.setattr(host_rows, "group_rows", group_rows)
+        original, made = stage_steps.pack_groups, []
+        monkeypatch.setattr(stage_steps, "pack_groups", pack_groups)
 
     return {"generator": rewards, "discriminator": gradient}
 

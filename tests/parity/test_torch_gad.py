@@ -21,7 +21,8 @@ torch = pytest.importorskip("torch")
 
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill import updates  # noqa: E402
-from gadjax.distill.advantages import group_advantages  # noqa: E402
+from gadjax.distill.losses import group_advantages  # noqa: E402
+from tests.distill.policy import update_against  # noqa: E402
 from tests.parity.tables import NO_ADAPTERS, NoAdapters  # noqa: E402
 from tests.parity.torch_oracle import (  # noqa: E402
     TEMPERATURE,
@@ -159,7 +160,7 @@ def test_policy_loss_and_gradient(double, data, terms):
 
     @functools.cache
     def compiled(method):
-        return jax.jit(functools.partial(updates.update_policy, method))
+        return jax.jit(functools.partial(update_against, method))
 
     def run(method, table, sampled):
         state = states.create({"logits": jnp.array(table)}, KEEP_GRADIENT)

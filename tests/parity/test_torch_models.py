@@ -22,6 +22,7 @@ from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill import updates  # noqa: E402
 from gadjax.models.architecture import ModelConfig, Rope  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
+from tests.distill.policy import update_against  # noqa: E402
 from tests.parity.torch_oracle import (  # noqa: E402
     B,
     Data,
@@ -197,7 +198,7 @@ def test_policy_steps_of_a_whole_model(data):
     terms = Terms(entropy=0.05, sft=0.3)
     with torch.no_grad():
         reference_logits = predictions(peer_reference, data, data.samples)
-    update = jax.jit(functools.partial(updates.update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     state = states.create(jax.tree.map(jnp.array, params), method.generator_optimizer)
     for _ in range(2):
         logits, teacher_logits = predictions(peer, data, data.samples), predictions(peer, data, data.teacher)

@@ -29,10 +29,10 @@ trl = pytest.importorskip("trl")
 from configs.base import get_config  # noqa: E402
 from gadjax.data.packing import pack  # noqa: E402
 from gadjax.distill import state as states  # noqa: E402
-from gadjax.distill import updates  # noqa: E402
-from gadjax.distill.advantages import group_advantages  # noqa: E402
+from gadjax.distill.losses import group_advantages  # noqa: E402
 from gadjax.distill.method import Method  # noqa: E402
 from gadjax.rollout.sampler import Sampling  # noqa: E402
+from tests.distill.policy import update_against  # noqa: E402
 from tests.parity.tables import NO_ADAPTERS, NoAdapters  # noqa: E402
 
 B, N, T, V = 3, 4, 6, 32
@@ -180,7 +180,7 @@ def our_loss(
     prompts = [np.array(prompt, np.int32) for prompt in case.prompts for _ in range(N)]
     samples = [np.array(sample, np.int32) for sample in case.samples]
     rows = jax.tree.map(lambda leaf: leaf[None], pack(prompts, samples, row_length=20, micro_batches=2))
-    update = jax.jit(functools.partial(updates.update_policy, method))
+    update = jax.jit(functools.partial(update_against, method))
     state = states.create({"logits": jnp.array(case.table)}, keep_gradient)
     reference = {"logits": jnp.array(case.reference)}
     state, metrics = update(state, reference, rows, case.sampled[None], advantages)

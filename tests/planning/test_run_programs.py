@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from gadjax.distill import rows
 from gadjax.parallel.chips import CHIPS
 from gadjax.planning.estimate import compile_program
 from gadjax.planning.planner import checked, make_blueprint, make_plan
@@ -17,7 +18,6 @@ from gadjax.planning.run_programs import full_batch, run_programs
 from gadjax.planning.targets import parse_topology
 from gadjax.rollout.sampler import Sampling
 from gadjax.setup.prepare import prepare_run
-from gadjax.trainer import host_rows
 from gadjax.trainer.loop import Run
 from gadjax.trainer.programs import HeldOutPrograms, Programs
 
@@ -172,8 +172,8 @@ def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):
 def test_rows_are_packed_once_and_only_where_they_are_needed(tiny_config, monkeypatch):
     """Not for a program that a search compiled before, nor again for the one without remat."""
     packed = []
-    pack = host_rows.teacher_rows
-    monkeypatch.setattr(host_rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])
+    pack = rows.teacher_rows
+    monkeypatch.setattr(rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])
     config, target, known = tiny_config({"stages": ("seqkd",), "data.heldout": ""}), parse_topology("cpu:8"), {}
     first = make_plan(config, target, jax.devices(), known=known)
     assert len(packed) == 1

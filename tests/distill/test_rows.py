@@ -10,16 +10,18 @@ import optax
 import pytest
 
 from configs.base import get_config
-from gadjax.data.packing import Packed
-from gadjax.distill import rows as device_rows
+from gadjax.data.packing import Packed, RowShape
 from gadjax.distill.method import Method
+from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
+from gadjax.distill.steps import PureParts
 from gadjax.rollout.sampler import Samples, Sampling
 from gadjax.segments import root
-from gadjax.trainer import host_rows
+from gadjax.trainer.replay import pack_groups
 
 B, N, P, T = 4, 3, 6, 5
-SHAPE = host_rows.RowShape(row_length=17, row_multiple=2)
-SHARED = dataclasses.replace(SHAPE, share=True)
+SHAPE = RowShape(row_length=17, row_multiple=2)
+PACKED = PackedByHost(SHAPE)
+SHARED = PackedByHost(dataclasses.replace(SHAPE, share=True))
 METHOD = Method.from_config(
     get_config(), generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N
 )
@@ -80,7 +82,7 @@ def cut(tokens: np.ndarray, length: int) -> list[int]:
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_teacher_rows(parts):
     data, method = batch(), dataclasses.replace(METHOD, generator_micro_batches=parts)
-    rows = host_rows.teacher_rows(method, data, SHAPE)
+    rows = teacher_rows(method, data, PACKED)
     assert rows.tokens.shape[::2] == (parts, SHAPE.row_length) and rows.tokens.shape[1] % SHAPE.row_multiple == 0
     assert sequences(rows) == [
         (cut(data["prompt"][b], data["prompt_length"][b]), cut(data["teacher"][b], data["teacher_length"][b]))
@@ -88,14 +90,14 @@ def test_teacher_rows(parts):
     ]
 
 
-@pytest.mark.parametrize("shape", [SHAPE, SHARED], ids=["alone", "shared"])
+@pytest.mark.parametrize("lay_out", [PACKED, SHARED], ids=["alone", "shared"])
 @pytest.mark.parametrize(("minibatches", "parts"), [(1, 1), (1, 4), (2, 1), (2, 2)])
-def test_policy_rows_hold_all_samples_in_order(minibatches, parts, shape):
+def test_policy_rows_hold_all_samples_in_order(minibatches, parts, lay_out):
     """B * N sequences, each beside its own log-probs."""
     data = batch()
     samples = samples_of(data)
     method = dataclasses.replace(METHOD, ppo_minibatches=minibatches, generator_micro_batches=parts)
-    rows, sampled = host_rows.policy_rows(method, data, samples, shape)
+    rows, sampled = policy_rows(method, data, samples, lay_out)
     assert rows.tokens.shape[:2] == (minibatches, parts)
     found = sequences(rows)
     assert len(found) == B * N
@@ -107,11 +109,11 @@ def test_policy_rows_hold_all_samples_in_order(minibatches, parts, shape):
     np.testing.assert_array_equal(sampled.reshape(B, N, T), samples.logprobs)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, SHARED], ids=["alone", "shared"])
+@pytest.mark.parametrize("lay_out", [PACKED, SHARED], ids=["alone", "shared"])
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_group_rows_hold_the_teacher_and_then_its_samples(parts, shape):
+def test_group_rows_hold_the_teacher_and_then_its_samples(parts, lay_out):
     data, method = batch(), dataclasses.replace(METHOD, discriminator_micro_batches=parts)
-    rows, weight = host_rows.group_rows(method, data, None, 0.5, shape)
+    rows, weight = pack_groups(method, data, None, 0.5, lay_out)
     expected = []
     for b in range(B):
         prompt = cut(data["prompt"][b], data["prompt_length"][b])
@@ -124,25 +126,26 @@ def test_group_rows_hold_the_teacher_and_then_its_samples(parts, shape):
 def test_replayed_groups_follow_the_fresh_ones_and_weigh_their_share():
     fresh, past = batch(), batch(seed=5, count=2)
     method = dataclasses.replace(METHOD, discriminator_micro_batches=2)
-    rows, weight = host_rows.group_rows(method, fresh, past, 0.25, SHAPE)
-    alone = [host_rows.group_rows(METHOD, part, None, 0.0, SHAPE)[0] for part in (fresh, past)]
+    rows, weight = pack_groups(method, fresh, past, 0.25, PACKED)
+    alone = [pack_groups(METHOD, part, None, 0.0, PACKED)[0] for part in (fresh, past)]
     assert sequences(rows) == sequences(alone[0]) + sequences(alone[1])
     np.testing.assert_allclose(weight, [0.75 / 4] * 4 + [0.25 / 2] * 2, rtol=1e-6)
 
 
 def test_the_device_s_rows_hold_the_same_sequences_in_the_same_order():
-    """Teacher, policy and group rows of `gadjax.distill.rows`, which whole steps use."""
+    """Teacher, policy and group rows, with one sequence a row."""
     data = batch()
     samples = samples_of(data)
     method = dataclasses.replace(METHOD, ppo_minibatches=2, generator_micro_batches=2, discriminator_micro_batches=2)
-    on_host = host_rows.policy_rows(method, data, samples, SHAPE)
-    on_device = jax.device_get(device_rows.policy_rows(method, data, samples))
+    pure = PureParts(method)
+    on_host = policy_rows(method, data, samples, PACKED)
+    on_device = jax.device_get(pure.policy_rows(data, samples))
     np.testing.assert_array_equal(on_device[1], on_host[1])
     pairs = [(on_device[0], on_host[0])]
-    pairs.append((device_rows.teacher_rows(method, data), host_rows.teacher_rows(method, data, SHAPE)))
+    pairs.append((pure.teacher_rows(data), teacher_rows(method, data, PACKED)))
     grouped = (
-        jax.device_get(device_rows.group_rows(method, data, samples)),
-        host_rows.group_rows(method, data, None, 0, SHAPE),
+        jax.device_get(pure.group_rows(data, samples)),
+        pack_groups(method, data, None, 0, PACKED),
     )
     np.testing.assert_allclose(grouped[0][1], grouped[1][1])
     pairs.append((grouped[0][0], grouped[1][0]))
@@ -176,7 +179,7 @@ def test_padding_of_an_update(devices, median):
     parts = lambda each: next(n for n in range(1, 257) if 256 % n == 0 and 256 // n * each <= at_once)  # noqa: E731
     most = {"generator_micro_batches": parts(samples), "discriminator_micro_batches": parts(1 + samples)}
     method = dataclasses.replace(METHOD, num_samples=samples, **most)
-    shape = host_rows.RowShape(3584, devices, adaptive=True)
+    lay_out = PackedByHost(RowShape(3584, devices, adaptive=True))
     padding = []
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -190,8 +193,8 @@ def test_padding_of_an_update(devices, median):
             "tokens": np.ones((count, samples, 1536), np.int32),
             "lengths": answers[:, 1:],
         }
-        groups, _ = host_rows.group_rows(method, data, None, 0.0, shape)
-        policy, _ = host_rows.policy_rows(method, data, samples_of(data), shape)
+        groups, _ = pack_groups(method, data, None, 0.0, lay_out)
+        policy, _ = policy_rows(method, data, samples_of(data), lay_out)
         for rows, limit in zip((policy, groups), most.values(), strict=True):
             assert rows.tokens.shape[-2] <= at_once and rows.tokens.shape[-3] <= limit
             padding.append(np.mean(rows.segments == 0))
