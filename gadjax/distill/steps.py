@@ -227,7 +227,7 @@ def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -
     model = method.sampler or method.generator
     keys = row_keys(key, batch["row"])
     prompt = batch["prompt"], batch["prompt_length"]
-    return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)
+    return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)[0]
 
 
 def learn_from_rewards(
