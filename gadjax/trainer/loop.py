@@ -1,4 +1,4 @@
-"""The loop over stages and steps: train, log, measure, save. Resumes where its last checkpoint stands."""
+"""The loop over stages and steps: train, log, measure, save. It resumes from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -10,32 +10,28 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gadjax.config.check import grows_from_generator
 from gadjax.data.pipeline import batches
-from gadjax.distill import state as states
-from gadjax.distill.state import GadState, TrainState
+from gadjax.distill.state import GadState
 from gadjax.errors import Stopped, UserError, first_line
 from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.models import lora
-from gadjax.models.model import Model, Params
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
-from gadjax.setup.blueprint import abstract_state, make_method, state_shardings
-from gadjax.setup.initial import initial_base, initial_discriminator, initial_generator
+from gadjax.setup.blueprint import abstract_state
+from gadjax.setup.initial import initial_base, initial_generator
 from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.trainer.ahead import Ahead
+from gadjax.trainer.entering import enter_stage
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.trainer.replay import Groups, Replay
 from gadjax.trainer.stage_steps import StageSteps
-from gadjax.trainer.watchdogs import Teacher, Watchdogs
+from gadjax.trainer.watchdog_rules import TeacherLengths
+from gadjax.trainer.watchdogs import Watchdogs
 from gadjax.workdir.checkpoints import Checkpoints, is_damage
 
 BEFORE = "before"  # the stage name of figures measured before any training
@@ -51,8 +47,8 @@ class Position:
     step: int  # steps done over all stages
 
 
-class Run:
-    """One run in its workdir."""
+class TrainingRun:
+    """A run in its workdir."""
 
     def __init__(
         self,
@@ -62,9 +58,17 @@ class Run:
         profile: Profile | None = None,
         stop: StopRequest | None = None,
     ):
-        self.stop = stop or StopRequest()  # that nobody makes
+        """
+        Args:
+          setup: the checked run.
+          workdir: its folder, prepared (`gadjax.workdir.facts.prepare_workdir`).
+          progress: shows what happens.
+          profile: the steps to trace; None traces none.
+          stop: asks the run to end; None never does.
+        """
+        self.stop = stop or StopRequest()
         self.setup, self.config, self.progress = setup, setup.config, progress
-        self.profile = profile or Profile(workdir, 0, 0)  # of no step
+        self.profile = profile or Profile(workdir, 0, 0)  # traces no step
         self.lengths = stage_lengths(setup)
         self.offload = Offload.of(self.config)
         self.checkpoints = Checkpoints.of(workdir, self.config, write=True)
@@ -80,7 +84,8 @@ class Run:
             self.position, self.state = self._restore_newest(saved)
         else:
             self.position = Position(self.config.stages[0], 0, 0)
-            self.state = self._enter(self.config.stages[0], initial_generator(setup))
+            generator = initial_generator(setup)
+            self.state = enter_stage(setup, self.config.stages[0], generator, base=self.base, is_first=True)
         logging = {"resume_step": self.position.step if saved else None, "write": processes.is_first()}
         with processes.together():
             self.samples = SampleLog(workdir, **logging)
@@ -92,36 +97,38 @@ class Run:
                 self.watchdogs.replay(read_metrics(workdir / "metrics.jsonl"))
 
     def train(self) -> GadState:
-        """Runs every stage that is left, and returns the final state.
+        """Runs the stages that are left, and returns the final state.
 
-        However it ends, checkpoints that are being written reach the disk, and the logs are closed.
+        However it ends, the checkpoints in progress reach the disk, and the logs are closed.
 
         Raises:
           Stopped: the process was told to end (`StopRequest`); the step in progress is finished and saved.
         """
-        with contextlib.ExitStack() as closing:  # one that fails keeps none of the others open
+        with contextlib.ExitStack() as closing:  # where one fails to close, the others are closed all the same
             for part in (self.samples, self.logger, self.checkpoints, self.profile):
                 closing.callback(part.close)
-            if self.stop.is_set():  # since the program began
+            if self.stop.is_set():  # asked for before the first step
                 raise self._stopped()
             self._run_stages()
-        self.state = self.offload.arrange(self.state, "measure")  # both networks where they can be read
+        self.state = self.offload.arrange(self.state, "measure")  # both networks on the devices
         return self.state
 
     def _run_stages(self) -> None:
         if self.position.step == 0 and self.heldout:
-            self._measure(BEFORE, two_sample=not self.config.random_init)  # noise needs no test
+            self._measure(BEFORE, two_sample=not self.config.random_init)  # random weights need no test
         stages = list(self.config.stages)
         left = self.position.stage != stages[-1] or self.position.stage_step < self.lengths[stages[-1]]
-        if left and (alarm := self._alarm()):  # started again as it was, by a scheduler say
+        if left and (alarm := self._alarm()):  # a scheduler has started the run again, unchanged
             raise alarm
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
+                # The networks go on into the next stage; the old moments make room for the reference and new moments.
                 self.state = self.offload.arrange(self.state, "measure")
                 generator, discriminator = self.state.generator.params, self.state.discriminator
                 discriminator = discriminator and discriminator.params
-                self.state = None  # the old moments make room for the reference and the new ones
-                self.state = self._enter(stage, generator, discriminator)
+                self.state = None
+                is_first = self.position.step == 0
+                self.state = enter_stage(self.setup, stage, generator, discriminator, base=self.base, is_first=is_first)
                 self.position = dataclasses.replace(self.position, stage=stage, stage_step=0)
             if self.position.stage_step < self.lengths[stage]:
                 self._train_stage(stage)
@@ -132,20 +139,27 @@ class Run:
         total = self.lengths[stage]
         self.progress.start_stage(stage, total, self.position.stage_step)
         for batch in self._batches(stage):
+            # Train one step.
             number = self.position.step + 1
             with self.profile.step(number):
                 self.state, metrics = steps.run(self.state, batch, self.position.stage_step, self.position.step)
             self.position.stage_step += 1
             self.position.step += 1
+
+            # Log it, and look for what is wrong.
             self._watch(self.logger.log(self.position.step, stage, metrics))
             self.progress.advance(figures_that_matter(metrics))
             self._check_skipped(steps.method.updates)
+
+            # Measure on held-out prompts where it is due.
             finished = self.position.stage_step == total
             figures: dict[str, float] = {}
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = stage == "seqkd" or self.config[stage].train_generator
                 figures = self._measure(stage, two_sample=finished and trained)
-            alarm, stopped = self._alarm(), self.stop.is_set()  # processes ask together
+
+            # Save where it is due, and end where a watchdog or a signal says so. All processes ask here together.
+            alarm, stopped = self._alarm(), self.stop.is_set()
             due = finished or self._due(self.config.checkpoint.every) or self._stays()
             if due or alarm or stopped or self._improves(figures):
                 self._save(figures)
@@ -163,12 +177,12 @@ class Run:
         return Stopped(f"stopped {where}")
 
     def _stays(self) -> bool:
-        """Whether a checkpoint of this step would be kept for its number."""
+        """Whether `checkpoint.keep_every` keeps a checkpoint of this step."""
         every = self.config.checkpoint.keep_every
         return every > 0 and self.position.step % every == 0
 
     def _improves(self, figures: dict[str, float]) -> bool:
-        """Whether to save for these figures: the first process says, as a save that one alone begins would hang."""
+        """Whether these figures are the best so far; the first process decides, since all must begin a save together."""
         if not (self.config.checkpoint.best and figures):
             return False
         return processes.as_first_says(self.checkpoints.improves(figures))
@@ -177,48 +191,15 @@ class Run:
         return every > 0 and self.position.stage_step % every == 0
 
     def _batches(self, stage: str) -> Iterator[dict[str, np.ndarray]]:
-        seed = self.config.seed + 7919 * self.config.stages.index(stage)  # each stage in an order of its own
+        """The batches of a stage, from its next step on. Each stage has an order of its own."""
+        seed = self.config.seed + 7919 * self.config.stages.index(stage)
         start = self.position.stage_step
         return iter(batches(self.setup.train, batch_size=self.config.batch_size, seed=seed, start_step=start))
 
-    def _enter(self, stage: str, generator: Params, discriminator: Params | None = None) -> GadState:
-        """The state at a stage's start: fresh optimizers, and for gad the policy that the KL is measured against.
-
-        Args:
-          generator, discriminator: trained parameters as the stage before left them, None for no discriminator yet;
-            taken over.
-        """
-        method = make_method(self.setup, stage)
-        reference = None
-        if stage == "gad":
-            dtype = self.setup.generator.config.dtype
-            reference = jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), generator)
-        if stage != "seqkd" and discriminator is None:
-            discriminator = self._first_discriminator(generator)
-        generator = self._create(generator, method.generator, method.generator_optimizer)
-        state = self.offload.arrange(GadState(generator, reference=reference, base=self.base), "rollout")
-        if stage != "seqkd":
-            discriminator = self._create(discriminator, method.discriminator, method.discriminator_optimizer)
-            state = self.offload.arrange(state.replace(discriminator=discriminator), "rollout")
-        return state
-
-    def _first_discriminator(self, generator: Params) -> Params:
-        """Of the checkpoint that the config names, or grown: from the student, or from the generator as it is now."""
-        trained = self.position.step > 0
-        if self.setup.discriminator_init is None and trained and not grows_from_generator(self.config):
-            generator = initial_generator(self.setup)
-        return initial_discriminator(self.setup, generator)
-
-    def _create(self, params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-        """A fresh state in the training layout; takes the parameters over."""
-        shardings = state_shardings(model, optimizer, self.setup.mesh)
-        create = jax.jit(lambda params: states.create(params, optimizer), donate_argnums=0, out_shardings=shardings)
-        return create(params)
-
     def _restore_newest(self, saved: list[int]) -> tuple[Position, GadState]:
-        """Of the newest checkpoint that is whole. The damaged ones after it are set aside, and said to be.
+        """The position and state of the newest checkpoint that is whole; sets damaged ones after it aside, and says so.
 
-        `saved`: steps, ascending.
+        `saved`: steps of the checkpoints, ascending.
         """
         damaged: dict[int, BaseException] = {}
         for step in reversed(saved):
@@ -227,7 +208,7 @@ class Run:
             except Exception as error:  # Orbax has no narrower class for arrays that cannot be read
                 if not is_damage(error):
                     raise
-                if processes.count() > 1:  # of which others may find nothing wrong
+                if processes.count() > 1:  # others may find nothing wrong
                     raise UserError(
                         f"{self.checkpoints.directory / str(step)} is damaged ({first_line(error)}): rename this "
                         "folder, and the same command goes on from the checkpoint before"
@@ -259,7 +240,7 @@ class Run:
         return position, state
 
     def _replay_fits(self, groups: Groups) -> bool:
-        """Whether saved groups are of the sizes that this run's are."""
+        """Whether saved groups have the sizes of this run's groups."""
         config, train = self.setup.config, self.setup.train
         sizes = {
             "tokens": (config.rollout.num_samples, config.data.max_response_length),
@@ -269,14 +250,14 @@ class Run:
         return all(groups[name].shape == (self.replay.groups, *size) for name, size in sizes.items())
 
     def _save(self, figures: dict[str, float]) -> None:
-        """`figures`: measured on held-out prompts at this step, if any."""
+        """Saves this step. `figures`: the held-out figures measured at it, if any."""
         progress = {**dataclasses.asdict(self.position), "replay_added": self.replay.added, "figures": figures}
         for log in (self.samples, self.logger):
-            log.sync()  # of what a checkpoint stands for, nothing is written again
+            log.sync()  # a resumed run writes none of these rows again
         self.checkpoints.save(self.position.step, saved_networks(self.state), self.replay.arrays, progress)
 
     def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:
-        """Of the run's first measurement, where it has one, and of the first steps."""
+        """Starts to compile the first measurement, if the run has one, and the first rollout."""
         state, jobs = abstract_state(self.setup, stage), {}
         if fresh and self.heldout:
             jobs[_MEASUREMENT] = functools.partial(self.heldout.compile_first, state)
@@ -285,6 +266,7 @@ class Run:
         return Ahead(jobs)
 
     def _measure(self, stage: str, *, two_sample: bool) -> dict[str, float]:
+        """Measures on held-out prompts and logs the figures, and with `two_sample` the two-sample test too."""
         self.ahead.wait(_MEASUREMENT)
         self.state = self.offload.arrange(self.state, "measure")
         generator, discriminator = self.state.generator, self.state.discriminator
@@ -302,14 +284,17 @@ class Run:
         return {name: float(value) for name, value in figures.items()}
 
     def _watch(self, figures: dict[str, Any]) -> None:
-        """Shows and records what the watchdogs say of the step just made."""
+        """Shows and logs what the watchdogs say about the step just made."""
         stage, step = self.position.stage, self.position.step
         for alert in self.watchdogs.see(stage, step, figures):
             self.logger.log_warning(step, stage, alert.watchdog, alert.row(), alert.line())
             self.progress.say(alert.line())
 
     def _alarm(self) -> UserError | None:
-        """Why the run stops here, in every process: the first one's watchdogs decide, as speeds differ."""
+        """Why the run stops here, if a watchdog of `config.stop_on` warns.
+
+        The first process decides for all: the speeds that they see differ.
+        """
         if not self.config.stop_on:
             return None
         try:
@@ -326,7 +311,7 @@ class Run:
         return None
 
     def _check_skipped(self, updates: dict[str, int]) -> None:
-        """Stops a run of whose last steps no update was good. `updates`: of each network in a step."""
+        """Stops the run if no update of the last steps was finite. `updates`: how many a step has, by network."""
         limit = self.config.optimizer.max_skipped_steps
         for name, count in updates.items():
             state = getattr(self.state, name)
@@ -344,17 +329,17 @@ class Run:
 
 
 def saved_networks(state: GadState) -> dict[str, Any]:
-    """What a checkpoint holds of a state: not the base, which the student's files hold."""
+    """The part of a state that a checkpoint holds. The student's files hold the rest, the base of adapters."""
     return {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
 
 
-def _teacher(setup: Setup) -> Teacher:
-    """Of the answers that the run learns from."""
-    return Teacher(float(setup.train.answers.lengths.mean()), 1.0 - float(setup.train.ended.mean()))
+def _teacher(setup: Setup) -> TeacherLengths:
+    """The lengths of the teacher's answers that the run learns from."""
+    return TeacherLengths(float(setup.train.answers.lengths.mean()), 1.0 - float(setup.train.ended.mean()))
 
 
 def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few figures that the progress bar has room for."""
+    """The few figures that the progress bar has room for, by their short names."""
     names = {
         "generator/loss": "loss",
         "generator/kl": "kl",

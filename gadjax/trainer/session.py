@@ -12,7 +12,7 @@ from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.setup.prepare import Setup, prepare_run, stage_lengths
-from gadjax.trainer.loop import Run
+from gadjax.trainer.loop import TrainingRun
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.workdir.checkpoints import checkpoint_directory, clear_unfinished
@@ -44,7 +44,7 @@ def train_and_export(
             check_space(setup, workdir, saved)
         prepare_workdir(setup, workdir, alone, begins=not saved)
         progress.say(describe(setup))
-        run = Run(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
+        run = TrainingRun(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
             progress.say(f"continuing {workdir} after step {run.position.step}")
         with processes.watched():

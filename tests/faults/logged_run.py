@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
     from gadjax import commands, train
     from gadjax.parallel import mesh
     from gadjax.trainer import session
-    from gadjax.trainer.loop import Run
+    from gadjax.trainer.loop import TrainingRun
     from gadjax.trainer.stage_steps import CompiledParts, StageSteps
     from gadjax.workdir.checkpoints import Checkpoints
 
@@ -121,15 +121,15 @@ def main(argv: list[str]) -> None:
     log_calls(CompiledParts, "update_supervised", lambda self, *_: ("update:generator", self.step + 1))
     log_calls(CompiledParts, "update_policy", lambda self, *_: ("update:generator", self.step + 1))
     log_saves(Checkpoints)
-    log_calls(Run, "_measure", lambda self, *_: ("measurement", self.position.step))
+    log_calls(TrainingRun, "_measure", lambda self, *_: ("measurement", self.position.step))
     log_calls(session, "export_network", lambda workdir, network, params, step, out: (f"export:{network}", step))
-    trains = Run.train
+    trains = TrainingRun.train
 
-    def ready(self: Run) -> Any:
+    def ready(self: TrainingRun) -> Any:
         note("end", "start", 0)
         return trains(self)
 
-    Run.train = ready
+    TrainingRun.train = ready
     train.main(argv)
 
 

@@ -16,7 +16,7 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.train import run
 from gadjax.trainer import session
-from gadjax.trainer.loop import Run
+from gadjax.trainer.loop import TrainingRun
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import assert_same_run
 
@@ -103,12 +103,12 @@ def before(moment: int | str, action: Callable[[], None]) -> Iterator[None]:
         action()
         write(*arguments)
 
-    check, write = Run._check_skipped, session.export_network
+    check, write = TrainingRun._check_skipped, session.export_network
     with pytest.MonkeyPatch.context() as patch:
         if moment == "export":
             patch.setattr(session, "export_network", export)
         else:
-            patch.setattr(Run, "_check_skipped", checked)
+            patch.setattr(TrainingRun, "_check_skipped", checked)
         yield
 
 

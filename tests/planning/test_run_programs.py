@@ -18,7 +18,7 @@ from gadjax.planning.run_programs import full_batch, run_programs
 from gadjax.planning.targets import parse_topology
 from gadjax.rollout.sampler import Sampling
 from gadjax.setup.prepare import prepare_run
-from gadjax.trainer.loop import Run
+from gadjax.trainer.loop import TrainingRun
 from gadjax.trainer.programs import HeldOutPrograms, Programs
 
 NAMES = {
@@ -111,7 +111,7 @@ def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path):
 
     setup = dataclasses.replace(prepare_run(tiny_config(FIELDS)), eos_ids=(-1,))  # no sample ends early
     with RunProgress(enabled=False) as progress:
-        run = Run(setup, tmp_path, progress)
+        run = TrainingRun(setup, tmp_path, progress)
         longest(run, setup)
         run.train()
     trained = dict(recorded)

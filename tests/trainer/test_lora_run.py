@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -21,8 +20,8 @@ from gadjax.parallel import mesh as meshes
 from gadjax.setup.initial import initial_base, initial_discriminator, initial_generator
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
+from gadjax.trainer import entering
 from gadjax.trainer.heldout import HeldOut
-from gadjax.trainer.loop import Run
 from gadjax.trainer.session import describe
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.workdir.checkpoints import Checkpoints
@@ -191,8 +190,7 @@ def test_the_first_discriminator(adapted, init):
     """Of the student: adapters that change nothing; of the generator: a copy of its adapters. The head is new."""
     setup = prepare_run(adapted({"discriminator.init": init}))
     generator = jax.tree.map(lambda leaf: leaf + 1, initial_generator(setup))
-    entering = types.SimpleNamespace(setup=setup, config=setup.config, position=types.SimpleNamespace(step=3))
-    discriminator = Run._first_discriminator(entering, generator)
+    discriminator = entering._first_discriminator(setup, generator, is_first=False)
     head = discriminator.pop("score")
     expected = generator if init else initial_generator(setup)
     jax.tree.map(np.testing.assert_array_equal, discriminator, expected)
@@ -236,7 +234,7 @@ def test_other_adapters_are_another_run(finished, adapted, fields, change):
 )
 def test_what_no_force_continues(finished, adapted, weighty, tmp_path, monkeypatch, fields, message):
     """Adapters mean nothing on other weights, which no checkpoint holds."""
-    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    monkeypatch.setattr("gadjax.trainer.session.TrainingRun", None)  # none is begun
     if "student" in fields:
         fields = {"student": str(shutil.copytree(weighty, tmp_path / "moved"))}
     with pytest.raises(UserError, match=rf"^--force: .*{message}"):
@@ -245,7 +243,7 @@ def test_what_no_force_continues(finished, adapted, weighty, tmp_path, monkeypat
 
 def test_other_weights_under_the_same_name(finished, adapted, tmp_path, monkeypatch):
     """A hub's name, say, that means a newer revision on the next machine; adapters cannot go on from it by force."""
-    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    monkeypatch.setattr("gadjax.trainer.session.TrainingRun", None)  # none is begun
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     facts = json.loads((workdir / "run.json").read_text())
     assert facts["weights"].keys() == {"student"}
@@ -268,7 +266,7 @@ def test_a_workdir_from_before_adapters_is_another_run(finished, adapted, tmp_pa
     config = json.loads((workdir / "config.json").read_text())
     del config["lora"]
     (workdir / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("gadjax.trainer.session.Run", None)  # none is begun
+    monkeypatch.setattr("gadjax.trainer.session.TrainingRun", None)  # none is begun
     with pytest.raises(UserError, match="holds another run") as error:
         run(adapted(), workdir)
     assert "(config.lora.rank: 0 → 4)" in str(error.value) and "\n" not in str(error.value)

@@ -16,8 +16,8 @@ from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer import loop
-from gadjax.trainer.loop import Run, figures_that_matter
+from gadjax.trainer import entering, loop
+from gadjax.trainer.loop import TrainingRun, figures_that_matter
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.resume import check_workdir
@@ -287,18 +287,18 @@ def test_whatever_ends_a_run_closes_it(tiny_config, tmp_path, monkeypatch, error
 
 def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, monkeypatch):
     """Else a run needs the memory of both at once, on top of the reference."""
-    save, create, moments, alive = Run._save, Run._create, [], []
+    save, create, moments, alive = TrainingRun._save, entering._create, [], []
 
     def remember(self, figures):
         save(self, figures)
         moments.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.generator.opt_state))
 
-    def count(self, *args):
+    def count(*args):
         alive.append(sum(ref() is not None for ref in moments))
-        return create(self, *args)
+        return create(*args)
 
-    monkeypatch.setattr(Run, "_save", remember)
-    monkeypatch.setattr(Run, "_create", count)
+    monkeypatch.setattr(TrainingRun, "_save", remember)
+    monkeypatch.setattr(entering, "_create", count)
     config = tiny_config({"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": ""})
     stop_before(config, tmp_path, 1)
     assert len(moments) > 10

@@ -13,7 +13,8 @@ from gadjax.config import fields as configs
 from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, read_metrics
 from gadjax.train import run
-from gadjax.trainer.watchdogs import BEGINS, COMPILING, ENDS, WATCHDOGS, Teacher, Watchdogs
+from gadjax.trainer.watchdog_rules import RULES, TeacherLengths
+from gadjax.trainer.watchdogs import BEGINS, COMPILING, ENDS, Watchdogs
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import untimed
 
@@ -84,12 +85,12 @@ def test_lengths_are_compared_with_the_teachers_too():
     grows = [{"response/length_mean": 100.0 if step < 50 else 170.0} for step in range(100)]
     (begins,) = said("warmup", grows)
     assert begins.limit == 150.0
-    assert not said("warmup", grows, Teacher(150.0, 0.0)), "the student grows to the teacher's length"
+    assert not said("warmup", grows, TeacherLengths(150.0, 0.0)), "the student grows to the teacher's length"
     always_cut = [{"response/length_mean": 64.0, "response/truncated": 1.0}] * 100
-    assert not said("warmup", always_cut, Teacher(22.0, 0.0)), "as from random weights"
+    assert not said("warmup", always_cut, TeacherLengths(22.0, 0.0)), "as from random weights"
     cut = [{"response/truncated": 0.1 if step < 50 else 0.4} for step in range(100)]
     assert [alert.figure for alert in said("gad", cut)] == ["response/truncated"]
-    assert not said("gad", cut, Teacher(150.0, 0.25))
+    assert not said("gad", cut, TeacherLengths(150.0, 0.25))
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])
@@ -143,7 +144,7 @@ def rows_of_a_run():
 def follow(workdir, first, last, resume_step=None):
     """Logs steps as the trainer does; returns the lines said."""
     logger = MetricsLogger(workdir, tensorboard=False, resume_step=resume_step)
-    watchdogs, lines = Watchdogs(Teacher(30.0, 0.0)), []
+    watchdogs, lines = Watchdogs(TeacherLengths(30.0, 0.0)), []
     if resume_step is not None:
         watchdogs.replay(read_metrics(workdir / "metrics.jsonl"))
     for step, stage, row in rows_of_a_run():
@@ -178,8 +179,8 @@ def test_a_resumed_run_is_one_that_never_ended(tmp_path):
 
 
 def test_names_and_fields_exist():
-    assert tuple(WATCHDOGS) == configs.WATCHDOGS
-    for condition in itertools.chain(*WATCHDOGS.values()):
+    assert tuple(RULES) == configs.WATCHDOGS
+    for condition in itertools.chain(*RULES.values()):
         for stage, advice in condition.advice.items():
             fields = re.findall(r"config\.([a-z_]+(?:\.[a-z_]+)?)", advice.format(stage=stage))
             assert set(fields) <= configs.FIELDS.keys() and stage in configs.STAGES
@@ -188,16 +189,16 @@ def test_names_and_fields_exist():
 def test_a_run_has_the_figures_that_are_watched(finished_run):
     rows = read_metrics(finished_run.workdir / "metrics.jsonl")
     found = {(row["stage"], name) for row in rows if row["kind"] == "train" for name in row}
-    watched = {(s, c.figure) for c in itertools.chain(*WATCHDOGS.values()) for s in c.advice if s != "seqkd"}
+    watched = {(s, c.figure) for c in itertools.chain(*RULES.values()) for s in c.advice if s != "seqkd"}
     assert watched | {("warmup", COMPILING), ("gad", COMPILING)} <= found
 
 
 @pytest.fixture
 def any_kl_is_too_much(monkeypatch):
     """The watchdog of the KL begins to warn at the second step of gad, and never ends."""
-    (condition,) = WATCHDOGS["kl"]
+    (condition,) = RULES["kl"]
     condition = dataclasses.replace(condition, limit=lambda series, teacher: (-1.0, ""), window=2)
-    monkeypatch.setitem(WATCHDOGS, "kl", (condition,))
+    monkeypatch.setitem(RULES, "kl", (condition,))
 
 
 @pytest.mark.usefixtures("quick_compile", "one_device", "any_kl_is_too_much")
