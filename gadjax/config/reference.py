@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 import typing
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -50,7 +51,7 @@ def page() -> str:
     return _NOTE + describe_fields()
 
 
-def _section(section: str, declared: type | None, width: int) -> list[str]:
+def _section(section: str, declared: Any, width: int) -> list[str]:
     lines = ["", *textwrap.wrap(inspect.getdoc(declared) or "", width), ""]
     for name, field in FIELDS.items():
         if name.rpartition(".")[0] != section:

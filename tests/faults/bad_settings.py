@@ -170,8 +170,8 @@ FLAGS = [
     flags("two models of a name", "the name 'a' is there twice", "evaluate", models="a=api:x,a=api:y"),
     flags("a name with a slash", "the name '../a' must begin with a letter or digit", "evaluate", models="../a=api:x"),
     flags("a price that is a word", "--input_price=a", "evaluate", input_price="a"),
-    flags("a seed below 0", "--seed=-1: at least 0", "evaluate", seed=-1),
-    flags("a test of one fold", "--two_sample_folds=1: at least 2", "evaluate", two_sample_folds=1),
+    flags("a seed below 0", "--seed=-1: a number of at least 0", "evaluate", seed=-1),
+    flags("a test of one fold", "--two_sample_folds=1: a number of at least 2", "evaluate", two_sample_folds=1),
     BadInput("no flags", "must have a value", lambda p: ["gadjax.score"]),
 ]
 

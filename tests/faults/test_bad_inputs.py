@@ -48,7 +48,7 @@ def place(repo, tmp_path, student, student_with_weights, train_file, monkeypatch
     def fail(*_, **__):
         raise AssertionError("weights before the checks were through")
 
-    monkeypatch.setattr("gadjax.setup.prepare.load_params", fail)
+    monkeypatch.setattr("gadjax.setup.initial.load_params", fail)
     monkeypatch.setattr(Model, "init", fail)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.chdir(repo)

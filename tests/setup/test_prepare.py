@@ -29,7 +29,7 @@ def no_weights(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("weights before the checks were through")
 
-    monkeypatch.setattr("gadjax.setup.prepare.load_params", fail)
+    monkeypatch.setattr("gadjax.setup.initial.load_params", fail)
     monkeypatch.setattr(Model, "init", fail)
 
 
