@@ -67,7 +67,7 @@ def test_a_mistake_in_the_file_keeps_its_traceback(command, tmp_path, form):
 
 
 def test_help_is_quick_and_light():
-    """Seconds of the processor's time, since other work may share it; the clock's are no more on an idle machine."""
+    """Measures processor time, because other work may share the machine; on an idle one the clock shows no more."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     finished = python("-X", "importtime", "-m", "gadjax.train", "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -87,7 +87,7 @@ def test_imports_are_light():
 
 
 def test_commands_can_be_imported_together():
-    """They are the Python API too, and several have flags of the same name."""
+    """The commands' modules are the Python API too, and several define flags of the same name."""
     modules = ", ".join(f"gadjax.{name}" for name in ("train", *COMMANDS))
     finished = python("-c", f"import {modules}\nfrom absl import flags\nprint('workdir' in flags.FLAGS)")
     assert (finished.returncode, finished.stdout) == (0, "False\n"), finished.stderr
@@ -100,14 +100,14 @@ def test_help_lists_the_flags(name):
 
 
 def test_loggers_are_quiet(command):
-    """openai 3 and huggingface_hub 2 log every request as httpx2, earlier ones as httpx."""
+    """openai 3 and huggingface_hub 2 log every request under the name httpx2, earlier versions under httpx."""
     logging.getLogger("httpx2").setLevel(logging.INFO)
     command("gadjax.chat")
     assert {logging.getLogger(name).level for name in ("httpx", "httpx2")} == {logging.ERROR}
 
 
 def test_only_orbax_is_muted():
-    """Others' errors are shown, and those of asyncio's tasks in all commands but the one that saves."""
+    """Errors of other libraries are shown. Only gadjax.train, which saves in asyncio tasks, mutes asyncio too."""
     code = (
         "import logging, sys\nfrom gadjax import commands\nsys.argv = ['x', '--nosuch']\n"
         "try:\n    commands.run(None)\nexcept SystemExit:\n    pass\n"
@@ -219,7 +219,7 @@ def test_a_defect_keeps_its_traceback():
 
 @pytest.mark.parametrize(("limit", "share"), [("max", 1), (str(8 * 2**30), None), (str(2**60), 1), (None, 1)])
 def test_memory_that_waiting_state_may_take(tmp_path, monkeypatch, limit, share):
-    """Three quarters of the machine's, or of the container's where it has less: its pool takes all that it may."""
+    """The limit is three quarters of the machine's memory, or of the container's if that is less."""
     for name in (device := "XLA_PYTHON_CLIENT_MEM_FRACTION", host := "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"):
         monkeypatch.delenv(name, raising=False)
     if limit:
