@@ -182,7 +182,7 @@ class TrainingRun:
         return every > 0 and self.position.step % every == 0
 
     def _improves(self, figures: dict[str, float]) -> bool:
-        """Whether these figures are the best so far; the first process decides, since all must begin a save together."""
+        """Whether these figures are the best so far. Process 0 decides, since all must begin a save together."""
         if not (self.config.checkpoint.best and figures):
             return False
         return processes.as_first_says(self.checkpoints.improves(figures))
