@@ -3,8 +3,8 @@ r"""Compiles every program of a run for machines that are not here, and says whe
     python -m gadjax.plan --config=configs/qwen14b.py --topology=v5p:2x4x4
     python -m gadjax.plan --config=configs/qwen7b.py --topology=h100:1x8 --suggest
 
-Nothing is loaded or downloaded but the student's config.json. Exit status 1 where the run does not fit. TPUs need
-libtpu (pip install 'gadjax[plan]'), CUDA GPUs jax[cuda13], cpu:N nothing.
+Only the student's config.json is read. The exit status is 1 if the run does not fit. TPUs need libtpu
+(pip install 'gadjax[plan]'), CUDA GPUs need jax[cuda13], cpu:N needs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags. Not on import, so that commands can be imported together."""
     commands.define_config()
     flags.DEFINE_string(
         "topology", None, "CHIP:SHAPE: v5p:2x4x4, v6e:8x8, v5e:16x16, h100:2x8, h200:1x8, a100:1x8, l4:1, cpu:8."
@@ -45,12 +45,12 @@ def main(argv: list[str]) -> int:
     from gadjax.planning.planner import make_plan
     from gadjax.planning.search import suggest
 
-    def watch(name: str) -> None:
+    def on_compile(name: str) -> None:
         if not FLAGS.json:
             print(f"compiling: {name}", file=sys.stderr, flush=True)
 
-    found_by = suggest(config, target, found, watch) if FLAGS.suggest else None
-    plan = found_by.plan if found_by else make_plan(config, target, found, watch)
+    found_by = suggest(config, target, found, on_compile) if FLAGS.suggest else None
+    plan = found_by.plan if found_by else make_plan(config, target, found, on_compile)
     print(json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by))
     return 1 if plan.misfits else 0
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced function, counted from its jaxpr with the trip counts of loops."""
+"""Counts the floating-point operations of a traced function from its jaxpr, loops with their trip counts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from jax.extend import core
 
 from gadjax.kernels.triton_decode import DECODE_ATTENTION
 
-# Causal matrix products of an attention kernel, which is one opaque call, by a part of its name.
+# Matrix products of a causal attention kernel, which is one opaque call, by a part of its name.
 _PRODUCTS = {"fwd": 2, "forward": 2, "dkv": 4, "dq": 3, "bwd": 5, "backward": 5}
 _FUSED_BACKWARD = 5
 
 
 def count_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr, loop_trips: Mapping[str, int]) -> int:
-    """Operations of matrix products over all devices, a multiplication and an addition counting as two.
+    """Operations of the matrix products on all devices; a multiplication and an addition count as two.
 
-    What is element by element is left out: it is below a hundredth of a decoder's work, and is bound by memory.
+    Element-wise operations are left out: they are below a hundredth of a decoder's work, and are bound by memory.
 
     Args:
       jaxpr: of a traced program, `jax.jit(f).trace(...).jaxpr`.
-      loop_trips: how often the body of a loop that ends by its data runs each time that the loop does, by the
-        `jax.named_scope` that it was made in. A loop of no such name counts as its bound: the largest number that its
-        condition compares its counter with.
+      loop_trips: how often the body of a data-dependent loop runs each time that the loop is entered, by the
+        `jax.named_scope` that the loop was made in. Other loops count with their bound, the largest number that their
+        condition compares the counter with.
 
     Raises:
-      ValueError: a loop has neither a name nor a bound.
+      ValueError: a loop has neither a name that is known nor a bound.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_of_equation(equation, loop_trips) for equation in jaxpr.eqns)
@@ -51,7 +51,7 @@ def _of_equation(equation: Any, loop_trips: Mapping[str, int]) -> int:
     if name == "cond":
         return max(count_flops(branch, loop_trips) for branch in params["branches"])
     inner = sum(count_flops(sub, loop_trips) for sub in _inner(params))
-    if name == "shard_map":  # of one device
+    if name == "shard_map":  # its jaxpr is of one device
         return inner * params["mesh"].size
     return inner
 
@@ -68,6 +68,7 @@ def _trips(loop: Any, loop_trips: Mapping[str, int]) -> int:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """The jaxprs among an equation's parameters."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, core.Jaxpr | core.ClosedJaxpr):
@@ -75,10 +76,13 @@ def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
 
 
 def _of_kernel(equation: Any) -> int:
-    """Splash's queries are [..., heads, T, D], cuDNN's [B, T, heads, D]; half of a square of logits is computed."""
+    """Operations of an attention kernel, which computes half of the square of logits.
+
+    Splash attention's queries are [..., heads, T, D], cuDNN's [B, T, heads, D].
+    """
     pallas = equation.primitive.name == "pallas_call"
     name = equation.params["name"] if pallas else equation.primitive.name
-    if name == DECODE_ATTENTION:  # over all that the cache has room for
+    if name == DECODE_ATTENTION:  # over every position of the cache
         query, key, _ = (var.aval for var in equation.invars if var.aval.ndim >= 4)
         return 4 * query.size * key.shape[0] * key.shape[-1]
     products = next((count for part, count in _PRODUCTS.items() if part in name), None)
@@ -86,6 +90,6 @@ def _of_kernel(equation: Any) -> int:
         raise NotImplementedError(f"the operations of the kernel {name} are not known")
     query = next(var.aval for var in equation.invars if var.aval.ndim >= 3 and var.aval.dtype.kind != "i")
     if "dkv" in name and any(var.aval.ndim > query.ndim for var in equation.outvars):
-        products = _FUSED_BACKWARD  # the gradient of the queries comes too, in parts with an axis of their own
+        products = _FUSED_BACKWARD  # it computes the queries' gradient too, in parts along an axis of their own
     length = query.shape[-2] if pallas else query.shape[1]
     return products * query.size * length

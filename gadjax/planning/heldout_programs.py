@@ -1,4 +1,4 @@
-"""The programs that measure held-out figures, and those of the two-sample test."""
+"""The programs that measure a run on held-out prompts, and those of the two-sample test, as shapes alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gadjax.trainer.programs import HeldOutPrograms, abstract_rows
 
 
 def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
-    """Of a run that has held-out prompts; the state of its last stage, which is the largest, around them."""
+    """The programs of a run that has held-out prompts, beside the state of its last stage, which is the largest."""
     if blueprint.heldout_prompts:
         yield from _figures(blueprint)
         if blueprint.config.evaluation.two_sample_folds:
@@ -33,7 +33,7 @@ def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
 
 
 def _figures(blueprint: Blueprint) -> Iterator[RunProgram]:
-    """Programs of the held-out figures, whose networks are whole trees."""
+    """Programs of the held-out figures. Their parameters are whole trees: adapters are joined with their base."""
     state, programs = _measured_state(blueprint), HeldOutPrograms(blueprint)
     make = functools.partial(make_program, blueprint, state, phase="measure")
     generator = join(state.base, state.generator.params)
@@ -48,9 +48,9 @@ def _figures(blueprint: Blueprint) -> Iterator[RunProgram]:
     if blueprint.mesh.size > 1:
         given = lambda: (generator,)  # noqa: E731
         weights = "held-out weights for sampling", _measuring("decoding_params"), given
-        # The same program runs in the two-sample test, with more beside it.
+        # The two-sample test runs the same program, with more beside it.
         yield make(*weights, model=blueprint.sampler, beside=_two_sample_base(blueprint))
-    # Nor is this one another, at the temperature of the two-sample test.
+    # At the temperature of the two-sample test this is the program of that test.
     if blueprint.config.evaluation.temperature not in _two_sample_temperatures(blueprint):
         yield _answering(blueprint, "held-out answers", blueprint.config.evaluation.temperature)
     if state.discriminator is not None:
@@ -60,7 +60,7 @@ def _figures(blueprint: Blueprint) -> Iterator[RunProgram]:
 
 
 def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
-    """Programs of the two-sample test, beside the base of its classifiers."""
+    """Programs of the two-sample test, beside the base that its classifiers start from."""
     state, beside = _measured_state(blueprint), _two_sample_base(blueprint)
     for temperature in _two_sample_temperatures(blueprint):
         yield _answering(blueprint, "two-sample answers", temperature, beside)
@@ -71,7 +71,7 @@ def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
     fresh = meshes.with_shardings(fresh, state_shardings(model, classifier.optimizer, blueprint.mesh))
     frozen = classifier.frozen(state.base)
     count, folds = blueprint.heldout_prompts, blueprint.config.evaluation.two_sample_folds
-    update = min(BATCH, count - count // folds)  # the prompts that the smallest fold leaves to train on, or a batch
+    update = min(BATCH, count - count // folds)  # a batch, or all prompts that the smallest fold leaves for training
     given = lambda: (fresh, frozen, _two_sample_rows(blueprint, update))  # noqa: E731
     yield make("two-sample update", _measuring("classifier.update"), given)
     given = lambda: (fresh.params, frozen, _two_sample_rows(blueprint, BATCH))  # noqa: E731
@@ -79,7 +79,7 @@ def _two_sample(blueprint: Blueprint) -> Iterator[RunProgram]:
 
 
 def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any = None) -> RunProgram:
-    """Sampled answers to held-out prompts, each queue of which is as wide as its longest prompt."""
+    """Sampling answers to held-out prompts, in queues as wide as their longest prompt."""
     state, engine = _measured_state(blueprint), HeldOutPrograms(blueprint).engine
     (count, slots), width = engine.queue_size(blueprint.heldout_prompts), queue_width(blueprint.prompt_width)
     weights = decoding_weights(blueprint, state)
@@ -98,34 +98,35 @@ def _answering(blueprint: Blueprint, name: str, temperature: float, beside: Any 
 
 
 def _two_sample_temperatures(blueprint: Blueprint) -> tuple[float, ...]:
-    """At which the two-sample test samples: once, or never."""
+    """The temperatures at which the two-sample test samples: one, or none."""
     return (blueprint.config.rollout.temperature,) if blueprint.config.evaluation.two_sample_folds else ()
 
 
 def _two_sample_base(blueprint: Blueprint) -> Params | None:
-    """The student as the run began, which the two-sample test reads anew; adapters stand on it already."""
+    """The student's first weights, which the two-sample test reads anew. A run of adapters has them already."""
     if blueprint.generator.config.lora or not blueprint.config.evaluation.two_sample_folds:
         return None
     return layouts.abstract_params(blueprint.generator, blueprint.mesh)
 
 
 def _two_sample_rows(blueprint: Blueprint, prompts: int) -> Packed:
-    """Two answers to each prompt, a row each. They lie where the compiler wants them."""
+    """Rows of two answers to each prompt, without layouts: the compiler chooses them."""
     width, limit = widths(blueprint.prompt_width, blueprint.config.data.max_response_length)
     shape = lambda *sizes: jax.ShapeDtypeStruct((2 * prompts, *sizes), np.int32)  # noqa: E731
     return jax.eval_shape(one_per_row, shape(width), shape(), shape(limit), shape())
 
 
 def _measured_state(blueprint: Blueprint) -> GadState:
-    """Of the last stage, which has the most."""
+    """The state of the last stage, which has the most parts."""
     return abstract_state(blueprint, blueprint.config.stages[-1])
 
 
 def _full_prompts(blueprint: Blueprint) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Held-out prompts and answers that are all as long as they can be."""
+    """Held-out prompts and answers of the largest lengths."""
     sizes = blueprint.prompt_width, blueprint.config.data.max_response_length
     return tuple([np.zeros(size, np.int32)] * blueprint.heldout_prompts for size in sizes)
 
 
 def _measuring(name: str) -> Callable[[Blueprint], Any]:
+    """Makes one of `HeldOutPrograms`' jitted functions from a blueprint."""
     return lambda blueprint: operator.attrgetter(name)(HeldOutPrograms(blueprint))

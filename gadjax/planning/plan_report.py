@@ -1,23 +1,24 @@
-"""A plan for people, and for programs."""
+"""A plan as text for people, and as values for programs."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from gadjax.planning.estimate import ProgramEstimate, Traffic, gib
+from gadjax.parallel.chips import GIB
+from gadjax.planning.estimate import ProgramEstimate, Traffic
 from gadjax.planning.planner import Plan
 from gadjax.planning.search import Suggestion
 
 _BOUNDS = ("compute", "memory", "links", "host")
 _SAMPLED = ("rollout", "held-out answers", "two-sample answers")
 _MOVED = ("weights for sampling", "held-out weights for sampling")
-_OF_DISCRIMINATOR = ("discriminator update", "rewards", "held-out scores")
+_DISCRIMINATOR = ("discriminator update", "rewards", "held-out scores")
 _COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
 
 def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
-    """The plan as lines of plain text, the same on every terminal and in the docs."""
+    """The plan as plain text, the same on every terminal and in the docs."""
     config, chip = plan.config, plan.target.chip
     data = config.data
     meshes = [" x ".join(f"{name} {size}" for name, size in mesh.items()) for mesh in (plan.mesh, plan.decoding_mesh)]
@@ -62,7 +63,7 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
 
 
 def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
-    """The plan as plain values: bytes, operations and seconds."""
+    """The plan as JSON values: bytes, operations and seconds."""
     return {
         "student": plan.config.student,
         "topology": plan.target.name,
@@ -152,7 +153,7 @@ def _remedy(plan: Plan, program: ProgramEstimate) -> str:
     elif config.remat != "full":
         remedies.append("set config.remat=full")
     elif not program.name.startswith("two-sample"):
-        network = "discriminator" if program.name in _OF_DISCRIMINATOR else "generator"
+        network = "discriminator" if program.name in _DISCRIMINATOR else "generator"
         remedies.append(f"raise config.micro_batches.{network} (now {plan.micro_batches[network]})")
     if program.name.startswith("two-sample"):
         remedies.append("set config.evaluation.two_sample_folds=0")
@@ -161,3 +162,8 @@ def _remedy(plan: Plan, program: ProgramEstimate) -> str:
     elif not config.offload.networks:
         remedies.append("set config.offload.networks=True")
     return ", ".join(remedies) + ", or use more devices; --suggest searches"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, for people."""
+    return f"{size / GIB:.1f} GiB"

@@ -1,4 +1,4 @@
-"""A plan: every program of a run on a target, and what it says together."""
+"""Plans a run: compiles every program of it for a target, and adds up what they need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gadjax.planning.run_programs import run_programs
 from gadjax.planning.targets import Target
 from gadjax.setup.blueprint import Blueprint, make_method, make_networks
 
-# What a program depends on, of all that a search changes.
+# The config fields that a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
 _OF_SAMPLING = ("mesh", "rollout.slots")
 _DEPENDS = {
@@ -31,8 +31,8 @@ _DEPENDS = {
     "two-sample answers": _OF_SAMPLING,
 }
 _TPU_HOST = 4  # chips of a TPU host
-_MANY_PROMPTS = 1024  # where all held-out ones are measured on: more change the size of no batch
-_NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # their values change no program's size
+_MANY_PROMPTS = 1024  # if a run measures on all held-out prompts; more would change the size of no batch
+_NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # any values: they change no program's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,33 +50,33 @@ class Plan:
 
     @property
     def memory(self) -> float:
-        """Bytes of a device; virtual ones share the machine's."""
+        """Bytes of memory that a device has. Virtual devices share the machine's."""
         chip = self.target.chip
         return chip.memory / self.target.count if chip.platform == "cpu" else chip.memory
 
     @property
     def host(self) -> int:
-        """Bytes of state in the host memory of a process, at most: of the devices that a host has."""
+        """The most bytes of state in a host's memory, for all of its devices."""
         devices = self.target.shape[-1] if self.target.chip.platform == "cuda" else min(self.target.count, _TPU_HOST)
         return devices * max(program.host for program in self.programs)
 
     @property
     def misfits(self) -> list[ProgramEstimate]:
-        """Programs that do not fit a device."""
+        """The programs that do not fit a device."""
         return [program for program in self.programs if program.compiled.failure or program.peak > self.memory]
 
     @property
     def samples(self) -> int:
-        """Samples of a step."""
+        """Number of samples in a step."""
         return self.config.batch_size * self.config.rollout.num_samples
 
     @property
     def slots(self) -> int:
-        """Samples whose caches are in memory at once, over all devices."""
+        """Number of samples whose caches are in memory at once, over all devices."""
         return min(self.config.rollout.slots or self.samples, self.samples)
 
     def step_seconds(self, stage: str) -> float | None:
-        """Lower bound of one step of a stage, its programs one after another; None where one did not compile."""
+        """Lower bound of a step's seconds, its programs one after another. None if one did not compile."""
         bounds = [program.bound for program in self.programs if stage in program.stages]
         return None if None in bounds else sum(bounds)
 
@@ -85,19 +85,20 @@ def make_plan(
     config: ConfigDict,
     target: Target,
     devices: list[jax.Device],
-    watch: Callable[[str], None] = lambda name: None,
+    on_compile: Callable[[str], None] = lambda name: None,
     known: dict[Any, CompiledProgram] | None = None,
 ) -> Plan:
     """Compiles every program of a run.
 
     Args:
-      config: of a run; `data.train` need not exist. Prompts and answers are taken to be as long as `data` allows.
+      config: of a run. `data.train` need not exist; all prompts and answers have the length that `data` allows.
+      target: to plan for.
       devices: of the target.
-      watch: called with the name of each program before it is compiled.
-      known: programs that were compiled for other settings of the same config, which is added to.
+      on_compile: called with the name of each program before it is compiled.
+      known: programs that were compiled for other settings of the same config. New ones are added to it.
 
     Raises:
-      UserError: the config cannot work, or not on so many devices.
+      UserError: the config cannot work, or not on this many devices.
     """
     config = checked(config)
     blueprint = make_blueprint(config, devices)
@@ -106,7 +107,7 @@ def make_plan(
     for program in run_programs(blueprint):
         key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
         if key not in known:
-            watch(program.name)
+            on_compile(program.name)
             known[key] = compile_program(program, target.chip, target.chip.platform)
         estimates.append(estimate_program(program, known[key], target.chip))
     return Plan(
@@ -122,7 +123,7 @@ def make_plan(
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """The resolved config; data need not be named to plan, and then the run has held-out prompts too."""
+    """The resolved config. If it names no training data, the run is taken to have training and held-out data."""
     config = config.copy_and_resolve_references()
     if not config.data.train:
         with config.unlocked():
@@ -131,7 +132,7 @@ def checked(config: ConfigDict) -> ConfigDict:
 
 
 def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
-    """A run's blueprint on devices that need not be here, from the student's config.json alone."""
+    """A run's blueprint on devices that need not be here, from the student's config.json."""
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     architecture = read_architecture(config.student)
     return Blueprint(
@@ -145,14 +146,14 @@ def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
 
 
 def read_architecture(student: str) -> ModelConfig:
-    """Of a directory, of a student that gadjax has a config for, or of a hub id, of which one file is fetched."""
+    """The architecture of a known student, of a directory, or of a hub id, whose config.json is fetched."""
     if student in ARCHITECTURES:
         return ModelConfig.from_hf(ARCHITECTURES[student], student)
     return read_hf_config(hub.local_directory(student, ["config.json"]))[0]
 
 
 def _micro_batches(blueprint: Blueprint) -> dict[str, int]:
-    """Of each network, in the last stage that has it."""
+    """Micro-batches of each network in the last stage that has it."""
     methods = [make_method(blueprint, stage) for stage in blueprint.config.stages]
     found = {"generator": methods[-1].generator_micro_batches}
     if methods[-1].discriminator is not None:

@@ -1,4 +1,4 @@
-"""One program of a run: what it is given and what else is on the devices, as shapes alone."""
+"""One program of a run: its arguments and what else is on the devices, as shapes alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gadjax.rollout.sampler import ADMISSIONS, TOKEN_STEPS, sizes_of
 from gadjax.setup.blueprint import Blueprint
 from gadjax.trainer.offload import Offload, Phase, read_part
 
-# The phase before each. A rollout's weights are cast or moved first, in the same phase.
+# The phase before each phase. The rollout's weights are cast or moved in the rollout's own phase.
 _BEFORE: dict[Phase, Phase] = {
     "rollout": "generator",
     "discriminator": "rollout",
@@ -28,21 +28,22 @@ _BEFORE: dict[Phase, Phase] = {
 
 @dataclasses.dataclass(frozen=True)
 class RunProgram:
-    """One program.
+    """One program of a run.
 
     Attributes:
-      name: for people.
+      name: as the report shows it.
       blueprint: of the run.
-      model: the network that it runs, over its mesh.
-      stages: of the config, whose steps run it; none for held-out figures.
-      phase: of a step, which says what else is on the devices (`gadjax.trainer.offload`).
-      function: its jitted function in the programs of a run.
+      model: the network that the program runs, over its mesh.
+      stages: stages of the config whose steps run the program; none for held-out figures.
+      phase: phase of a step, which decides what else is on the devices (`gadjax.trainer.offload`).
+      function: makes the jitted function from the blueprint.
       given: makes the positional arguments.
-      base, static: keyword arguments: of what the trained parameters are adapters, where it is told; and static ones.
-      resident: what is on the devices while it runs, those of its arguments included that outlive it.
-      moved: what comes from host memory before it, and what leaves to there.
-      waiting: what is in host memory while it runs.
-      loop_trips: how often loops that end by their data run each time, by their names; those of a rollout.
+      base: the keyword argument `base`, the frozen parameters that adapters are added to; None if it is not passed.
+      static: static keyword arguments.
+      resident: arrays on the devices while the program runs, including arguments that outlive it.
+      moved: arrays that come from host memory before the program, or leave to there.
+      waiting: arrays in host memory while the program runs.
+      loop_trips: how often the bodies of data-dependent loops run each time, by the loops' names.
     """
 
     name: str
@@ -61,11 +62,11 @@ class RunProgram:
 
     @functools.cached_property
     def arguments(self) -> tuple:
-        """What it is given, with layouts, the base last: made when they are first asked for."""
+        """The arguments with their layouts, `base` last. Made on first use."""
         return *self.given(), self.base
 
     def trace(self, *, remat: bool = True) -> jax.stages.Traced:
-        """Its jitted function, traced; without `remat`, that of a run that is alike but for remat."""
+        """The jitted function, traced; without `remat`, the function of the same run with config.remat="none"."""
         function = self.function(self.blueprint if remat else _without_remat(self.blueprint))
         base = {} if self.base is None else {"base": self.base}
         return function.trace(*self.arguments[:-1], **base, **self.static)
@@ -78,38 +79,38 @@ def make_program(
     function: Callable[[Blueprint], Any],
     given: Callable[[], tuple],
     *,
-    model: Model,
-    phase: Phase,
-    stages: tuple[str, ...] = (),
-    base: Params | None = None,
-    static: dict[str, Any] | None = None,
-    loop_trips: Mapping[str, int] | None = None,
     again: bool = False,
     beside: Any = None,
+    phase: Phase,
+    **fields: Any,
 ) -> RunProgram:
-    """`again`: another program of the same phase came before. `beside`: on the devices with the state."""
+    """A program that runs beside a state.
+
+    Args:
+      blueprint, name, function, given, phase: as in `RunProgram`.
+      state: the run's state, with layouts.
+      again: whether another program of the same phase came before, so that nothing moves.
+      beside: arrays that are on the devices with the state.
+      fields: other fields of `RunProgram`, by default empty.
+    """
     offload = Offload.of(blueprint.config)
     here = offload.on_device(phase)
     moved = set() if again else here ^ offload.on_device(_BEFORE[phase])
     return RunProgram(
         name=name,
         blueprint=blueprint,
-        model=model,
-        stages=stages,
         phase=phase,
         function=function,
         given=given,
-        base=base,
-        static=static or {},
         resident=[*(read_part(state, part) for part in here), state.base, beside],
         moved=[read_part(state, part) for part in moved],
         waiting=[read_part(state, part) for part in offload.waiting(phase)],
-        loop_trips=loop_trips or {},
+        **({"stages": (), "base": None, "static": {}, "loop_trips": {}} | fields),
     )
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of arrays with layouts, on the device that has the most."""
+    """Bytes of the arrays with layouts in a tree, on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""Looks for the settings with which a run fits its target and is fastest, by compiling its programs with others."""
+"""Searches for the settings with which a run fits its target and is fastest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_TOKENS, _MOST_TOKENS = 4096, 262_144
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """The best plan that was found, what its config changes, and how many plans were looked at."""
+    """The best plan that was found, what it changes in the config, and how many plans were compared."""
 
     plan: Plan
     changes: dict[str, Any]
@@ -29,21 +29,20 @@ class Suggestion:
 
     @property
     def flags(self) -> str:
-        """The changes as a command line has them."""
+        """The changes as flags of the command line."""
         return " ".join(f"--config.{field}={value}" for field, value in self.changes.items())
 
 
 def suggest(
-    config: ConfigDict, target: Target, devices: list[jax.Device], watch: Callable[[str], None] = lambda name: None
+    config: ConfigDict, target: Target, devices: list[jax.Device], on_compile: Callable[[str], None] = lambda name: None
 ) -> Suggestion:
-    """Hill climbing from the config's own settings: one setting at a time, as long as one helps.
+    """Climbs from the config's own settings, changing one setting at a time for as long as a change helps.
 
-    What does not fit is worse than what does, by how much it lacks; of what fits, the fewer seconds the better. Mesh,
-    micro-batches, slots and remat each change some programs, and the others are not compiled again; what waits in host
-    memory changes none.
+    A plan that lacks less memory is better; of two plans that fit, the faster one. Mesh, micro-batches, slots and remat
+    each change some programs, and only these are compiled again; offloading changes none.
 
     Args:
-      config, target, devices, watch: as for `make_plan`.
+      config, target, devices, on_compile: as for `make_plan`.
     """
     compiled: dict[Any, CompiledProgram] = {}
     seen: dict[tuple, Plan | None] = {}
@@ -52,12 +51,12 @@ def suggest(
         key = tuple(sorted(changes.items()))
         if key not in seen:
             try:
-                seen[key] = make_plan(_changed(config, changes), target, devices, watch, compiled)
-            except UserError:  # sizes that do not divide
+                seen[key] = make_plan(_changed(config, changes), target, devices, on_compile, compiled)
+            except UserError:  # a size does not divide
                 seen[key] = None
         return seen[key]
 
-    best, changes = make_plan(config, target, devices, watch, compiled), {}
+    best, changes = make_plan(config, target, devices, on_compile, compiled), {}
     improved = True
     while improved:
         improved = False
@@ -66,13 +65,13 @@ def suggest(
                 plan = look(changes | move)
                 if plan is not None and _rank(plan) < _rank(best):
                     best, changes, improved = plan, changes | move, True
-                    break  # the next setting; this one's turn comes again
+                    break  # on to the next setting; this one's turn comes again
     own = {field: value for field, value in changes.items() if field_value(config, field) != value}
     return Suggestion(best, own, len(seen) + 1)
 
 
 def _moves(plan: Plan) -> Iterator[list[dict[str, Any]]]:
-    """For each setting, its neighbours, the ones most likely to help first."""
+    """For each setting, changes to neighbouring values, the most promising first."""
     config, fits = plan.config, not plan.misfits
     if "warmup" in config.stages or "gad" in config.stages:
         slots = [plan.slots * 2, plan.slots // 2]
@@ -97,6 +96,7 @@ def _moves(plan: Plan) -> Iterator[list[dict[str, Any]]]:
 
 
 def _rank(plan: Plan) -> tuple[float, float]:
+    """The bytes that a plan lacks, and its seconds; the least is best."""
     lacking = sum(max(0.0, program.peak - plan.memory) for program in plan.programs)
     return lacking, sum(plan.step_seconds(stage) or math.inf for stage in plan.config.stages)
 

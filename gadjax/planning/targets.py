@@ -1,8 +1,9 @@
-"""The machines that a run can be planned for: their figures, and devices to compile for."""
+"""The machines that a run can be planned for, and devices of theirs to compile for."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -12,11 +13,11 @@ from gadjax.errors import UserError
 from gadjax.parallel.chips import CHIPS, Chip
 
 if TYPE_CHECKING:
-    import jax  # reads the environment as it is imported: only after `prepare_process`
+    import jax  # reads the environment on import, so only after `prepare_process`
 
-_MOST_DEVICES = {"tpu": 16384, "cuda": 65536, "cpu": 1024}  # virtual ones are threads of this process
+_MOST_DEVICES = {"tpu": 16384, "cuda": 65536, "cpu": 1024}  # virtual CPUs are threads of this process
 
-# What XLA asks of a GPU beside the data sheet's: cores, L2 and shared memory in bytes, clock in GHz.
+# What XLA asks of a GPU beside `Chip`: cores; bytes of L2, shared memory and its opt-in limit; clock in GHz.
 _CUDA_DETAILS = {
     "h100": (132, 52_428_800, 233_472, 232_448, 1.98),
     "h200": (132, 52_428_800, 233_472, 232_448, 1.98),
@@ -24,11 +25,9 @@ _CUDA_DETAILS = {
     "l4": (58, 50_331_648, 102_400, 101_376, 2.04),
     "t4": (40, 4_194_304, 65_536, 65_536, 1.59),
 }
-
-
-# Of a process that compiles for TPUs and has none.
+# Environment variables of a process that compiles for TPUs and has none.
 TPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # or libtpu waits for a metadata server
+    "TPU_SKIP_MDS_QUERY": "1",  # otherwise libtpu waits for a metadata server
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no chip from another process
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -37,7 +36,7 @@ TPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A number of chips, in some shape."""
+    """Chips of one kind in some shape."""
 
     name: str
     chip: Chip
@@ -45,15 +44,15 @@ class Target:
 
     @property
     def count(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return math.prod(self.shape)
 
 
 def parse_topology(name: str) -> Target:
-    """`v5p:2x4x4` (a TPU slice), `h100:2x8` (hosts x GPUs), `cpu:8` (virtual devices).
+    """The target that `v5p:2x4x4` (a TPU slice), `h100:2x8` (hosts x GPUs) or `cpu:8` (virtual devices) names.
 
     Raises:
-      UserError: no such chip, or its shape is not one.
+      UserError: there is no such chip, or the shape does not suit it.
     """
     chip_name, _, shape = name.partition(":")
     if chip_name not in CHIPS or not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
@@ -73,7 +72,7 @@ def parse_topology(name: str) -> Target:
 
 
 def prepare_process(target: Target) -> None:
-    """Settings of JAX that must be made before it is imported: no accelerator is looked for."""
+    """Sets the environment so that JAX looks for no accelerator. Call it before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,10 +82,10 @@ def prepare_process(target: Target) -> None:
 
 
 def devices(target: Target) -> list[jax.Device]:
-    """Devices to compile for, in an order in which neighbours are close.
+    """Devices to compile for; neighbours in the list are close to each other.
 
     Raises:
-      UserError: the package that compiles for them is not installed, or there is no such topology.
+      UserError: the package that compiles for them is not installed, or it knows no such topology.
     """
     if target.chip.platform == "cpu":
         import jax
@@ -102,13 +101,13 @@ def devices(target: Target) -> list[jax.Device]:
             hosts, gpus = target.shape if len(target.shape) == 2 else (1, *target.shape)
             shape = f"1x{hosts}x{gpus}"
             found = topologies.get_topology_desc(platform="cuda", topology=shape, target_config=gpu_config(target.chip))
-    except Exception as error:  # the plugins raise whatever they like
+    except Exception as error:  # the plugins raise errors of any type
         raise UserError(_why_not(target, error)) from None
     return list(found.devices)
 
 
 def gpu_config(chip: Chip) -> str:
-    """XLA's description of a GPU that is not here: a `GpuTargetConfigProto` as text."""
+    """XLA's description of a GPU that is not here, a `GpuTargetConfigProto` as text."""
     cores, cache, shared, optin, clock = _CUDA_DETAILS[chip.name]
     major, minor = chip.capability
     return f"""
@@ -140,11 +139,12 @@ device_description_str: "{chip.kinds[0]}"
 
 
 def _why_not(target: Target, error: Exception) -> str:
-    package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[target.chip.platform]
-    import importlib.util
-
+    """The message for a target that has no devices."""
+    package, extra = {"tpu": ("libtpu", "'gadjax[plan]'"), "cuda": ("jax_cuda13_plugin", "'jax[cuda13]'")}[
+        target.chip.platform
+    ]
     if importlib.util.find_spec(package) is None:
-        extra = {"tpu": "pip install 'gadjax[plan]'", "cuda": "pip install 'jax[cuda13]'"}[target.chip.platform]
-        return f"--topology={target.name}: planning for {target.chip.platform.upper()} needs {package}: {extra}"
+        platform = target.chip.platform.upper()
+        return f"--topology={target.name}: planning for {platform} needs {package}: pip install {extra}"
     reason = " ".join(str(error).split())[:300]
     return f"--topology={target.name}: the compiler knows no such topology ({reason}): give a shape that is sold"

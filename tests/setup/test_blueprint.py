@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-
 import jax
 import pytest
 
@@ -51,11 +49,11 @@ def test_a_stage_without_samples_has_larger_slices(tiny_config):
 def test_no_micro_batch_has_more_tokens(tiny_config, fields, tokens):
     """Of any kind of rows, all at full length."""
     made = blueprint(tiny_config, fields | {"micro_batches.tokens": tokens}, 1)
-    programs = types.SimpleNamespace(method=make_method(made, "gad"))
+    method = make_method(made, "gad")
     found = {
-        "teacher": planned.teacher_rows(made, programs),
-        "policy": planned.policy_rows(made, programs)[0],
-        "group": planned.group_rows(made, programs)[0],
+        "teacher": planned.teacher_rows(made, method),
+        "policy": planned.policy_rows(made, method)[0],
+        "group": planned.group_rows(made, method)[0],
     }
     for kind, rows in found.items():
         held = rows.tokens.shape[-2] * rows.tokens.shape[-1]
