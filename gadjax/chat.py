@@ -13,22 +13,28 @@ from gadjax import commands
 from gadjax.errors import UserError
 
 FLAGS = flags.FLAGS
-_LIMIT = 256  # tokens of a response, where the user names no other
+_LIMIT = 256  # tokens of a response, unless the user says otherwise
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
     flags.DEFINE_string("system", "", "System message, if any.")
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "Draw from the likeliest tokens of this total mass.",
+        lower_bound=0,
+        upper_bound=1,
+    )
     flags.DEFINE_integer(
         "max_response_length",
         None,
-        f"Tokens at most; default: {_LIMIT}, or what the model has room for.",
+        f"Most tokens of a response; default: {_LIMIT}, or fewer if the model has no room.",
         lower_bound=1,
     )
-    flags.DEFINE_integer("seed", 0, "Of the sampling.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +64,7 @@ def main(argv: list[str]) -> None:
         chat.append({"role": "user", "content": text})
         try:
             reply = model.answer([chat], sampling, seed=FLAGS.seed + turn, fit=FLAGS.max_response_length is None)[0]
-        except UserError as error:  # the conversation outgrew the model; the user may start a new one
+        except UserError as error:  # the conversation has outgrown the model; the user can start a new one
             print(f"{error}; /new starts again")
             chat.pop()
             continue

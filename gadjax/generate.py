@@ -3,8 +3,8 @@
     python -m gadjax.generate --model=/tmp/demo/export/generator --prompts=p.jsonl --out=o.jsonl --temperature=0
 
 Prompts are read as by gadjax.collect: JSONL or Parquet with `prompt` (text) or `content` (a chat), or a text file with
-one a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" where the
-limit cut it) and `tokens`.
+one prompt a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" if
+the limit cut the response) and `tokens`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ from absl import flags
 from gadjax import commands
 
 FLAGS = flags.FLAGS
-_LIMIT = 512  # tokens of a response, where the user names no other
+_LIMIT = 512  # tokens of a response, unless the user says otherwise
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
     flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Smallest probability mass to draw from.", lower_bound=0, upper_bound=1)
-    flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0 from all.", lower_bound=0)
+    flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "Draw from the likeliest tokens of this total mass.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+    flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0: from all.", lower_bound=0)
     flags.DEFINE_integer(
         "max_response_length",
         None,
-        f"Tokens at most; default: {_LIMIT}, or what the model has room for.",
+        f"Most tokens of a response; default: {_LIMIT}, or fewer if the model has no room.",
         lower_bound=1,
     )
     flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the sampling.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 

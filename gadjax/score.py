@@ -3,11 +3,11 @@
     python -m gadjax.score --model=/tmp/demo/export/discriminator --data=answers.jsonl --out=scores.jsonl
 
 The data is JSONL with `prompt` (text) or `content` (a chat) and `response` on each line, as gadjax.generate writes it,
-or Parquet in the teacher's schema; a prompt may come many times. Each line of the output holds `content`, `response`,
-`score`, and `id` where the row has one, in the order of the data. Rows that the API marked as no answer (a refusal, a
+or Parquet in the teacher's schema. A prompt may come many times. Each line of the output holds `content`, `response`,
+`score`, and the row's `id` if it has one, in the order of the data. Rows that the API marked as no answer (a refusal, a
 filter), or cut before the answer began, are left out and counted. A response that was cut (`finish_reason`) is scored
-at its last token, any other at the end of its turn. Text is encoded anew, so a sampled response may get other ids than
-it was sampled with. Compare scores of one model only.
+at its last token, any other response at its end of turn. Text is tokenised anew, so a sampled response may get other
+ids than it was sampled with. Compare scores of one model only.
 """
 
 from __future__ import annotations
@@ -32,35 +32,30 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Directory or hub id of a discriminator.", required=True)
     flags.DEFINE_string("data", None, "Prompts with responses: .jsonl or .parquet.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
-    flags.DEFINE_integer(
-        "max_response_length", 0, "Cut longer responses here, as the run did; 0 cuts none.", lower_bound=0
-    )
+    flags.DEFINE_integer("max_response_length", 0, "Cut longer responses here, as the run did; 0: none.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 16, "Responses scored at once.", lower_bound=1)
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 
 class ScoredRow(NamedTuple):
-    """A response to a chat."""
+    """A response to a chat, to be scored."""
 
-    content: Messages  # ends with a user turn
+    content: Messages  # ends with a user's message
     response: str
-    ended: bool  # False: cut, so its turn has no end
-    id: str | None = None  # the row's own, which several rows may share
+    ended: bool  # False: cut, so that its turn has no end
+    id: str | None = None  # the row's own; several rows may share it
 
 
-class Answers(NamedTuple):
-    """What a file holds."""
+def read_answers(path: str | os.PathLike[str]) -> tuple[list[ScoredRow], int]:
+    """Reads the rows of a file that can be scored.
 
-    scored: list[ScoredRow]  # at least one, in the order of the file
-    left_out: int  # rows that the API marked as no answer, or cut before it began
-
-
-def read_answers(path: str | os.PathLike[str]) -> Answers:
-    """The rows of a file that can be scored.
+    Returns:
+      The rows, at least one, in the order of the file; and the number of rows that are left out, because the API marked
+      them as no answer or cut them before the answer began.
 
     Raises:
       UserError: naming the file, the line (counted from 1) or row (from 0), and the reason.
@@ -77,7 +72,7 @@ def read_answers(path: str | os.PathLike[str]) -> Answers:
     answers = [row for row in rows if row is not None]
     if not answers:
         raise UserError(f"--data={path}: no row to score: all {len(rows)} are marked as no answer (`finish_reason`)")
-    return Answers(answers, len(rows) - len(answers))
+    return answers, len(rows) - len(answers)
 
 
 def score_answers(
@@ -88,14 +83,14 @@ def score_answers(
     batch_size: int = 16,
     done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """The discriminator's score of each answer, at its last token: [answers] float32.
+    """[answers] float32, the discriminator's score of each answer at its last token.
 
     Args:
       network: with the "score" head.
       answers: at least one.
-      max_response_length: longer responses are cut here, without an end of turn; 0 cuts none.
-      batch_size: answers scored at once, rounded up to a multiple of the batch's shards.
-      done: called with the number of answers after each batch.
+      max_response_length: longer responses are cut here, and have no end of turn; 0 cuts none.
+      batch_size: answers that are scored at once, rounded up to a multiple of the mesh's batch shards.
+      done: called after each batch with the number of answers so far.
     """
     from gadjax.data.bins import multiple_of, round_up
     from gadjax.data.packing import one_per_row, padded
@@ -112,13 +107,12 @@ def score_answers(
     model.config.check_length(max(lengths), "the longest prompt and response of --data", remedy)
 
     score = jax.jit(lambda params, *fields: sequence_scores(model, params, one_per_row(*fields)))
-    shards = meshes.batch_shards(mesh)
-    size = multiple_of(min(batch_size, len(answers)), shards)
+    size = multiple_of(min(batch_size, len(answers)), meshes.batch_shards(mesh))
     order = np.argsort(lengths, kind="stable")
     scores = np.zeros(len(answers), np.float32)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        filled = np.resize(chosen, size)  # whole batches: one shape
+        filled = np.resize(chosen, size)  # the last batch repeats answers, so that all have one shape
         fields = []
         for sequences in (prompts, responses):
             sequences = [sequences[i] for i in filled]
@@ -130,7 +124,7 @@ def score_answers(
 
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[ScoredRow | None]:
-    """A row at a time; None for those to leave out."""
+    """One row at a time; None for a row that is left out."""
     from gadjax.data.prompts import chat_of, read_jsonl, text_of
     from gadjax.data.schema import status_of
 
@@ -164,14 +158,10 @@ def main(argv: list[str]) -> None:
         commands.use_compilation_cache()
         network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
         with RunProgress(console=Console(stderr=True)) as progress:
-            progress.update("scoring", 0, len(answers))
-            scores = score_answers(
-                network,
-                answers,
-                max_response_length=FLAGS.max_response_length,
-                batch_size=FLAGS.batch_size,
-                done=lambda count: progress.update("scoring", count, len(answers)),
-            )
+            done = lambda count: progress.update("scoring", count, len(answers))  # noqa: E731
+            done(0)
+            limits = {"max_response_length": FLAGS.max_response_length, "batch_size": FLAGS.batch_size}
+            scores = score_answers(network, answers, **limits, done=done)
         for answer, score in zip(answers, scores, strict=True):
             row = {"content": answer.content, "response": answer.response, "score": float(score)}
             write(row if answer.id is None else {"id": answer.id} | row)

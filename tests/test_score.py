@@ -121,7 +121,7 @@ def test_teacher_data(command, discriminator, heldout_file, tmp_path):
     done = command("gadjax.score", f"--model={discriminator}", f"--data={heldout_file}", f"--out={out}")
     assert done.status == 0, done.err
     assert len(scores(out)) == 8
-    np.testing.assert_allclose(scores(out), by_hand(discriminator, read_answers(heldout_file).scored), atol=1e-5)
+    np.testing.assert_allclose(scores(out), by_hand(discriminator, read_answers(heldout_file)[0]), atol=1e-5)
 
 
 def test_many_answers_to_one_prompt(command, discriminator, tmp_path):
