@@ -34,8 +34,8 @@ class Partial(NamedTuple):
 
 def nothing(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Partial:
     """Attention over no keys, for queries of the shape [..., D]."""
-    zeros = jnp.zeros(shape[:-1], dtype)
-    return Partial(jnp.zeros(shape, dtype), jnp.full_like(zeros, jnp.finfo(dtype).min), zeros)
+    mixed = jnp.zeros(shape, dtype)
+    return Partial(mixed, jnp.full(shape[:-1], jnp.finfo(dtype).min, dtype), jnp.zeros(shape[:-1], dtype))
 
 
 def of_block(logits: jax.Array, times_values: Callable[[jax.Array], jax.Array]) -> Partial:

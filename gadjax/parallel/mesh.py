@@ -38,8 +38,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[jax.Device] | Non
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
-    bad = [f"mesh.{name} = {size}" for name, size in sizes.items() if size != -1 and size < 1]
-    if bad or len(free) > 1:
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"mesh sizes are at least 1, and one of them may be -1; got {sizes}: change --config.mesh.*")
     # The size that is -1, from the others.
     fixed = math.prod(size for size in sizes.values() if size != -1)

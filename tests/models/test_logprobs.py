@@ -240,4 +240,4 @@ def test_memory_does_not_follow_the_number_of_targets():
         ]
         return jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(length) - temporaries(length // 2) <= 8 * 4 * rows * length  # no states
+    assert temporaries(length) - temporaries(length // 2) <= 8 * 4 * rows * length  # numbers per target, no states
