@@ -1,4 +1,4 @@
-"""What a file of answers holds, in lines for a terminal: `gadjax.collect --inspect`."""
+"""Describes a file of answers in lines for a terminal (`gadjax.collect --inspect`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS = (
     "temperature", "system", "sample",
 )  # fmt: skip
 _PERCENTILES = (0, 5, 50, 95, 100)
-_COUNTED = 12  # names listed of a column; the others are summed up
+_COUNTED = 12  # values of a column that are listed; the others are summed up
 _NAME_WIDTH = 60
 _TEXT_WIDTH = 300
 
@@ -29,11 +29,11 @@ _TEXT_WIDTH = 300
 def inspect(path: pathlib.Path, *, shown_rows: int = 3) -> Iterator[str]:
     """Lines about a teacher's Parquet, or about a ledger of `gadjax.collect`.
 
-    No control character of the file is in them, so that a terminal shows them as they are.
+    They hold no control characters, so that a terminal shows them as they are.
 
     Args:
       path: ends in .parquet or .jsonl.
-      shown_rows: rows shown, spread over the file.
+      shown_rows: number of rows to show, spread over the file.
 
     Raises:
       UserError: the file cannot be read, or is neither.
@@ -60,22 +60,22 @@ def inspect(path: pathlib.Path, *, shown_rows: int = 3) -> Iterator[str]:
 
 
 def visible(text: str, width: int) -> str:
-    """The text on one line of at most `width` characters; what a terminal would act on or hide is escaped."""
-    escaped = []
-    for character in text[: width + 1]:
-        # Control and format characters (of which some turn the direction of text), odd spaces, lone surrogates.
-        if character.isprintable():
-            escaped.append(character)
-        else:
-            escaped.append(character.encode("unicode_escape", "surrogatepass").decode())
-    line = "".join(escaped)
+    """The text on one line of at most `width` characters, without those that a terminal would act on or hide.
+
+    Control and format characters (some change the direction of text), odd spaces and lone surrogates are escaped.
+    """
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text[: width + 1]
+    )
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
 class _Counts:
+    """Counts of the rows of a file; `rows` is the number of answers."""
+
     def __init__(self) -> None:
-        self.rows = 0
-        self._attempts = 0
+        self.rows = self._attempts = 0
         self._status: Counter[str] = Counter()
         self._named: dict[str, Counter[str]] = {
             name: Counter() for name in ("finish_reason", "category", "model", "temperature", "system", "sample")
@@ -163,7 +163,7 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _ledger_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Of a ledger that may be written right now: no lock, and a last line that is not whole yet is left out."""
+    """The lines of a ledger, unlocked, without a last line that another process is still writing."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             row = parse_line(line)
