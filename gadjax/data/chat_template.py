@@ -85,11 +85,7 @@ def _literal(value: Any) -> str:
 
 
 def parse_date(date: str) -> datetime.date:
-    """The day of a date "YYYY-MM-DD".
-
-    Raises:
-      UserError: the date has another form, or there is no such day.
-    """
+    """The day of a date "YYYY-MM-DD"; raises a `UserError` for another form, or if there is no such day."""
     try:
         return datetime.date.fromisoformat(date)
     except ValueError as error:
@@ -97,11 +93,7 @@ def parse_date(date: str) -> datetime.date:
 
 
 def read_template(given: str) -> str:
-    """`given` itself if it is a Jinja template, or else the content of the file with this name.
-
-    Raises:
-      UserError: it is neither.
-    """
+    """`given` if it is a Jinja template, or the content of the file with this name; raises a `UserError` if neither."""
     if "{" in given:
         return given
     try:

@@ -31,11 +31,7 @@ class DatasetName(NamedTuple):
 
 
 def parse(text: str) -> DatasetName:
-    """The parts of `hf:PATH/SPLIT:FIELD` or `tfds:PATH/SPLIT:FIELD`; the field is optional.
-
-    Raises:
-      UserError: `text` has another form.
-    """
+    """The parts of `hf:PATH/SPLIT[:FIELD]` or `tfds:PATH/SPLIT[:FIELD]`; raises a `UserError` for another form."""
     pattern, form = _FORMS[HUB if text.startswith(HUB) else TFDS]
     match = pattern.fullmatch(text.partition(":")[2])
     if match is None:

@@ -60,11 +60,7 @@ def _download(text: str, name: str, config: str | None, split: str) -> list[path
 
 
 def _choose(text: str, names: Sequence[str], config: str | None, split: str) -> list[str]:
-    """The files of one config's split.
-
-    Raises:
-      UserError: there is no such config or split.
-    """
+    """The files of one config's split; raises a `UserError` if there is no such config or split."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         *folders, file = name.split("/")

@@ -124,19 +124,19 @@ def prepare(
     source_name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Tokenises every row that can be used and counts the others (docs/algorithm.md, section 4).
+    """Tokenises every usable row and counts the others (docs/algorithm.md, section 4).
 
     Args:
-      rows: what `read_rows` read.
+      rows: from `read_rows`.
       tokenizer: the student's.
-      max_prompt_length: longer prompts are dropped; cutting them would lose the assistant header.
-      max_response_length: longer answers, EOS included, are cut to this and carry no EOS.
-      cut_answers: "drop" or "keep" for answers that the API cut; kept ones carry no EOS.
+      max_prompt_length: tokens; longer prompts are dropped, because a cut one would lack the assistant header.
+      max_response_length: tokens, EOS included; longer answers are cut and get no EOS.
+      cut_answers: "drop" or "keep", for answers that the API cut; kept ones get no EOS.
       source_name: the config's field or the file, for messages.
-      progress: called with (rows done, all rows) as the pass goes on.
+      progress: called with (rows done, all rows).
 
     Raises:
-      UserError: a chat that the template refuses (file and row), or no usable row at all.
+      UserError: the template refuses a chat (names file and row), or no row is usable.
     """
     if cut_answers not in ("drop", "keep"):
         raise UserError(f"data.cut_answers is {cut_answers!r}; expected 'drop' or 'keep'")

@@ -142,10 +142,9 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, line in _lines(path):
         try:
             row = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
         except ValueError as error:
-            raise UserError(f"{place}: not JSON ({error})") from None
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{place}: not JSON ({reason})") from None
         if not isinstance(row, dict):
             raise UserError(f'{place}: expected an object such as {{"prompt": "..."}}')
         yield place, row
@@ -199,20 +198,12 @@ def read_columns(
 
 
 def chat_of(row: dict[str, Any], place: str) -> Messages:
-    """The chat of a row: its `content`, or its `prompt` as a user turn.
-
-    Raises:
-      UserError: there is no chat, or it cannot be used.
-    """
-    prompt = text_of(row, "prompt", place)
-    if row.get("content") is None:
-        if prompt is None:
-            raise UserError(f"{place}: neither `prompt` nor `content` is there; give one of them")
-        content = [{"role": "user", "content": prompt}]
-    elif prompt is not None:
-        raise UserError(f"{place}: both `prompt` and `content` are there; give one of them")
-    else:
-        content = _chat(row["content"], place)
+    """The chat of a row: its `content`, or its `prompt` as a user turn; raises a `UserError` if it has none."""
+    prompt, content = text_of(row, "prompt", place), row.get("content")
+    if (prompt is None) == (content is None):
+        found = "neither `prompt` nor `content` is" if prompt is None else "both `prompt` and `content` are"
+        raise UserError(f"{place}: {found} there; give one of them")
+    content = _chat(content, place) if prompt is None else [{"role": "user", "content": prompt}]
     for turn in content:
         if not turn["content"].strip():
             raise UserError(f"{place}: the {turn['role']}'s text is empty")
@@ -236,11 +227,7 @@ def _chat(chat: Any, place: str) -> Messages:
 
 
 def text_of(row: dict[str, Any], field: str, place: str) -> str | None:
-    """The text of a row's field, or None; a number is allowed as an id.
-
-    Raises:
-      UserError: the field holds something else, or text that is not Unicode.
-    """
+    """The text of a row's field, or None. A number is allowed as an id; raises a `UserError` for other values."""
     value = row.get(field)
     if field == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)

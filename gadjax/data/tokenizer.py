@@ -138,11 +138,7 @@ class ChatTokenizer:
         return self._encode([self._prompt_text(messages) for messages in chats])
 
     def response_ids(self, text: str, ended: bool) -> np.ndarray:
-        """An answer's text as token ids, then `turn_end_id` if it `ended`: int32 [response].
-
-        Raises:
-          UserError: the text is not Unicode.
-        """
+        """An answer's text as token ids, then `turn_end_id` if it `ended`: int32 [response]; text must be Unicode."""
         return self.response_ids_batch([text], [ended])[0]
 
     def response_ids_batch(self, texts: Sequence[str], ended: Sequence[bool]) -> list[np.ndarray]:

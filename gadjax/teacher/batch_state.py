@@ -120,11 +120,7 @@ class Batches:
                 shutil.rmtree(self._folder)
 
     def requests(self, batch: Batch) -> Iterator[tuple[Key, dict[str, Any], dict[str, Any]]]:
-        """Key, question and body of each request, in order.
-
-        Raises:
-          UserError: the file is absent or damaged.
-        """
+        """Key, question and body of each request, in order; raises a `UserError` if the file is absent or damaged."""
         file = self._file(batch)
         try:
             with file.open("rb") as lines:

@@ -14,12 +14,13 @@ import random
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import openai
 
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError, first_line
+from gadjax.teacher.budget import Account
 from gadjax.teacher.ledger import LedgerEntry
 from gadjax.teacher.limits import LONGEST_ASKED_WAIT, Limits
 from gadjax.teacher.protocol import RequestSettings, bad_url, parse_answer, parse_url, retry_after, without_login
@@ -53,16 +54,6 @@ class _Transient(Exception):
         self.remedy = remedy  # what to do if the server never answers
         self.load = load  # the server is asked too much
         self.billed = billed  # the answer may have been made, and must be paid for
-
-
-class Account(Protocol):
-    """Is told of every attempt at one prompt, because each may cost money."""
-
-    async def begin(self) -> None:
-        """Called before an attempt; may wait, or raise to end the asking."""
-
-    def failed(self, *, billed: bool) -> None:
-        """Called after an attempt without an answer; `billed` if it may have to be paid for."""
 
 
 class TeacherClient:
@@ -157,7 +148,7 @@ class TeacherClient:
         Args:
           content: the chat.
           sample: number of the answer to this chat, from 0.
-          account: is told of every attempt.
+          account: sets aside what each attempt may cost.
 
         Raises:
           RowFailed: the API refuses this chat, or every attempt failed.

@@ -107,11 +107,7 @@ class Ledger:
         return sum(map(len, self._open.values()))
 
     def append(self, key: Key, answer: LedgerEntry, question: dict[str, Any]) -> None:
-        """Writes an answer with the fields of its question.
-
-        Raises:
-          UserError: the file cannot be written.
-        """
+        """Writes an answer with the fields of its question; raises a `UserError` if the file cannot be written."""
         row = key._asdict() | dataclasses.asdict(answer) | question
         if key in self._begun:
             self._begun.remove(key)

@@ -91,11 +91,7 @@ class Limits:
         return max(int(self._allowed), 1)
 
     async def acquire(self, tokens: int) -> Slot:
-        """Waits until one more attempt may begin, of an estimated number of tokens in and out.
-
-        Raises:
-          asyncio.CancelledError: `stop` was set.
-        """
+        """Waits until one more attempt of about `tokens` may begin; raises CancelledError if `stop` is set."""
         loop = asyncio.get_running_loop()
         async with self._turn:
             if self._requests is None and self._tokens is None:
@@ -151,11 +147,7 @@ class Limits:
 
 
 async def until(event: asyncio.Event, stop: asyncio.Event, seconds: float | None = None) -> None:
-    """Waits for an event, at most so many seconds.
-
-    Raises:
-      asyncio.CancelledError: `stop` is set.
-    """
+    """Waits for an event, at most so many seconds; raises CancelledError if `stop` is set."""
     waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(stop.wait())]
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

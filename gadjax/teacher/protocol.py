@@ -59,11 +59,7 @@ def request_fields(given: str | Mapping[str, Any] | None, flag: str) -> tuple[di
 
 
 def parse_answer(body: bytes) -> LedgerEntry:
-    """The answer in a response's body.
-
-    Raises:
-      ValueError: there is none.
-    """
+    """The answer in a response's body; raises ValueError if there is none."""
     try:
         response = json.loads(body)
     except ValueError:
@@ -118,11 +114,7 @@ def retry_after(headers: Any) -> float | None:
 
 
 def parse_url(base_url: str) -> urllib.parse.SplitResult:
-    """The parts of an HTTP URL.
-
-    Raises:
-      UserError: it is none.
-    """
+    """The parts of an HTTP URL; raises a `UserError` for another text."""
     reason = ""
     try:
         url = urllib.parse.urlsplit(base_url)
