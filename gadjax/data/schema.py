@@ -11,7 +11,6 @@ import dataclasses
 import glob
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +33,7 @@ MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_
 
 _REQUIRED = ("content", "teacher_response")
 _OPTIONAL = ("category", "finish_reason")
+_READ = (*_REQUIRED, "finish_reason")
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 # A column of nulls alone has type null; the check of its rows says what is wrong with it.
 _TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
@@ -51,18 +51,9 @@ def status_of(answer: str | None, finish_reason: str | None) -> str:
     return "whole"
 
 
-class Row(NamedTuple):
-    """One row: a chat that ends with a user turn, and the teacher's answer to it."""
-
-    messages: Messages
-    answer: str
-    category: str | None
-    finish_reason: str | None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """All rows of the files, in the order of the files. Python objects are made one row at a time.
+    """All rows of the files, in the order of the files; a row is a chat that ends with a user turn, and its answer.
 
     Attributes:
       files: names of the files.
@@ -79,17 +70,9 @@ class Rows:
     _roles: pa.LargeStringArray  # [messages]
     _contents: pa.LargeStringArray  # [messages]
     _answers: pa.LargeStringArray  # [rows]
-    _categories: pa.LargeStringArray  # [rows]
-    _finish_reasons: pa.LargeStringArray  # [rows]
 
     def __len__(self) -> int:
         return len(self._answers)
-
-    def __getitem__(self, index: int) -> Row:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        category, reason = self._categories[index].as_py(), self._finish_reasons[index].as_py()
-        return Row(self.messages(index), self.answer(index), category, reason)
 
     def messages(self, index: int) -> Messages:
         """The chat of a row."""
@@ -121,11 +104,12 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     tables = [_read_file(file) for file in files]
     columns = {name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"}
     lengths = np.concatenate([table["lengths"] for table in tables])
-    cut = _is_in(columns["finish_reasons"], CUT_REASONS)
+    reasons = columns.pop("finish_reasons")
+    cut = _is_in(reasons, CUT_REASONS)
     return Rows(
         files=tuple(files),
         cut=cut,
-        marked=_is_in(columns["finish_reasons"], MARKED_REASONS) | (cut & _blank(columns["answers"])),
+        marked=_is_in(reasons, MARKED_REASONS) | (cut & _blank(columns["answers"])),
         _file_ends=np.cumsum([len(table["lengths"]) for table in tables], dtype=np.int64),
         _offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         **{f"_{name}": column for name, column in columns.items()},
@@ -171,13 +155,11 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
     turns = pc.list_flatten(chats)
     rows_of_turns = np.repeat(np.arange(len(lengths)), lengths)
     nulls = pa.nulls(table.num_rows, pa.large_string())
-    optional = {name: _strings(table[name]) if name in names else nulls for name in _OPTIONAL}
     columns = {
         "roles": _strings(pc.struct_field(turns, "role")),
         "contents": _strings(pc.struct_field(turns, "content")),
         "answers": _strings(table["teacher_response"]),
-        "categories": optional["category"],
-        "finish_reasons": optional["finish_reason"],
+        "finish_reasons": _strings(table["finish_reason"]) if "finish_reason" in names else nulls,
     }
     for name, column in columns.items():
         _check_unicode(file, name, column, rows_of_turns)
@@ -188,13 +170,13 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
 def _read_table(file: str) -> pa.Table:
     """The columns of a file that training reads."""
     if file.startswith(TFDS):
-        table = tfds.read_table(file, _REQUIRED + _OPTIONAL)
+        table = tfds.read_table(file, _READ)
         _check_schema(file, table.schema)
         return table
     with open_parquet(file, memory_map=True) as parquet:
         schema = parquet.schema_arrow
         _check_schema(file, schema)
-        return parquet.read(columns=[name for name in _REQUIRED + _OPTIONAL if name in schema.names])
+        return parquet.read(columns=[name for name in _READ if name in schema.names])
 
 
 def _check_schema(file: str, schema: pa.Schema) -> None:

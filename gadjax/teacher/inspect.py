@@ -20,6 +20,8 @@ _COLUMNS = (
     "content", "teacher_response", "category", "id", "model", "finish_reason", "prompt_tokens", "completion_tokens",
     "temperature", "system", "sample",
 )  # fmt: skip
+_NAMED = ("finish_reason", "category", "model", "temperature", "system", "sample")
+_LENGTHS = ("prompt characters", "answer characters", "prompt tokens", "answer tokens")
 _PERCENTILES = (0, 5, 50, 95, 100)
 _COUNTED = 12  # values of a column that are listed; the others are summed up
 _NAME_WIDTH = 60
@@ -77,17 +79,12 @@ class _Counts:
     def __init__(self) -> None:
         self.rows = self._attempts = 0
         self._status: Counter[str] = Counter()
-        self._named: dict[str, Counter[str]] = {
-            name: Counter() for name in ("finish_reason", "category", "model", "temperature", "system", "sample")
-        }
-        self._lengths: dict[str, list[int]] = {
-            name: [] for name in ("prompt characters", "answer characters", "prompt tokens", "answer tokens")
-        }
-        self._prompts: Counter[bytes] = Counter()
-        self._pairs: Counter[bytes] = Counter()
-        self._answers: Counter[bytes] = Counter()
+        self._named: dict[str, Counter[str]] = {name: Counter() for name in _NAMED}
+        self._lengths: dict[str, list[int]] = {name: [] for name in _LENGTHS}
+        self._prompts, self._pairs, self._answers = Counter(), Counter(), Counter()  # by digests
 
     def add(self, row: dict[str, Any]) -> None:
+        """Counts a row, which may be a ledger's line about an attempt."""
         if "attempt" in row:
             self._attempts += {"begun": 1, "failed": -1}[row["attempt"]]
             return
@@ -110,6 +107,7 @@ class _Counts:
             self._answers[text] += 1
 
     def lines(self) -> Iterator[str]:
+        """The counts, in words."""
         cut, marked = self._status["cut"], self._status["marked"]
         yield f"whole: {self._status['whole']}, cut at a token limit: {cut}, without an answer to learn from: {marked}"
         if self._attempts:

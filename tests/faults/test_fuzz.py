@@ -96,11 +96,11 @@ _MORE = ("finish_reason", "category", "id", "sample", "prompt", "content", "text
 def _whole(rows) -> None:
     """Everything of the rows can be had, and is what a run relies on."""
     for i in range(len(rows)):
-        row = rows[i]
-        assert row.messages and row.messages[-1]["role"] == "user"
-        assert all(turn["role"] in ROLES and isinstance(turn["content"], str) for turn in row.messages)
-        assert row.answer.strip() or rows.cut[i] or rows.marked[i]
-        row.answer.encode()
+        messages, answer = rows.messages(i), rows.answer(i)
+        assert messages and messages[-1]["role"] == "user"
+        assert all(turn["role"] in ROLES and isinstance(turn["content"], str) for turn in messages)
+        assert answer.strip() or rows.cut[i] or rows.marked[i]
+        answer.encode()
 
 
 def _refused(error: UserError, path: pathlib.Path) -> None:
