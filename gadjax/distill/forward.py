@@ -1,4 +1,4 @@
-"""What the losses read from a network: log-probs of response tokens and scores of sequences, for any layout of rows."""
+"""What the losses read from a network, for any layout of rows: log-probs of response tokens, scores of sequences."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ def response_logprobs(
     chunk: int,
     entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probs of the response tokens and entropies of the distributions that they come from, nats: each [R, K].
+    """Log-probs of the response tokens, and entropies of the distributions they come from: each [R, K], in nats.
 
-    Both are of the temperature-scaled, untruncated distribution. Empty slots (`rows.mask`) hold finite rubbish.
+    Both are of the temperature-scaled, untruncated distribution. Empty slots (where `rows.mask` is False) hold
+    arbitrary finite values.
+
+    Args:
+      model: a model with the "lm" head.
+      params: its parameters.
+      rows: one micro-batch.
+      temperature: divides the logits.
+      chunk: response positions whose logits exist at once on a device.
+      entropy_gradient: whether the entropies have a gradient.
     """
     decoder = model.bind(params)
     hidden = decoder(rows.tokens, rows.positions, rows.segments)
@@ -39,25 +48,25 @@ def response_logprobs(
 
 
 def sequence_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
-    """D of each sequence, [S]: the scalar head at the sequence's last token, float32 (`docs/algorithm.md`, section 1).
+    """The score D [S] of each sequence: the scalar head at its last token, float32 (`docs/algorithm.md`, section 1).
 
-    0 for those that are in another micro-batch.
+    Sequences of other micro-batches get 0.
     """
     scores = model.scores(params, rows.tokens, rows.positions, rows.segments)
     return jnp.where(rows.last < 0, 0.0, scores.reshape(-1)[rows.last])
 
 
 def per_token(values: jax.Array, rows: Packed) -> jax.Array:
-    """Each sequence's value [S] at each of its response tokens, 0 in empty slots: [R, K]."""
+    """The values [S] of sequences, repeated at each of their response tokens: [R, K], 0 in empty slots."""
     return values.at[rows.owner].get(mode="fill", fill_value=0.0)
 
 
 def per_sequence(values: jax.Array, rows: Packed) -> jax.Array:
-    """Each sequence's sum of its response tokens' values [R, K]: [S]."""
+    """The sums [S] over each sequence of its response tokens' values [R, K]."""
     return jnp.zeros(rows.last.shape, values.dtype).at[rows.owner].add(values, mode="drop")
 
 
 def response_lengths(rows: Packed) -> jax.Array:
-    """Response tokens of each sequence, over all micro-batches: [S]."""
+    """The number [S] of response tokens of each sequence, over all micro-batches."""
     count = rows.last.shape[-1]
     return jnp.bincount(rows.owner.reshape(-1), length=count + 1)[:count]

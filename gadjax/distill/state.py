@@ -1,4 +1,4 @@
-"""Train states: plain trees, updated by pure functions."""
+"""Train states: plain trees of arrays, updated by pure functions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gadjax.parallel import mesh as meshes
 
 @struct.dataclass
 class TrainState:
-    """One trained network: float32 master weights, moments and counters."""
+    """A network in training: float32 master weights, optimizer moments and counters."""
 
-    params: Params  # those that are trained: with adapters (`gadjax.models.lora`), not the whole network
+    params: Params  # the trained parameters; with adapters (`gadjax.models.lora`) only a part of the network
     opt_state: Any
-    step: jax.Array  # int32, updates tried
-    skipped: jax.Array  # int32, updates skipped because the gradient was not finite
-    skipped_in_row: jax.Array  # int32, of those, the last ones without a good update between
+    step: jax.Array  # int32, all updates, skipped ones included
+    skipped: jax.Array  # int32, updates that were skipped because the gradient was not finite
+    skipped_in_row: jax.Array  # int32, skipped updates since the last good one
 
 
 @struct.dataclass
 class GadState:
-    """All that GAD trains, the policy that the KL is measured against, and what they all stand on."""
+    """The networks of GAD: those that are trained, the reference of the KL, and the frozen base of adapters."""
 
     generator: TrainState
     discriminator: TrainState | None = None
@@ -56,17 +56,19 @@ def adamw(
 
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state: zero moments and counters."""
-    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # not one array thrice: states are donated
+    """A fresh state with zero moments and counters."""
+    counters = (
+        jnp.zeros((), jnp.int32) for _ in range(3)
+    )  # three arrays: a donated state must not hold one array twice
     return TrainState(params, optimizer.init(params), *counters)
 
 
 def apply_gradients(
     optimizer: optax.GradientTransformation, state: TrainState, gradients: Params
 ) -> tuple[TrainState, jax.Array]:
-    """One update and the gradient's global norm before clipping.
+    """The state after one update, and the gradient's global norm before clipping.
 
-    Where the norm is not finite, parameters and moments stay as they were and the step is counted as skipped.
+    Where the norm is not finite, parameters and moments stay as they are, and the update is counted as skipped.
     """
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(norm)

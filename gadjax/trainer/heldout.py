@@ -1,4 +1,4 @@
-"""Figures on held-out prompts: how likely the teacher's answers are, and how the student's own answers compare."""
+"""Figures on held-out prompts: the likelihood of the teacher's answers, and how the student's answers compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gadjax.trainer.programs import HeldOutPrograms, abstract_rows, place_rows
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The student's answers to the held-out prompts, beside the teacher's."""
+    """The student's answers to the held-out prompts, and the teacher's."""
 
     rows: list[int]
     prompts: list[str]
@@ -31,7 +31,7 @@ class Answers:
 
 
 class HeldOut:
-    """Measures a generator, and a discriminator where there is one, on the first `evaluation.prompts` held-out rows."""
+    """Measures the networks of a run on the first `evaluation.prompts` held-out rows."""
 
     def __init__(self, setup: Setup):
         self.setup = setup
@@ -42,7 +42,7 @@ class HeldOut:
         self._texts = [setup.tokenizer.decode(ids) for ids in self.teacher]
 
     def compile_first(self, state: GadState) -> None:
-        """Compiles what the first measurement runs, of a generator alone; `state`: abstract, of the first stage."""
+        """Compiles what the first measurement runs, which has no discriminator. `state`: abstract, of the first stage."""
         rows = rows_of_each(self.setup, self.prompts, [[ids] for ids in self.teacher], self.programs.parts["generator"])
         generator = lora.join(state.base, state.generator.params)
         self.programs.likelihoods.lower(generator, abstract_rows(self.setup.mesh, rows)).compile()
@@ -54,13 +54,17 @@ class HeldOut:
         engine.sample.lower(weights, *queue, sampling, slots).compile()
 
     def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:
-        """The held-out figures and the answers that they were measured on.
+        """The held-out figures, and the answers that they were measured on.
+
+        Args:
+          generator: whole parameters of the generator.
+          discriminator: whole parameters of the discriminator; None where the stage has none.
 
         Returns:
-          `nll`: nats per token of the teacher's answers, turn end included. `rouge_l`, `ngram_f1_1`..`_5`: the
-          student's answers against the teacher's, 0 to 1. `length_mean`, `length_p95`, `truncated`: of the student's
-          answers, in tokens and as a share. `discriminator_accuracy`, `discriminator_margin`: of this run's
-          discriminator over the pairs, where there is one.
+          `nll`: negative log-likelihood of the teacher's answers, turn end included, in nats per token.
+          `rouge_l`, `ngram_f1_1` to `ngram_f1_5`: the student's answers against the teacher's, 0 to 1.
+          `length_mean`, `length_p95`: tokens of the student's answers; `truncated`: the share that reached the limit.
+          `discriminator_accuracy`, `discriminator_margin`: the discriminator on the pairs, where there is one.
         """
         config, programs = self.setup.config, self.programs
         alone = [[ids] for ids in self.teacher]
@@ -89,11 +93,11 @@ class HeldOut:
         return figures, answers
 
     def two_sample(self, generator: Params, base: Params) -> dict[str, Any]:
-        """The two-sample test of this generator's samples, at the rollout's temperature, against the teacher.
+        """The two-sample test of the generator's samples, at the rollout's temperature, against the teacher's answers.
 
         Args:
-          base: the student's parameters as the run began, the backbone of every fresh classifier, which adapters leave
-            as it is.
+          generator: whole parameters of the generator.
+          base: the student's parameters as the run began: the backbone of every fresh classifier.
         """
         config = self.setup.config
         samples = self._answer(generator, config.rollout.temperature, config.seed + 1)
@@ -115,7 +119,7 @@ class HeldOut:
         return self.programs.engine.generate(params, self.prompts, self.setup.sampling(temperature), seed=seed)
 
     def _of_each(self, program: Any, params: Params, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:
-        """What `program` finds of every response: [prompts, R] of R responses to each prompt."""
+        """The value that `program` computes for every response: [prompts, R] for R responses to each prompt."""
         rows = rows_of_each(self.setup, self.prompts, responses, parts)
         found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))
         return found.reshape(len(self.prompts), -1)
@@ -124,9 +128,15 @@ class HeldOut:
 def rows_of_each(
     blueprint: Blueprint, prompts: Sequence[np.ndarray], responses: Sequence[Sequence[np.ndarray]], parts: int
 ) -> Packed:
-    """Rows [M, ...] of the responses to each prompt, of which there are as many for all.
+    """Rows [M, ...] of the responses to each prompt.
 
-    A micro-batch has no more rows than so many prompts fill as one of training has, of which `parts` make a batch.
+    A micro-batch holds as many prompts as one of training, so it needs no more memory.
+
+    Args:
+      blueprint: the run.
+      prompts: token ids of each prompt.
+      responses: token ids of the responses to each prompt, equally many for all prompts.
+      parts: micro-batches in a batch of training.
     """
     group = len(responses[0])
     return pack(

@@ -22,13 +22,13 @@ from gadjax.progress import RunProgress
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.initial import initial_base, initial_generator
 from gadjax.setup.prepare import Setup, stage_lengths
-from gadjax.trainer.ahead import Ahead
-from gadjax.trainer.entering import enter_stage
+from gadjax.trainer.background_compile import BackgroundCompile
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
 from gadjax.trainer.replay import Groups, Replay
+from gadjax.trainer.stage_start import enter_stage
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.trainer.watchdog_rules import TeacherLengths
 from gadjax.trainer.watchdogs import Watchdogs
@@ -256,14 +256,14 @@ class TrainingRun:
             log.sync()  # a resumed run writes none of these rows again
         self.checkpoints.save(self.position.step, saved_networks(self.state), self.replay.arrays, progress)
 
-    def _compile_ahead(self, stage: str, *, fresh: bool) -> Ahead:
+    def _compile_ahead(self, stage: str, *, fresh: bool) -> BackgroundCompile:
         """Starts to compile the first measurement, if the run has one, and the first rollout."""
         state, jobs = abstract_state(self.setup, stage), {}
         if fresh and self.heldout:
             jobs[_MEASUREMENT] = functools.partial(self.heldout.compile_first, state)
         if stage != "seqkd":
             jobs[_ROLLOUT] = functools.partial(self._steps[stage].compile_first, state)
-        return Ahead(jobs)
+        return BackgroundCompile(jobs)
 
     def _measure(self, stage: str, *, two_sample: bool) -> dict[str, float]:
         """Measures on held-out prompts and logs the figures, and with `two_sample` the two-sample test too."""

@@ -1,4 +1,4 @@
-"""Which parts of a state wait in host memory: a part is on the devices while a phase uses it."""
+"""Moves parts of a state between the devices and host memory, so that a phase has on the devices what it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from gadjax.distill.state import GadState
 from gadjax.distill.steps import Phase
 
-# What each phase reads; everything else may wait elsewhere.
+# The parts that each phase reads. All others may wait in host memory.
 _USED: dict[Phase, tuple[str, ...]] = {
     "rollout": ("generator.params",),
     "discriminator": ("discriminator.params", "discriminator.opt_state"),
@@ -25,21 +25,25 @@ _NETWORKS = ("generator.params", "discriminator.params", "reference")
 
 @dataclasses.dataclass(frozen=True)
 class Offload:
-    """Moves the parts of a state that the config lets wait in host memory (`config.offload`).
+    """Which parts of a state may wait in host memory (`config.offload`), and the moves.
 
-    A whole part crosses at once, outside of the compiled programs: seconds a step for a network of billions of
-    parameters, and nothing for the compiler to get wrong.
+    Each part moves as a whole, between the compiled programs. That takes seconds a step for a network of billions of
+    parameters, and leaves nothing for the compiler to get wrong.
+
+    Attributes:
+      optimizer: whether the moments of both optimizers may wait.
+      networks: whether the parameters of the networks may wait.
     """
 
     optimizer: bool = False
     networks: bool = False
 
     def on_device(self, phase: Phase) -> set[str]:
-        """The parts that are on the devices in a phase."""
+        """The parts that are on the devices during a phase."""
         return (set(_MOMENTS + _NETWORKS) - self._moving()) | set(_USED[phase])
 
     def waiting(self, phase: Phase) -> set[str]:
-        """The parts that are in host memory in a phase."""
+        """The parts that are in host memory during a phase."""
         return self._moving() - self.on_device(phase)
 
     def _moving(self) -> set[str]:
@@ -47,15 +51,17 @@ class Offload:
 
     @classmethod
     def of(cls, config: ConfigDict) -> Offload:
-        """As `config.offload` says."""
+        """The offload that `config.offload` asks for."""
         return cls(config.offload.optimizer, config.offload.networks)
 
     def arrange(self, state: GadState, phase: Phase) -> GadState:
-        """The state with every part where the phase wants it. First what leaves the devices, then what comes.
+        """The state with every part where the phase wants it. Parts leave the devices before others arrive.
 
-        Arrays that move are gone from the state that was given.
+        The arrays that move are deleted where they were.
 
-        `state`: of arrays, or of `jax.ShapeDtypeStruct`s.
+        Args:
+          state: a state of arrays, or of `jax.ShapeDtypeStruct`s.
+          phase: the phase that begins.
         """
         if not (self.optimizer or self.networks):
             return state
@@ -63,14 +69,14 @@ class Offload:
         for part in _MOMENTS + _NETWORKS:
             if part not in here:
                 state = _move(state, part, "pinned_host")
-        for part in _MOMENTS + _NETWORKS:  # in one order, in every process
+        for part in _MOMENTS + _NETWORKS:  # in the same order in every process
             if part in here:
                 state = _move(state, part, "device")
         return state
 
 
 def read_part(state: GadState, part: str) -> Any:
-    """A part of a state by its name, None where the stage has none."""
+    """A part of a state by its name; None where the stage has no such part."""
     name, _, field = part.partition(".")
     holder = getattr(state, name)
     return getattr(holder, field) if holder is not None and field else holder
@@ -92,5 +98,5 @@ def _put(leaf: Any, memory: str) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     moved = jax.block_until_ready(jax.device_put(leaf, sharding))
-    leaf.delete()  # whoever still holds the state as it was must not hold the memory
+    leaf.delete()  # frees the memory even if somebody still holds the old state
     return moved

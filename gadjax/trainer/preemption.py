@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as a preemption, Slurm's time limit and `kill` send it."""
+"""Requests to stop: SIGTERM, which preemptions, Slurm's time limit and `kill` send."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from gadjax.parallel import processes
 
 
 class StopRequest:
-    """Notes SIGTERM, where a run asks for it between two steps; a context manager.
+    """A context manager that notes SIGTERM; a run asks `is_set` between two steps.
 
-    The second SIGTERM ends a process that is alone at once, as the first would have. Of several processes one signal is
-    enough: JAX's own handler, which `jax.distributed.initialize` installs, tells the others, and all stop at the same
-    place.
+    A second SIGTERM ends a single process at once. Where several processes train, one signal is enough: JAX's own
+    handler, installed by `jax.distributed.initialize`, tells the others, and all stop at the same place.
     """
 
     def __init__(self) -> None:
         self._noted, self._asked = False, 0
         self._before: Any = None
-        # Python has handlers in its main thread only; a run in another one is whoever started it's to stop.
+        # Python has signal handlers in its main thread only. Whoever started a run in another thread has to stop it.
         self._handles = processes.count() == 1 and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> StopRequest:
@@ -38,10 +37,10 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._before)
 
     def is_set(self) -> bool:
-        """Whether to stop now; every process asks as often.
+        """Whether to stop now. Every process must ask equally often.
 
-        JAX lets all stop at the call after the last that any has made, and counts from 0: so calls are numbered, not
-        steps, of which a run that goes on would skip the one to stop at.
+        JAX numbers these questions, and lets all processes stop at the same one. The numbers must have no gaps: a run
+        that resumes would skip some numbers of steps, so calls are counted instead.
         """
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked) if processes.count() > 1 else self._noted

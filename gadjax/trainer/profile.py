@@ -1,4 +1,4 @@
-"""A trace of chosen steps by JAX's profiler, for XProf, TensorBoard's profile plugin or Perfetto."""
+"""Traces of chosen steps by JAX's profiler, for XProf, TensorBoard's profile plugin or Perfetto."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around each step of the run; one that raises, or whose process ends the run, leaves a whole trace."""
+        """A context manager around each step of the run. Where a step raises, the trace is written all the same."""
         if self.first <= number <= self.last and not self._tracing:
             jax.profiler.start_trace(self.directory)
             self._tracing = True
@@ -35,14 +35,14 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, where one is being taken."""
+        """Writes the trace, if one is being taken."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """`"12"` or `"10-12"`: the first and the last step, from 1.
+    """The first and the last step, from 1, that a text such as `"12"` or `"10-12"` names.
 
     Raises:
       UserError: it is neither.

@@ -1,4 +1,4 @@
-"""The compiled programs of a run, each jitted once, with its layout: of a stage's steps, and of held-out figures."""
+"""The compiled programs of a run, each jitted once with its layout: those of its steps, and of held-out figures."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Samples
 from gadjax.setup.blueprint import Blueprint, make_method, state_shardings
 
-SAMPLED_FROM = ("prompt", "prompt_length", "row")  # of a batch
+SAMPLED_FROM = ("prompt", "prompt_length", "row")  # what sampling reads of a batch
 _PROMPTS_AT_ONCE = 64
 
 
 class Programs:
-    """Samples, discriminator update, policy update and cross-entropy update of a `Method` on a mesh.
+    """The programs of a stage's steps: sampling, scoring and the updates of a `Method` on a mesh.
 
-    States are donated; `base`, which no update changes, never is. The arguments may be numpy arrays; `place_rows` puts
-    rows where they belong.
+    Updates donate the state that they are given, never `base`, which nothing changes. Arguments may be numpy arrays;
+    `place_rows` puts rows on the devices.
     """
 
     def __init__(self, method: Method, mesh: Mesh):
@@ -43,7 +43,7 @@ class Programs:
         self.decoding_params = jit_to_move(functools.partial(steps.decoding_params, method), mesh)
         self.sample_batch = jax.jit(
             functools.partial(steps.sample_batch, method),
-            out_shardings=meshes.replicated(self.decoding_mesh),  # every host packs all
+            out_shardings=meshes.replicated(self.decoding_mesh),  # whole on every host, which packs all rows
         )
         self.update_supervised = jax.jit(
             functools.partial(updates.update_supervised, method),
@@ -61,7 +61,7 @@ class Programs:
         )
         self.score = jax.jit(
             functools.partial(updates.update_discriminator, method, train=False),
-            out_shardings=(None, whole, whole),  # the state is the argument itself, not a copy
+            out_shardings=(None, whole, whole),  # the state is returned as it is, not copied
         )
         self.reference_logprobs = jax.jit(
             functools.partial(updates.reference_logprobs, method), out_shardings=meshes.rows(mesh, leading=2)
@@ -75,28 +75,28 @@ class Programs:
     def sample(
         self, params: Params, batch: dict[str, jax.Array], key: jax.Array, base: Params | None = None
     ) -> Samples:
-        """Samples of a batch that `place_batch` placed, whole on every device."""
+        """Samples for a batch that `place_batch` has placed, whole on every device."""
         return self.sample_batch(self.decoding_params(params, base=base), batch, key)
 
     def place_batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """Puts what sampling reads of a host batch on its devices, the prompts split over the batch axes."""
+        """Puts the part of a host batch that sampling reads on its devices, the prompts split over the batch axes."""
         read = {name: batch[name] for name in SAMPLED_FROM}
         return meshes.place(read, meshes.rows(self.decoding_mesh))
 
     def abstract_batch(self, count: int, width: int) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
-        """A batch of so many prompts as `place_batch` places it, and a key."""
+        """An abstract batch of `count` prompts of `width` tokens, as `place_batch` places it, and an abstract key."""
         place = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=meshes.rows(self.decoding_mesh))
         batch = dict(zip(SAMPLED_FROM, (place((count, width)), place((count,)), place((count,))), strict=True))
         return batch, jax.eval_shape(lambda: jax.random.key(0))
 
 
 class HeldOutPrograms:
-    """Likelihoods, scores, sampled answers and the fresh classifier of the two-sample test, on a run's networks.
+    """The programs of held-out figures: likelihoods, scores, sampling, and the two-sample test's classifier.
 
-    Parameters are whole trees: of adapters, joined with their base.
+    They take whole trees of parameters: adapters come joined with their base.
 
     Attributes:
-      parts: of each network, the micro-batches that a batch of training has.
+      parts: for each network, the number of micro-batches in a batch of training.
     """
 
     def __init__(self, blueprint: Blueprint):
@@ -118,12 +118,12 @@ class HeldOutPrograms:
 
 
 def fresh_classifier(blueprint: Blueprint) -> Model:
-    """The network of the two-sample test: the student's, whatever the run's discriminator is."""
+    """The classifier of the two-sample test. It has the student's architecture, whatever the discriminator has."""
     return Model(blueprint.generator.config, "score", blueprint.mesh)
 
 
 def prompts_at_once(blueprint: Blueprint) -> int:
-    """Held-out prompts whose caches are no larger than those of a rollout, whose samples share their prompts'."""
+    """How many held-out prompts are decoded at once: their KV caches take no more memory than a rollout's."""
     slots, limit = blueprint.config.rollout.slots, blueprint.config.data.max_response_length
     cached = slots * limit + slots // blueprint.config.rollout.num_samples * blueprint.prompt_width
     return min(_PROMPTS_AT_ONCE, max(1, cached // blueprint.sequence_length)) if slots else _PROMPTS_AT_ONCE
@@ -142,23 +142,23 @@ def _scores(model: Model, params: Params, rows: Packed) -> jax.Array:
 
 
 def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[..., Params]:
-    """A function that lays weights out for sampling, jitted where they have to move.
+    """A function that lays weights out for sampling, jitted where they move between devices.
 
-    On one device there is nothing to move, and a jitted function would copy what needs no cast: a base of adapters.
+    On one device nothing moves, and a jitted function would copy the weights that need no cast: a base of adapters.
     """
     return decoding_params if mesh.size == 1 else jax.jit(decoding_params)
 
 
 def place_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
-    """Puts host rows on the devices, split over the batch axes after `leading` axes of micro-batches."""
+    """Puts host rows on the devices. They are split over the batch axes, behind `leading` axes of micro-batches."""
     return meshes.place(rows, _row_shardings(mesh, rows, leading))
 
 
 def abstract_rows(mesh: Mesh, rows: Packed, *, leading: int = 1) -> Packed:
-    """`place_rows` as `jax.ShapeDtypeStruct`s."""
+    """Rows as `place_rows` places them, as `jax.ShapeDtypeStruct`s."""
     return meshes.with_shardings(rows, _row_shardings(mesh, rows, leading))
 
 
 def _row_shardings(mesh: Mesh, rows: Packed, leading: int) -> Packed:
     split = jax.tree.map(lambda _: meshes.rows(mesh, leading=leading), rows)
-    return split.replace(last=meshes.replicated(mesh))  # `last` is of sequences, not of rows
+    return split.replace(last=meshes.replicated(mesh))  # `last` has an axis of sequences, not of rows

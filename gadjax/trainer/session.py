@@ -1,4 +1,4 @@
-"""A run from its first check to its exports: what `gadjax.train.run` does."""
+"""A run from its first check to its exports. `gadjax.train.run` calls it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from gadjax.workdir.resume import check_processes, check_workdir
 def train_and_export(
     config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None, *, force: bool = False
 ) -> dict[str, dict[str, float]]:
-    """See `gadjax.train.run`."""
+    """Trains and exports; see `gadjax.train.run`."""
     first = processes.is_first()
     with WorkdirLock(workdir) as alone, StopRequest() as stop, RunProgress(enabled=first) as progress:
+        # Check everything that can be checked before weights are read.
         progress.say("reading config, tokenizer and data")
         with processes.together():
             setup = prepare_run(config, progress.count)
         check_processes(setup, workdir)
         with processes.together():
             saved = check_workdir(setup, workdir, force=progress.say if force else None)
+        # Take the workdir, and write down whose run it holds.
         with processes.together():
             if first:
                 if workdir.exists():
@@ -43,6 +45,7 @@ def train_and_export(
         with processes.together():
             check_space(setup, workdir, saved)
         prepare_workdir(setup, workdir, alone, begins=not saved)
+        # Read the weights, or the newest checkpoint, and train.
         progress.say(describe(setup))
         run = TrainingRun(setup, workdir, progress, profile and Profile(workdir / "profile", *profile), stop)
         if run.position.step:
@@ -50,8 +53,9 @@ def train_and_export(
         with processes.watched():
             state = run.train()
             with processes.together():
-                pass  # the logs are whole
+                pass  # until the first process has written all logs
             figures = read_heldout(workdir / "metrics.jsonl")
+            # Export every network that was trained.
             exported = {}
             for network in NETWORKS:
                 trained = getattr(state, network)
@@ -72,7 +76,7 @@ def train_and_export(
 
 
 def describe(setup: Setup) -> str:
-    """What will be trained on what, in a few lines."""
+    """A few lines that say what will be trained, on which data and devices."""
     mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     if (count := processes.count()) > 1:
         mesh += f", {count} processes"
@@ -97,7 +101,7 @@ def describe(setup: Setup) -> str:
 
 
 def describe_counts(counts: Counts) -> str:
-    """What became of a file's rows, reasons that occurred only."""
+    """One line that says how many rows of a file are used, and why others are not."""
     reasons = {
         "marked as no answer": counts.dropped_marked,
         "cut by the API": counts.dropped_cut,

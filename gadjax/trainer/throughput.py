@@ -1,4 +1,4 @@
-"""How fast a step is: tokens a second, and how much of the devices' arithmetic the model itself needed."""
+"""The speed of a step: tokens a second, and the share of the devices' arithmetic that the model itself needed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from gadjax.models.model import Model
 from gadjax.parallel.chips import chip_of
 from gadjax.rollout.sampler import Samples
 
-SCORING, TRAINING, TRAINING_ADAPTERS = 1, 3, 2  # forward passes that a pass costs: the backward one is two, or one
+# The cost of a pass in forward passes. A backward pass costs two, or one where the weights have no gradient.
+SCORING, TRAINING, TRAINING_ADAPTERS = 1, 3, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of one phase of a step.
+    """The work of one phase of a step.
 
     Attributes:
       flops: floating-point operations that the model needs, without padding and without computing anything twice.
-      tokens: that went through the network.
-      places: of arrays that held them; more than the tokens by the padding.
+      tokens: tokens that went through the network.
+      places: places of the arrays that held them, padding included.
     """
 
     flops: float
@@ -34,9 +35,14 @@ class Work:
 
 
 def of_rows(model: Model, rows: Packed, passes: int) -> Work:
-    """Rows that went through a network, which costs so many forward passes: `SCORING`, `TRAINING`, ...
+    """The work of packed rows that go through a network.
 
-    Adapters' own operations are not counted, nor gradients of weights that they keep as they are.
+    The adapters' own operations are not counted, nor gradients of weights that adapters leave as they are.
+
+    Args:
+      model: the network.
+      rows: host rows.
+      passes: the cost in forward passes: `SCORING`, `TRAINING` or `TRAINING_ADAPTERS`, times the number of passes.
     """
     held = np.asarray(rows.segments) > 0
     tokens, attended = int(held.sum()), int((np.asarray(rows.positions)[held] + 1).sum(dtype=np.int64))
@@ -45,7 +51,7 @@ def of_rows(model: Model, rows: Packed, passes: int) -> Work:
 
 
 def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Work:
-    """Prompts [B] that were read once each, and their samples, of which each token was read but the last."""
+    """The work of a rollout: each prompt [B] is read once, and each token of its samples but the last."""
     prompts, lengths = prompt_length.astype(np.int64), np.asarray(samples.lengths, np.int64)
     read = lengths - 1
     attended = (prompts * (prompts + 1) // 2).sum() + (read * (prompts[:, None] + 1) + read * (read - 1) // 2).sum()
@@ -54,9 +60,9 @@ def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Wor
 
 
 def compile_seconds() -> float:
-    """Seconds that this process has spent on compiling, or on reading what was compiled, since the first call.
+    """Seconds that this process has spent on compiling, or on reading compiled programs, since the first call.
 
-    Work of several threads at once counts for each.
+    Where several threads compile at once, the seconds of each count.
     """
     return sum(_compilations())
 
@@ -74,7 +80,7 @@ def _compilations() -> list[float]:
 
 
 class Meter:
-    """Adds a step's work up."""
+    """Adds up the work of a step."""
 
     def __init__(self, devices: Sequence[jax.Device]):
         self._count, self._chip = len(devices), chip_of(devices[0])
@@ -82,25 +88,25 @@ class Meter:
         self._flops = 0.0
 
     def rollout(self, work: Work) -> None:
-        """Counts sampling."""
+        """Counts a rollout."""
         self._flops += work.flops
 
     def update(self, work: Work) -> None:
-        """Counts a pass over packed rows, whose padding counts too."""
+        """Counts an update's work and its padding."""
         self._flops += work.flops
         self._updates.append(work)
 
     def figures(self, seconds: dict[str, float], sampled: int) -> dict[str, float]:
-        """The step's figures, which start anew.
+        """The step's figures; the next step starts from zero.
 
         Args:
-          seconds: by phase, all of the step.
+          seconds: the seconds of every phase of the step.
           sampled: tokens of the responses.
 
         Returns:
-          `padding`: share of the places of the updates' rows. `speed/sampled_tokens_per_second` in the rollout,
-          `speed/trained_tokens_per_second` in the other phases, `speed/model_tflops_per_device` over the step, and
-          `speed/mfu`, the share of the chip's bfloat16 peak, where that is known (`gadjax.parallel.chips.CHIPS`).
+          `padding`: the share of padding in the updates' rows. `speed/sampled_tokens_per_second`: in the rollout.
+          `speed/trained_tokens_per_second`: in the other phases. `speed/model_tflops_per_device`: over the step.
+          `speed/mfu`: the share of the chip's bfloat16 peak, where that is known (`gadjax.parallel.chips.CHIPS`).
         """
         total, tokens = sum(seconds.values()), sum(work.tokens for work in self._updates)
         figures = {"padding": 1.0 - tokens / max(1, sum(work.places for work in self._updates))}

@@ -20,7 +20,7 @@ from gadjax.parallel import mesh as meshes
 from gadjax.setup.initial import initial_base, initial_discriminator, initial_generator
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer import entering
+from gadjax.trainer import stage_start
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.session import describe
 from gadjax.trainer.stage_steps import StageSteps
@@ -190,7 +190,7 @@ def test_the_first_discriminator(adapted, init):
     """Of the student: adapters that change nothing; of the generator: a copy of its adapters. The head is new."""
     setup = prepare_run(adapted({"discriminator.init": init}))
     generator = jax.tree.map(lambda leaf: leaf + 1, initial_generator(setup))
-    discriminator = entering._first_discriminator(setup, generator, is_first=False)
+    discriminator = stage_start._first_discriminator(setup, generator, is_first=False)
     head = discriminator.pop("score")
     expected = generator if init else initial_generator(setup)
     jax.tree.map(np.testing.assert_array_equal, discriminator, expected)

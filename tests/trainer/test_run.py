@@ -16,7 +16,7 @@ from gadjax.errors import UserError
 from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
-from gadjax.trainer import entering, loop
+from gadjax.trainer import loop, stage_start
 from gadjax.trainer.loop import TrainingRun, figures_that_matter
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.workdir.checkpoints import Checkpoints
@@ -287,7 +287,7 @@ def test_whatever_ends_a_run_closes_it(tiny_config, tmp_path, monkeypatch, error
 
 def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, monkeypatch):
     """Else a run needs the memory of both at once, on top of the reference."""
-    save, create, moments, alive = TrainingRun._save, entering._create, [], []
+    save, create, moments, alive = TrainingRun._save, stage_start._create, [], []
 
     def remember(self, figures):
         save(self, figures)
@@ -298,7 +298,7 @@ def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, mon
         return create(*args)
 
     monkeypatch.setattr(TrainingRun, "_save", remember)
-    monkeypatch.setattr(entering, "_create", count)
+    monkeypatch.setattr(stage_start, "_create", count)
     config = tiny_config({"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": ""})
     stop_before(config, tmp_path, 1)
     assert len(moments) > 10
@@ -319,7 +319,7 @@ def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_
         seen[setup.config.discriminator.init] = np.asarray(base["embed"]["embedding"])
         raise Gone
 
-    monkeypatch.setattr(loop, "initial_discriminator", remember)
+    monkeypatch.setattr(stage_start, "initial_discriminator", remember)
     for init in ("", "generator"):
         fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}
         with pytest.raises(Gone):
@@ -338,7 +338,8 @@ def test_the_student_is_loaded_again_only_to_grow_from_it(
 ):
     """After seqkd, whose generator is no longer the student."""
     loaded, original = [], loop.initial_generator
-    monkeypatch.setattr(loop, "initial_generator", lambda setup: loaded.append(setup) or original(setup))
+    for module in (loop, stage_start):
+        monkeypatch.setattr(module, "initial_generator", lambda setup: loaded.append(setup) or original(setup))
     if init == "a checkpoint":
         init = str(add_weights(shutil.copytree(student, tmp_path / "other")))
     fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}

@@ -11,7 +11,7 @@ from gadjax.data.pipeline import batches
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.initial import initial_generator
 from gadjax.setup.prepare import prepare_run
-from gadjax.trainer.ahead import Ahead
+from gadjax.trainer.background_compile import BackgroundCompile
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.stage_steps import StageSteps
@@ -21,7 +21,9 @@ def test_jobs_run_at_once_and_are_waited_for_by_name():
     """Neither ends before the other has begun."""
     together = threading.Barrier(2, timeout=60)
     done = []
-    ahead = Ahead({name: lambda name=name: (together.wait(), done.append(name)) for name in ("one", "other")})
+    ahead = BackgroundCompile(
+        {name: lambda name=name: (together.wait(), done.append(name)) for name in ("one", "other")}
+    )
     ahead.wait("none")
     ahead.wait("one")
     ahead.wait("other")
@@ -30,7 +32,7 @@ def test_jobs_run_at_once_and_are_waited_for_by_name():
 
 
 def test_what_a_compilation_raises_is_raised_where_it_is_waited_for():
-    ahead = Ahead({"one": lambda: 1 / 0})
+    ahead = BackgroundCompile({"one": lambda: 1 / 0})
     with pytest.raises(ZeroDivisionError):
         ahead.wait("one")
 
@@ -38,7 +40,7 @@ def test_what_a_compilation_raises_is_raised_where_it_is_waited_for():
 def test_nothing_is_started_among_several_processes(monkeypatch):
     monkeypatch.setattr("gadjax.parallel.processes.count", lambda: 2)
     done = []
-    Ahead({"one": lambda: done.append(1)}).wait("one")
+    BackgroundCompile({"one": lambda: done.append(1)}).wait("one")
     assert not done
 
 
