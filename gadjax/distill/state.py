@@ -57,9 +57,7 @@ def adamw(
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state with zero moments and counters."""
-    counters = (
-        jnp.zeros((), jnp.int32) for _ in range(3)
-    )  # three arrays: a donated state must not hold one array twice
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # a donated state must not hold one array twice
     return TrainState(params, optimizer.init(params), *counters)
 
 

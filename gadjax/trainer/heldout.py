@@ -42,7 +42,7 @@ class HeldOut:
         self._texts = [setup.tokenizer.decode(ids) for ids in self.teacher]
 
     def compile_first(self, state: GadState) -> None:
-        """Compiles what the first measurement runs, which has no discriminator. `state`: abstract, of the first stage."""
+        """Compiles the first measurement, which has no discriminator. `state`: abstract, of the first stage."""
         rows = rows_of_each(self.setup, self.prompts, [[ids] for ids in self.teacher], self.programs.parts["generator"])
         generator = lora.join(state.base, state.generator.params)
         self.programs.likelihoods.lower(generator, abstract_rows(self.setup.mesh, rows)).compile()
