@@ -13,41 +13,40 @@ from typing import Any
 from gadjax.data.schema import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.result_cache import ResultCache, digest
+from gadjax.evaluation.settings import EvaluationSettings
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.client import TeacherClient
 from gadjax.teacher.collector import ask_many
-from gadjax.teacher.protocol import LIMIT_FIELDS, RequestSettings, request_fields
+from gadjax.teacher.protocol import RequestSettings, request_fields
 from gadjax.teacher.usage import expected_tokens
 
 Say = Callable[[str], None]
+_REMEDY = (
+    "; the same command goes on from here, and --request_fields=JSON adds fields to requests or, set to null, leaves "
+    "temperature and top_p out"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Where models are asked, and how patiently.
+    """An API, and how requests to it look.
 
     Attributes:
-      base_url: of the API, up to /chat/completions.
-      concurrency: requests under way at once.
-      timeout: seconds for one attempt.
-      max_retries: attempts after a request's first.
-      limit_field: of requests, that says how long an answer may be.
-      fields: more of requests, as `gadjax.teacher.protocol.request_fields` takes them.
-      prices: of a million tokens, of prompts and of answers, for the estimate; None leaves the cost out.
-      flags: the command's flag for each of the API's, where it has another name; for messages.
+      base_url: up to /chat/completions.
+      limit_field: the field of a request that limits the tokens of the answer.
+      fields: more fields of a request, as `gadjax.teacher.protocol.request_fields` takes them.
+      settings: for concurrency, timeout, retries and prices.
+      flags: this command's flags for those that the client names in messages, if they differ.
     """
 
     base_url: str
-    concurrency: int = 16
-    timeout: float = 120.0
-    max_retries: int = 8
-    limit_field: str = LIMIT_FIELDS[0]
-    fields: str | Mapping[str, Any] | None = None
-    prices: tuple[float, float] | None = None
-    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    limit_field: str
+    fields: str | Mapping[str, Any] | None
+    settings: EvaluationSettings
+    flags: Mapping[str, str]
 
     def client(self, model: str, sampling: RequestSettings) -> TeacherClient:
-        """Asks the model; the key is that of OPENAI_API_KEY.
+        """A client that asks the model, with the key in OPENAI_API_KEY.
 
         Raises:
           UserError: the URL is no HTTP URL, the key is missing or cannot be sent, or `fields` cannot be used.
@@ -59,8 +58,8 @@ class Endpoint:
                 model,
                 dataclasses.replace(sampling, **dict.fromkeys(left_out)),
                 api_key=os.environ.get("OPENAI_API_KEY"),
-                timeout=self.timeout,
-                max_retries=self.max_retries,
+                timeout=self.settings.requests_timeout,
+                max_retries=self.settings.max_retries,
                 limit_field=self.limit_field,
                 fields=more,
             )
@@ -73,7 +72,7 @@ class Endpoint:
 
 
 def key_of(client: TeacherClient, content: Messages, attempt: int = 1) -> str:
-    """Where a cache keeps the answer: by server, request and attempt."""
+    """The cache's key of an answer, made of the server, the request and the attempt."""
     return digest("api", client.base_url, client.fingerprint(content), attempt)
 
 
@@ -88,39 +87,36 @@ def ask_all(
     say: Say,
     watch: ProgressCallback,
 ) -> dict[str, str]:
-    """Says what it will take, then asks what the cache lacks; each answer is on the disk before it counts.
+    """Asks the questions that the cache lacks, after an estimate; each answer is on the disk before it counts.
 
     Args:
       endpoint: where the model is asked.
       model: the API's name of it.
-      sampling: drawn with.
-      questions: by `key_of`.
-      cache: gets rows of `gadjax.teacher.ledger.LedgerEntry`'s fields.
-      what: is asked for, in words.
+      sampling: of the answers.
+      questions: chats by `key_of`.
+      cache: gets rows with the fields of `gadjax.teacher.ledger.LedgerEntry`.
+      what: describes the questions, in messages.
       say: gets the estimate.
-      watch: is told of every answer.
+      watch: is called after every answer.
 
     Returns:
-      Why there is no answer, by key; empty where all went well.
+      The reason for each answer that is missing, by key.
 
     Raises:
-      UserError: why no question can succeed, or many in a row failed. What came before is in the cache.
+      UserError: no question can succeed, or many in a row failed. The answers until then are in the cache.
     """
     missing = {key: content for key, content in questions.items() if key not in cache}
     if not missing:
         return {}
-    say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.prices)}")
-    asking = _ask(endpoint, model, sampling, missing, cache, lambda count: watch(what, count, len(missing)))
-    return _finish(asking)
+    say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.settings.prices)}")
+    return _finish(_ask(endpoint, model, sampling, missing, cache, lambda count: watch(what, count, len(missing))))
 
 
 def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
-    """Runs to the end; in a thread of its own where a loop runs already, as in a notebook, which cannot run another."""
+    """The coroutine's result. It runs in another thread if this one has a running loop, as in a notebook."""
     try:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
-        loop = None
-    if loop is None:
         return asyncio.run(asking)
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
 
@@ -132,7 +128,7 @@ def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
         ends = thread.submit(asyncio.run, noted())
         try:
             return ends.result()
-        except KeyboardInterrupt:  # came to this thread: the other one would go on asking
+        except KeyboardInterrupt:  # only this thread got it: the other one would go on asking
             for loop, task in running:
                 loop.call_soon_threadsafe(task.cancel)
             raise
@@ -140,10 +136,6 @@ def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
 
 async def _ask(endpoint, model, sampling, questions, cache, done) -> dict[str, str]:
     received = 0
-    remedy = (
-        "; the same command goes on from here, and --request_fields=JSON adds fields to requests or, set to null, "
-        "leaves temperature and top_p out"
-    )
     async with endpoint.client(model, sampling) as client:
 
         async def ask(question: tuple[str, Messages]) -> None:
@@ -156,7 +148,7 @@ async def _ask(endpoint, model, sampling, questions, cache, done) -> dict[str, s
 
         try:
             failures = await ask_many(
-                client, list(questions.items()), ask, concurrency=endpoint.concurrency, remedy=remedy
+                client, list(questions.items()), ask, concurrency=endpoint.settings.concurrency, remedy=_REMEDY
             )
         except UserError as error:
             raise endpoint.named(error) from None
@@ -164,12 +156,12 @@ async def _ask(endpoint, model, sampling, questions, cache, done) -> dict[str, s
 
 
 def estimate(missing: Iterable[Messages], max_tokens: int, prices: tuple[float, float] | None) -> str:
-    """What questions will take, in words, before they are asked.
+    """The requests, tokens and cost of questions, as text.
 
     Args:
       missing: the questions.
       max_tokens: of an answer.
-      prices: of a million tokens, of prompts and of answers; None where they are not known.
+      prices: of a million tokens of prompts and of answers; None if they are not known.
     """
     inputs = [expected_tokens(content) for content in missing]
     tokens = sum(inputs), len(inputs) * max_tokens

@@ -11,10 +11,10 @@ from typing import Any
 
 from gadjax.data.prompts import read_jsonl
 from gadjax.errors import UserError
-from gadjax.evaluation.axis import finite
 from gadjax.evaluation.model_sources import REFERENCE
 from gadjax.evaluation.report_scores import colours
 from gadjax.evaluation.results import TEACHER
+from gadjax.evaluation.svg import finite
 from gadjax.stage_table import stage_title
 
 _TEXT_LIMIT = 20_000  # characters: the page holds no more of a text

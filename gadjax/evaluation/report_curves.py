@@ -1,4 +1,7 @@
-"""The report's curves of a run: how the evaluated student was trained. TensorBoard has all of the run's figures."""
+"""The report's curves of a run: figures on held-out prompts as training went on, and the watchdogs' warnings.
+
+All other figures of a run are TensorBoard's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gadjax.evaluation import svg
-from gadjax.evaluation.axis import finite
+from gadjax.evaluation.svg import finite
 from gadjax.metrics import BEGINS, HELDOUT
 from gadjax.stage_table import stage_title
 
@@ -15,32 +18,22 @@ _BEFORE = "before"  # the stage of held-out figures that were measured before th
 
 
 class Panel(NamedTuple):
-    """One chart: a figure of the training steps as a line, and a figure on held-out prompts as points."""
+    """One chart of a held-out figure."""
 
     title: str
     unit: str
-    line: str | None = None
-    heldout: str | None = None
+    figure: str
     reference: float | None = None  # value of a dashed line
     zero: bool = False  # the y axis reaches to 0
 
 
 PANELS = (
-    Panel("Negative log-likelihood", "nats a token", heldout="nll"),
-    Panel("Two-sample accuracy", "0.5: cannot be told apart", heldout="two_sample", reference=0.5),
-    Panel("ROUGE-L", "0 to 1", heldout="rouge_l", zero=True),
-    Panel("Reward", "discriminator's score, mean", "reward/mean"),
-    Panel(
-        "Discriminator's accuracy",
-        "on fresh samples, before its update",
-        "discriminator/accuracy",
-        "discriminator_accuracy",
-        reference=0.5,
-    ),
-    Panel("KL to the reference", "nats a token", "generator/kl", zero=True),
-    Panel("Entropy", "nats a token", "generator/entropy", zero=True),
-    Panel("Length of answers", "tokens, mean", "response/length_mean", "length_mean", zero=True),
-    Panel("Cut at the limit", "share of answers", "response/truncated", "truncated", zero=True),
+    Panel("Negative log-likelihood", "of the teacher's answers, nats a token", "nll"),
+    Panel("Two-sample accuracy", "0.5: cannot be told apart", "two_sample", 0.5),
+    Panel("Discriminator's accuracy", "teacher's answer above the student's", "discriminator_accuracy", 0.5),
+    Panel("ROUGE-L", "0 to 1", "rouge_l", zero=True),
+    Panel("Length of answers", "tokens, mean", "length_mean", zero=True),
+    Panel("Cut at the limit", "share of answers", "truncated", zero=True),
 )
 
 
@@ -81,29 +74,19 @@ def _warnings(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _draw(
     panel: Panel, records: Sequence[Mapping[str, Any]], stages: Mapping[str, tuple[int, int]]
 ) -> dict[str, Any] | None:
-    """The panel's title, unit and chart; None if the run has none of its figures."""
-    lines = {stage: list(_steps(records, stage, panel.line)) for stage in stages if panel.line}
-    lines = {stage: steps for stage, steps in lines.items() if steps}
-    points = _points(records, HELDOUT + panel.heldout) if panel.heldout else {}
-    places = [n for n, stage in enumerate(stages) if stage in lines or stage in points]
+    """The panel's title, unit and chart; None if its figure was not measured after a step."""
+    points = _points(records, HELDOUT + panel.figure)
+    if set(points) <= {_BEFORE}:
+        return None
+    places = [n for n, stage in enumerate(stages) if stage in points]
     # The stages from the first to the last with figures, without gaps: a tick ends one stage and starts the next.
     shown = dict(list(stages.items())[places[0] : places[-1] + 1]) if places else {}
-    if not shown and set(points) <= {_BEFORE}:
-        return None
     if next(iter(shown), None) != next(iter(stages), None):
         points.pop(_BEFORE, None)  # a point at the start of a later stage would be taken for that stage's
-    label = f"{panel.title} by step, {panel.unit}"
     titles = {stage: stage_title(stage) for stage in (_BEFORE, *stages)}
-    include = [0.0] if panel.zero else []
-    drawing = svg.curves(label, lines, points, shown, titles, reference=panel.reference, include=include)
+    label, include = f"{panel.title} by step, {panel.unit}", [0.0] if panel.zero else []
+    drawing = svg.curve(label, points, shown, titles, reference=panel.reference, include=include)
     return {"title": panel.title, "unit": panel.unit, "svg": drawing}
-
-
-def _steps(records: Iterable[Mapping[str, Any]], stage: str, figure: str) -> Iterable[tuple[int, float]]:
-    for record in records:
-        value = finite(record.get(figure))
-        if record["kind"] == "train" and record["stage"] == stage and value is not None:
-            yield record["step"], value
 
 
 def _points(records: Iterable[Mapping[str, Any]], figure: str) -> dict[str, list[svg.Point]]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gadjax.evaluation import svg
-from gadjax.evaluation.axis import axis, finite, number
 from gadjax.evaluation.results import TEACHER, Histogram
+from gadjax.evaluation.svg import axis, finite, number
 
 
 class Metric(NamedTuple):

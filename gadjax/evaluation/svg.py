@@ -1,4 +1,4 @@
-"""Small charts as SVG text: curves over a run's stages, bars with intervals, histograms, shares of a bar.
+"""Small charts as SVG text: a curve over a run's stages, bars with intervals, histograms, shares of a bar.
 
 Charts are built as XML elements, so all text in them is escaped. They have no colours or fonts of their own: the page's
 style sheet gives both by class name ("c0" to "c5" for models, "quiet" for the teacher), for light and dark pages. A
@@ -7,19 +7,18 @@ screen reader reads a chart as one image with a label; pointing at a part shows 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gadjax.evaluation.axis import Axis, axis, number
 from gadjax.evaluation.results import Histogram
 
 COLOURS = 6  # classes "c0" to "c5"
 WIDTH = 300.0  # of every chart, in units of its own: the page scales it
 _LEFT, _RIGHT = 44.0, 12.0  # margins of charts with a y axis
 _STAGE_WIDTH = 52.0  # the least width of a stage, so that a short one is seen and its name fits
-_BUCKET = 3.0  # neighbouring steps within this width are averaged
 
 
 class Bar(NamedTuple):
@@ -41,9 +40,68 @@ class Point(NamedTuple):
     high: float | None = None
 
 
-def curves(
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A range of values and its ticks, labelled with `digits` decimals."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    digits: int
+
+    def within(self, low: float, high: float) -> Axis:
+        """The axis from `low` to `high`, with the ticks that lie there."""
+        return Axis(low, high, tuple(tick for tick in self.ticks if low <= tick <= high), self.digits)
+
+    def share(self, value: float) -> float:
+        """The value's position from 0 to 1; a value outside the range is moved to the nearer end."""
+        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+
+    def label(self, value: float) -> str:
+        """A tick's text."""
+        if max(abs(self.low), abs(self.high)) < 1e-3:
+            return f"{value:.3g}".replace("-", "−")
+        if self.high - self.low >= 1e6:
+            return f"{value / 1e6:,g}M".replace("-", "−")
+        return number(value, self.digits)
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float if it is a finite number, else None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """The value as text with `digits` decimals, by default with about three significant digits."""
+    if digits is None:
+        size = abs(value)
+        if size and (size < 1e-3 or size >= 1e7):
+            return f"{value:.2e}".replace("-", "−")
+        digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    text = f"{value:,.{digits}f}"
+    return "0" + text[2:] if text.startswith("-0") and not float(text) else text.replace("-", "−")
+
+
+def axis(values: Sequence[float], *, include: Sequence[float] = (), count: int = 4) -> Axis:
+    """An axis of about `count` steps of 1, 2, 2.5 or 5 times a power of ten, around all finite values and `include`."""
+    known = [value for value in (*values, *include) if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    if max(abs(low), abs(high)) < 1e-12:  # all values are 0, which has no scale
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-9 * max(abs(low), abs(high)):  # all values are equal
+        low, high = low - 0.1 * abs(low), high + 0.1 * abs(high)
+    rough = (high - low) / count
+    power = math.floor(math.log10(rough))
+    digit = next(digit for digit in (1, 2, 2.5, 5, 10) if digit * 10.0**power >= rough * (1 - 1e-9))
+    step = 10.0**power * digit
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(n * step for n in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], ticks, max(0, -math.floor(math.log10(step) + 1e-9) + (digit == 2.5)))
+
+
+def curve(
     label: str,
-    line: Mapping[str, Sequence[tuple[int, float]]],
     points: Mapping[str, Sequence[Point]],
     stages: Mapping[str, tuple[int, int]],
     titles: Mapping[str, str],
@@ -53,12 +111,9 @@ def curves(
 ) -> str:
     """A chart of a figure over the steps of a run, each stage at a scale of its own, so that short ones are seen.
 
-    The line is the mean of neighbouring steps, the band behind it their range.
-
     Args:
       label: what a screen reader says.
-      line: steps and values by stage, of the training steps.
-      points: held-out figures by stage; points of a stage that is not in `stages` are drawn at the start.
+      points: by stage; points of a stage that is not in `stages` are drawn at the start.
       stages: by stage, in order: the step before its first, and its last.
       titles: of the stages.
       reference: value of a dashed line.
@@ -67,18 +122,15 @@ def curves(
     height, top, bottom = 190.0, 22.0, 168.0
     svg = _chart(height, label)
     left = dict(zip(stages, _places(stages), strict=True))
+    found = [(stage, point) for stage in points for point in points[stage]]
+    heights = [value for _, p in found for value in (p.value, p.low, p.high) if value is not None]
+    y = axis(heights, include=[*include, *([] if reference is None else [reference])])
 
     def across(stage: str, step: float) -> float:
         if stage not in stages:
             return _LEFT
         (start, end), (x, width) = stages[stage], left[stage]
         return x + width * (step - start) / max(1, end - start)
-
-    groups = [[(across(stage, b.step), b) for b in _buckets(steps, left[stage][1])] for stage, steps in line.items()]
-    held = [(stage, point) for stage in points for point in points[stage]]
-    heights = [bucket.mean for places in groups for _, bucket in places]
-    heights += [value for _, p in held for value in (p.value, p.low, p.high) if value is not None]
-    y = axis(heights, include=[*include, *([] if reference is None else [reference])])
 
     def up(value: float) -> float:
         return bottom - (bottom - top) * y.share(value)
@@ -96,22 +148,14 @@ def curves(
     for step, x in ends:
         _add(svg, "line", cls="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
         _text(svg, x, bottom + 15, f"{step:,}", "tick", "middle")
-    # The training steps, then the held-out points above them.
-    for places in groups:
-        edge = [(x, up(b.low)) for x, b in places] + [(x, up(b.high)) for x, b in reversed(places)]
-        _add(svg, "path", cls="range c0", d=_path(edge) + "Z")
-    for places in groups:
-        _add(svg, "path", cls="line c0", d=_path((x, up(b.mean)) for x, b in places))
-    if held:
-        _add(svg, "path", cls="line held", d=_path((across(stage, p.step), up(p.value)) for stage, p in held))
-    for places in groups:
-        _hits(svg, places, top, bottom)
-    for stage, p in held:
-        mark, x = _add(svg, "g", cls="held"), across(stage, p.step)
+    # The points, joined by a line.
+    _add(svg, "path", cls="line", d=_path((across(stage, p.step), up(p.value)) for stage, p in found))
+    for stage, p in found:
+        mark, x = _add(svg, "g", cls="point"), across(stage, p.step)
         if p.low is not None and p.high is not None:
             _add(mark, "line", cls="whisker", x1=x, x2=x, y1=up(p.low), y2=up(p.high))
         _add(mark, "circle", cx=x, cy=up(p.value), r=3.2)
-        _title(mark, f"held-out, {titles.get(stage, stage)}, step {p.step:,}: {_interval(p.value, p.low, p.high)}")
+        _title(mark, f"{titles.get(stage, stage)}, step {p.step:,}: {_interval(p.value, p.low, p.high)}")
     return _svg(svg)
 
 
@@ -233,28 +277,6 @@ def shares(label: str, parts: Sequence[tuple[str, int]]) -> str:
     return _svg(svg)
 
 
-class _Bucket(NamedTuple):
-    """Neighbouring steps: their middle, first and last, and the mean and range of their values."""
-
-    step: float
-    first: int
-    last: int
-    mean: float
-    low: float
-    high: float
-
-
-def _buckets(steps: Sequence[tuple[int, float]], width: float) -> list[_Bucket]:
-    count = min(len(steps), max(1, int(width / _BUCKET)))
-    buckets = []
-    for n in range(count):
-        part = steps[n * len(steps) // count : (n + 1) * len(steps) // count]
-        values = [value for _, value in part]
-        middle, mean = sum(step for step, _ in part) / len(part), math.fsum(values) / len(values)
-        buckets.append(_Bucket(middle, part[0][0], part[-1][0], mean, min(values), max(values)))
-    return buckets
-
-
 def _places(stages: Mapping[str, tuple[int, int]]) -> list[tuple[float, float]]:
     """Left edge and width of each stage: in proportion to its steps, but wide enough for its name."""
     whole = WIDTH - _RIGHT - _LEFT
@@ -263,20 +285,6 @@ def _places(stages: Mapping[str, tuple[int, int]]) -> list[tuple[float, float]]:
     free = whole - least * len(stages)
     widths = [least + free * length / sum(lengths) for length in lengths]
     return [(_LEFT + sum(widths[:n]), width) for n, width in enumerate(widths)]
-
-
-def _hits(svg: ET.Element, places: Sequence[tuple[float, _Bucket]], top: float, bottom: float) -> None:
-    """Adds invisible areas that show the figure of their steps when they are pointed at."""
-    for n, (x, bucket) in enumerate(places):
-        left = (x + places[n - 1][0]) / 2 if n else x - 1
-        right = (x + places[n + 1][0]) / 2 if n + 1 < len(places) else x + 1
-        hit = _add(svg, "rect", cls="hit", x=left, y=top, width=max(right - left, 0.5), height=bottom - top)
-        if bucket.first == bucket.last:
-            words = f"step {bucket.first:,}: {number(bucket.mean)}"
-        else:
-            words = f"steps {bucket.first:,} to {bucket.last:,}: mean {number(bucket.mean)}, "
-            words += f"from {number(bucket.low)} to {number(bucket.high)}"
-        _title(hit, words)
 
 
 def _interval(value: float, low: float | None, high: float | None, digits: int | None = None) -> str:
