@@ -1,9 +1,9 @@
-"""What a model of this machine answers, and how likely it holds answers to be: computed once, kept in a cache.
+"""A model on this machine whose draws and log-likelihoods are computed once and kept in a cache.
 
-A row of the cache is named by the model's weights and tokenizer, the prompt's ids and how it was drawn. So a changed
-model or prompt is asked anew, an unchanged one is not, and a run that was stopped goes on. Random numbers belong to the
-seed, the prompt and the number of the draw: they depend on neither the order of the prompts nor what else is in the
-set, and are the same for all models, whose differences are so less noisy.
+A row's key names the model's weights and tokenizer, the prompt's ids and the sampling. So a changed model or prompt is
+asked anew, an unchanged one is not, and an evaluation that was stopped goes on. Random numbers depend on the seed, the
+prompt and the number of the draw, not on the order or the other prompts of the set. All models share them, which makes
+differences between models less noisy.
 """
 
 from __future__ import annotations
@@ -31,30 +31,24 @@ from gadjax.rollout.sampler import Sampling
 
 Done = Callable[[int], None]
 
-_CALLS = 8  # batches of prompts between two visits to the cache
-_SCORED_TOGETHER = 16
-_LOGITS_AT_ONCE = 1024  # positions
+_CALLS = 8  # batches of prompts between two writes to the cache
+_SCORED_TOGETHER = 16  # responses in a batch of log-likelihoods
+_LOGITS_AT_ONCE = 1024  # positions whose logits are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class ResponseTokens:
-    """A response: its token ids, EOS included where it `ended`, and not cut at the limit."""
+    """A response's token ids, with EOS if it `ended`; else the limit cut it."""
 
     tokens: tuple[int, ...]
     ended: bool
 
 
 class CachedModel:
-    """A model's draws and likelihoods. Weights are loaded when the cache lacks something, and let go by `close`."""
+    """A model's draws and log-likelihoods. Weights are loaded when the cache lacks something; `close` frees them."""
 
     def __init__(self, local: LocalModel, cache: ResultCache, *, batch_size: int = 64, seed: int = 0):
-        """
-        Args:
-          local: the model.
-          cache: of draws and likelihoods.
-          batch_size: prompts decoded at once.
-          seed: of the draws.
-        """
+        """`batch_size` prompts are decoded at once; `seed` is that of the draws."""
         self.local, self.cache, self.batch_size, self.seed = local, cache, batch_size, seed
         self._loaded: Loaded | None = None
 
@@ -66,11 +60,11 @@ class CachedModel:
         return self._loaded
 
     def close(self) -> None:
-        """Lets the weights go."""
+        """Frees the weights."""
         self._loaded = None
 
     def prompts(self, chats: Sequence[Messages]) -> list[np.ndarray]:
-        """The chats under the model's own template, as ids."""
+        """The chats as token ids, under the model's own template."""
         return self.local.tokenizer.prompt_ids_batch(chats)
 
     def draw(
@@ -83,17 +77,18 @@ class CachedModel:
         eos_ids: tuple[int, ...] | None = None,
         done: Done = lambda count: None,
     ) -> list[ResponseTokens]:
-        """A response to each prompt, drawn from the model's whole distribution at a temperature; 0 is greedy.
+        """A response to each prompt, sampled from the model's whole distribution.
 
         Args:
-          prompts: ids; equal ones get draws of their own.
-          limit: tokens at most.
-          temperature: divides the logits.
-          sample: which one of a prompt's draws.
-          eos_ids: that end a response; None for the model's own.
-          done: called with how many are there.
+          prompts: token ids; equal prompts get draws of their own.
+          limit: tokens of a response, at most.
+          temperature: divides the logits; 0 is greedy.
+          sample: the number of the draw, for several draws from a prompt.
+          eos_ids: end a response; None for the model's own.
+          done: called with the number of responses so far.
         """
         eos_ids = self.local.eos_ids if eos_ids is None else eos_ids
+        # A key and a random number for each prompt; `before` counts equal prompts.
         before: Counter[bytes] = Counter()
         keys, numbers = [], []
         for ids in prompts:
@@ -102,13 +97,14 @@ class CachedModel:
             drawn = [self.seed, which] if temperature else ids.tolist()
             keys.append(digest("draw", self.local.identity, list(eos_ids), limit, temperature, drawn))
             numbers.append(int(which[:8], 16))
+        # Draw what the cache lacks, prompts of similar lengths together.
         missing = {key: i for i, key in enumerate(keys) if key not in self.cache}
         rest = sorted(missing.values(), key=lambda i: (len(prompts[i]), keys[i]))
         sampling = Sampling(limit, tuple(eos_ids), self.local.tokenizer.pad_id, temperature)
         found = len(keys) - len(rest)
         size = _CALLS * self.batch_size
         if rest:
-            done(found)  # what follows loads weights, compiles and draws before it can tell more
+            done(found)  # before weights are loaded and programs compiled, which takes a while
         for start in range(0, len(rest), size):
             chosen = rest[start : start + size]
             answers = self._programs[0].generate(
@@ -131,16 +127,13 @@ class CachedModel:
         prompts: Sequence[np.ndarray],
         responses: Sequence[Sequence[int]],
         temperature: float,
-        *,
-        done: Done = lambda count: None,
     ) -> np.ndarray:
-        """log p(response | prompt) in nats, of the whole distribution at a temperature above 0: float64 [responses].
+        """log p(response | prompt) in nats under the whole distribution: float64 [responses].
 
         Args:
-          prompts: ids, one a response.
+          prompts: token ids of each response's prompt.
           responses: token ids, at least one each.
-          temperature: divides the logits.
-          done: called with how many are there.
+          temperature: divides the logits; above 0.
         """
         keys = [
             digest("likelihood", self.local.identity, temperature, prompt.tolist(), list(map(int, response)))
@@ -148,15 +141,12 @@ class CachedModel:
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self.cache}
         rest = sorted(missing.values(), key=lambda i: len(prompts[i]) + len(responses[i]))
-        found = len(keys) - len(rest)
-        if rest:
-            size = multiple_of(min(_SCORED_TOGETHER, len(rest)), meshes.batch_shards(self.network.mesh))
-            for start in range(0, len(rest), size):
-                chosen = rest[start : start + size]
-                filled = np.resize(chosen, size)  # whole batches: few shapes
-                values = self._score([prompts[i] for i in filled], [responses[i] for i in filled], temperature)
-                self.cache.add({keys[i]: {"nats": float(v)} for i, v in zip(chosen, values, strict=False)})
-                done(found + start + len(chosen))
+        size = multiple_of(min(_SCORED_TOGETHER, len(rest)), meshes.batch_shards(self.network.mesh)) if rest else 1
+        for start in range(0, len(rest), size):
+            chosen = rest[start : start + size]
+            filled = np.resize(chosen, size)  # whole batches, so that few shapes are compiled
+            values = self._score([prompts[i] for i in filled], [responses[i] for i in filled], temperature)
+            self.cache.add({keys[i]: {"nats": float(v)} for i, v in zip(chosen, values, strict=False)})
         return np.array([self.cache[key]["nats"] for key in keys], np.float64)
 
     @property
@@ -164,7 +154,7 @@ class CachedModel:
         return _compiled(self.network.model, self.network.mesh, self.batch_size)
 
     def _score(self, prompts, responses, temperature: float) -> np.ndarray:
-        """Summed on the host in float64: a thousand terms in float32 would cost digits that a difference needs."""
+        """The log-likelihoods of a batch, summed in float64: float32 would cost digits that differences need."""
         fields = [array for sequences in (prompts, responses) for array in _padded(sequences)]
         fields = meshes.place(tuple(fields), meshes.rows(self.network.mesh))
         found = np.asarray(self._programs[1](self.network.params, fields, temperature), np.float64)
@@ -173,7 +163,7 @@ class CachedModel:
 
 @functools.lru_cache(maxsize=4)
 def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
-    """Draws and log-probabilities of response tokens: compiled once for all models of an architecture."""
+    """The engine and the log-probabilities of response tokens, compiled once for all models of an architecture."""
 
     def logprobs(params, fields, temperature):
         rows = one_per_row(*fields)
@@ -184,5 +174,5 @@ def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """To a width that recurs."""
+    """The sequences padded to one of few widths, and their lengths."""
     return padded(sequences, round_up(max(map(len, sequences)), 8, steps=4))

@@ -1,8 +1,8 @@
-"""The paper's judge (`docs/algorithm.md`, section 6): what it is asked, how its verdicts are read, what a score is.
+"""The paper's judge (`docs/algorithm.md`, section 6): its prompt, its verdicts and the score.
 
-The words are those of the Vicuna evaluation, which MiniLLM and the GAD paper use. The verdict's first line holds the
-scores of assistant 1 and assistant 2; which of the two is the reference is drawn by a hash of seed, set and prompt, and
-so is the same for all models compared.
+The prompt is that of the Vicuna evaluation, which MiniLLM and the GAD paper use. The verdict's first line holds the
+scores of assistant 1 and assistant 2. A hash of seed, set and prompt draws which of the two is the reference, so that
+the order is the same for all models.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Verdict(NamedTuple):
 
 
 def order_of(seed: int, prompt_set: str, prompt_id: str) -> str:
-    """`REFERENCE_FIRST` or `CANDIDATE_FIRST`, with equal chances."""
+    """`REFERENCE_FIRST` or `CANDIDATE_FIRST`, with equal probability."""
     name = f"{seed}\n{prompt_set}\n{prompt_id}"
     return (REFERENCE_FIRST, CANDIDATE_FIRST)[hashlib.sha256(name.encode()).digest()[0] % 2]
 
 
 def question(chat: Messages, reference: str, candidate: str, order: str) -> Messages:
-    """What the judge is asked about two answers to a chat."""
+    """The judge's prompt about two answers to a chat."""
     first, second = (reference, candidate) if order == REFERENCE_FIRST else (candidate, reference)
     text = f"[Question]\n{_shown(chat)}\n\n"
     for number, answer in enumerate((first, second), start=1):
@@ -70,12 +70,12 @@ def question(chat: Messages, reference: str, candidate: str, order: str) -> Mess
 def parse_scores(text: str) -> tuple[float, float]:
     """The scores of assistant 1 and 2 on the first line that is not blank.
 
-    That line must hold two numbers from 1 to 10 and nothing else: "8 9", "8, 9" or "8.5 7". A leading "Scores:", bold
-    or code marks around it all, and a full stop at the end are let pass. Anything else is malformed, "8/10 9/10" too:
-    to guess would be to make scores up.
+    The line must hold two numbers from 1 to 10: "8 9", "8, 9" or "8.5 7". A leading "Scores:", bold or code marks
+    around it and a full stop at the end are allowed. All else is malformed, "8/10 9/10" too, since to guess would be to
+    make scores up.
 
     Raises:
-      MalformedVerdict: naming the line.
+      MalformedVerdict: the message quotes the line.
     """
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     found = _SCORES.fullmatch(line)
@@ -88,7 +88,7 @@ def parse_scores(text: str) -> tuple[float, float]:
 
 
 def read_verdict(text: str, order: str) -> Verdict:
-    """The verdict in a judge's text, by the order in which it saw the answers.
+    """The verdict in a judge's text, given the order in which the judge saw the answers.
 
     Raises:
       MalformedVerdict: the text does not begin with two scores.
@@ -98,11 +98,11 @@ def read_verdict(text: str, order: str) -> Verdict:
 
 
 def judge_score(verdicts: list[Verdict], malformed: int, *, seed: int = 0) -> JudgeScore | None:
-    """100 · mean(s / (s + s_ref)) with its interval over prompts; None without a verdict.
+    """100 · mean(s / (s + s_ref)) with its interval over prompts; None without verdicts.
 
     Args:
-      verdicts: one a prompt.
-      malformed: prompts that have none, because what the judge said could not be read.
+      verdicts: one for each prompt.
+      malformed: the number of prompts whose verdict could not be read.
       seed: of the bootstrap.
     """
     if not verdicts:
@@ -112,7 +112,7 @@ def judge_score(verdicts: list[Verdict], malformed: int, *, seed: int = 0) -> Ju
 
 
 def _shown(chat: Messages) -> str:
-    """A lone question as it is; a longer chat with a name before every turn."""
+    """A single question as it is; a longer chat with a name before each turn."""
     if len(chat) == 1:
         return chat[0]["content"]
     return "\n\n".join(f"{_NAMES[turn['role']]}: {turn['content']}" for turn in chat)

@@ -1,4 +1,4 @@
-"""Causal language models of this machine, known before they are loaded: architecture, tokenizer, identity."""
+"""Causal language models on this machine: their architecture, tokenizer and identity, checked before they load."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.facts import network_model, read_workdir
 
 _HF_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-_READ_WHOLE = 2**20  # bytes up to which a file of a checkpoint counts with its contents
+_READ_WHOLE = 2**20  # bytes: the contents of smaller files of a checkpoint are hashed
 
 
 class Loaded(NamedTuple):
-    """A network's model with its parameters, on a mesh."""
+    """A model with its parameters on a mesh."""
 
     model: Model
     params: Params
@@ -41,12 +41,13 @@ class LocalModel:
     """A checked causal language model, before its weights are loaded.
 
     Attributes:
-      source: where it comes from, with the step where it is a checkpoint.
-      stage: of the run, that the checkpoint is of; None for other models.
-      config: its architecture, with the adapters of a run that trains them.
+      source: where it comes from, with the step if it is a checkpoint.
+      stage: the run's stage that the checkpoint is from; None for other models.
+      config: its architecture, with adapters if the run trains them.
       dtype: of computation and decoding weights.
-      eos_ids: that end its responses.
-      identity: names weights, tokenizer and dtype: another one may answer otherwise.
+      tokenizer: of its own.
+      eos_ids: end its responses.
+      identity: a hash of all that its answers depend on: weights, tokenizer, ends and dtype.
     """
 
     source: ModelSource
@@ -58,11 +59,7 @@ class LocalModel:
     identity: str
 
     def load(self, *, training: bool = False) -> Loaded:
-        """Reads the weights.
-
-        Args:
-          training: float32 in the training layout, over all devices; else in `dtype`, whole on every device.
-        """
+        """Reads the weights: for training in float32, sharded over all devices; else in `dtype` on every device."""
         decodes = not training
         mesh = meshes.make_mesh(-1, 1, 1) if decodes else meshes.make_mesh(1, -1, 1)
         rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
@@ -83,10 +80,10 @@ class LocalModel:
 
 
 def inspect(source: ModelSource, *, dtype: str = "auto") -> LocalModel:
-    """Checks a model without loading it: files, architecture, tokenizer.
+    """Checks a model's files, architecture and tokenizer without loading its weights.
 
     Args:
-      source: not of an API.
+      source: of a checkpoint, a directory or a hub id.
       dtype: "auto" is float32 on CPU and bfloat16 elsewhere.
 
     Raises:
@@ -132,7 +129,7 @@ def _inspect_checkpoint(source: ModelSource):
         folder = checkpoints.directory / str(step)
     model = network_model(config, facts, "generator")
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    # What ended the run's own responses; the folder of the tokenizer does not know the student's generation config.
+    # The ids that ended the run's responses; the tokenizer's folder has no generation config.
     eos_ids = tuple(facts["generation_config"]["eos_token_id"])
     weights = [facts["hf_configs"]["generator"], *_contents(folder)]
     if model.config.lora:
@@ -143,18 +140,18 @@ def _inspect_checkpoint(source: ModelSource):
 
 
 def _contents(folder: epath.Path) -> Iterator[list[str]]:
-    """What a checkpoint's files say of its contents: Orbax names those with arrays at random, anew at every save."""
+    """What identifies a checkpoint: its files' sizes and small files' contents; arrays have random file names."""
     for file in sorted(_files(folder)):
         size = file.stat().length
         yield [str(file.relative_to(folder)), str(size), _hash(file) if size <= _READ_WHOLE else ""]
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files below; etils walks no object store: the folders that it finds there have lost their gs://."""
+    """All files below a folder. epath's `walk` does not work on object stores: its folders lack their gs://."""
     for path in folder.iterdir():
         if not path.is_dir():
             yield path
-        elif path != folder:  # a store may list a folder in itself
+        elif path != folder:  # an object store may list a folder in itself
             yield from _files(path)
 
 

@@ -22,8 +22,8 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-      name: its own among the models compared.
-      given: as the user wrote it.
+      name: the model's name in the evaluation.
+      given: the source as the user wrote it.
       kind: `CHECKPOINT` of a run, `EXPORT` (any Hugging Face directory or hub id) or `API`.
       where: the workdir, the directory or hub id, or the API's name of the model.
       step: of the checkpoint; None for the last one, `BEST_STEP` for the best by `config.checkpoint.best`.
@@ -37,7 +37,7 @@ class ModelSource:
 
     @property
     def workdir(self) -> pathlib.Path | None:
-        """The run that it is a checkpoint or an export of."""
+        """The workdir of the run that the model is a checkpoint or an export of, or None."""
         if self.kind == CHECKPOINT:
             return pathlib.Path(self.where)
         folder = expand(self.where).absolute().parent
@@ -47,10 +47,10 @@ class ModelSource:
 
 
 def parse_pairs(pairs: list[str], flag: str) -> dict[str, str]:
-    """NAME=VALUE texts of a flag, in their order.
+    """The values of a flag's NAME=VALUE texts by name.
 
     Raises:
-      UserError: one is not of this form, or a name comes twice.
+      UserError: a text has another form, or a name is there twice.
     """
     found: dict[str, str] = {}
     for pair in pairs:
@@ -64,7 +64,7 @@ def parse_pairs(pairs: list[str], flag: str) -> dict[str, str]:
 
 
 def check_name(name: str, flag: str) -> None:
-    """Refuses what cannot be the name of a file, or is the name of another one."""
+    """Refuses a name that cannot be a file's, or that stands for the teacher's or the reference answers."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{flag}: the name {name!r} must begin with a letter or digit and hold only those and . _ + -")
     if name in (TEACHER, REFERENCE):
@@ -72,10 +72,10 @@ def check_name(name: str, flag: str) -> None:
 
 
 def parse_source(name: str, given: str, flag: str = "--models") -> ModelSource:
-    """A model from its description: a directory or hub id, WORKDIR, WORKDIR@STEP, WORKDIR@best, or api:MODEL.
+    """The source that a text describes: a directory or hub id, WORKDIR, WORKDIR@STEP, WORKDIR@best, or api:MODEL.
 
     Raises:
-      UserError: the name cannot be used, or the API's model has no name.
+      UserError: the name cannot be used, @STEP follows no workdir, or the API's model has no name.
     """
     check_name(name, flag)
     shown = f"{flag}={name}={given}" if flag == "--models" else f"{flag}={given}"

@@ -59,32 +59,27 @@ class TeacherSampling:
         Raises:
           UserError: naming the first row that was sampled in another way.
         """
+        begin = f"{flag} was collected"
         for value, place in self.values.get("top_p", {}).items():
             if value < 1:
-                raise UserError(f"{flag} was collected with top_p < 1, whose KL is infinite ({place}); use drawn")
+                raise UserError(f"{begin} with top_p < 1, whose KL is infinite ({place}); use drawn")
         for value, place in self.values.get("system", {}).items():
-            shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+            shown = repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}...")
             raise UserError(
-                f"{flag} was collected with a system prompt, {shown!r} ({place}), which the models are not given; "
-                "use drawn"
+                f"{begin} with a system prompt, {shown} ({place}), which the models are not given; use drawn"
             )
         for text, place in self.values.get("request_fields", {}).items():
             for name, value in _fields(text, place).items():
                 if name in _NEUTRAL and value not in _NEUTRAL[name]:
-                    raise UserError(
-                        f"{flag} was collected with {name}={json.dumps(value)} ({place}): its answers are not drawn "
-                        "from the teacher's whole distribution; use drawn"
-                    )
+                    what = f"{name}={json.dumps(value)} ({place})"
+                    why = "its answers are not drawn from the teacher's whole distribution"
+                    raise UserError(f"{begin} with {what}: {why}; use drawn")
         if len(self.temperatures) > 1:
-            raise UserError(
-                f"{flag} was collected at several temperatures, {_listed(self.temperatures.items())}, but a KL is of "
-                "one; split the set, or use drawn"
-            )
+            several = f"several temperatures, {_listed(self.temperatures.items())}"
+            raise UserError(f"{begin} at {several}, but a KL is of one; split the set, or use drawn")
         for value, place in self.temperatures.items():
             if temperature not in (None, value):
-                raise UserError(
-                    f"{flag} was collected at temperature {value:g}; give it as --teacher_temperature ({place})"
-                )
+                raise UserError(f"{begin} at temperature {value:g}; give it as --teacher_temperature ({place})")
 
 
 def sampling_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> TeacherSampling:
@@ -93,12 +88,12 @@ def sampling_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> TeacherSamplin
     Raises:
       UserError: a value cannot be used; the message names its row.
     """
-    values: dict[str, dict[Any, str]] = {name: {} for name in SAMPLING_COLUMNS}
+    values: dict[str, dict[Any, str]] = {}
     for place, row in rows:
         for name in SAMPLING_COLUMNS:
             if (value := _value(name, row.get(name), place)) is not None:
-                values[name].setdefault(value, place)
-    return TeacherSampling({name: found for name, found in values.items() if found})
+                values.setdefault(name, {}).setdefault(value, place)
+    return TeacherSampling(values)
 
 
 def common_temperature(sets: Mapping[str, TeacherSampling], flag: str) -> float:
@@ -237,17 +232,15 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
     given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
     if not any(one.row.get(column) is not None for one in given for column in _REFERENCE_COLUMNS):
         raise UserError(f"{flag}={path}: expected a .jsonl or .parquet file, or a dataset, with `response`")
-    by_both: dict[tuple[str, str], str] = {}
-    by_chat: dict[str, str] = {}
-    by_id: dict[str, str] = {}
+    by_both, by_chat, by_id = {}, {}, {}
     for prompt, place, row in given:
         text = next(filter(None, (text_of(row, column, place) for column in _REFERENCE_COLUMNS)), "")
         if not text.strip():
             raise UserError(f"{place}: `response` is missing or empty; a reference has text")
-        chat = _chat_name(prompt)
+        chat = json.dumps(prompt.content)
         by_both[prompt.id, chat] = by_id[prompt.id] = text
         by_chat.setdefault(chat, text)
-    chats = [_chat_name(prompt) for prompt in prompts.prompts]
+    chats = [json.dumps(chat) for chat in prompts.chats]
     if not by_chat.keys().isdisjoint(chats):
         by_id = {}  # the file has chats of the set, so its ids do not count
     found = []
@@ -257,10 +250,6 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
             raise UserError(f"{flag}={path}: the file has no answer to prompt {prompt.id!r} of the set")
         found.append(text)
     return found
-
-
-def _chat_name(prompt: Prompt) -> str:
-    return json.dumps(prompt.content)
 
 
 def _teacher_answer(found: PromptRow) -> Response | None:

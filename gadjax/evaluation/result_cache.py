@@ -1,4 +1,4 @@
-"""What was paid for or took long, kept as it arrives: an append-only JSONL file, by key."""
+"""A cache on disk for results that cost money or time: an append-only JSONL file of rows with keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gadjax.errors import UserError
 
 
 def digest(*parts: Any) -> str:
-    """Names what `parts`, JSON values, describe: equal parts give the same 32 hexadecimal digits."""
+    """A key of 32 hexadecimal digits for JSON values; equal values give equal keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -24,12 +24,10 @@ class ResultCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """
-        Args:
-          path: of the file; made, with its folder, where it is absent.
+        """Opens the file, which is made with its folder if it is absent.
 
         Raises:
-          UserError: it cannot be opened, another process holds it, or a line other than a torn last one is damaged.
+          UserError: it cannot be opened, another process holds it, or a line is damaged that is not a torn last one.
         """
         path = pathlib.Path(path)
         try:
@@ -61,7 +59,7 @@ class ResultCache:
         return self._rows[key]
 
     def add(self, rows: dict[str, dict[str, Any]]) -> None:
-        """Appends rows, by key; those of a key that is there already stay as they were first."""
+        """Appends rows by key; a key that is already there keeps its row."""
         new = {key: row for key, row in rows.items() if key not in self._rows}
         for key, row in new.items():
             self._log.append(json.dumps({"key": key} | row, allow_nan=False))
