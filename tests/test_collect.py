@@ -72,7 +72,7 @@ def test_collects_and_goes_on(repo, tmp_path, prompts):
 
 
 def test_a_later_run_loses_nothing(repo, tmp_path, prompts):
-    """Fewer prompts, other settings, a server that refuses all: the file keeps what it held."""
+    """The file keeps its rows with fewer prompts, other settings, or a server that refuses all."""
     out = tmp_path / "t.parquet"
     few = tmp_path / "few.jsonl"
     few.write_text('{"id": "id3", "prompt": "prompt 3"}\n{"id": "new", "prompt": "prompt new"}\n')
@@ -239,7 +239,7 @@ def test_a_budget_ends_a_run_and_a_higher_one_goes_on(repo, tmp_path, prompts):
 
 
 def test_kills_do_not_break_a_budget(repo, tmp_path, prompts):
-    """What was under way at a kill is set aside as if it had been paid for."""
+    """The cost of requests under way at a kill is set aside."""
     out, concurrency = tmp_path / "t.parquet", 4
     flags = (*PRICES, "--budget=0.15", f"--concurrency={concurrency}")
     with FakeServer(lambda prompt, attempt: Reply(seconds=0.1)) as server:
@@ -300,7 +300,7 @@ def test_limits_a_minute(repo, tmp_path, prompts):
 
 @pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
 def test_fields_of_requests(repo, tmp_path, prompts, batch):
-    """What newer models ask for: another name of the limit, no temperature, fields that the client need not know."""
+    """Newer models need another name of the limit, no temperature, and fields that the client does not know."""
     fields = '{"temperature": null, "top_p": null, "reasoning_effort": "low", "x": {"y": [1]}, "z": null}'
     flags = [f"--request_fields={fields}", "--limit_field=max_completion_tokens"]
     out = tmp_path / "t.parquet"

@@ -26,7 +26,7 @@ FIGURES = {
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that a test sets."""
 
     def __init__(self):
         self.now = 1000.0
@@ -145,7 +145,7 @@ def count_rows(console, total, seconds_per_chunk=1, chunk=512):
 
 
 def test_rows_of_a_large_file_are_counted():
-    """Without a terminal a line at the start, one when nothing was said for long, and one at the end."""
+    """Without a terminal, there is a line at the start, one after a long silence, and one at the end."""
     lines = count_rows(plain_console(), 51_200).splitlines()
     assert lines == [
         "tokenising data.train 0/51200, ? left",

@@ -1,4 +1,4 @@
-"""Sizes on a grid; that sequences fit into bins is tested through `gadjax.data.packing`."""
+"""Sizes on a grid. How sequences fit into bins is tested through `gadjax.data.packing`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 
 def test_full_rows():
-    """Whole groups, in a multiple: of five pairs three are in the largest of two micro-batches."""
+    """Groups stay whole, and rows are a multiple: the larger of two micro-batches holds three of five pairs."""
     assert full_rows(10, 2) == 5
     assert full_rows(10, 2, group=2) == 6
     assert full_rows(10, 2, row_multiple=4, group=2) == 8
@@ -21,7 +21,7 @@ def test_full_rows():
 
 @given(st.integers(1, 4096), st.sampled_from([128, 100_000]))
 def test_slots(held, tokens):
-    """Room for all, at most a share of padding, and no more than a row; a small update has four numbers of them."""
+    """Slots hold all tokens, with bounded padding, and are no more than a row; a small update has four sizes."""
     runs = [BinSizes(np.zeros(1, int), np.array([[tokens]]))]
     slots = slots_for(held, 4096, runs)
     assert held <= slots <= 4096
@@ -34,7 +34,7 @@ def test_slots(held, tokens):
 
 @given(st.integers(0, 100_000), st.integers(1, 64))
 def test_round_up(value, multiple):
-    """At most a share of padding, or what the multiple asks for."""
+    """Padding is bounded by a share, or by the multiple."""
     for steps in (8, 16):
         rounded = round_up(value, multiple, steps)
         assert rounded >= max(value, 1)
@@ -50,7 +50,7 @@ def test_round_up_twice(value, multiple):
 
 
 def test_round_up_of_a_multiple():
-    """Nine rows for nine shards are nine."""
+    """Nine rows for nine shards need no padding."""
     assert [round_up(9, 9), round_up(24, 24), round_up(10, 9)] == [9, 24, 18]
 
 

@@ -1,4 +1,4 @@
-"""Chat templates with arguments and a date in them: the same prompts in transformers, and tomorrow."""
+"""Chat templates with fixed arguments and date: prompts are the same in transformers, and on another day."""
 
 import shutil
 
@@ -126,7 +126,7 @@ PINNED = {
 
 @pytest.mark.parametrize(("template", "args", "shown"), PINNED.values(), ids=PINNED)
 def test_transformers_renders_what_was_saved_alike(tiny_directory, chatml, tmp_path, template, args, shown):
-    """Arguments and date are in the saved template: for transformers, and for gadjax without a config."""
+    """The saved template holds arguments and date, for transformers and for gadjax without a config."""
     template = template.replace("CHATML", chatml)
     tokenizer = load_tokenizer(tiny_directory, chat_template=template, template_args=args, date="2031-12-05")
     tokenizer.save(tmp_path / "saved")

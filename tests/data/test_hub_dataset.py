@@ -1,4 +1,4 @@
-"""Datasets of the hub by their Parquet files, from a hub on loopback that has what the real one has."""
+"""Datasets of the hub by their Parquet files, from a fake hub on loopback."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CHAT = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """A dataset as it lies in a repository of the hub."""
+    """A folder laid out as a dataset repository of the hub."""
     for name, texts in {
         "data/train-00001-of-00002": ["c"],
         "data/train-00000-of-00002": ["a", "b"],
@@ -102,7 +102,7 @@ def test_bad_fields_are_named(folder):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the hub's client asks for of a dataset: the list of its files at a revision, and the files."""
+    """Serves what the hub's client requests: the list of a dataset's files at a revision, and the files."""
 
     protocol_version = "HTTP/1.1"
 
@@ -146,7 +146,7 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET(body=False)
 
     def log_message(self, *_):
-        """Keeps the test's output clean."""
+        """Prints nothing."""
 
 
 @pytest.mark.parametrize("converted", [True, False], ids=["converted by the hub", "its own files"])

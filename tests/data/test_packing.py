@@ -1,4 +1,4 @@
-"""Packed rows: what every field says, and that both builders say the same."""
+"""Packed rows: the meaning of every field, which is the same from both builders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sequences(shapes: list[tuple[int, int]], seed: int = 0) -> tuple[list[np.nda
 
 
 def unpack(rows, prompts: list[np.ndarray]) -> dict[int, list[tuple[int, int, int]]]:
-    """Of each sequence, its (step, target, column's token before it)."""
+    """Each sequence's slots as (step, target, token in the source column)."""
     found: dict[int, list] = {i: [] for i in range(len(prompts))}
     for r, k in zip(*np.nonzero(np.asarray(rows.mask)), strict=True):
         source = int(rows.source[r, k])
@@ -86,7 +86,7 @@ def test_one_per_row(shapes):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(SHAPE, min_size=12, max_size=12), st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 3]), st.booleans())
 def test_micro_batches_share_the_sequences_out(shapes, micro_batches, group, adaptive):
-    """Each sequence is in one of them, with its group, under the number that the caller knows it by."""
+    """Each sequence is in one micro-batch, with its group, under the caller's number."""
     prompts, responses = sequences(shapes)
     options = dict(micro_batches=micro_batches, row_multiple=2, group=group, together=True, adaptive=adaptive)
     rows = pack(prompts, responses, row_length=16, **options)
@@ -107,7 +107,7 @@ def test_micro_batches_share_the_sequences_out(shapes, micro_batches, group, ada
 
 
 def test_minibatches_are_runs_of_sequences_of_one_shape():
-    """Numbered from 0 in each, whose lengths differ; the packing of one does not depend on another."""
+    """Sequences are numbered from 0 in each minibatch, and each minibatch is packed alone."""
     prompts, responses = sequences([(i // 4 + 1, 2 * (i // 4) + 1) for i in range(12)])
     rows = pack(prompts, responses, minibatches=3, row_length=16, micro_batches=2)
     assert rows.last.shape == (3, 2, 4)
@@ -121,7 +121,7 @@ def test_minibatches_are_runs_of_sequences_of_one_shape():
 
 
 def test_short_sequences_have_fewer_micro_batches():
-    """Of no more rows each than long ones fill; those fill all of them."""
+    """Short sequences get fewer micro-batches of no more rows; long sequences fill all of them."""
     prompts, responses = sequences([(4, 4)] * 64)
     fixed, fewer = (
         pack(prompts, responses, row_length=32, micro_batches=16, row_multiple=2, adaptive=adaptive)
@@ -135,7 +135,7 @@ def test_short_sequences_have_fewer_micro_batches():
 
 
 def test_a_long_group_does_not_lengthen_the_others_micro_batches():
-    """One group that fills a micro-batch's rows alone, and short ones of which many share one."""
+    """One group fills a micro-batch alone, and many short groups share one."""
     shapes = [(16, 16)] * 9 + [(2, 2)] * 9 * 31
     rows = pack(*sequences(shapes), row_length=32, micro_batches=32, group=9, together=True, adaptive=True)
     assert rows.tokens.shape[1] <= 9
@@ -148,7 +148,7 @@ def test_a_long_group_does_not_lengthen_the_others_micro_batches():
     st.integers(1, 4),
 )
 def test_rows_of_whole_groups_are_no_more_than_groups(groups, together, micro_batches):
-    """Whatever the lengths: a row holds a prompt of 9 with three responses of 7."""
+    """All lengths fit, since a row holds a prompt of 9 with three responses of 7."""
     prompts = [np.full(prompt, i, np.int32) for i, (prompt, answers) in enumerate(groups) for _ in answers]
     responses = [np.ones(n, np.int32) for _, answers in groups for n in answers]
     options = dict(micro_batches=micro_batches, adaptive=True, group=3, together=together, share=True)
@@ -164,7 +164,7 @@ GROUPS = st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_s
 @settings(max_examples=60, deadline=None)
 @given(GROUPS.filter(bool), st.integers(16, 40), st.booleans(), st.sampled_from([1, 2]))
 def test_a_shared_prompt_stands_once_in_a_row(groups, row_length, together, micro_batches):
-    """Its responses are branches that see it; every other invariant is as without."""
+    """Responses are branches that see their prompt; all other invariants stay."""
     rng = np.random.default_rng(1)
     ids = lambda count: rng.integers(1, 1000, count).astype(np.int32)  # noqa: E731
     prompts = [prompt for length, _ in groups for prompt in [ids(length)] * 3]
@@ -192,14 +192,14 @@ def test_a_shared_prompt_stands_once_in_a_row(groups, row_length, together, micr
 
 
 def test_rows_are_a_multiple():
-    """So that a mesh can share them."""
+    """Rows divide over a mesh."""
     prompts, responses = sequences([(5, 5)] * 5)
     assert pack(prompts, responses, row_length=10, row_multiple=4).tokens.shape[1] == 8
     assert pack(prompts, responses, row_length=50, row_multiple=4).tokens.shape[1] == 4
 
 
 def test_few_shapes():
-    """Rows and slots are of geometric grids: batches of one kind of data recur in a handful of shapes."""
+    """Rows and slots are on geometric grids, so that batches of one kind of data have few shapes."""
     seen = set()
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -220,5 +220,5 @@ def test_errors():
 
 
 def test_rows_are_dense():
-    """Decreasing order finds the two full rows; the order of arrival would need three."""
+    """First fit in decreasing order fills two rows; in the order of arrival it would need three."""
     assert pack(*sequences([(2, 1), (2, 1), (6, 1), (6, 1)]), row_length=10).tokens.shape[1] == 2

@@ -1,4 +1,4 @@
-"""Rows to batches: what is counted and cut, and the order that seed, epoch and process share give."""
+"""From rows to batches: what is counted and cut, and the order by seed and epoch."""
 
 import itertools
 

@@ -97,7 +97,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 def strings_of(*values: bytes) -> pa.Array:
-    """Text that Parquet keeps, valid UTF-8 or not."""
+    """Text as Parquet keeps it, valid UTF-8 or not."""
     offsets = [0]
     for value in values:
         offsets.append(offsets[-1] + len(value))

@@ -1,4 +1,4 @@
-"""Teacher Parquet: what is read, and what each bad file says."""
+"""Teacher Parquet: what is read, and the error of each bad file."""
 
 import pathlib
 import re
@@ -19,7 +19,7 @@ CHATS = [[USER], [{"role": "system", "content": ""}, USER, {"role": "assistant",
 
 
 def not_unicode(count: int) -> pa.Array:
-    """Strings of which the last is a UTF-8 encoded lone surrogate, as broken writers leave them."""
+    """Strings, the last one a UTF-8 encoded lone surrogate, as broken writers leave them."""
     good, bad = b"ok", b"\xed\xa0\x80"
     offsets = np.array([*range(0, 2 * count, 2), 2 * count + 1], np.int32)
     return pa.Array.from_buffers(

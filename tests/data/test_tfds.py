@@ -58,7 +58,7 @@ def test_a_published_file_trains_as_it_did(teacher, folder):
 
 
 def test_a_published_file_is_a_dataset_for_others(folder, tmp_path):
-    """Through TFDS' own API, by name and version."""
+    """Another program reads it through TFDS' own API, by name and version."""
     import tensorflow_datasets
 
     source = tensorflow_datasets.data_source("my_teacher:1.0.0", split="train[40%:]", data_dir=tmp_path / "data")
@@ -127,7 +127,7 @@ def test_a_failed_write_leaves_nothing(teacher, tmp_path, monkeypatch):
 
 
 def test_tensorflow_is_not_imported(repo, teacher, tmp_path):
-    """By the whole way of a file: published by the command, read as prompts, read for training."""
+    """A file is published by the command, read as prompts and read for training, without TensorFlow."""
     (tmp_path / "hidden" / "tensorflow").mkdir(parents=True)
     (tmp_path / "hidden" / "tensorflow" / "__init__.py").write_text("raise AssertionError('tensorflow is imported')")
     out = tmp_path / "data" / "my_teacher" / "2.1.0"

@@ -1,4 +1,4 @@
-"""Chats to ids: transformers' own on clean chats, no control token from any text, one date, one turn end."""
+"""From chats to ids: equal to transformers' on clean chats, no control token from text, one date, one turn end."""
 
 import functools
 import io
@@ -203,7 +203,7 @@ def test_directories_without_a_tokenizer(tmp_path, tiny_directory, chatml):
 
 @pytest.mark.parametrize("kind", ["TokenizerOfTheFolder", "PreTrainedTokenizerFast"])
 def test_code_in_the_folder_is_refused_and_not_run(tiny_directory, tmp_path, kind):
-    """Also where transformers knows the class, and would load it without the folder's code."""
+    """Code is refused even if transformers knows the class and would load it without that code."""
     ran = tmp_path / "ran"
     folder = copy_of(
         tiny_directory, tmp_path / "t", tokenizer_class=kind, auto_map={"AutoTokenizer": [None, "code.Tokenizer"]}

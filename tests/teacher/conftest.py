@@ -30,20 +30,20 @@ _SERVE_FLAGS = (
 
 
 class ServedModel(NamedTuple):
-    """A server that runs. Its log has a line for every request."""
+    """A running server, whose log has a line for every request."""
 
     url: str  # without a path
     model: str  # the name that requests carry
     log: pathlib.Path
 
     def answered(self) -> int:
-        """Chat requests that the server says it has answered."""
+        """The number of chat requests that the server has answered, by its log."""
         return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
 
 
 @pytest.fixture(scope="session")
 def serving_python(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A Python that can `transformers serve`: this one, or one with what this one lacks (kept in the user's cache).
+    """A Python that can run `transformers serve`: this one, or one in the user's cache with the missing packages.
 
     The other environment is a thin one upon this one's packages, so that torch is there once.
     """

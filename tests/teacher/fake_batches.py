@@ -1,4 +1,4 @@
-"""The Batch API on loopback: files, batches, and their results, made of the same replies as the chat API's."""
+"""A Batch API on loopback, with files, batches and results; it makes results from the fake chat API's replies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FakeBatches(FakeServer):
         return _BatchHandler
 
     def handle(self, method: str, path: str, body: bytes, content_type: str) -> dict | bytes:
-        """Carries a request out."""
+        """Handles one request."""
         url = urllib.parse.urlsplit(path)
         parts = url.path.removeprefix("/v1/").split("/")
         query = dict(urllib.parse.parse_qsl(url.query))
@@ -63,7 +63,7 @@ class FakeBatches(FakeServer):
         raise AssertionError(f"{method} {path}: not of the Batch API")
 
     def _listed(self, entries: list[dict], query: dict) -> dict:
-        """Newest first, a page at a time."""
+        """A page of a list, the newest entry first."""
         entries = [{k: v for k, v in entry.items() if k != "content"} for entry in reversed(entries)]
         if "after" in query:
             entries = entries[[entry["id"] for entry in entries].index(query["after"]) + 1 :]
@@ -128,7 +128,7 @@ class FakeBatches(FakeServer):
 
     @property
     def asked_again(self) -> dict[str, int]:
-        """Prompts that came more than once."""
+        """The prompts that were asked more than once."""
         return {prompt: count for prompt, count in Counter(self.prompts).items() if count > 1}
 
 
@@ -167,4 +167,4 @@ class _BatchHandler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client was killed
 
     def log_message(self, *_: object) -> None:
-        """Keeps the test's output clean."""
+        """Prints nothing."""

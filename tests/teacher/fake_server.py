@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat API on loopback that answers, and fails, as a test says."""
+"""An OpenAI-compatible chat API on loopback that answers or fails as a test wants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclasses.dataclass
 class Reply:
-    """What the server sends: an answer by default."""
+    """A reply of the server; an answer by default."""
 
     text: str | None = "an answer"
     finish_reason: str | None = "stop"
@@ -40,14 +40,14 @@ class Reply:
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
-    """An error as OpenAI words it; `retry_after="1"` becomes the header Retry-After."""
+    """An error in OpenAI's form, with a Retry-After header if `retry_after` is given."""
     body = json.dumps({"error": {"message": message, "code": code, "type": "error", "param": None}})
     named = {name.replace("_", "-").title(): value for name, value in headers.items()}
     return Reply(status=status, body=body.encode(), headers=named)
 
 
 class FakeServer:
-    """A context manager; `behave(prompt, attempt)` makes each reply, attempts of a prompt counted from 1."""
+    """A server that runs inside its context. `behave(prompt, attempt)` makes each reply; attempts count from 1."""
 
     @property
     def handler(self) -> type[BaseHTTPRequestHandler]:
@@ -128,4 +128,4 @@ class _Handler(BaseHTTPRequestHandler):
             owner.finish()
 
     def log_message(self, *_: object) -> None:
-        """Keeps the test's output clean."""
+        """Prints nothing."""

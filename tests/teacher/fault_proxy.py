@@ -57,18 +57,18 @@ _PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
 def key_of(body: dict[str, Any]) -> str:
-    """Names a request by its whole body."""
+    """A digest of a request's body."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(text: str | None) -> str:
-    """Names a text in the log; None is as empty as the empty one."""
+    """A digest of a text for the log; None counts as empty."""
     return hashlib.sha256((text or "").encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass
 class _Answer:
-    """What the upstream said."""
+    """The upstream server's reply."""
 
     status: int
     kind: str  # Content-Type
@@ -76,7 +76,7 @@ class _Answer:
 
 
 class FaultProxy:
-    """A context manager. `base_url` is for the client; `log` is written as requests come and end."""
+    """A proxy that runs inside its context. Clients use `base_url`; `log` gets a line as a request comes or ends."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class FaultProxy:
             self._log.close()
 
     def ask(self, body: dict[str, Any]) -> tuple[dict[str, Any], str | None, random.Random]:
-        """Logs an arrival; returns the fields that name it, the fault that strikes it, and the dice for details."""
+        """Logs a request; returns its fields for the log, its fault, and the random numbers for the fault's details."""
         key = key_of(body)
         with self._lock:
             self._seen[key] += 1
@@ -134,7 +134,7 @@ class FaultProxy:
         return named, fault, dice
 
     def forward(self, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
-        """The upstream's answer to one request.
+        """The upstream server's reply to one request.
 
         Raises:
           RuntimeError: the upstream cannot be reached, which is no fault of ours.
@@ -161,11 +161,11 @@ class _Server(ThreadingHTTPServer):
     owner: FaultProxy
 
     def shutdown_request(self, request: Any) -> None:
-        """Closes at once: the parent says FIN first, and a reset would be none."""
+        """Closes at once. The parent class sends FIN first, which would not be a reset."""
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is no error of the proxy's; everything else is shown."""
+        """Shows errors, except those of clients that were killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner.write({"time": time.time(), **row})
 
     def _instead(self, fault: str) -> None:
-        """A fault that strikes before the upstream is asked."""
+        """Causes a fault before the upstream server is asked."""
         if fault == "hold":
             self._hold()
         elif fault == "drop":
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(int(fault[:3]), {"Retry-After": after} if after else {})
 
     def _spoil(self, fault: str, content: dict[str, Any], body: bytes, dice: random.Random) -> None:
-        """A fault that strikes an answer which the upstream has given."""
+        """Causes a fault in the upstream server's answer."""
         part = body[: dice.randrange(1, len(body) - 1)]
         if fault == "500 after the answer":
             self._error(500)
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(content | {"choices": []}).encode())
 
     def _hold(self) -> None:
-        """Says nothing until the client has had enough."""
+        """Waits until the client gives up."""
         self.close_connection = True
         self.connection.settimeout(self.server.owner.hold)
         with contextlib.suppress(TimeoutError):
@@ -260,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, *_: object) -> None:
-        """Keeps the test's output clean."""
+        """Prints nothing."""
 
 
 def main() -> None:

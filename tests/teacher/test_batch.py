@@ -27,7 +27,7 @@ PRICES = Prices(input=0.0, output=1e6)  # a unit of currency for a token of answ
 
 
 def run(server, folder, prompts=PROMPTS, *, n=1, limit=None, lines=None, **options):
-    """Collects through batches into `folder`; what came of it, and the ledger's rows."""
+    """Collects through batches into `folder`; returns the outcome and the ledger's rows."""
 
     async def work():
         teacher = TeacherClient(
@@ -136,7 +136,7 @@ def test_an_api_that_answers_nothing_ends_the_run(tmp_path):
 
 
 class Once:
-    """Faults at the first request of each kind."""
+    """The first request of each kind fails."""
 
     def __init__(self, fault):
         self.fault, self.seen = fault, set()
@@ -180,7 +180,7 @@ def test_a_kill_between_two_answers_loses_and_repeats_none(tmp_path, monkeypatch
 
 
 def test_a_batch_of_questions_that_were_since_changed_is_kept(tmp_path):
-    """Its answers are paid for, whatever the file of prompts says now."""
+    """The answers are paid for, even if their prompts have left the file."""
     with FakeBatches() as server:
         server.fault = lambda method, path: error(400, "no") if path.startswith("/v1/batches/") else None
         with pytest.raises(
@@ -194,7 +194,7 @@ def test_a_batch_of_questions_that_were_since_changed_is_kept(tmp_path):
 
 
 def test_what_the_api_did_not_take_is_planned_anew(tmp_path):
-    """With today's settings: those of then may be why."""
+    """The requests are planned again with today's settings, since the old ones may be the reason."""
     with FakeBatches() as server:
         for path in ("/v1/files", "/v1/batches"):
             server.fault = lambda method, asked, path=path: (
@@ -301,7 +301,7 @@ def test_a_kill_at_every_step_neither_submits_twice_nor_loses_a_batch(repo, tmp_
     killed, process = [], None
 
     def event(method, path, when):
-        """Kills the client the first time at each step; once more where the step is another batch's."""
+        """Kills the client when a batch first reaches each step."""
         if (method, path, when) not in killed:
             killed.append((method, path, when))
             process.send_signal(signal.SIGKILL)

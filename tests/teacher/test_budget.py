@@ -33,7 +33,7 @@ def test_cost_is_of_a_million_tokens_and_half_in_a_batch(ledger):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bill_never_passes_the_budget(ledger, seed):
-    """Many at once, of which some fail for nothing, some are lost on the way back, and some use all they may."""
+    """Of many requests at once, some fail at no cost, some answers are lost, and some take all that they may."""
     draw = random.Random(seed)
     most = Usage(100, 1000)
     limit = 40 * PRICES.cost(most)
@@ -82,7 +82,7 @@ def test_without_a_limit_all_is_counted_and_nothing_held_back(ledger):
 
 
 def test_a_tokenizer_counts_and_no_tokens_are_more_than_bytes(tmp_path, write_tokenizer):
-    """What is set aside for a prompt is more than any byte-level tokenizer makes of it."""
+    """The tokens set aside for a prompt are an upper bound for every byte-level tokenizer."""
     from gadjax.data.tokenizer import load_tokenizer
 
     write_tokenizer(tmp_path, ["what is the name of the cat"])

@@ -18,7 +18,7 @@ CHAT = [{"role": "user", "content": "One?"}]
 
 
 def ask(server, **options):
-    """Asks once, with short waits; the answer."""
+    """Asks once, with short waits, and returns the answer."""
     options = {"api_key": KEY, "first_wait": 0.01, "max_retries": 3} | options
 
     async def run():
@@ -29,7 +29,7 @@ def ask(server, **options):
 
 
 def failing(*replies):
-    """A server that gives these replies first, then answers."""
+    """A server that sends these replies first, and then answers."""
     return FakeServer(lambda prompt, attempt: replies[attempt - 1] if attempt <= len(replies) else Reply())
 
 
@@ -268,7 +268,7 @@ def test_the_fingerprint_is_of_all_that_shapes_the_answer():
 
 
 class Account:
-    """Notes what it is told."""
+    """An account that notes its calls."""
 
     def __init__(self):
         self.told = []
@@ -282,7 +282,7 @@ class Account:
 
 @pytest.mark.parametrize("name, fault", [*PASSING.items(), ("504", error(504, "gateway")), ("502", error(502, "g"))])
 def test_what_an_attempt_may_cost_is_told(name, fault):
-    """An answer may have been made where it did not arrive whole; what the server refused was not."""
+    """An answer that did not arrive whole may have been made; a refused one was not."""
     account = Account()
 
     async def run(server):

@@ -192,7 +192,7 @@ def test_a_failed_write_leaves_the_old_parquet(path, tmp_path, monkeypatch):
 
 
 def test_the_parquet_keeps_every_answer_of_the_ledger(path, tmp_path):
-    """Those to prompts that have left the file, and those with other settings; each with its own."""
+    """Answers to prompts that have left the file, and answers with other settings, keep their columns."""
     out = tmp_path / "t.parquet"
 
     def rows():
@@ -256,7 +256,7 @@ def test_the_ledger_reaches_the_disk_while_answers_come(path, monkeypatch):
 
 
 def test_a_disk_that_keeps_nothing_ends_the_run(path, monkeypatch):
-    """Though answers still leave the process."""
+    """The disk fails while answers still leave the process."""
     failed = []
 
     def fsync(_):

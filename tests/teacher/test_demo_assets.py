@@ -1,4 +1,4 @@
-"""The demo's data and tokenizer, as they lie in configs/demo_assets."""
+"""The demo's data and tokenizer in configs/demo_assets."""
 
 import collections
 import runpy

@@ -1,4 +1,4 @@
-"""Each fault of the proxy as a client sees it, and what the log says of it."""
+"""Each fault of the proxy, as a client sees it and as the log records it."""
 
 import email.utils
 import http.client
@@ -28,7 +28,7 @@ def ask(proxy):
 
 
 def ended(log):
-    """The line that ends the only request; the proxy writes it after the client has had its reply."""
+    """The log's line at the end of the only request, which the proxy writes after its reply."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -35,14 +35,14 @@ runpy.run_module("gadjax.collect", run_name="__main__", alter_sys=True)
 
 @dataclasses.dataclass
 class Kill:
-    """When the collection was killed, and which answers were on disk then (digests of prompts)."""
+    """When a collection was killed, and which answers were on disk then, as digests of their prompts."""
 
     time: float
     stored: set[str]
 
 
 def collect(repo, prompts, out, url, model, timeout, first_wait):
-    """Starts the command, with another first wait than its own where one is given; the caller ends it."""
+    """Starts the command, with `first_wait` instead of its own first wait if given; the caller ends it."""
     python = ["-c", _QUICK.format(first_wait=first_wait)] if first_wait else ["-m", "gadjax.collect"]
     line = [
         sys.executable, *python, f"--prompts={prompts}", f"--out={out}", f"--base_url={url}",
@@ -54,7 +54,7 @@ def collect(repo, prompts, out, url, model, timeout, first_wait):
 
 
 def stored(ledger: pathlib.Path) -> list[str]:
-    """Digests of the prompts whose answers are on disk; a torn last line holds none."""
+    """Digests of the prompts whose answers are on disk, without a torn last line."""
     if not ledger.exists():
         return []
     rows = [json.loads(line) for line in ledger.read_bytes().split(b"\n")[:-1]]
@@ -62,7 +62,7 @@ def stored(ledger: pathlib.Path) -> list[str]:
 
 
 def kill_at(process, ledger, answers: int, later: float, limit: float) -> Kill:
-    """Kills the process `later` seconds after its ledger has so many answers."""
+    """Kills the process `later` seconds after its ledger has this number of answers."""
     try:
         deadline = time.monotonic() + limit
         ledger.touch()
@@ -101,7 +101,7 @@ def collect_with_kills(repo, prompts, out, url, model, *, number, timeout, seed,
 
 
 def check(log: pathlib.Path, texts: list[str], out: pathlib.Path, kills: list[Kill]) -> dict[str, int]:
-    """Every prompt once, none lost, and repeats within their bounds; returns the counts."""
+    """Checks that every prompt is answered once and that repeats are within bounds; returns the counts."""
     rows = pq.read_table(out).to_pylist()
     assert [row["content"][-1]["content"] for row in rows] == texts
     ledger = stored(out.with_name(out.name + ".ledger.jsonl"))
@@ -223,7 +223,7 @@ def test_faults_and_kills_before_a_real_server(repo, shared, served_smollm2, tmp
 
 
 def _wait_until_ended(log: pathlib.Path) -> None:
-    """Requests of a killed client end when the upstream has answered them."""
+    """Waits for the requests of a killed client, which end when the upstream server has answered them."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         events = [json.loads(line)["event"] for line in log.read_text().splitlines()]

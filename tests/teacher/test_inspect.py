@@ -28,7 +28,7 @@ def rows():
 
 
 def ledger(path):
-    """The same as a ledger, with attempts: one ended by an answer, one in vain, one lost."""
+    """The same rows as a ledger, with attempts: one ended by an answer, one failed, one lost."""
     columns = rows()
     with Ledger(path) as file:
         for i in range(10):

@@ -15,7 +15,7 @@ def now():
 
 
 class Server:
-    """Answers after `seconds`; refuses what comes while `capacity` are under way."""
+    """A server that answers after `seconds`, and refuses requests while `capacity` others are under way."""
 
     def __init__(self, limits, seconds=1.0, capacity=10**9, retry_after=None):
         self.limits, self.seconds, self.capacity, self.retry_after = limits, seconds, capacity, retry_after
@@ -23,7 +23,7 @@ class Server:
         self.at_once = self.most_at_once = 0
 
     async def ask(self, tokens=10, used=None):
-        """True when answered."""
+        """Whether the request is answered."""
         slot = await self.limits.acquire(tokens)
         self.begun.append(now())
         try:
@@ -42,7 +42,7 @@ class Server:
             self.limits.release(slot, used)
 
     async def answers(self, count, **options):
-        """Asks until so many are answered."""
+        """Asks until this number of requests is answered."""
 
         async def one():
             while not await self.ask(**options):

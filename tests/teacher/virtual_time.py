@@ -1,11 +1,11 @@
-"""An event loop whose clock is the test's: what waits an hour there takes no time here."""
+"""An event loop with a virtual clock, in which waiting takes no real time."""
 
 import asyncio
 import selectors
 
 
 class _Selector(selectors.SelectSelector):
-    """Lets time pass at once, instead of waiting for files that no test of this loop has."""
+    """A selector that lets virtual time pass instead of waiting for files."""
 
     def __init__(self):
         super().__init__()
@@ -28,6 +28,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine):
-    """Runs a coroutine from time 0 on; its result."""
+    """Runs a coroutine from time 0 on, and returns its result."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(coroutine)
