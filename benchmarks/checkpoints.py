@@ -1,16 +1,16 @@
-"""What saving costs a run: its steps with and without, in turns, at a stated cadence.
+"""What saving costs a run: steps with and without saves, in turns, at a stated cadence.
 
     python -m benchmarks.checkpoints --rounds=3           # a save every 3 steps; 10 minutes on two cores
     python -m benchmarks.checkpoints --every=100 --folder=/mnt/disk
 
 GAD steps of the trainer, 4 prompts x 4 samples of 64 + 128 tokens, 8 layers of 512 channels, and its checkpoints: both
 networks with their moments, and the reference. A turn is a run from one save to the next: the arrays are copied, the
-files are written while the next steps run, and whatever is left of that is waited for at the end. The other side makes
-the same steps and saves nothing.
+files are written while the next steps run, and the turn ends when they are complete. The other side makes the same
+steps and saves nothing.
 
-"waiting": the share of the run that the loop stands still. "slower": all that saving costs, also what the writing
-threads take from the steps; on a machine whose processor trains too that is most of it. Both shrink with the cadence:
-"at 100" is what the seconds lost are of 100 steps, config.checkpoint.every's default.
+"waiting" is the share of the run for which the loop stands still. "slower" is all that saving costs, including the time
+that the writing threads take from the steps; on a machine whose processor trains too, that is most of it. Both shrink
+with the cadence: "at 100" is the share of 100 steps that is lost, for the default of config.checkpoint.every.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@
 - control: its GAD stage without the game: cross entropy alone, at that stage's learning rate, from fresh moments.
 
 All arms of a seed share the SeqKD stage's weights; afterwards each sees the data in an order of its own. Figures are
-of all held-out prompts. Runs that are finished are read, not repeated. Prints the figures of every run, and of each
-figure the mean difference to the other arms with its range over seeds; writes results.json.
+measured on all held-out prompts. Finished runs are read, not repeated. Prints the figures of every run, and each
+figure's mean difference to the other arms with its range over seeds; writes results.json.
 
 With --teacher, the folder of the model that gave the answers (SmolLM2-135M-Instruct), the teacher itself judges too:
 `reverse_kl` is E_q[log q(y) - log p(y)] in nats a response, over one sample to each held-out prompt. q is the student
 at temperature 1, p the teacher at the temperature and with the system prompt of the collection. The two have different
-tokenizers; p is of the teacher's own tokens of the student's text, so the figure is an estimate.
+tokenizers: p is computed on the student's text in the teacher's tokens, so the figure is an estimate.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BATCH = 16
 
 
 def arms(seed: int):
-    """The configs of a seed, by name."""
+    """The configs of a seed's runs, by arm."""
     gad = demo.get_config()
     gad.seed = seed
     gad.evaluation.prompts = 0

@@ -1,10 +1,10 @@
-"""Decoding on one GPU, bfloat16: the attention kernel beside the loop that it replaces, and whole rollouts.
+"""Decoding on one GPU in bfloat16: the attention kernel beside the loop that it replaces, and whole rollouts.
 
     python -m benchmarks.gpu_decode
 
-Shapes are of rows, key-value heads, queries of each, head size and positions; rows see 0 to all of them, evenly spread.
-"error" is of the kernel's attention against the loop's in float32, ||got - wanted|| / ||wanted||. GB/s counts the keys
-and values that are seen, read once. Rollouts are of random weights in the shape of SmolLM2-135M, 64 prompt tokens and
+A shape is rows, key-value heads, queries per head, head size and positions; rows see 0 to all positions, evenly spread.
+"error" compares the kernel's attention with the loop's in float32, ||got - wanted|| / ||wanted||. GB/s counts the keys
+and values that are seen, read once. Rollouts have random weights in the shape of SmolLM2-135M, 64 prompt tokens and
 128 response tokens, as many rows as slots; "gap" is the mean distance, in nats, of the sampler's log-probs from those
 that training computes on the same tokens.
 """
@@ -50,7 +50,7 @@ _QUICK = {"shapes": [(4, 2, 3, 16, 40)], "slots": (2,), "calls": 2, "model": mod
 
 
 def attention(shape: tuple[int, ...], rounds: int, calls: int, *, interpret: bool) -> dict[str, Any]:
-    """One shape: the kernel's error, and seconds of a call of either side."""
+    """Measures one shape: the kernel's error, and the seconds of a call of each side."""
     rows, heads, queries, head_dim, limit = shape
     keys = jax.random.split(jax.random.key(0), 3)
     key, value = (jax.random.normal(k, (rows, limit, heads, head_dim), jnp.bfloat16) for k in keys[:2])
@@ -72,7 +72,7 @@ def attention(shape: tuple[int, ...], rounds: int, calls: int, *, interpret: boo
 
 
 def rollout(directory: pathlib.Path, slots: int, rounds: int) -> dict[str, Any]:
-    """Rollouts of one number of slots: seconds, and the distance to training's log-probs."""
+    """Measures rollouts with one number of slots: seconds, and the distance to training's log-probs."""
     mesh = meshes.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     config = dataclasses.replace(read_hf_config(directory)[0], dtype="bfloat16")
     model = Model(config, "lm", mesh)
@@ -95,7 +95,7 @@ def _answer(part: Partial) -> np.ndarray:
 
 
 def _seconds(attend: Callable[..., Partial], query, cache: Cache, lengths, rounds: int, calls: int) -> list[float]:
-    """Of one call, in each round; a call's queries wait for the one before."""
+    """Seconds of one call, in each round. A call's queries depend on the call before."""
 
     def chained(query, cache, lengths):
         step = lambda _, q: q + (attend(q, cache, lengths).mixed * 1e-9).astype(q.dtype)  # noqa: E731

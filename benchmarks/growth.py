@@ -3,10 +3,10 @@
     python -m benchmarks.growth
 
 The trainer's steps on random weights, one axis doubled at a time from a small base. Seconds are of the rollout, D's
-update and G's update, all points in turn in every round; bytes are the compiler's, of each program while it runs. A
-power law value = c size^p is fitted through each axis; "last" is p of the last doubling alone, where what is fixed
-weighs least. Nothing may grow faster than linearly but attention: along the response's length p may reach that of the
-operations that the step needs at least. Time counts as worse from 0.15 above on, memory from 0.05.
+update and G's update, all points in turn in every round; bytes are what the compiler reports for each program. A power
+law value = c size^p is fitted through each axis; "last" is p of the last doubling alone, where fixed costs weigh least.
+Only attention may grow faster than linearly: along the response's length p may reach that of the operations that the
+step needs at least. Time counts as worse from 0.15 above that, memory from 0.05.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Point:
         return sizes | {"vocab_size": self.vocabulary, "num_hidden_layers": self.layers}
 
     def shape(self) -> Shape:
-        """Of the step."""
+        """The step's shape."""
         return Shape(self.prompts, 4, 32, self.response, self.vocabulary)
 
     def least(self, sizes: dict[str, Any]) -> float:
-        """Operations of the step at least: prompts read, every token decoded, both updates."""
+        """Operations that the step needs at least: reading prompts, decoding every token, both updates."""
         config, shape = ModelConfig.from_hf(self.fields(sizes), "the benchmark's model"), self.shape()
         prompts, limit = [shape.prompt] * shape.prompts, [shape.response] * shape.prompts
         samples = limit * shape.samples
@@ -69,7 +69,7 @@ _QUICK = {"batch": [_QUICK_BASE, dataclasses.replace(_QUICK_BASE, prompts=2)]}
 
 
 def sizes_of(axis: str, points: Sequence[Point]) -> list[int]:
-    """Where the points stand on an axis."""
+    """The sizes of the points on an axis."""
     field = {"batch": "prompts", "depth": "layers"}.get(axis, axis)
     return [getattr(point, field) for point in points]
 
@@ -78,10 +78,10 @@ def growth(sizes: Sequence[int], rounds: Sequence[Sequence[float]], allowed: flo
     """The exponents of one quantity along one axis.
 
     Args:
-      sizes: of the points.
+      sizes: sizes of the points.
       rounds: the quantity at each point, in every round.
       allowed: the exponent that it may have.
-      tolerance: how far above it is not yet worse.
+      tolerance: how far above `allowed` counts as equal.
     """
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
     fitted = Spread.of([exponent(sizes, values) for values in rounds])
@@ -99,7 +99,7 @@ COLUMNS = ("axis", "quantity", "from", "to", "sizes", "p", "last", "allowed", ""
 
 
 def line(axis: str, name: str, sizes: Sequence[int], found: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """One row of the table."""
     unit = (lambda v: f"{v / 1e6:.1f} MB") if name.endswith("bytes") else (lambda v: f"{v:.2f} s")
     first, *_, end = map(unit, found["values"])
     verdict = "fine" if found["ok"] else "WORSE"

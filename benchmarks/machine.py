@@ -1,9 +1,9 @@
-"""What this machine can do, float32: matrix products by the number of rows, and reading memory.
+"""What this machine can do in float32: matrix products by the number of rows, and reading memory.
 
     python -m benchmarks.machine
 
-Products are of [rows, 576] with 30 matrices [576, 3072], SmolLM2's largest, whose weights are stored either way round,
-by XLA and by numpy's BLAS. The other benchmarks measure the rates of their own matrices again, beside what they time.
+A product is [rows, 576] times 30 matrices [576, 3072], SmolLM2's largest, with weights stored either way round, by XLA
+and by numpy's BLAS. The other benchmarks measure the rates of their own matrices again, in the same rounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A student made from a teacher: a copy of a checkpoint with some of its layers left out.
+"""Makes a student from a teacher: copies a checkpoint without some of its layers.
 
     python benchmarks/prune_layers.py --model=HuggingFaceTB/SmolLM2-135M-Instruct --keep=0-9,28,29 --out=/tmp/pruned
 
-What is left has much to relearn; `configs/smollm2_135m.py` trains such a student.
+Such a student has much to relearn; `configs/smollm2_135m.py` trains one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from gadjax.models.weights import load_params, read_hf_config, resolve_model
 
 
 def parse_layers(text: str, count: int) -> list[int]:
-    """The layers that "0-9,28" names, ascending, of a model with `count`."""
+    """The layers, ascending, that a text such as "0-9,28" names in a model of `count` layers."""
     try:
         parts = [part.partition("-") for part in text.split(",")]
         layers = [layer for first, _, last in parts for layer in range(int(first), int(last or first) + 1)]

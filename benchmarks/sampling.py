@@ -6,8 +6,8 @@
 
 64 prompt tokens, up to 128 response tokens, temperature 0.8. "fixed": B rows of 128 tokens, EOS off on both sides.
 "skewed": 8 B rows for B slots, half of them at most a sixth of the limit long (`benchmarks/harness/lengths.py`); the
-lengths are the same on both sides. `generate` has them in batches of B in the order of arrival, each of which ends with
-its longest row. Its better cache, dynamic or static, of each round counts. gadjax returns log-probs too.
+lengths are the same on both sides. `generate` takes them in batches of B in the order of arrival, and a batch ends with
+its longest row. In each round its better cache counts, dynamic or static. gadjax returns log-probs too.
 
 "of the machine": the least time of the same products, measured in the same round, over gadjax's time. Skewed lengths
 are held against slots that are never empty.
@@ -62,7 +62,7 @@ class Case:
             self.lengths = ours.call("run", **self.common, slots=slots, eos=self.eos)["lengths"]
 
     def ours(self, worker: Worker) -> dict[str, Any]:
-        """gadjax's turn; rounding may end a row elsewhere than the first time."""
+        """gadjax's turn. Rounding may end a row at another token than the first time."""
         turn = worker.call("run", **self.common, slots=self.slots, eos=self.eos)
         self.mismatches += sum(a != b for a, b in zip(turn["lengths"], self.lengths, strict=True))
         return {name: turn[name] for name in ("seconds", "cpu_seconds", "tokens")}
@@ -73,7 +73,7 @@ class Case:
         return worker.call("run", **self.common, batch=self.slots, cache=cache, lengths=lengths)
 
     def least(self, limits: Limits) -> dict[str, Any]:
-        """The machine's turn: what the products alone take, with every slot at work."""
+        """The machine's turn: seconds of the matrix products alone, with every slot at work."""
         tokens = sum(self.lengths)
         prompts = [len(prompt) for prompt in self.common["prompts"]]
         seconds = limits.sampling(self.config, self.slots, tokens / self.slots, prompts)
@@ -81,7 +81,7 @@ class Case:
 
 
 def measure(case: Case, ours: Worker, theirs: Worker | None, limits: Limits, rounds: int) -> dict[str, Any]:
-    """All turns of a case and what they say."""
+    """Runs all turns of a case and summarises them."""
     sides = {"gadjax": functools.partial(case.ours, ours), "machine": functools.partial(case.least, limits)}
     if theirs:
         sides |= {cache: functools.partial(case.theirs, theirs, cache) for cache in CACHES}
@@ -107,7 +107,7 @@ def measure(case: Case, ours: Worker, theirs: Worker | None, limits: Limits, rou
 
 
 def line(result: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """One row of the table."""
     rates = result["tokens_per_second"]
     others = [rates[cache].text(".0f") if cache in rates else "–" for cache in CACHES]
     ratio = result["ratio"].text() if "ratio" in result else "–"

@@ -3,12 +3,12 @@
     python -m benchmarks.sampling_parts                         # random weights in the shape of SmolLM2-135M
     python -m benchmarks.sampling_parts --slots=64 --model=DIR  # a Hugging Face directory
 
-Rows of 64 prompt and 128 response tokens, as in `benchmarks.sampling`. A turn's seconds are shared out by what JAX's
-profiler saw of each operation, summed over threads: operations beside each other share the time that both took.
+Rows of 64 prompt and 128 response tokens, as in `benchmarks.sampling`. A turn's seconds are divided by the times that
+JAX's profiler saw of each operation, summed over threads: operations that ran side by side share the time.
 
 "at least": for reading prompts, their operations at the rate of a large product; for products with weights, the same
 products alone, for that number of rows, in the fastest of four ways; for attention, the bytes of the keys and values
-that are stored at each step, at the rate of reading memory. The rest could be nothing.
+that are stored at each step, at the rate of reading memory. The rest needs no time at least.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GIGABYTES = 1.0  # of the array that is read to measure memory
 
 
 def least(config: ModelConfig, limits: Limits, rows: int, prompt: int, limit: int) -> dict[str, float]:
-    """Seconds of each part at least."""
+    """The least seconds of each part."""
     reading = forward_flops(config, [prompt] * rows, 0) / limits.peak()
     *layers, head = matrices(config)
     stored = sum(prompt + step for step in range(limit))  # positions that a row attends to, over its steps
@@ -46,7 +46,7 @@ def least(config: ModelConfig, limits: Limits, rows: int, prompt: int, limit: in
 def measure(
     ours: Worker, limits: Limits, config: ModelConfig, sizes: tuple[int, int, int], rounds: int
 ) -> dict[str, Any]:
-    """Seconds of each part and at least, in every round."""
+    """The seconds of each part and the least seconds, in every round."""
     rows, prompt, limit = sizes
     call = {"prompts": prompts_of(rows, prompt, config.vocab_size), "limit": limit, "temperature": TEMPERATURE}
     turns = []

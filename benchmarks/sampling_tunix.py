@@ -4,9 +4,9 @@
     python -m benchmarks.sampling_tunix
 
 8 layers of 512 channels (random weights), 32,000 entries, 4 prompts x 4 samples, 64 prompt and 128 response tokens at
-temperature 0.8, EOS off; both return log-probs. gadjax samples as its trainer does, each prompt read once for its
-samples; tunix is given it four times, as its learners do. Both are asked for greedy answers first: their share of
-equal tokens shows that both compute the same model (from random weights a rounding may part two answers).
+temperature 0.8, EOS off; both return log-probs. gadjax samples as its trainer does and reads each prompt once for
+its samples; tunix is given it four times, as its learners do. Both give greedy answers first: the share of equal tokens
+shows that both compute the same model (with random weights, rounding may change an answer).
 
 "of the machine": the least time of the same products, measured in the same round, over gadjax's time.
 """
@@ -29,7 +29,7 @@ from gadjax.models.architecture import ModelConfig
 
 
 def prompts_of(shape: Shape) -> list[list[int]]:
-    """Each prompt once for each of its samples."""
+    """Each prompt, repeated for each of its samples."""
     ids = np.random.default_rng(0).integers(1, shape.vocabulary, (shape.prompts, shape.prompt))
     return np.repeat(ids, shape.samples, axis=0).tolist()
 
@@ -40,7 +40,7 @@ def agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
 
 
 def measure(shape: Shape, sides: dict[str, Any], limits: Limits, config: ModelConfig, rounds: int) -> dict[str, Any]:
-    """All turns and what they say."""
+    """Runs all turns and summarises them."""
     rows = shape.prompts * shape.samples
     least = functools.partial(limits.sampling, config, rows, shape.response, [shape.prompt] * shape.prompts)
     first = {name: turn()["seconds"] for name, turn in sides.items()}  # compiles

@@ -4,7 +4,8 @@
 
 "cold": with an empty cache of compiled programs. "warm": with the cache of a run before. Both count everything: the
 imports, tokenising, the weights, compiling, and the measurement on held-out prompts that comes before the first step.
-Run it where README's first command installed gadjax: transformers imports PyTorch where it finds it, for two seconds.
+Run it in an environment that README's first command made: if PyTorch is installed, transformers imports it, which takes
+two seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LONGEST = 600.0  # seconds that a first step may take
 
 
 def first_step(folder: pathlib.Path, cache: pathlib.Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Starts a run in a new folder, and kills it once its first step is in its metrics.
+    """Seconds until a new run has logged its first step; the run is then killed.
 
     Raises:
       UserError: the run ended before, or took too long.
@@ -53,7 +54,7 @@ def first_step(folder: pathlib.Path, cache: pathlib.Path, overrides: tuple[str, 
 
 
 def help_of(name: str) -> dict[str, Any]:
-    """A command's --help."""
+    """Seconds that a command's --help takes."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", f"gadjax.{name}", "--help"], capture_output=True, check=False)
     return {"seconds": time.perf_counter() - start}

@@ -6,9 +6,9 @@
 GAD: rollout, D's scores and update, G's update with the KL to a reference, as the trainer runs it. GRPO: rollout, G's
 update with the same KL; it has no D, and a reward that costs nothing. 8 layers of 512 channels (random weights), 4
 prompts x 4 samples, 64 prompt and 128 response tokens, EOS off; a vocabulary of 32,000 and one of 152,000 entries. Each
-side runs in a process of its own, of which "peak" is the most memory that it had, compilers and all. tunix updates on
-whole batches, its default; --tunix_micro_batch=1 takes a prompt's samples at a time, for less memory. gadjax keeps the
-results of matrix products for the backward pass (config.remat=dots).
+side runs in a process of its own; "peak" is the most memory of that process, including the compiler's. tunix updates on
+whole batches, its default; --tunix_micro_batch=1 takes one prompt's samples at a time, for less memory. gadjax keeps
+the results of matrix products for the backward pass (config.remat=dots).
 
 "of the machine": what the step's operations take at the rates of this machine, measured in the same round, over
 gadjax's time: decoding at that of its products by so many rows, the rest at that of a large product.
@@ -32,7 +32,7 @@ VOCABULARIES = (32_000, 152_000)
 
 
 def least_seconds(limits: Limits, config: ModelConfig, shape: Shape) -> float:
-    """Of a step: each prompt read once, its samples decoded together, both updates."""
+    """The least seconds of a step: each prompt read once, its samples decoded together, both updates."""
     rows, limit = shape.prompts * shape.samples, shape.response
     sampling = limits.sampling(config, rows, limit, [shape.prompt] * shape.prompts)
     prompts, teacher = [shape.prompt] * shape.prompts, [limit] * shape.prompts
@@ -40,7 +40,7 @@ def least_seconds(limits: Limits, config: ModelConfig, shape: Shape) -> float:
 
 
 def measure(shape: Shape, fields: dict[str, Any], arguments: Any) -> dict[str, Any]:
-    """All turns at one vocabulary and what they say."""
+    """Runs all turns at one vocabulary and summarises them."""
     config = ModelConfig.from_hf(fields, "the benchmark's model")
     batch, _ = make_batch(shape, ragged=False)
     with command.workers("gadjax_step", "tunix_side", arguments) as (ours, theirs), Worker("machine") as machine:

@@ -34,23 +34,23 @@ LEARNING_RATE, TEMPERATURE, KL = 1e-6, 0.8, 1e-3
 
 
 def config_fields(shape: Shape) -> dict[str, Any]:
-    """gadjax's side."""
+    """The config fields of gadjax's side."""
     rates = {f"gad.{network}_learning_rate": LEARNING_RATE for network in ("generator", "discriminator")}
     return shape.fields(**rates, **{"rollout.temperature": TEMPERATURE, "gad.kl_coefficient": KL})
 
 
 def torch_settings(bucket: int) -> dict[str, Any]:
-    """torch's side: the same, with the optimizer of `configs/base.py`."""
+    """The settings of torch's side: the same, with the optimizer of `configs/base.py`."""
     optimizer = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 0.2}
     method = {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "kl_coefficient": KL}
     return optimizer | method | {"bucket": bucket}
 
 
 def disagreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
-    """Relative differences of the figures of one step from equal weights, all below `TOLERANCE`.
+    """Relative differences of the figures of one step from equal weights. All must be below `TOLERANCE`.
 
     Raises:
-      RuntimeError: they are not the same computation, and their times no comparison.
+      RuntimeError: the sides compute different things, so that their times cannot be compared.
     """
     found = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-3) for name in CHECKED}
     if bad := {name: (ours[name], theirs[name]) for name in CHECKED if not found[name] < TOLERANCE}:
@@ -59,7 +59,7 @@ def disagreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, 
 
 
 def measure(kind: str, shape: Shape, sides: dict[str, Worker], machine: Worker, config: ModelConfig, rounds: int):
-    """All turns of one kind of lengths and what they say."""
+    """Runs all turns of one kind of lengths and summarises them."""
     batch, samples = make_batch(shape, ragged=kind == "ragged")
     lengths = [n for group in samples["lengths"] for n in group]
     flops = update_flops(config, batch["prompt_length"], batch["teacher_length"], lengths)
@@ -87,7 +87,7 @@ COLUMNS = ("lengths", "response tokens", "gadjax, s", "torch, s", "torch / gadja
 
 
 def line(result: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """One row of the table."""
     seconds = result["seconds"]
     theirs = seconds["torch"].text() if "torch" in seconds else "–"
     ratio = result["ratio"].text() if "ratio" in result else "–"

@@ -23,13 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
-    flags.DEFINE_float(
-        "top_p",
-        1.0,
-        "Draw from the likeliest tokens of this total mass.",
-        lower_bound=0,
-        upper_bound=1,
-    )
+    flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0: from all.", lower_bound=0)
     flags.DEFINE_integer(
         "max_response_length",

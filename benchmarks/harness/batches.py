@@ -1,4 +1,4 @@
-"""Random batches of a GAD step, as plain lists: what both sides are given."""
+"""Random batches of a GAD step as plain lists, which both sides are given."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Shape:
 
     Attributes:
       prompts: B.
-      samples: N of each prompt.
-      prompt, response: tokens at most.
+      samples: N, samples of each prompt.
+      prompt, response: the most tokens of each.
       vocabulary: V.
     """
 
@@ -26,7 +26,7 @@ class Shape:
     vocabulary: int
 
     def fields(self, **others: Any) -> dict[str, Any]:
-        """Of a run's config."""
+        """Fields of a run's config."""
         return {
             "batch_size": self.prompts,
             "rollout.num_samples": self.samples,
@@ -40,9 +40,9 @@ class Shape:
 def make_batch(shape: Shape, *, ragged: bool, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """A host batch of the trainer, and samples for it, both as lists.
 
-    Token 0, the padding, stands nowhere else. Ragged: prompts are evenly spread from a quarter of their limit on, and
-    responses fall off as real ones do, half of them below a quarter of the limit; else all are as long as they can be.
-    Log-probs of the sampler are those of an even distribution.
+    Token 0 is used for padding alone. If ragged, prompts are evenly spread from a quarter of their limit on, and half
+    of the responses are shorter than a quarter of theirs, as real ones are. Otherwise all have their largest length.
+    The sampler's log-probs are those of a uniform distribution.
     """
     rng = np.random.default_rng(seed)
     count, samples, limit = shape.prompts, shape.samples, shape.response

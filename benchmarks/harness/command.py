@@ -19,9 +19,9 @@ def parser(module: str, description: str, peer: peers.Peer | None = None) -> arg
     """A parser with the common flags.
 
     Args:
-      module: as `python -m` names it.
+      module: its name for `python -m`.
       description: the module's docstring.
-      peer: what the benchmark is against, if anything.
+      peer: the package that the benchmark compares with, if any.
     """
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,10 +40,10 @@ def parser(module: str, description: str, peer: peers.Peer | None = None) -> arg
 
 
 def parse(made: argparse.ArgumentParser, peer: peers.Peer | None = None) -> argparse.Namespace | None:
-    """The command line; `peer_python` is None with --alone. None where --setup has done its work.
+    """The parsed command line, with `peer_python` None if --alone. None if --setup has done its work.
 
     Raises:
-      UserError: too few rounds, or no peer where the benchmark needs one.
+      UserError: too few rounds, or a peer is needed and not installed.
     """
     arguments = made.parse_args()
     arguments.module = made.prog.rpartition(" ")[2]
@@ -66,20 +66,20 @@ def parse(made: argparse.ArgumentParser, peer: peers.Peer | None = None) -> argp
 
 
 def say_how_busy() -> None:
-    """Warns where others use the machine: they slow all sides, and widen the spread of the ratios."""
+    """Warns if other processes use the machine: they slow all sides, and widen the spread of the ratios."""
     load, cores = os.getloadavg()[0], report.machine()["cores"]
     if load > 0.3 * cores:
         progress(f"warning: the machine's load is {load:.1f} on {cores} cores before anything is measured")
 
 
 def progress(text: str) -> None:
-    """A line for who waits, beside the table."""
+    """Prints a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def workers(ours: str, theirs: str, arguments: argparse.Namespace) -> Iterator[tuple[Worker, Worker | None]]:
-    """Both sides' processes, by their modules' names; None for the peer with --alone."""
+    """The processes of both sides, by their modules' names. The peer's is None with --alone."""
     with contextlib.ExitStack() as stack:
         ready = stack.enter_context(Worker(ours))
         python = arguments.peer_python

@@ -1,9 +1,9 @@
-"""Responses of skewed lengths that no scheduler can foresee, the same on every side.
+"""Responses of skewed lengths that no scheduler can foresee, equal on every side.
 
-A sampled token ends a response if it is one of a set of ids. The set is chosen on responses that nothing ended: in
-those, a response ends where the first token of the set stands, so the lengths under any set are known without sampling
-again. gadjax then samples with that set as its EOS ids and finds the ends as it goes. The other side, whose random
-numbers are others, is told how long each row is, and learns it no sooner than the row ends.
+A sampled token ends a response if it is one of a set of ids. The set is chosen on responses that nothing ended: there,
+a response ends at its first token of the set, so the lengths under any set are known without sampling again. gadjax
+then samples with that set as its EOS ids. The other side has other random numbers: it is told the length of each row,
+and learns it when the row ends.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import numpy as np
 
 
 def lengths_under(ends: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Length of each response, its last token included.
+    """[R] the length of each response, its last token included.
 
     Args:
-      ends: [V] bool, the set.
+      ends: [V] bool, the set of tokens that end a response.
       tokens: [R, T] unended responses; a response without a token of the set has T.
-
-    Returns:
-      [R].
     """
     hits = ends[tokens]
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, tokens.shape[1])
 
 
 def choose_ends(tokens: np.ndarray, vocabulary: int, median: float, seed: int = 0) -> np.ndarray:
-    """The set whose median length is nearest to `median`, of the growing sets along one random order of the ids.
+    """Chooses ids that end responses, so that the median length is near `median`.
+
+    Ids are added in a random order; the set with the nearest median is taken.
 
     Args:
       tokens: [R, T] unended responses.

@@ -1,4 +1,4 @@
-"""The least time that this machine could take: measured rates of matrix products, and the work that must be done."""
+"""The least time that this machine could take, from measured rates of matrix products and the work to be done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gadjax.models.architecture import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """Equal weight matrices of a decoder, as few and as wide as fusing makes them."""
+    """Weight matrices of a decoder of one shape, as few and as wide as fusing makes them."""
 
     name: str
     inputs: int
@@ -20,12 +20,12 @@ class Matrices:
 
     @property
     def size(self) -> int:
-        """Weights of all."""
+        """Number of weights in all of them."""
         return self.inputs * self.outputs * self.count
 
 
 def matrices(config: ModelConfig, head: bool = True) -> list[Matrices]:
-    """The weights that every token of a decoder is multiplied with."""
+    """The weight matrices that every token of a decoder is multiplied with."""
     hidden, dim, layers = config.hidden_size, config.head_dim, config.num_layers
     found = [
         Matrices("qkv", hidden, (config.num_heads + 2 * config.num_kv_heads) * dim, layers),
@@ -37,7 +37,7 @@ def matrices(config: ModelConfig, head: bool = True) -> list[Matrices]:
 
 
 def forward_flops(config: ModelConfig, lengths: Sequence[int], head_tokens: int) -> float:
-    """Operations of one forward pass over sequences: matrix products, causal attention, no padding.
+    """Operations of matrix products and causal attention in one forward pass, without padding.
 
     Args:
       lengths: tokens of the sequences.
@@ -47,11 +47,11 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int], head_tokens: int)
 
 
 def update_flops(config: ModelConfig, prompts: Sequence[int], teacher: Sequence[int], samples: Sequence[int]) -> float:
-    """Operations of a GAD step's two updates at least: D, and G with its reference; a backward pass is two forward.
+    """Operations that the updates of D and G (with its reference) need at least. A backward pass is two forward ones.
 
     Args:
       prompts, teacher: tokens of each prompt and of its teacher's response.
-      samples: tokens of each sample, those of a prompt together; every sequence reads its prompt anew.
+      samples: tokens of each sample, by prompt. Every sequence reads its prompt anew.
     """
     count = len(samples) // len(prompts)
     of_samples = [prompts[i // count] + length for i, length in enumerate(samples)]
@@ -62,24 +62,24 @@ def update_flops(config: ModelConfig, prompts: Sequence[int], teacher: Sequence[
 
 
 class Limits:
-    """The machine's rates, measured by a worker whenever they are asked for: beside what they are compared with."""
+    """The machine's rates. A worker measures them each time, next to what they are compared with."""
 
     def __init__(self, worker: Worker):
         self._worker = worker
 
     def peak(self) -> float:
-        """Operations a second of a large matrix product."""
+        """Operations per second of a large matrix product."""
         return self._worker.call("peak")
 
     def bandwidth(self, gigabytes: float) -> float:
-        """Bytes a second of reading so large an array."""
+        """Bytes per second of reading an array of this size."""
         return self._worker.call("bandwidth", gigabytes=gigabytes)
 
     def products(self, kinds: Sequence[Matrices], rows: int) -> float:
-        """Seconds of the products of one token of each of `rows` rows with these weights, in the fastest layouts."""
+        """Seconds of the products of `rows` rows of one token with these weights, in the fastest layouts."""
         return self._worker.call("products", rows=rows, kinds=[dataclasses.astuple(m)[1:] for m in kinds])
 
     def sampling(self, config: ModelConfig, rows: int, steps: float, prompts: Sequence[int]) -> float:
-        """Seconds of reading prompts, and then of `steps` tokens in each of `rows` rows."""
+        """Seconds of reading prompts and of decoding `steps` tokens in each of `rows` rows."""
         reading = forward_flops(config, prompts, len(prompts)) / self.peak()
         return reading + steps * self.products(matrices(config), rows)

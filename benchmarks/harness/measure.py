@@ -1,4 +1,4 @@
-"""Rounds in which every side has its turn, and what their figures say together."""
+"""Runs rounds in which every side has one turn, and summarises their figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figures = Mapping[str, Any]  # of one turn: "seconds", and what the side counted
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A figure of several rounds."""
+    """The median and range of a figure over rounds."""
 
     median: float
     low: float  # the least of them
@@ -21,23 +21,23 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one figure a round."""
+        """The spread of one figure for each round."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, form: str = ".2f") -> str:
-        """For people: the median and the range."""
+        """The median and the range, for people."""
         return f"{self.median:{form}} ({self.low:{form}}–{self.high:{form}})"
 
 
 def interleave(sides: Mapping[str, Callable[[], Figures]], rounds: int) -> dict[str, list[Figures]]:
-    """Runs all sides once in each round, in turn forwards and backwards, so that no drift of the machine favours one.
+    """Runs all sides once in each round, in alternating order, so that drift of the machine favours none.
 
     Args:
-      sides: by name, what a turn does; it gives that turn's figures.
+      sides: functions that run a turn and return its figures, by name.
       rounds: at least 1.
 
     Returns:
-      By name, the figures of each round.
+      The figures of each round, by name.
     """
     results: dict[str, list[Figures]] = {name: [] for name in sides}
     for number in range(rounds):
@@ -47,11 +47,11 @@ def interleave(sides: Mapping[str, Callable[[], Figures]], rounds: int) -> dict[
 
 
 def pairwise(over: Sequence[float], under: Sequence[float]) -> Spread:
-    """The ratio of two figures, round by round: what slows both sides of a round leaves it as it is."""
+    """The ratio of two figures in each round. A load that slows both sides of a round does not change it."""
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """p of the power law value = c size^p that fits best: the slope of least squares in logarithms."""
+    """The exponent p of the power law value = c size^p, fitted by least squares in logarithms."""
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     return statistics.linear_regression(x, y).slope

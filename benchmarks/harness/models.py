@@ -1,4 +1,4 @@
-"""Models of random weights, saved once as Hugging Face directories that both sides load."""
+"""Writes models of random weights as Hugging Face directories, which both sides load."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ TINY = _LLAMA | {
 
 
 def small(vocabulary: int) -> dict[str, Any]:
-    """The model of the comparison with tunix, whose Llama has one RoPE base only: this one."""
+    """The model that is compared with tunix, whose Llama has only this RoPE base."""
     sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
     return TINY | sizes | {"intermediate_size": 1536, "head_dim": 64, "vocab_size": vocabulary}
 
 
 def write_models(folder: pathlib.Path, fields: dict[str, Any]) -> dict[str, str]:
-    """Directories of a generator, a discriminator grown from it, and a reference near it; written where missing.
+    """Writes a generator, a discriminator made from it, and a reference near it, unless they exist.
 
     Args:
-      folder: gets a folder of this architecture.
+      folder: where a folder for this architecture is made.
       fields: a config.json.
 
     Returns:

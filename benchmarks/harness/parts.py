@@ -1,4 +1,4 @@
-"""What part of a rollout each operation of its compiled program belongs to."""
+"""Assigns each operation of a compiled rollout to a part of sampling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FLOW = ("while", "conditional", "call")  # last as long as what is in them
 
 
 def seconds_of(program: HloProgram, events: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Seconds by part.
+    """Seconds of each part of a rollout.
 
     Args:
-      program: of a rollout.
-      events: names of instructions and seconds that they took; other names are passed over.
+      program: the rollout's.
+      events: names of instructions with the seconds that they took. Unknown names are skipped.
     """
     lines = (line for lines in program.computations.values() for line in lines if line.opcode not in _FLOW)
     parts = {line.name: _part(program, line) for line in lines}

@@ -1,4 +1,4 @@
-"""Peers live in virtual environments of their own; every side runs in a process of its own."""
+"""Installs peers in virtual environments of their own, and runs every side in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CACHE = pathlib.Path.home() / ".cache" / "gadjax" / "benchmarks"
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """What a benchmark is against.
+    """A package that a benchmark compares gadjax with.
 
     Attributes:
       name: of its environment's folder.
       requirements: what pip installs there.
-      packages: whose versions go into the JSON.
+      packages: their versions go into the JSON.
     """
 
     name: str
@@ -43,8 +43,8 @@ def set_up(peer: Peer, folder: pathlib.Path, index: str | None = None) -> None:
     """Makes the peer's virtual environment, or brings it up to date.
 
     Args:
-      folder: of all peers' environments.
-      index: of packages, beside pip's own.
+      folder: holds all peers' environments.
+      index: URL of an index of packages, used beside pip's own.
 
     Raises:
       UserError: pip failed, or the folder lies in the repository.
@@ -63,11 +63,11 @@ def find_python(peer: Peer, folder: pathlib.Path, module: str) -> pathlib.Path:
     """The interpreter of the peer's environment.
 
     Args:
-      folder: of all peers' environments.
-      module: of the benchmark, for the message.
+      folder: holds all peers' environments.
+      module: the benchmark's, for the message.
 
     Raises:
-      UserError: there is none.
+      UserError: the environment does not exist.
     """
     python = _python(folder / peer.name)
     if not python.exists():
@@ -85,7 +85,7 @@ class Worker:
         """
         Args:
           name: of a module in `benchmarks.workers`.
-          python: a peer's interpreter, which sees that file but nothing else of ours; None: this process's own.
+          python: a peer's interpreter, which sees only that file of ours; None means this process's own.
         """
         file = ROOT / "benchmarks" / "workers" / f"{name}.py"
         command = [sys.executable, "-m", f"benchmarks.workers.{name}"] if python is None else [str(python), str(file)]
@@ -96,10 +96,10 @@ class Worker:
         )
 
     def call(self, what: str, **fields: Any) -> Any:
-        """What the worker's handler returns.
+        """Calls a handler of the worker, and returns its result.
 
         Raises:
-          RuntimeError: it failed there, or the process ended; with its traceback.
+          RuntimeError: the handler failed (with its traceback), or the process ended.
         """
         with contextlib.suppress(BrokenPipeError):  # the process has ended: no reply comes either
             print(json.dumps({"do": what, **fields}), file=self._process.stdin, flush=True)
@@ -124,7 +124,7 @@ class Worker:
 
 
 def _environment() -> dict[str, str]:
-    """Of all sides alike: the processor alone, no network, and nothing that is set for one of them."""
+    """Environment variables for every side: the processor alone, no network, and no settings of one library."""
     dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "XLA_FLAGS")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return kept | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: one table for people, one JSON for programs."""
+"""Writes a benchmark's results: one table for people, one JSON for programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: pathlib.Path, results: Mapping[str, Any], peer: Mapping[str, str] | None = None) -> None:
-    """Writes the JSON: results, and where they come from (command, commit, versions, machine, load).
+    """Writes the JSON: results, and their origin (command, commit, versions, machine, load).
 
     Args:
       results: JSON values, or dataclasses of them.
@@ -48,7 +48,7 @@ def write(path: pathlib.Path, results: Mapping[str, Any], peer: Mapping[str, str
 
 
 def machine() -> dict[str, Any]:
-    """The processor, what of it this process may use, and how busy others keep it: 1 a core is full."""
+    """The processor, the cores that this process may use, and the load per core (1: busy)."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -60,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The repository's commit, with "+changes" where files differ from it; "unknown" outside of a repository."""
+    """The repository's commit, with "+changes" if files differ from it; "unknown" outside of a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -79,7 +79,7 @@ def _module() -> str:
 
 
 def _processor() -> str:
-    """The kernel's name of it: `platform.processor` is often empty."""
+    """The kernel's name of the processor, because `platform.processor` is often empty."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

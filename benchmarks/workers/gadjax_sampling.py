@@ -1,4 +1,4 @@
-"""gadjax's side of the sampling benchmarks. `sample` is the one place that knows how gadjax samples."""
+"""gadjax's side of the sampling benchmarks. Only `Side.sample` knows how gadjax samples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Side:
         self.programs: dict[tuple[Any, ...], HloProgram] = {}
 
     def write_models(self, folder: str, fields: dict[str, Any]) -> dict[str, str]:
-        """See `benchmarks.harness.models`; here, since it needs JAX."""
+        """See `benchmarks.harness.models`; it stands here because it needs JAX."""
         return write_models(pathlib.Path(folder), fields)
 
     def load(self, path: str) -> None:
@@ -51,7 +51,7 @@ class Side:
         return self.engines[slots].generate(self.params, prompts, sampling)
 
     def run(self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]):
-        """One turn: seconds, tokens, the lengths, and the tokens of all answers."""
+        """Runs one turn. Returns seconds, tokens, lengths, and the tokens of all answers."""
         arrays = [np.array(prompt, np.int32) for prompt in prompts]
         sampling = Sampling(limit, tuple(eos), temperature=temperature)
         start = time.perf_counter()
@@ -66,9 +66,9 @@ class Side:
         }
 
     def parts(self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]):
-        """Seconds of one turn, and of each part of the program as the profiler saw its operations, summed over threads.
+        """Seconds of one turn, and of each part's operations as the profiler saw them, summed over threads.
 
-        Operations that run beside each other count both: the parts say how much is done where, not when it ends.
+        Operations that run side by side both count, so the parts say how much is done where, not how long it takes.
         """
         program = self._program(prompts, limit, temperature, slots, eos)
         with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ class Side:
     def _program(
         self, prompts: list[list[int]], limit: int, temperature: float, slots: int, eos: list[int]
     ) -> HloProgram:
-        """The compiled program of these turns, which has run once; kept for the next round."""
+        """The compiled program of these turns, kept for the next round. It has run once."""
         sampling, width = Sampling(limit, tuple(eos), temperature=temperature), queue_width(max(map(len, prompts)))
         key = sampling, slots, len(prompts), width
         if key not in self.programs:

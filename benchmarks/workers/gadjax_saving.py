@@ -1,4 +1,4 @@
-"""gadjax's side of the benchmark of checkpoints: steps of `gadjax_step`, saved as the trainer's loop saves them."""
+"""gadjax's side of the benchmark of checkpoints: runs steps, and saves them as the trainer's loop does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from benchmarks.harness.models import write_models
-from benchmarks.workers.gadjax_step import Run
+from benchmarks.workers.gadjax_step import StepRun
 from benchmarks.workers.protocol import serve
 from gadjax.trainer.loop import saved_networks
 from gadjax.workdir.checkpoints import Checkpoints
@@ -18,17 +18,17 @@ class Side:
     """A run that saves into a folder."""
 
     def load(self, models: dict[str, str], fields: dict[str, Any], folder: str) -> None:
-        """See `gadjax_step.Run`; `folder` for the checkpoints, on the disk to measure."""
+        """See `gadjax_step.StepRun`. `folder`: for the checkpoints, on the disk to measure."""
         self.folder = pathlib.Path(folder)
-        self.run = Run(models, fields)
+        self.run = StepRun(models, fields)
         self.checkpoints = Checkpoints(self.folder, keep=1)
 
     def turn(self, batch: dict[str, Any], steps: int, save: bool) -> dict[str, Any]:
-        """As long as a run takes from one save to the next: perhaps a save, and steps, under which it is written.
+        """Runs from one save to the next: starts a save if asked to, and runs steps while it is written.
 
         Returns:
-          `seconds` of all. `waiting`: of them, those that the loop stands still: until the arrays are copied, and at
-          the end, as the next save would, until the files are whole. `bytes` of the checkpoint.
+          `seconds` of all. `waiting`: seconds for which the loop stands still: until the arrays are copied, and at the
+          end, as the next save would, until the files are complete. `bytes` of the checkpoint.
         """
         begin = time.perf_counter()
         waiting = self._timed(self._save) if save else 0.0
@@ -44,7 +44,7 @@ class Side:
         self.checkpoints.save(self.run.count, networks, {}, {"stage": "gad", "stage_step": self.run.count})
 
     def close(self) -> None:
-        """Ends with the folder empty."""
+        """Closes the checkpoints and empties the folder."""
         self.checkpoints.close()
         shutil.rmtree(self.folder)
 
@@ -55,7 +55,7 @@ class Side:
         return time.perf_counter() - begin
 
     def write_models(self, folder: str, fields: dict[str, Any]) -> dict[str, str]:
-        """See `benchmarks.harness.models`; here, since it needs JAX."""
+        """See `benchmarks.harness.models`; it stands here because it needs JAX."""
         return write_models(pathlib.Path(folder), fields)
 
 

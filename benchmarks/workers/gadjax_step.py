@@ -1,6 +1,6 @@
-"""gadjax's side of the benchmarks of steps: the trainer's own `StageSteps`, fed with batches of the benchmark's.
+"""gadjax's side of the benchmarks of steps: the trainer's `StageSteps`, fed with the benchmark's batches.
 
-`Run` is the one place that knows how the trainer is put together.
+Only `StepRun` knows how the trainer is put together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gadjax.trainer.stage_steps import CompiledParts, StageSteps
 
 
 class GivenSamples(StageSteps):
-    """Steps whose rollout is given: what is left are the two updates."""
+    """Steps that are given their samples, so that only the two updates run."""
 
     samples: Samples | None = None
 
@@ -41,14 +41,14 @@ class GivenSamples(StageSteps):
         return parts
 
 
-class Run:
-    """A GAD stage on one device, its state, and what it has compiled."""
+class StepRun:
+    """A GAD stage on one device, with its state and its compiled programs."""
 
     def __init__(self, models: dict[str, str], fields: dict[str, Any]):
         """
         Args:
           models: directories by "generator", "discriminator" and "reference".
-          fields: of the config, dotted.
+          fields: of the config, by dotted names.
         """
         config = get_config().unlock()
         config.stages, config.student, config.remat = ("gad",), models["generator"], "dots"
@@ -69,7 +69,7 @@ class Run:
         return load_params(pathlib.Path(models[name]), model.config, abstract)
 
     def step(self, batch: dict[str, Any], samples: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One step of the trainer, from a host batch to metrics on the host; given samples, its two updates."""
+        """Runs one step, from a host batch to metrics on the host. If `samples` are given, only its two updates run."""
         batch = {name: np.array(value, np.int32) for name, value in batch.items()}
         self.steps.samples = None if samples is None else _samples(samples)
         start = time.perf_counter()
@@ -81,7 +81,7 @@ class Run:
         return {"seconds": seconds, "tokens": numbers["tokens"], "metrics": numbers}
 
     def sample(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rollout of a step alone, from a host batch to samples on the host."""
+        """Runs only a step's rollout, from a host batch to samples on the host."""
         batch = {name: np.array(value, np.int32) for name, value in batch.items()}
         programs, key = self.steps.programs, jax.random.key(self.count)
         start = time.perf_counter()
@@ -92,7 +92,7 @@ class Run:
         return {"seconds": seconds, "tokens": int(samples.lengths.sum())}
 
     def memory(self) -> dict[str, int]:
-        """Bytes of each program of a step while it runs, by the compiler: arguments, results and temporaries."""
+        """Bytes of each program of a step, as the compiler reports them: arguments, results and temporaries."""
         found = {}
         for program in run_programs(self.blueprint):
             size = program.trace().lower().compile().memory_analysis()
@@ -106,36 +106,36 @@ def _create(params: Any, optimizer: Any) -> TrainState:
 
 
 def _samples(fields: dict[str, Any]) -> Samples:
-    """From tokens [B, N, T], lengths [B, N] and log-probs [B, N, T]."""
+    """`Samples` from tokens [B, N, T], lengths [B, N] and log-probs [B, N, T]."""
     tokens, lengths = np.array(fields["tokens"], np.int32), np.array(fields["lengths"], np.int32)
     logprobs = np.array(fields["logprobs"], np.float32)
     return Samples(tokens, lengths, logprobs, ended=lengths < tokens.shape[-1])
 
 
 class Side:
-    """Runs by name."""
+    """Handles requests for one of several runs, by name."""
 
     def __init__(self):
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, StepRun] = {}
 
     def load(self, models: dict[str, str], fields: dict[str, Any], name: str = "") -> None:
-        """See `Run`."""
-        self.runs[name] = Run(models, fields)
+        """See `StepRun`."""
+        self.runs[name] = StepRun(models, fields)
 
     def step(self, batch: dict[str, Any], samples: dict[str, Any] | None = None, name: str = "") -> dict[str, Any]:
-        """See `Run.step`."""
+        """See `StepRun.step`."""
         return self.runs[name].step(batch, samples)
 
     def sample(self, batch: dict[str, Any], name: str = "") -> dict[str, Any]:
-        """See `Run.sample`."""
+        """See `StepRun.sample`."""
         return self.runs[name].sample(batch)
 
     def memory(self, name: str = "") -> dict[str, int]:
-        """See `Run.memory`."""
+        """See `StepRun.memory`."""
         return self.runs[name].memory()
 
     def write_models(self, folder: str, fields: dict[str, Any]) -> dict[str, str]:
-        """See `benchmarks.harness.models`; here, since it needs JAX."""
+        """See `benchmarks.harness.models`; it stands here because it needs JAX."""
         return write_models(pathlib.Path(folder), fields)
 
 

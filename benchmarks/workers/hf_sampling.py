@@ -1,4 +1,4 @@
-"""Hugging Face's side of the sampling benchmark: `generate`, float32, batches in arrival order."""
+"""Hugging Face's side of the sampling benchmark: `generate` in float32, batches in the order of arrival."""
 
 import time
 
@@ -8,7 +8,7 @@ from protocol import serve
 
 
 class TargetLengths(transformers.StoppingCriteria):
-    """Ends each row at a length of its own: one comparison a step, in place of looking for an EOS."""
+    """Ends each row at a length of its own, with one comparison a step instead of looking for an EOS."""
 
     def __init__(self, prompt, lengths):
         self.ends = torch.tensor(lengths) + prompt
@@ -21,15 +21,15 @@ class Side:
     """A loaded model."""
 
     def load(self, path):
-        """Loads a causal language model that ends nowhere by itself."""
+        """Loads a causal language model, without an EOS."""
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         config = self.model.generation_config
         config.eos_token_id, config.pad_token_id = None, 0
 
     def run(self, prompts, limit, temperature, batch, cache, lengths=None):
-        """One turn: a call of `generate` for each batch, which ends with its longest row.
+        """Runs one turn: a call of `generate` for each batch, which ends with its longest row.
 
-        prompts: token lists of one length. cache: "dynamic" or "static". lengths: of the rows, `limit` for all without.
+        prompts: token lists of one length. cache: "dynamic" or "static". lengths: of the rows; None: `limit`.
         """
         start = time.perf_counter()
         made = 0
@@ -41,7 +41,7 @@ class Side:
         return {"seconds": seconds, "tokens": sum(lengths) if lengths else made}
 
     def generate(self, ids, limit, temperature, cache, targets):
-        """Tokens that one call made, padding included."""
+        """Calls `generate` once. Returns the number of tokens, padding included."""
         stop = [TargetLengths(ids.shape[1], targets)] if targets else []
         with torch.inference_mode():
             out = self.model.generate(

@@ -1,4 +1,4 @@
-"""This machine's own rates, float32: matrix products in the layouts that weights can have, and reading memory."""
+"""Measures this machine's rates in float32: matrix products in each layout of the weights, and reading memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _products(x: jax.Array, weights: list[jax.Array], axes: tuple[int, int]) -> 
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest run, after one that compiles."""
+    """Seconds of the fastest call, after one that compiles."""
     seconds = []
     jax.block_until_ready(run())
     for _ in range(_REPEATS):
@@ -39,14 +39,14 @@ def _best(run: Callable[[], object]) -> float:
 
 @functools.cache
 def _weights(inputs: int, outputs: int, count: int, layout: str) -> list[jax.Array]:
-    """Matrices of their own, so that together they come from where a model's would: mostly not from a cache."""
+    """Distinct matrices, so that they are read from memory rather than from a cache, as a model's are."""
     shape = (inputs, outputs) if layout == "in,out" else (outputs, inputs)
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(count)]
 
 
 def layouts(rows: int, inputs: int, outputs: int, count: int) -> dict[str, float]:
-    """Seconds of [rows, inputs] with `count` matrices [inputs, outputs], by how it is done: XLA's and numpy's BLAS."""
+    """Seconds of [rows, inputs] times `count` matrices [inputs, outputs], per layout in XLA and numpy's BLAS."""
     x = np.random.default_rng(1).standard_normal((rows, inputs), np.float32)
     seconds = {}
     for layout, axes in _LAYOUTS.items():
@@ -60,18 +60,18 @@ def layouts(rows: int, inputs: int, outputs: int, count: int) -> dict[str, float
 
 
 def products(rows: int, kinds: list[tuple[int, int, int]]) -> float:
-    """Seconds of a token's products with matrices of (inputs, outputs, count), each kind in its fastest layout."""
+    """Seconds of a token's products with matrices (inputs, outputs, count), each kind in its fastest layout."""
     return sum(min(layouts(rows, *kind).values()) for kind in kinds)
 
 
 def peak() -> float:
-    """Operations a second of a large square product."""
+    """Operations per second of a large square product."""
     seconds = min(layouts(_LARGE, _LARGE, _LARGE, 1).values())
     return 2 * _LARGE**3 / seconds
 
 
 def bandwidth(gigabytes: float) -> float:
-    """Bytes a second of reading an array that no cache holds, in all threads."""
+    """Bytes per second of reading an array that no cache holds, with all threads."""
     x = jnp.ones((int(gigabytes * 1e9) // (4 * _RUN), _RUN), jnp.float32)
     read = jax.jit(lambda x: jnp.sum(x, axis=1))
     return x.nbytes / _best(lambda: read(x))

@@ -16,9 +16,9 @@ def serve(**handlers):
     """Answers requests until stdin ends.
 
     A request {"do": NAME, ...} calls the handler NAME with the other fields; the reply is {"ok": what it returns}, or
-    {"error": a traceback}. What libraries print goes to stderr. Two requests need no handler: `peak_memory`, the most
-    bytes that this process has had in memory, and `versions`, of the packages in `names`. A turn, whose answer has
-    `seconds`, gets `cpu_seconds` too: those of all its threads, which others on the machine add nothing to.
+    {"error": a traceback}. Output of libraries goes to stderr. Two requests need no handler: `peak_memory`, the most
+    bytes that this process has had in memory, and `versions`, of the packages in `names`. An answer with
+    `seconds` gets `cpu_seconds` too: the processor time of all threads, to which other processes add nothing.
     """
     handlers = {"peak_memory": _peak_memory, "versions": _versions, **handlers}
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")

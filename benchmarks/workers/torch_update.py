@@ -1,4 +1,4 @@
-"""The two updates of a GAD step in torch, as a careful user of transformers writes them; float32.
+"""The two updates of a GAD step in torch and float32, as a careful user of transformers writes them.
 
 Rows are sorted by length and cut into buckets that are trimmed to their longest. Padding stands on the right, where
 causal attention never looks, so no mask is needed. The head sees response positions only, D's only the last.
@@ -32,7 +32,7 @@ class Side:
         self.of_discriminator = torch.optim.AdamW(self.discriminator.parameters(), lr=rate, **moments)
 
     def step(self, batch, samples):
-        """D's update and G's, from lists; the fields are those of gadjax's trainer."""
+        """Runs D's update and G's, from lists. The fields are those of gadjax's trainer."""
         start = time.perf_counter()
         metrics = self._update(batch, samples)
         seconds = time.perf_counter() - start
@@ -60,7 +60,7 @@ class Side:
         return metrics
 
     def _scores(self, pairs):
-        """D at the last token of each sequence, in order; every bucket's graph is kept for one backward pass."""
+        """D's scores at the last token of each sequence, in order. All graphs are kept for one backward pass."""
         parts, order = [], []
         for numbers, ids in self._buckets(pairs):
             hidden = self.discriminator.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -72,7 +72,7 @@ class Side:
         return torch.cat(parts)[back]
 
     def _policy(self, pairs, advantages):
-        """Backward passes of the clipped policy gradient with the k3 KL, one token mean over all."""
+        """Runs the backward passes of the clipped policy gradient with the k3 KL, one mean over all tokens."""
         total = sum(len(response) for _, response in pairs)
         losses, kls = 0.0, 0.0
         for numbers, ids in self._buckets(pairs):
@@ -91,7 +91,7 @@ class Side:
         return {"generator/loss": losses, "generator/kl": kls}
 
     def _logprobs(self, model, pairs, numbers, ids):
-        """Of all response tokens of a bucket, one row after another: [tokens]."""
+        """[tokens] log-probs of all response tokens of a bucket, row after row."""
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         spans = [(len(pairs[i][0]), len(pairs[i][0]) + len(pairs[i][1])) for i in numbers]
         before = torch.cat([hidden[row, first - 1 : end - 1] for row, (first, end) in enumerate(spans)])
@@ -100,7 +100,7 @@ class Side:
         return torch.log_softmax(logits, dim=-1).gather(1, target[:, None])[:, 0]
 
     def _buckets(self, pairs):
-        """(numbers, tokens) of rows of like lengths, padded on the right to the longest of them."""
+        """Buckets (numbers, tokens) of rows of similar lengths, padded on the right to their longest row."""
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         size = self.settings["bucket"]
         for numbers in (order[start : start + size] for start in range(0, len(order), size)):

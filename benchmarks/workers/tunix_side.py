@@ -43,12 +43,12 @@ class Numbers:
 
 
 def make_mesh():
-    """One device, as tunix's Llama names the axes."""
+    """A mesh of one device, with the axis names of tunix's Llama."""
     return jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 def load_model(path, fields, mesh):
-    """The Llama of a Hugging Face directory in float32; `fields`: its config.json. One RoPE base is built in."""
+    """Loads a Llama from a Hugging Face directory in float32. `fields`: its config.json. The RoPE base is fixed."""
     if fields["rope_theta"] != 1_000_000:
         raise ValueError("tunix's Llama computes rope_theta 1000000 only")
     config = ModelConfig(
@@ -78,7 +78,7 @@ class SamplerSide:
         self.sampler = Sampler(self.model, Numbers(fields["vocab_size"]), cache)
 
     def run(self, prompts, limit, temperature):
-        """One turn: seconds and tokens; temperature 0 is greedy, and gives the tokens too."""
+        """Runs one turn. Returns seconds and tokens; at temperature 0 (greedy) also the tokens' ids."""
         texts = [" ".join(map(str, prompt)) for prompt in prompts]
         how = {"temperature": temperature, "top_p": 1.0} if temperature else {}
         start = time.perf_counter()
@@ -92,7 +92,7 @@ class SamplerSide:
 
 
 class LearnerSide:
-    """The GRPO learner, held at the end of every step by the data that it asks for."""
+    """The GRPO learner. Its data iterator holds it at the end of every step."""
 
     def __init__(self):
         self.requests, self.replies = queue.Queue(), queue.Queue()
@@ -141,7 +141,7 @@ class LearnerSide:
         threading.Thread(target=self._train, daemon=True).start()
 
     def step(self, prompts):
-        """One turn: a step on these prompts."""
+        """Runs one turn: a step on these prompts."""
         self.requests.put([" ".join(map(str, prompt)) for prompt in prompts])
         reply = self.replies.get()
         if isinstance(reply, Exception):
@@ -149,7 +149,7 @@ class LearnerSide:
         return {"seconds": reply, "tokens": self.tokens}
 
     def close(self):
-        """Lets the learner's threads end."""
+        """Ends the learner's threads."""
         self.requests.put(None)
 
     def _train(self):
@@ -159,7 +159,7 @@ class LearnerSide:
             self.replies.put(error)
 
     def _batches(self):
-        """Whoever asks for the next batch has done the last one; the clock runs until its weights are there."""
+        """Batches for the learner. Asking for the next batch means that the last one is done; the clock then stops."""
         while prompts := self.requests.get():
             start = time.perf_counter()
             yield {"prompts": np.array(prompts)}
@@ -168,7 +168,7 @@ class LearnerSide:
 
 
 def _rewards(prompts, completions, **kwargs):
-    """Of no meaning, but not all alike: 0 to 1 by a checksum of the text."""
+    """Rewards from 0 to 1 that differ and mean nothing: a checksum of the text."""
     return [zlib.crc32(completion.encode()) / 2**32 for completion in completions]
 
 
