@@ -52,17 +52,7 @@ def put_rows(spans: Spans, key: jax.Array, value: jax.Array, rows: jax.Array) ->
 
 
 def attend(query: jax.Array, spans: Spans, length: jax.Array, over: AttendCache) -> Partial:
-    """Attention of a few queries per row over the row's first positions.
-
-    Args:
-      query: [R, Nkv, Q, D], scaled.
-      spans: hold R rows.
-      length: [R] positions that a row's queries see; a row of length 0 weighs nothing in `online_softmax.merge`.
-      over: attends over one cache; see `choose.cache_attention`.
-
-    Returns:
-      A `Partial` of the shape [R, Nkv, Q].
-    """
+    """`kv_cache.attend` over all spans; `over` attends over one of them (see `choose.cache_attention`)."""
     longest = jnp.max(length, initial=0)
     found = over(query, spans[0], length)
     for start, cache in _with_starts(spans)[1:]:

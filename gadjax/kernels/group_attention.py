@@ -14,9 +14,7 @@ CACHED = "cached_attention"  # the named scope of attention over caches, in prof
 
 
 class Lanes(NamedTuple):
-    """Where the slots' queries go: each of G prompts has N lanes, one for each of its samples; lane n of prompt g is
-    number g * N + n.
-    """
+    """The places of the slots' queries. Each of G prompts has N lanes, one per sample; lane n of prompt g is g * N + n."""
 
     slot: jax.Array  # [G * N] the slot of each lane; any number for a lane without one
     lane: jax.Array  # [S] the lane of each slot; any number for a slot that is idle

@@ -27,14 +27,7 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array, *, interpret: bool
     The blocks of a row and head are shared among as many programs as keep the device busy, and their results are then
     joined (flash decoding).
 
-    Args:
-      query: [R, Nkv, Q, D], scaled.
-      cache: holds R rows, in blocks of at least 16 positions.
-      length: [R] positions that a row's queries see; a row of length 0 weighs nothing in `online_softmax.merge`.
-      interpret: run in Pallas's interpreter, for tests.
-
-    Returns:
-      A `Partial` of the shape [R, Nkv, Q].
+    `interpret` runs it in Pallas's interpreter, for tests.
     """
     from jax.experimental.pallas import triton  # here, since JAX means to drop it
 

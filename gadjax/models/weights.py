@@ -153,15 +153,9 @@ def load_params(
 
 
 def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable[str] = ()) -> None:
-    """Raises what `load_params` would raise about a checkpoint, from the headers of its files, without reading values.
+    """Raises the `UserError` that `load_params` would raise, from the headers of the files, without reading values.
 
-    Args:
-      path: a Hugging Face directory.
-      abstract_params: tree of the parameters' shapes.
-      missing: names of subtrees that the checkpoint may lack.
-
-    Raises:
-      UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
+    `abstract_params` needs shapes only; `missing` names subtrees that the checkpoint may lack.
     """
     Checkpoint(path).check(named_leaves(abstract_params), missing)
 
