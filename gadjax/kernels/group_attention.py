@@ -14,7 +14,7 @@ CACHED = "cached_attention"  # the named scope of attention over caches, in prof
 
 
 class Lanes(NamedTuple):
-    """The places of the slots' queries. Each of G prompts has N lanes, one per sample; lane n of prompt g is g * N + n."""
+    """The places of the slots' queries. Each of G prompts has N lanes; lane n of prompt g has the number g * N + n."""
 
     slot: jax.Array  # [G * N] the slot of each lane; any number for a lane without one
     lane: jax.Array  # [S] the lane of each slot; any number for a slot that is idle
