@@ -59,7 +59,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("sets", None, "NAME=PROMPTS, a .jsonl, .parquet or .txt file, hf: or tfds:, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
-    kinds = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}
+    kinds: dict[str, Any] = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}
     kinds |= {"str": flags.DEFINE_string, "Mapping[str,": flags.DEFINE_list}
     for field in dataclasses.fields(EvaluationSettings):
         default = [] if field.default is dataclasses.MISSING else field.default
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     from gadjax.evaluation.model_sources import parse_pairs
     from gadjax.evaluation.table import print_scores
 
-    fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(EvaluationSettings)}
+    fields: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(EvaluationSettings)}
     fields["references"] = parse_pairs(FLAGS.references, "--references")
     models, sets = parse_pairs(FLAGS.models, "--models"), parse_pairs(FLAGS.sets, "--sets")
     if any(not source.startswith("api:") for source in models.values()) or FLAGS.base or FLAGS.teacher:

@@ -78,7 +78,7 @@ class RunProgress:
         if self._what != what:
             self._start(what, total, 0, "", lines=1)
             self._what = what
-        if done > self._shown.done:
+        if self._shown is not None and done > self._shown.done:
             self._shown.advance(done)
         if done >= total:
             self.end_stage()
@@ -116,7 +116,9 @@ class RunProgress:
             self.console.print(stage_table(figures))
         workdir = pathlib.Path(workdir)
         files = {"config": "config.json", "metrics": "metrics.jsonl", "samples": "samples.jsonl"}
-        places = {name: workdir / file for name, file in (files | {"TensorBoard": "tensorboard"}).items()}
+        places: dict[str, Place] = {
+            name: workdir / file for name, file in (files | {"TensorBoard": "tensorboard"}).items()
+        }
         places |= {"checkpoints": os.fspath(checkpoints), **exported}
         lines = [f"{name:<15}{place}" for name, place in places.items() if is_url(place) or os.path.exists(place)]
         if "generator" in exported:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -113,7 +113,7 @@ def score_answers(
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         filled = np.resize(chosen, size)  # the last batch repeats answers, so that all have one shape
-        fields = []
+        fields: Any = []
         for sequences in (prompts, responses):
             sequences = [sequences[i] for i in filled]
             fields += padded(sequences, round_up(max(map(len, sequences)), 8))

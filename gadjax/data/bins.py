@@ -60,8 +60,9 @@ def fit(
     grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
     for parts, rows in _shapes(-(-tokens // row_length), micro_batches, limit, row_multiple, adaptive, grid):
         layouts = [_assign(sizes, parts, rows, row_length, together) for sizes in minibatches]
-        if None not in layouts:
-            return layouts, rows
+        found = [layout for layout in layouts if layout is not None]
+        if len(found) == len(layouts):
+            return found, rows
     raise AssertionError("the largest shape has a row for every sequence, or for every whole group")
 
 
@@ -154,7 +155,8 @@ def _first_fit(prompt: int, needs: np.ndarray, free: np.ndarray) -> tuple[list[i
 
     A row that already holds the group's prompt comes before a row that would need it too.
     """
-    free, places = free.copy(), []
+    free = free.copy()
+    places: list[int] = []
     for need in needs:
         row = next((row for row in dict.fromkeys(places) if free[row] >= need), None) if prompt else None
         if row is None:

@@ -39,7 +39,7 @@ def pin(template: str, args: Mapping[str, Any], date: str | None) -> str:
     earlier = _PINNED.match(template)
     pins = json.loads(earlier[1]) if earlier else {}
     template = template[earlier.end() :] if earlier else template
-    args = pins.get("args", {}) | dict(args)
+    args = dict(pins.get("args", {})) | dict(args)
     for name in args:
         if not name.isidentifier() or name in _RESERVED or name.endswith("_token"):
             raise UserError(f"--config.data.template_args: {name!r} cannot be an argument of a template; leave it out")

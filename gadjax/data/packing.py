@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,10 @@ from flax import struct
 from gadjax.data.bins import BinSizes, Layout, fit, slots_for
 from gadjax.segments import BRANCH
 
-Array = jax.Array | np.ndarray
+Array = Any  # a jax.Array inside a step, a np.ndarray while the host packs
 
 
-@struct.dataclass
-class Packed:
+class Packed(struct.PyTreeNode):
     """Sequences laid out in R rows of L columns, with K response slots per row.
 
     A leading axis of micro-batches may stand before every field. The S sequences are numbered 0..S-1 in the caller's
@@ -58,7 +58,7 @@ class RowShape:
     whole_groups: bool = False
 
 
-def padded(sequences: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(sequences: Sequence[Sequence[int] | np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids as rows [S, width], padded on the right with 0, and their lengths [S]; both int32."""
     rows = np.zeros((len(sequences), width), np.int32)
     for row, sequence in zip(rows, sequences, strict=True):
@@ -143,7 +143,9 @@ def pack(
             worst = j * size + int(run.alone.argmax())
             raise ValueError(f"sequence {worst} of {longest} tokens does not fit a row of {row_length}")
     # Choose which sequences go to which row.
-    options = dict(row_multiple=row_multiple, adaptive=adaptive, together=together, whole_groups=whole_groups)
+    options: dict[str, Any] = dict(
+        row_multiple=row_multiple, adaptive=adaptive, together=together, whole_groups=whole_groups
+    )
     layouts, rows = fit(sizes, row_length, micro_batches=micro_batches, **options)
     # Choose the number of slots that holds every row's responses.
     held = (
@@ -175,8 +177,8 @@ def _lay_out(prompts: Sequence, responses: Sequence, layout: Layout, shape: tupl
     for m, part in enumerate(layout):
         for r, row in enumerate(part):
             column = slot = 0
-            for segment, (_, sequences) in enumerate(itertools.groupby(sorted(row), lambda i: i // group), start=1):
-                sequences = list(sequences)
+            for segment, (_, together) in enumerate(itertools.groupby(sorted(row), lambda i: i // group), start=1):
+                sequences = list(together)
                 prompt = prompts[sequences[0]]
                 held = slice(column, column + len(prompt))
                 tokens[m, r, held], segments[m, r, held] = prompt, segment

@@ -53,7 +53,7 @@ class Ragged:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.flat[self._ends[index] - self.lengths[index] : self._ends[index]]
 
-    def padded(self, indices: Sequence[int], width: int, pad_id: int) -> np.ndarray:
+    def padded(self, indices: Sequence[int] | np.ndarray, width: int, pad_id: int) -> np.ndarray:
         """The sequences at `indices`, padded on the right: int32 [len(indices), width]."""
         out = np.full((len(indices), width), pad_id, np.int32)
         for row, index in zip(out, indices, strict=True):
@@ -143,7 +143,10 @@ def prepare(
     wanted = ~rows.marked if cut_answers == "keep" else ~(rows.marked | rows.cut)
     candidates = np.flatnonzero(wanted)
     # Tokenise prompts and answers, chunk by chunk; drop long prompts and cut long answers.
-    prompts, answers, ended, kept = [], [], [], []
+    prompts: list[np.ndarray] = []
+    answers: list[np.ndarray] = []
+    ended: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     truncated = 0
     for start in range(0, len(candidates), _CHUNK):
         chunk = candidates[start : start + _CHUNK]
@@ -174,17 +177,17 @@ def prepare(
             f"(data.cut_answers='keep' uses them) and {counts.dropped_long_prompt} have prompts of more than "
             f"{max_prompt_length} tokens"
         )
-    prompts, answers = Ragged(prompts), Ragged(answers)
+    prompt_ids, answer_ids = Ragged(prompts), Ragged(answers)
     return Dataset(
         source=rows,
         counts=counts,
-        prompts=prompts,
-        answers=answers,
+        prompts=prompt_ids,
+        answers=answer_ids,
         ended=np.concatenate(ended),
         rows=np.concatenate(kept).astype(np.int32),
         pad_id=tokenizer.pad_id,
-        prompt_width=_width(prompts, max_prompt_length),
-        response_width=_width(answers, max_response_length),
+        prompt_width=_width(prompt_ids, max_prompt_length),
+        response_width=_width(answer_ids, max_response_length),
     )
 
 

@@ -141,7 +141,7 @@ class ChatTokenizer:
         """An answer's text as token ids, then `turn_end_id` if it `ended`: int32 [response]; text must be Unicode."""
         return self.response_ids_batch([text], [ended])[0]
 
-    def response_ids_batch(self, texts: Sequence[str], ended: Sequence[bool]) -> list[np.ndarray]:
+    def response_ids_batch(self, texts: Sequence[str], ended: Sequence[bool] | np.ndarray) -> list[np.ndarray]:
         """`response_ids` of many answers, in parallel on several cores."""
         for text in texts:
             _check_text(text)

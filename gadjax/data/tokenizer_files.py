@@ -85,7 +85,7 @@ def _match_sentencepiece(tokenizer: Any, file: str) -> Any:
     wanted = [reference.encode(text) for text in _PROBES]
     if _encode(tokenizer.backend_tokenizer) == wanted:
         return tokenizer
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
     with open(file, "rb") as handle:
         proto.ParseFromString(handle.read())
     backend = _rebuilt(tokenizer.backend_tokenizer, proto)
@@ -119,7 +119,7 @@ def _rebuilt(backend: Any, proto: Any) -> Any:
     elif trained.model_type == trained.BPE and isinstance(backend.model, models.BPE):
         backend.model.unk_token = trained.unk_piece
         backend.model.byte_fallback = trained.byte_fallback
-    steps = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    steps: list[Any] = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if rules.add_dummy_prefix:

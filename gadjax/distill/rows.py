@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gadjax.data.packing import Packed, RowShape, one_per_row, pack
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Samples
 
-Array = jax.Array | np.ndarray
+Array = Any  # a jax.Array inside a step, a np.ndarray on the host
 Batch = Mapping[str, Array]  # prompt [B, P], prompt_length [B], teacher [B, T], teacher_length [B], row [B]
 
 
@@ -48,7 +47,7 @@ def teacher_rows(method: Method, batch: Batch, lay_out: Layout) -> Packed:
 def policy_rows(method: Method, batch: Batch, samples: Samples, lay_out: Layout) -> tuple[Packed, Array]:
     """All B * N samples, [J, M, ...] minibatches of micro-batches, and the sampler's log-probs, [J, S, T]."""
     sequences = _sequences(batch, samples.tokens, samples.lengths)
-    parts = {"minibatches": method.ppo_minibatches, "micro_batches": method.generator_micro_batches}
+    parts: Any = {"minibatches": method.ppo_minibatches, "micro_batches": method.generator_micro_batches}
     sampled = samples.logprobs.reshape(method.ppo_minibatches, -1, samples.logprobs.shape[-1])
     return lay_out(sequences, **parts), sampled
 

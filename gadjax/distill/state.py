@@ -14,19 +14,17 @@ from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as meshes
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """A network in training: float32 master weights, optimizer moments and counters."""
 
     params: Params  # the trained parameters; with adapters (`gadjax.models.lora`) only a part of the network
     opt_state: Any
-    step: jax.Array  # int32, all updates, skipped ones included
-    skipped: jax.Array  # int32, updates that were skipped because the gradient was not finite
-    skipped_in_row: jax.Array  # int32, skipped updates since the last good one
+    step: Any  # int32, all updates, skipped ones included
+    skipped: Any  # int32, updates that were skipped because the gradient was not finite
+    skipped_in_row: Any  # int32, skipped updates since the last good one
 
 
-@struct.dataclass
-class GadState:
+class GadState(struct.PyTreeNode):
     """The networks of GAD: those that are trained, the reference of the KL, and the frozen base of adapters."""
 
     generator: TrainState

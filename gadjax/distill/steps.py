@@ -146,16 +146,14 @@ class Parts(Protocol):
     def group_rows(self, batch: Batch, samples: Samples) -> Any:
         """The teacher's response and the samples of each prompt, for `update_discriminator`."""
 
-    def update_discriminator(
-        self, state: GadState, groups: Any, *, train: bool
-    ) -> tuple[TrainState, jax.Array, Metrics]:
+    def update_discriminator(self, state: GadState, groups: Any, *, train: bool) -> tuple[TrainState, Any, Metrics]:
         """The discriminator after its updates, if `train`; its scores [B, 1 + N] before them; and metrics."""
 
     def reference_logprobs(self, state: GadState, policy: Any) -> jax.Array:
         """The reference's log-probs of the samples."""
 
     def update_policy(
-        self, state: GadState, reference: jax.Array, policy: Any, rewards: jax.Array, teacher: Any
+        self, state: GadState, reference: jax.Array, policy: Any, rewards: Any, teacher: Any
     ) -> tuple[TrainState, Metrics]:
         """The generator after its policy-gradient updates, and metrics."""
 

@@ -19,7 +19,7 @@ from gadjax.distill.state import TrainState, apply_gradients
 from gadjax.models.lora import join
 from gadjax.models.model import Params
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 def update_discriminator(
@@ -124,7 +124,8 @@ def update_policy(
     advantages = advantages.reshape(sampled.shape[:2])
 
     def once(state, part):
-        return _update_policy_once(method, base, state, *part, teacher)
+        reference, rows, sampled, advantages = part
+        return _update_policy_once(method, base, state, reference, rows, sampled, advantages, teacher)
 
     def epoch(state, _):
         return jax.lax.scan(once, state, (reference, rows, sampled, advantages))

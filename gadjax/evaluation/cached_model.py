@@ -113,7 +113,7 @@ class CachedModel:
                 sampling,
                 seed=self.seed,
                 numbers=[numbers[i] for i in chosen],
-                done=lambda count, start=start: done(found + start + count),
+                done=lambda count, start=start: done(found + start + count),  # type: ignore[misc]
             )
             rows = {
                 keys[i]: {"tokens": answer.tokens.tolist(), "ended": answer.ended}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def as_result(
     reverse: Divergence, forward: Divergence, *, samples: int, forward_on: str, teacher: str, temperature: float
 ) -> Kl:
     """Both divergences as an entry of `results.json`."""
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for direction, found in (("reverse", reverse), ("forward", forward)):
         for unit, estimate in found._asdict().items():
             names = (f"{direction}_{unit}{end}" for end in ("", "_low", "_high"))

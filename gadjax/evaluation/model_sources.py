@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 from gadjax.errors import UserError
 from gadjax.evaluation.results import TEACHER
@@ -33,7 +34,7 @@ class ModelSource:
     given: str
     kind: str
     where: str
-    step: int | str | None = None
+    step: Any = None
 
     @property
     def workdir(self) -> pathlib.Path | None:

@@ -142,7 +142,7 @@ class Evaluation:
         """The settings with the temperatures that are used: the flags', else those of the sets' files."""
         used = {"two_sample_temperature": self.settings.base, "teacher_temperature": self.settings.teacher}
         of_sets = {prompts.name: prompts.sampling for prompts in self.sets}
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         for name in (name for name, needed in used.items() if needed):
             flag, given = f"--{name}", getattr(self.settings, name)
             found[name] = common_temperature(of_sets, flag) if given is None else given
@@ -158,7 +158,7 @@ class Evaluation:
     def _judge_endpoints(self) -> JudgeEndpoints:
         """The judge's and the reference model's endpoints: as the models' one, but for the flags of their own."""
         s = self.settings
-        own = {"base_url": s.judge_base_url, "limit_field": s.judge_limit_field, "fields": s.judge_request_fields}
+        own: Any = {"base_url": s.judge_base_url, "limit_field": s.judge_limit_field, "fields": s.judge_request_fields}
         own = {name: value for name, value in own.items() if value is not None}
         flags = {f"--{name}": f"--judge_{name}" for name in ("limit_field", "request_fields")} | {"--model": "--judge"}
         if s.judge_base_url:
@@ -211,7 +211,7 @@ class Evaluation:
         """The scores of text by set and model: lengths, distinct n-grams, overlap with the teacher."""
         tokenizer = self.local.tokenizer if self.local else None
         own = lambda name: self.local is not None and (name == TEACHER or self.local.counts(name))  # noqa: E731
-        scores = {}
+        scores: dict[str, dict[str, schema.Scores]] = {}
         for prompts in self.sets:
             of_set = answers[prompts.name]
             lengths = {name: count_lengths(found, tokenizer, own=own(name)) for name, found in of_set.items()}

@@ -213,7 +213,7 @@ def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[R
     if file.is_file():
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
-    whole = [dataclasses.asdict(prompt) for prompt in prompts]
+    whole: list[Any] = [dataclasses.asdict(prompt) for prompt in prompts]
     whole += [answer and {"text": answer.text, "ended": not answer.cut} for answer in teacher or ()]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
@@ -232,7 +232,9 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
     given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
     if not any(one.row.get(column) is not None for one in given for column in _REFERENCE_COLUMNS):
         raise UserError(f"{flag}={path}: expected a .jsonl or .parquet file, or a dataset, with `response`")
-    by_both, by_chat, by_id = {}, {}, {}
+    by_both: dict[Any, str] = {}
+    by_chat: dict[str, str] = {}
+    by_id: dict[Any, str] = {}
     for prompt, place, row in given:
         text = next(filter(None, (text_of(row, column, place) for column in _REFERENCE_COLUMNS)), "")
         if not text.strip():

@@ -76,7 +76,7 @@ def _page(context: Mapping[str, Any]) -> str:
     style, script, page = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
     policy += "base-uri 'none'; form-action 'none'"
-    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    options: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     return jinja2.Environment(**options).from_string(page).render(context, policy=policy, style=style, script=script)
 
 

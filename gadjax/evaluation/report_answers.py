@@ -36,7 +36,7 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
     columns = [{"name": TEACHER, "note": "", "colour": "quiet"}, {"name": REFERENCE, "note": "", "colour": "quiet"}]
     columns += [{"name": m["name"], "note": _note(m), "colour": paint[m["name"]]} for m in results["models"]]
     judged = _verdicts(directory, results)
-    rows = []
+    rows: list[Any] = []
     for number, part in enumerate(results["sets"]):
         by_id: dict[str, dict[str, Any]] = {}
         for column, who in enumerate(columns):

@@ -186,7 +186,7 @@ def _histogram(scores: Mapping[str, Any]) -> Histogram | None:
     """The histogram of lengths, or None if it cannot be drawn."""
     found = Histogram(**scores["lengths"]["histogram"])
     rising = all(left < right for left, right in itertools.pairwise(found.edges))
-    return found if rising and sum(found.counts) else None
+    return found if rising and any(found.counts) else None
 
 
 def _length_unit(results: Mapping[str, Any]) -> str:

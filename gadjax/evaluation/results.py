@@ -221,7 +221,11 @@ def read_results(directory: str | os.PathLike[str]) -> Results:
 
 
 # Types must be exact (no text for a number), every field must be there, and no other; numbers are finite.
-Results.__pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+Results.__pydantic_config__ = {  # type: ignore[attr-defined]  # pydantic reads it
+    "strict": True,
+    "extra": "forbid",
+    "allow_inf_nan": False,
+}
 
 
 def _check(results: Results, path: pathlib.Path) -> None:

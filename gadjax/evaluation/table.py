@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -118,7 +119,7 @@ def _by_set(results: Results, cell: Cell) -> str:
     return _table(["model", *(_display(prompts.name) for prompts in results.sets)], rows)
 
 
-def _columns(results: Results) -> dict[str, Cell]:
+def _columns(results: Results) -> dict[str, Any]:
     """The columns of a set's table, by title."""
     return {
         "ROUGE-L": lambda s: _decimal(s.rouge_l),
@@ -152,17 +153,18 @@ def _display(name: str) -> str:
 
 
 def _judge(scores: Scores) -> Estimate | None:
-    return scores.judge and (scores.judge.score, scores.judge.low, scores.judge.high)
+    return (scores.judge.score, scores.judge.low, scores.judge.high) if scores.judge else None
 
 
 def _two_sample(scores: Scores) -> Estimate | None:
     """The accuracy in percent."""
     test = scores.two_sample
-    return test and (100 * test.accuracy, 100 * test.low, 100 * test.high)
+    return (100 * test.accuracy, 100 * test.low, 100 * test.high) if test else None
 
 
 def _kl(scores: Scores, name: str) -> Estimate | None:
-    return scores.kl and tuple(getattr(scores.kl, name + end) for end in ("", "_low", "_high"))
+    kl: Any = scores.kl
+    return (getattr(kl, name), getattr(kl, f"{name}_low"), getattr(kl, f"{name}_high")) if kl else None
 
 
 def _bracket(estimate: Estimate | None, digits: int) -> str | None:

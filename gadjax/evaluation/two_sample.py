@@ -111,8 +111,8 @@ def two_sample_test(
         held = np.concatenate(order[fold::folds])
         rest = np.setdiff1d(np.arange(len(prompts)), held)
         batches = max(1, len(rest) // batch_size)
-        visits = [rng.permutation(rest)[: batches * batch_size] for _ in range(epochs)]
-        visits = np.concatenate(visits).reshape(epochs * batches, -1)
+        epoch_visits = [rng.permutation(rest)[: batches * batch_size] for _ in range(epochs)]
+        visits = np.concatenate(epoch_visits).reshape(epochs * batches, -1)
         key = jax.random.fold_in(jax.random.key(seed), fold)
         params = _train(classifier, base, key, (rows(chosen) for chosen in visits))
         # Test it on this fold: a score above 0 says "the teacher's".

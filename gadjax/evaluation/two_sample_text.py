@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +58,7 @@ class TextTwoSampleTest:
         ids = [[row.tolist() for row in rows] for rows in (prompts, *sides)]
         # Earlier versions let a fold's classifier see repeated prompts: their figures have another key.
         name = "two-sample" if len(same_prompt(prompts)) == len(prompts) else "two-sample, prompts apart"
-        options = {"folds": s.two_sample_folds, "epochs": s.two_sample_epochs}
+        options: Any = {"folds": s.two_sample_folds, "epochs": s.two_sample_epochs}
         named = {"learning_rate": s.two_sample_learning_rate, "temperature": s.two_sample_temperature}
         key = digest(name, self.base.identity, options | named, s.seed, ids)
         if key not in self.cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def causal_attention(
     backend = backend or choose.attention_backend(mesh, query.dtype, query.shape[-1])
     if backend == "plain":
         return plain_attention(query, key, value, segments)
-    kernels = {
+    kernels: dict[str, Callable[..., jax.Array]] = {
         "splash": functools.partial(splash_attention, interpret=platform(mesh) != "tpu"),
         "cudnn": cudnn_attention,
         "blocks": block_attention,
@@ -62,7 +63,12 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments
 
 
 def cudnn_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *, implementation: str = "cudnn"
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """`causal_attention` on one GPU; the shapes are the same.
 

@@ -51,7 +51,7 @@ class _Pairs(NamedTuple):
 
     queries: jax.Array
     keys: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # no tuple's method is called
 
 
 def _pairs(ids: jax.Array) -> _Pairs:

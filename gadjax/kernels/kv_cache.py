@@ -5,7 +5,7 @@ All arrays are those of one device: its rows and its heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def put_token(cache: Cache, key: jax.Array, value: jax.Array, position: jax.Arra
     """
     rows = jnp.arange(key.shape[0])
     block, place = position // cache.size, position % cache.size
-    unique = {"unique_indices": True, "mode": "drop"}
+    unique: Any = {"unique_indices": True, "mode": "drop"}
     return Cache(
         cache.key.at[block, rows, :, :, place].set(key, **unique),
         cache.value.at[block, rows, :, place].set(value, **unique),

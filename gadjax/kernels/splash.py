@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
@@ -39,13 +41,14 @@ def splash_attention(
         use_fused_bwd_kernel=fused,
     )
     mask = MultiHeadMask([CausalMask((padded, padded))] * heads)
-    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    kernel: Any = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
     def of_row(query, key, value, segments):  # [heads, T, D] x 3, [T]
         return kernel(query, key, value, splash.SegmentIds(segments, segments))
 
     query = query * head_dim**-0.5  # the kernel does not scale
-    out = jax.vmap(of_row)(*(x.swapaxes(1, 2) for x in (query, key, value)), segments)
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    out = jax.vmap(of_row)(query, key, value, segments)
     return out.swapaxes(1, 2)[:, :length]
 
 

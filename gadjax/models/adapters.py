@@ -80,18 +80,18 @@ class MergedParam(LazyParam):
 
     def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
         a, b = (fetch(leaf, layer, np.dtype(np.float32), wanted=wanted) for leaf in (self.a, self.b))
-        return self.kernel.fetch(layer) + self.scale * np.tensordot(a, b, axes=1) if wanted else None
+        return np.asarray(self.kernel.fetch(layer)) + self.scale * np.tensordot(a, b, axes=1) if wanted else None
 
 
-def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> np.ndarray | None:
+def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wanted: bool = True) -> Any:
     """A parameter, or one layer of it, on the host.
 
     All processes of a run call this; one for which the value is not `wanted` takes part and gets None.
     """
     if isinstance(leaf, LazyParam):
-        value = leaf.fetch(layer, wanted=wanted)
-        return None if value is None else value.astype(dtype)
-    value = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        read = leaf.fetch(layer, wanted=wanted)
+        return None if read is None else read.astype(dtype)
+    value: Any = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
     value = jnp.astype(value, dtype)
     if not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
@@ -116,7 +116,9 @@ def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters)
             if name not in ADAPTERS:
                 out[name] = merge(stored[name], node) if name in stored else node
         if ADAPTERS[0] in trained:
-            out["kernel"] = MergedParam(stored["kernel"], *(trained[name] for name in ADAPTERS), adapters.lora.scale)
+            out["kernel"] = MergedParam(
+                stored["kernel"], trained[ADAPTERS[0]], trained[ADAPTERS[1]], adapters.lora.scale
+            )
         return out
 
     checkpoint, wanted = Checkpoint(path), named_leaves(abstract_base)

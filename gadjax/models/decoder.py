@@ -120,7 +120,7 @@ class Attention(nnx.Module):
     """The projections of grouped-query attention. The caller passes the attention itself."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
-        common = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
+        common: Any = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
         embed = {"embed": config.hidden_size}
         heads = {"heads": config.num_heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
@@ -148,7 +148,7 @@ class MLP(nnx.Module):
     """The gated SiLU feed-forward layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
-        common = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
+        common: Any = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
         embed = {"embed": config.hidden_size}
         mlp = {"mlp": config.intermediate_size}
         self.gate = Projection(embed, mlp, rngs, **common)

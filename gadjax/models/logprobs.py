@@ -56,7 +56,7 @@ def token_logprobs(
       Log-probabilities and entropies in nats, each [R, K], float32.
     """
     settings = (temperature, chunk, entropy_gradient, head_gradient)
-    plan = _Plan.of(hidden.shape, head.shape, mesh, *settings)
+    plan = _Plan.of(hidden.shape, head.shape, mesh, settings)
     return _logprobs(plan, *map(jnp.asarray, (hidden, head, source, targets)))
 
 
@@ -75,8 +75,10 @@ class _Plan:
     hidden: tuple[str, ...] = ()  # and the hidden axis of the stored head
 
     @classmethod
-    def of(cls, states: tuple[int, ...], head: tuple[int, ...], mesh: Mesh | None, *settings: Any) -> _Plan:
-        plan = cls(*settings, mesh, gathers=choose.gathers_targets(mesh))
+    def of(
+        cls, states: tuple[int, ...], head: tuple[int, ...], mesh: Mesh | None, settings: tuple[float, int, bool, bool]
+    ) -> _Plan:
+        plan = cls(*settings, mesh, choose.gathers_targets(mesh))
         if mesh is None:
             return plan
 

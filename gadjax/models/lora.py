@@ -47,7 +47,8 @@ def has_adapters(params: Params) -> bool:
 
 
 def _split(params: Params) -> tuple[Params, Params]:
-    base, own = {}, {}
+    base: Params = {}
+    own: Params = {}
     for name, node in params.items():
         if name in ADAPTERS or name == _SCALAR_HEAD:
             own[name] = node

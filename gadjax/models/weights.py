@@ -179,7 +179,7 @@ def _place(leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.nd
         return jax.device_put(read((slice(None),) * len(leaf.shape)))
     parts: dict[tuple, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         key = tuple((piece.start, piece.stop) for piece in index)
         if key not in parts:
             parts[key] = read(index)
@@ -238,7 +238,7 @@ class Checkpoint:
             own = {name for name in wanted if name.startswith(f"{subtree}/")}
             if not any(HF_TENSORS[name].name in self.shapes for name in own):
                 stored -= own
-        shapes = {}
+        shapes: dict[str, Any] = {}
         for name, leaf in wanted.items():
             if name not in stored:
                 continue

@@ -153,7 +153,7 @@ def with_shardings(abstract: Any, shardings: Any, dtype: Any = None) -> Any:
 
 def dividing_axes(mesh: Mesh, rules: Rules, axis: str | None, size: int) -> tuple[str, ...]:
     """The mesh axes that split a logical axis of this size; none if they do not divide the size."""
-    names = rules.get(axis, ())
+    names = rules.get(axis, ()) if axis is not None else ()
     names = (names,) if isinstance(names, str) else names
     return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
 

@@ -65,7 +65,7 @@ def start(
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} missing: give --coordinator, --num_processes and --process_id")
-    if not missing:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
         if num_processes > 1:
             arguments = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
@@ -176,7 +176,7 @@ def _check_free(coordinator: str) -> None:
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
-        reason = os.strerror(error.errno)
+        reason = os.strerror(error.errno or 0)
         raise UserError(
             f"--coordinator={coordinator}: process 0 cannot listen at its port ({reason}): choose another"
         ) from None

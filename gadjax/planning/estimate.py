@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -123,7 +124,8 @@ def compile_program(program: RunProgram, chip: Chip, platform: str) -> CompiledP
     # The operations are counted from the traced program, once more without remat.
     traced = program.trace()
     flops = count_flops(traced.jaxpr, program.loop_trips)
-    work = {"flops": flops, "flops_without_remat": count_flops(program.trace(remat=False).jaxpr, program.loop_trips)}
+    work: Any = {"flops": flops}
+    work["flops_without_remat"] = count_flops(program.trace(remat=False).jaxpr, program.loop_trips)
     state = {id(leaf) for leaf in jax.tree.leaves(program.resident)}
     work["state"] = bytes_per_device([leaf for leaf in jax.tree.leaves(program.arguments) if id(leaf) in state])
     sharding = jax.tree.leaves(program.resident)[0].sharding
@@ -137,7 +139,7 @@ def compile_program(program: RunProgram, chip: Chip, platform: str) -> CompiledP
         if used is None:
             raise UserError(f"the {program.name} does not compile: {first_line(error)}") from error
         used += bytes_per_device(program.arguments) * ("temporaries" in str(error))
-        found = {"program": used, "largest": largest, "failure": first_line(error)}
+        found: Any = {"program": used, "largest": largest, "failure": first_line(error)}
         return CompiledProgram(**work, **found, compile_seconds=time.perf_counter() - start)
     # Everything else is read from the compiled program.
     memory = executable.memory_analysis()

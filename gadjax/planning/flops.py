@@ -67,7 +67,7 @@ def _trips(loop: Any, loop_trips: Mapping[str, int]) -> int:
     return max(bounds)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr | core.ClosedJaxpr]:
     """The jaxprs among an equation's parameters."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):

@@ -32,7 +32,7 @@ _DEPENDS = {
 }
 _TPU_HOST = 4  # chips of a TPU host
 _MANY_PROMPTS = 1024  # if a run measures on all held-out prompts; more would change the size of no batch
-_NO_TOKENIZER = {"eos_ids": (1, 2), "pad_id": 0}  # any values: they change no program's size
+_NO_TOKENIZER: dict[str, Any] = {"eos_ids": (1, 2), "pad_id": 0}  # any values: they change no program's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Plan:
     def step_seconds(self, stage: str) -> float | None:
         """Lower bound of a step's seconds, its programs one after another. None if one did not compile."""
         bounds = [program.bound for program in self.programs if stage in program.stages]
-        return None if None in bounds else sum(bounds)
+        return sum(bound for bound in bounds if bound is not None) if None not in bounds else None
 
 
 def make_plan(

@@ -34,7 +34,7 @@ def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
     if adversarial:
         yield from _sampling(blueprint, adversarial)
         make = functools.partial(_of_step, blueprint, model=blueprint.discriminator, phase="discriminator")
-        given = lambda programs, state: (state.discriminator, *group_rows(blueprint, programs.method))  # noqa: E731
+        given: Any = lambda programs, state: (state.discriminator, *group_rows(blueprint, programs.method))  # noqa: E731
         training = tuple(stage for stage in adversarial if _trains(blueprint, stage, "discriminator"))
         if training:
             fresh = {"fresh": config.batch_size}

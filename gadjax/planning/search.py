@@ -56,7 +56,8 @@ def suggest(
                 seen[key] = None
         return seen[key]
 
-    best, changes = make_plan(config, target, devices, on_compile, compiled), {}
+    best = make_plan(config, target, devices, on_compile, compiled)
+    changes: dict[str, Any] = {}
     improved = True
     while improved:
         improved = False

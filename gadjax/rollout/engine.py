@@ -76,7 +76,7 @@ class Engine:
           numbers: one for each prompt, of 32 bits; None means 0, 1, ...
           done: called after each rollout with the number of prompts that are completed.
         """
-        found: list[Completion | None] = [None] * len(prompts)
+        found: list[Any] = [None] * len(prompts)
         keys = np.arange(len(prompts), dtype=np.uint32) if numbers is None else np.array(numbers, np.uint32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         size, slots = self.queue_size(len(prompts))

@@ -49,8 +49,7 @@ class QueueSizes:
         return cls(prompts, samples, slots, min(prompts, min(slots, 2 * filling) + chunk), min(prompts, chunk))
 
 
-@struct.dataclass
-class Queue:
+class Queue(struct.PyTreeNode):
     """State of one shard's schedule.
 
     Counters have one element, so that the counters of all shards form one array that is split like the others.
@@ -72,7 +71,8 @@ class Queue:
         zero, waiting = jnp.zeros(1, jnp.int32), _count(prompt_length > 0)
         idle = jnp.full(sizes.slots, IDLE, jnp.int32)
         free = jnp.full(sizes.places, IDLE, jnp.int32)
-        return cls(waiting, zero, zero, free, idle, *[jnp.zeros(sizes.slots, jnp.int32)] * 3, sizes)
+        none = jnp.zeros(sizes.slots, jnp.int32)
+        return cls(waiting, zero, zero, free, idle, none, none, none, sizes)
 
     def admit(self) -> tuple[Queue, jax.Array, jax.Array]:
         """Gives places to the next prompts: as many as wait and fit, at most C.

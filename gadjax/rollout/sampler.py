@@ -48,18 +48,16 @@ _ROWS = P(BATCH)  # arrays whose first axis is split over the shards: slots, pla
 _CACHES = P(None, BATCH, "tensor")
 
 
-@struct.dataclass
-class Samples:
+class Samples(struct.PyTreeNode):
     """N responses to each of B prompts."""
 
-    tokens: jax.Array  # [B, N, T] int32, pad_id after the end
-    lengths: jax.Array  # [B, N] int32, EOS included
-    logprobs: jax.Array  # [B, N, T] float32, nats, of the temperature-scaled, untruncated distribution; 0 after the end
-    ended: jax.Array  # [B, N] bool; False if the response was cut at T
+    tokens: Any  # [B, N, T] int32, pad_id after the end; all four arrays may be on devices or on the host
+    lengths: Any  # [B, N] int32, EOS included
+    logprobs: Any  # [B, N, T] float32, nats, of the temperature-scaled, untruncated distribution; 0 after the end
+    ended: Any  # [B, N] bool; False if the response was cut at T
 
 
-@struct.dataclass
-class LoopState:
+class LoopState(struct.PyTreeNode):
     """What both loops carry."""
 
     queue: Queue

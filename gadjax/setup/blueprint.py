@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from ml_collections import ConfigDict
@@ -110,7 +110,7 @@ def make_networks(
     mesh: jax.sharding.Mesh,
     student: tuple[ModelConfig, str],
     discriminator: tuple[ModelConfig, str] | None = None,
-) -> dict[str, Model]:
+) -> dict[str, Any]:
     """The fields `generator`, `sampler` and `discriminator` of a `Blueprint`, checked against the mesh.
 
     Args:
@@ -121,7 +121,7 @@ def make_networks(
     """
     dtype = resolve_dtype(config.dtype, meshes.platform(mesh))
 
-    def network(source: tuple[ModelConfig, str], head: str) -> Model:
+    def network(source: tuple[ModelConfig, str], head: Literal["lm", "score"]) -> Model:
         architecture, where = source
         architecture = dataclasses.replace(architecture, dtype=dtype, remat=config.remat, lora=adapters(config))
         model = Model(architecture, head, mesh)
@@ -146,7 +146,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     """The settings of a stage's steps."""
     config, section = blueprint.config, blueprint.config[stage]
     moments = {name: config.optimizer[name] for name in ("b1", "b2", "eps", "weight_decay")}
-    optimizer = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
+    optimizer: Any = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
     fields = dict(
         generator=blueprint.generator,
         sampler=blueprint.sampler,

@@ -113,8 +113,8 @@ class BatchCollector:
             if outcome.answered == answered_before:
                 break  # another round would go no better
         result.received, refused = outcome.received, outcome.refused
-        later = outcome.unanswered.items()
-        later = {name: reason for name, reason in later if name not in self._ledger and name not in refused}
+        unanswered = outcome.unanswered.items()
+        later = {name: reason for name, reason in unanswered if name not in self._ledger and name not in refused}
         if later and not refused and not any(name in self._ledger for name in names):
             reason = next(iter(later.values()))
             raise UserError(f"{self._teacher.base_url}: no request of a batch was answered: {reason}")
@@ -176,7 +176,7 @@ class BatchCollector:
 
         def create(client: AsyncOpenAI) -> Awaitable[Any]:
             return client.batches.with_raw_response.create(
-                input_file_id=batch.file_id,
+                input_file_id=batch.file_id or "",
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={_TAG: batch.name},
@@ -212,7 +212,7 @@ class BatchCollector:
         while True:
             for batch in list(self._batches.open):
 
-                async def retrieve(client: AsyncOpenAI, name: str = batch.batch_id) -> dict[str, Any]:
+                async def retrieve(client: AsyncOpenAI, name: str = batch.batch_id or "") -> dict[str, Any]:
                     return _object(await client.batches.with_raw_response.retrieve(name), "status", str)
 
                 state = await self._call(retrieve, f"/batches/{batch.batch_id}")
@@ -233,7 +233,7 @@ class BatchCollector:
         for field in ("output_file_id", "error_file_id"):
             if not (file := state.get(field)):
                 continue
-            for line in await self._call(lambda client, file=file: _content(client, file), f"/files/{file}/content"):
+            for line in await self._call(lambda client, file=file: _content(client, file), f"/files/{file}/content"):  # type: ignore[misc]
                 if (custom_id := line["custom_id"]) not in requests:
                     raise UserError(f"batch {batch.batch_id}: a result of {custom_id!r}, which was not asked in it")
                 name, asks = requests.pop(custom_id)

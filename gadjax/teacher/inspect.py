@@ -81,7 +81,9 @@ class _Counts:
         self._status: Counter[str] = Counter()
         self._named: dict[str, Counter[str]] = {name: Counter() for name in _NAMED}
         self._lengths: dict[str, list[int]] = {name: [] for name in _LENGTHS}
-        self._prompts, self._pairs, self._answers = Counter(), Counter(), Counter()  # by digests
+        self._prompts: Counter[bytes] = Counter()  # by digests, as the next two
+        self._pairs: Counter[bytes] = Counter()
+        self._answers: Counter[bytes] = Counter()
 
     def add(self, row: dict[str, Any]) -> None:
         """Counts a row, which may be a ledger's line about an attempt."""

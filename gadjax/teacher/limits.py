@@ -95,7 +95,7 @@ class Limits:
         loop = asyncio.get_running_loop()
         async with self._turn:
             if self._requests is None and self._tokens is None:
-                self._requests, self._tokens = (n and Bucket(n, loop.time()) for n in self._limits)
+                self._requests, self._tokens = (Bucket(n, loop.time()) if n else None for n in self._limits)
             while (seconds := self._wait(tokens, loop.time())) > 0:
                 self._changed.clear()
                 await until(self._changed, self.stop, None if math.isinf(seconds) else seconds)

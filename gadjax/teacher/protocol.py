@@ -67,7 +67,7 @@ def parse_answer(body: bytes) -> LedgerEntry:
     choices = response.get("choices") if isinstance(response, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
+    if not isinstance(choice, dict) or not isinstance(message, dict):
         raise ValueError(f"no message in {body[:SHOWN_BYTES]!r}")
     text, refusal = message.get("content"), message.get("refusal")
     if not isinstance(text, str | None):

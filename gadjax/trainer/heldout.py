@@ -10,6 +10,7 @@ import numpy as np
 
 from gadjax.data.packing import Packed, pack
 from gadjax.distill.state import GadState
+from gadjax.evaluation.results import TwoSampleScore
 from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models import lora
@@ -73,7 +74,7 @@ class HeldOut:
         samples = self._answer(generator, config.evaluation.temperature, config.seed)
         student = [sample.tokens for sample in samples]
         if discriminator is not None:
-            pairs = list(zip(self.teacher, student, strict=True))
+            pairs = [list(pair) for pair in zip(self.teacher, student, strict=True)]
             scores = self._of_each(programs.scores, discriminator, pairs, programs.parts["discriminator"])
             figures["discriminator_accuracy"] = float(np.mean(scores[:, 0] > scores[:, 1]))
             figures["discriminator_margin"] = float(np.mean(scores[:, 0] - scores[:, 1]))
@@ -92,7 +93,7 @@ class HeldOut:
         )
         return figures, answers
 
-    def two_sample(self, generator: Params, base: Params) -> dict[str, Any]:
+    def two_sample(self, generator: Params, base: Params) -> TwoSampleScore:
         """The two-sample test of the generator's samples, at the rollout's temperature, against the teacher's answers.
 
         Args:

@@ -86,7 +86,7 @@ class TrainingRun:
             self.position = Position(self.config.stages[0], 0, 0)
             generator = initial_generator(setup)
             self.state = enter_stage(setup, self.config.stages[0], generator, base=self.base, is_first=True)
-        logging = {"resume_step": self.position.step if saved else None, "write": processes.is_first()}
+        logging: Any = {"resume_step": self.position.step if saved else None, "write": processes.is_first()}
         with processes.together():
             self.samples = SampleLog(workdir, **logging)
             self.logger = MetricsLogger(
@@ -124,8 +124,8 @@ class TrainingRun:
             if stage != self.position.stage:
                 # The networks go on into the next stage; the old moments make room for the reference and new moments.
                 self.state = self.offload.arrange(self.state, "measure")
-                generator, discriminator = self.state.generator.params, self.state.discriminator
-                discriminator = discriminator and discriminator.params
+                generator, critic = self.state.generator.params, self.state.discriminator
+                discriminator = None if critic is None else critic.params
                 self.state = None
                 is_first = self.position.step == 0
                 self.state = enter_stage(self.setup, stage, generator, discriminator, base=self.base, is_first=is_first)
@@ -215,9 +215,9 @@ class TrainingRun:
                     ) from error
                 damaged[step] = error
                 continue
-            for other, error in damaged.items():
+            for other, damage in damaged.items():
                 aside = self.checkpoints.set_aside(other)
-                self.progress.say(f"warning: the checkpoint of step {other} is damaged ({first_line(error)}): {aside}")
+                self.progress.say(f"warning: the checkpoint of step {other} is damaged ({first_line(damage)}): {aside}")
             return found
         newest = saved[-1]
         raise UserError(
@@ -269,9 +269,9 @@ class TrainingRun:
         """Measures on held-out prompts and logs the figures, and with `two_sample` the two-sample test too."""
         self.ahead.wait(_MEASUREMENT)
         self.state = self.offload.arrange(self.state, "measure")
-        generator, discriminator = self.state.generator, self.state.discriminator
-        generator = lora.join(self.base, generator.params)
-        discriminator = discriminator and lora.join(self.base, discriminator.params)
+        generator = lora.join(self.base, self.state.generator.params)
+        critic = self.state.discriminator
+        discriminator = None if critic is None else lora.join(self.base, critic.params)
         figures, answers = self.heldout.figures(generator, discriminator)
         if two_sample and self.config.evaluation.two_sample_folds:
             student = initial_generator(self.setup) if self.base is None else self.base

@@ -141,7 +141,7 @@ def _scores(model: Model, params: Params, rows: Packed) -> jax.Array:
     return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows), axis=0)
 
 
-def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Callable[..., Params]:
+def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Any:
     """A function that lays weights out for sampling, jitted where they move between devices.
 
     On one device nothing moves, and a jitted function would copy the weights that need no cast: a base of adapters.

@@ -13,7 +13,7 @@ import numpy as np
 
 from gadjax.data.packing import Packed, RowShape
 from gadjax.distill.method import Method
-from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
+from gadjax.distill.rows import Batch, PackedByHost, policy_rows, teacher_rows
 from gadjax.distill.state import GadState, TrainState
 from gadjax.distill.steps import Phase, gad_step, seqkd_step, warmup_step
 from gadjax.evaluation.text import length_statistics
@@ -25,7 +25,6 @@ from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Groups, Replay, pack_groups, past_groups
 
-HostBatch = dict[str, np.ndarray]
 TeacherRows = Callable[[], Packed]
 PolicyRows = Callable[[], tuple[Packed, np.ndarray]]
 Metrics = dict[str, Any]
@@ -51,7 +50,7 @@ class StageSteps:
         batch = programs.abstract_batch(config.batch_size, self.setup.prompt_width)
         programs.sample_batch.lower(decoding_weights(self.setup, state), *batch).compile()
 
-    def run(self, state: GadState, batch: HostBatch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
+    def run(self, state: GadState, batch: Batch, stage_step: int, step: int) -> tuple[GadState, Metrics]:
         """Runs one step.
 
         Args:
@@ -67,6 +66,7 @@ class StageSteps:
         compiled = throughput.compile_seconds()
         parts = self.parts(step)
         if self.stage == "seqkd":
+            metrics: Metrics
             state, metrics = seqkd_step(parts, state, batch)
             metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
@@ -113,14 +113,14 @@ class CompiledParts:
         self.stopwatch.start("generator" if phase == "reference" else phase)
         return self.offload.arrange(state, phase)
 
-    def sample(self, state: GadState, batch: HostBatch, key: jax.Array) -> Samples:
-        placed = self.programs.place_batch(batch)
+    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
+        placed = self.programs.place_batch(dict(batch))
         samples = self.programs.sample(state.generator.params, placed, key, base=state.base)
         samples = jax.device_get(samples)
         self.meter.rollout(throughput.of_rollout(self.setup.sampler, batch["prompt_length"], samples))
         return samples
 
-    def teacher_rows(self, batch: HostBatch) -> TeacherRows:
+    def teacher_rows(self, batch: Batch) -> TeacherRows:
         packed = self._pack(teacher_rows, 1, batch)
 
         def placed():
@@ -130,7 +130,7 @@ class CompiledParts:
 
         return functools.cache(placed)
 
-    def policy_rows(self, batch: HostBatch, samples: Samples) -> PolicyRows:
+    def policy_rows(self, batch: Batch, samples: Samples) -> PolicyRows:
         packed = self._pack(policy_rows, self.method.num_samples, batch, samples)
 
         def placed():
@@ -141,7 +141,7 @@ class CompiledParts:
 
         return functools.cache(placed)
 
-    def group_rows(self, batch: HostBatch, samples: Samples) -> tuple[Packed, np.ndarray, Groups]:
+    def group_rows(self, batch: Batch, samples: Samples) -> tuple[Packed, np.ndarray, Groups]:
         """Packed rows and weights of the new groups and of replayed ones after them; and the new groups."""
         config, count = self.setup.config, len(batch["row"])
         fresh = {name: value for name, value in batch.items() if name != "row"}
@@ -155,7 +155,7 @@ class CompiledParts:
 
     def update_discriminator(
         self, state: GadState, groups: tuple[Packed, np.ndarray, Groups], *, train: bool
-    ) -> tuple[TrainState, np.ndarray, Metrics]:
+    ) -> tuple[TrainState, Any, Metrics]:
         rows, weight, fresh = groups
         count = len(fresh["prompt"])
         passes = self.training_passes * self.method.updates_per_step if train else throughput.SCORING

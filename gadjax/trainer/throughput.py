@@ -71,9 +71,9 @@ def compile_seconds() -> float:
 def _compilations() -> list[float]:
     durations: list[float] = []
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            durations.append(duration)
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return durations

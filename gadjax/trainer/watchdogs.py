@@ -97,7 +97,8 @@ class Watchdogs:
         return {name: alert for name, (_, alert) in self._standing.items()} if stage == self._stage else {}
 
     def _enter(self, stage: str) -> None:
-        self._stage, self._trains = stage, None
+        self._stage = stage
+        self._trains: bool | None = None
         self._standing: dict[str, tuple[Rule, Alert]] = {}
         watched = [rule for rules in RULES.values() for rule in rules if stage in rule.advice]
         self._series = {(rule.figure, rule.window): Series(rule.window) for rule in watched}

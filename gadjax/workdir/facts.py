@@ -8,7 +8,7 @@ import json
 import pathlib
 import tempfile
 import time
-from typing import Any
+from typing import Any, Literal
 
 from gadjax.data.pipeline import Dataset
 from gadjax.errors import UserError
@@ -22,7 +22,10 @@ from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.workdir.lock import WorkdirLock
 from gadjax.workdir.place import sign_of, take_place
 
-NETWORKS = {"generator": "lm", "discriminator": "score"}  # the networks of a run, and the head of each
+NETWORKS: dict[str, Literal["lm", "score"]] = {
+    "generator": "lm",
+    "discriminator": "score",
+}  # the networks of a run, and the head of each
 _PATIENCE = 60  # seconds until a file must be seen by all processes
 
 
