@@ -168,7 +168,7 @@ async def _run(prompts: list[Prompt], prices: Prices | None, out: pathlib.Path, 
     from gadjax.teacher.ledger import Ledger
 
     def show_estimate(to_ask: list[Question], **options: Any) -> None:
-        names: Any = {name: FLAGS[name].value for name in ("max_tokens", "tokenizer", "batch")}
+        names: dict[str, Any] = {name: FLAGS[name].value for name in ("max_tokens", "tokenizer", "batch")}
         names |= {"samples": FLAGS.n, "system": FLAGS.system or None, "prices": prices, "limit": FLAGS.budget}
         print("\n".join(estimate(prompts, [one.prompt for one in to_ask], **names, **options)), flush=True)
 

@@ -1,4 +1,4 @@
-"""What commands show while they work: a bar for each stage or task, plain lines where there is no terminal.
+"""Shows what commands do: a bar for each stage or task, plain lines where there is no terminal.
 
 The time left is our own estimate, over a number of steps: rich's is over a number of seconds, in which few steps end.
 """
@@ -36,7 +36,6 @@ _SILENCE = 30.0  # seconds without a line where there is no terminal, at most
 _STAGE_LINES = 10  # of a stage where there is no terminal, at least
 _MANY = 10_000  # rows of a file from which on a bar counts them
 _LEAST_ANSWERS = 16  # received before the time left is shown
-_FIRST_STEP = "compiling with the first step"
 
 
 class RunProgress:
@@ -75,17 +74,18 @@ class RunProgress:
         Another `what` ends the task before, and `done == total` ends this one. A first call with `done == 0` keeps the
         time before the first result, in which weights load and programs compile, out of the time left.
         """
-        if self._what != what:
-            self._start(what, total, 0, "", lines=1)
+        shown = self._shown
+        if shown is None or self._what != what:
+            shown = self._start(what, total, 0, "", lines=1)
             self._what = what
-        if self._shown is not None and done > self._shown.done:
-            self._shown.advance(done)
+        if done > shown.done:
+            shown.advance(done)
         if done >= total:
             self.end_stage()
 
     def start_stage(self, stage: str, total: int, done: int = 0) -> None:
         """Shows a stage of `total` steps, of which an earlier process made `done`."""
-        self._start(stage_title(stage), total, done, _FIRST_STEP, lines=_STAGE_LINES)
+        self._start(stage_title(stage), total, done, "compiling with the first step", lines=_STAGE_LINES)
 
     def advance(self, figures: Mapping[str, float]) -> None:
         """Counts one more step and shows its figures by their names."""
@@ -100,10 +100,11 @@ class RunProgress:
             self._shown.close()
             self._shown = self._what = None
 
-    def _start(self, title: str, total: int, done: int, figures: str, *, lines: int) -> None:
+    def _start(self, title: str, total: int, done: int, figures: str, *, lines: int) -> _Task:
         self.end_stage()
-        self._shown = _Task(self.console, title, total, done, lines, self._clock)
-        self._shown.show(figures)
+        self._shown = shown = _Task(self.console, title, total, done, lines, self._clock)
+        shown.show(figures)
+        return shown
 
     def summary(self, figures: StageFigures, workdir: Place, checkpoints: Place, exported: Mapping[str, Place]) -> None:
         """Prints the stages' table unless `figures` is empty, the paths of what the run wrote, and how to chat with it.
@@ -115,10 +116,8 @@ class RunProgress:
             self.console.print()
             self.console.print(stage_table(figures))
         workdir = pathlib.Path(workdir)
-        files = {"config": "config.json", "metrics": "metrics.jsonl", "samples": "samples.jsonl"}
-        places: dict[str, Place] = {
-            name: workdir / file for name, file in (files | {"TensorBoard": "tensorboard"}).items()
-        }
+        files = dict(config="config.json", metrics="metrics.jsonl", samples="samples.jsonl", TensorBoard="tensorboard")
+        places: dict[str, Place] = {name: workdir / file for name, file in files.items()}
         places |= {"checkpoints": os.fspath(checkpoints), **exported}
         lines = [f"{name:<15}{place}" for name, place in places.items() if is_url(place) or os.path.exists(place)]
         if "generator" in exported:

@@ -44,12 +44,11 @@ class BinSizes:
 def fit(
     minibatches: Sequence[BinSizes],
     row_length: int,
-    *,
     micro_batches: int,
-    row_multiple: int = 1,
-    adaptive: bool = False,
-    together: bool = False,
-    whole_groups: bool = False,
+    row_multiple: int,
+    adaptive: bool,
+    together: bool,
+    whole_groups: bool,
 ) -> tuple[list[Layout], int]:
     """A layout for each minibatch, all of one shape, and the rows of a micro-batch; arguments as for `packing.pack`."""
     sequences, group = minibatches[0].needs.size, minibatches[0].needs.shape[1]
@@ -59,10 +58,10 @@ def fit(
     steps = _ROW_STEPS if tokens > _FEW_TOKENS else _ROW_STEPS // 4
     grid = functools.partial(round_up, multiple=row_multiple, steps=steps)
     for parts, rows in _shapes(-(-tokens // row_length), micro_batches, limit, row_multiple, adaptive, grid):
-        layouts = [_assign(sizes, parts, rows, row_length, together) for sizes in minibatches]
-        found = [layout for layout in layouts if layout is not None]
-        if len(found) == len(layouts):
-            return found, rows
+        found = [_assign(sizes, parts, rows, row_length, together) for sizes in minibatches]
+        layouts = [layout for layout in found if layout is not None]
+        if len(layouts) == len(found):
+            return layouts, rows
     raise AssertionError("the largest shape has a row for every sequence, or for every whole group")
 
 

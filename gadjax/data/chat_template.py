@@ -39,18 +39,18 @@ def pin(template: str, args: Mapping[str, Any], date: str | None) -> str:
     earlier = _PINNED.match(template)
     pins = json.loads(earlier[1]) if earlier else {}
     template = template[earlier.end() :] if earlier else template
-    args = dict(pins.get("args", {})) | dict(args)
-    for name in args:
+    values: dict[str, Any] = pins.get("args", {}) | dict(args)
+    for name in values:
         if not name.isidentifier() or name in _RESERVED or name.endswith("_token"):
             raise UserError(f"--config.data.template_args: {name!r} cannot be an argument of a template; leave it out")
     day = parse_date(date or pins.get("date") or DEFAULT_DATE)
     defaults = {"date_string": day.strftime("%d %b %Y")} if "date_string" in template else {}
     lines = [_fixed_clock(template, day)] if "strftime_now" in template else []
     dated = bool(lines or defaults)
-    lines += [_default(name, value) for name, value in (defaults | args).items()]
+    lines += [_default(name, value) for name, value in (defaults | values).items()]
     if not lines:
         return template
-    pins = ({"date": day.isoformat()} if dated else {}) | {"args": args}
+    pins = ({"date": day.isoformat()} if dated else {}) | {"args": values}
     # Escape "#", which could end the comment. Rendering removes the line breaks after tags.
     mark = f"{{# {_MARK} {json.dumps(pins).replace('#', _HASH)} #}}"
     return "\n".join([mark, *lines, _END, template])

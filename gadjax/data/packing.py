@@ -143,10 +143,7 @@ def pack(
             worst = j * size + int(run.alone.argmax())
             raise ValueError(f"sequence {worst} of {longest} tokens does not fit a row of {row_length}")
     # Choose which sequences go to which row.
-    options: dict[str, Any] = dict(
-        row_multiple=row_multiple, adaptive=adaptive, together=together, whole_groups=whole_groups
-    )
-    layouts, rows = fit(sizes, row_length, micro_batches=micro_batches, **options)
+    layouts, rows = fit(sizes, row_length, micro_batches, row_multiple, adaptive, together, whole_groups)
     # Choose the number of slots that holds every row's responses.
     held = (
         sum(len(responses[run.start + i]) for i in row)

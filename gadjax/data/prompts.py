@@ -179,8 +179,8 @@ def read_columns(
     with open_parquet(path) as file:
         names = file.schema_arrow.names
         if one_of and not set(one_of) & set(names):
-            missing = " or ".join(f"`{name}`" for name in one_of)
-            raise UserError(f"{path}: no column {missing}; the file has {', '.join(names)}")
+            needed = " or ".join(f"`{name}`" for name in one_of)
+            raise UserError(f"{path}: no column {needed}; the file has {', '.join(names)}")
         columns = [name for name in wanted if name in names]
         for name in columns:
             if names.count(name) > 1:

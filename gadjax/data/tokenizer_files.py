@@ -85,7 +85,7 @@ def _match_sentencepiece(tokenizer: Any, file: str) -> Any:
     wanted = [reference.encode(text) for text in _PROBES]
     if _encode(tokenizer.backend_tokenizer) == wanted:
         return tokenizer
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at run time
     with open(file, "rb") as handle:
         proto.ParseFromString(handle.read())
     backend = _rebuilt(tokenizer.backend_tokenizer, proto)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -176,7 +177,7 @@ class BatchCollector:
 
         def create(client: AsyncOpenAI) -> Awaitable[Any]:
             return client.batches.with_raw_response.create(
-                input_file_id=batch.file_id or "",
+                input_file_id=str(batch.file_id),
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={_TAG: batch.name},
@@ -212,7 +213,7 @@ class BatchCollector:
         while True:
             for batch in list(self._batches.open):
 
-                async def retrieve(client: AsyncOpenAI, name: str = batch.batch_id or "") -> dict[str, Any]:
+                async def retrieve(client: AsyncOpenAI, name: str = str(batch.batch_id)) -> dict[str, Any]:
                     return _object(await client.batches.with_raw_response.retrieve(name), "status", str)
 
                 state = await self._call(retrieve, f"/batches/{batch.batch_id}")
@@ -233,7 +234,7 @@ class BatchCollector:
         for field in ("output_file_id", "error_file_id"):
             if not (file := state.get(field)):
                 continue
-            for line in await self._call(lambda client, file=file: _content(client, file), f"/files/{file}/content"):  # type: ignore[misc]
+            for line in await self._call(functools.partial(_content, file=file), f"/files/{file}/content"):
                 if (custom_id := line["custom_id"]) not in requests:
                     raise UserError(f"batch {batch.batch_id}: a result of {custom_id!r}, which was not asked in it")
                 name, asks = requests.pop(custom_id)

@@ -81,7 +81,7 @@ class _Counts:
         self._status: Counter[str] = Counter()
         self._named: dict[str, Counter[str]] = {name: Counter() for name in _NAMED}
         self._lengths: dict[str, list[int]] = {name: [] for name in _LENGTHS}
-        self._prompts: Counter[bytes] = Counter()  # by digests, as the next two
+        self._prompts: Counter[bytes] = Counter()  # by digest, as the next two
         self._pairs: Counter[bytes] = Counter()
         self._answers: Counter[bytes] = Counter()
 

@@ -81,7 +81,7 @@ def test_what_is_counted(make):
 def test_rows_keep_their_place_in_the_source(make):
     dataset = make(["a", LONG, "c", "d"], ["a", "b", "c", "d"], finish_reason=["length", "stop", "stop", "stop"])
     assert dataset.rows.tolist() == [2, 3]
-    assert [dataset.source[int(i)].answer for i in dataset.batch([1, 0])["row"]] == ["d", "c"]
+    assert [dataset.source.answer(int(i)) for i in dataset.batch([1, 0])["row"]] == ["d", "c"]
 
 
 def test_eos_follows_complete_answers_only(make, tiny):
