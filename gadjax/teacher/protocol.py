@@ -65,7 +65,7 @@ def parse_answer(body: bytes) -> LedgerEntry:
     except ValueError:
         raise ValueError(f"no JSON but {body[:SHOWN_BYTES]!r}") from None
     choices = response.get("choices") if isinstance(response, dict) else None
-    choice: Any = choices[0] if isinstance(choices, list) and choices else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise ValueError(f"no message in {body[:SHOWN_BYTES]!r}")
