@@ -113,7 +113,7 @@ def test_greedy_requests_and_the_estimate(evaluate, prompts):
 
 
 def test_models_and_a_judge_that_take_other_fields(evaluate, prompts):
-    """The judge's flags are its own and the reference model's; what they leave out they take from the models'."""
+    """The judge's flags are the reference model's too; where they are not given, the models' flags hold."""
     flags = ["--limit_field=max_completion_tokens", '--request_fields={"top_k": 1}', "--max_response_length=7"]
     with FakeJudge(quality) as server:
         assert evaluate(server, prompts, *flags, models="good=api:good").status == 0
@@ -150,7 +150,7 @@ def test_nothing_is_asked_twice_and_what_changed_is(evaluate, prompts, tmp_path)
 
 
 def test_the_teachers_answers(evaluate, prompts, tmp_path):
-    """Overlap, and the teacher judged like a model; a refused row is left out of what is compared with it."""
+    """Overlap, and the teacher judged like a model; a refused row is not compared."""
     path = tmp_path / "t.jsonl"
     rows = [
         {"id": str(i), "prompt": f"prompt {i}", "teacher_response": f"teacher on prompt {i} quality=9"}
@@ -201,7 +201,7 @@ def start(repo, server, prompts, out):
 
 
 def test_kills_lose_nothing_that_was_paid(repo, tmp_path, prompts):
-    """One kill in each phase: models' answers, reference answers, verdicts. Repeats are what was under way, at most."""
+    """A kill in each phase: models' answers, reference answers, verdicts. At most requests under way are repeated."""
     out, total, kills = tmp_path / "out", 5 * PROMPTS, 0
     with FakeJudge(quality, seconds=0.03) as server:
         for stop_at in (8, 2 * PROMPTS + 4, 3 * PROMPTS + 8):
@@ -285,7 +285,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES)
 def test_mistakes(evaluate, prompts, tmp_path, flags, message):
-    """One line, before anything is asked or written."""
+    """A mistake is one line, before anything is asked or written."""
     (tmp_path / "half.jsonl").write_text('{"prompt": "a", "teacher_response": "b"}\n{"prompt": "c"}\n')
     refused = {"prompt": "a", "teacher_response": "no", "finish_reason": "refusal"}
     (tmp_path / "refused.jsonl").write_text(json.dumps(refused))

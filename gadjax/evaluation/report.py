@@ -13,7 +13,7 @@ import hashlib
 import json
 import pathlib
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -22,8 +22,6 @@ from gadjax.evaluation.results import read_results
 from gadjax.files import whole_output, writing
 from gadjax.metrics import read_metrics
 from gadjax.stage_table import stage_title
-
-_NO_RUN = "The evaluation names no run, so there are no curves."
 
 
 def write_report(directory: pathlib.Path) -> pathlib.Path:
@@ -48,8 +46,9 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
     context = {
         "results": results,
         "summary": _summary(results),
-        "models": _models(results),
-        "sets": _sets(results),
+        "paint": report_scores.colours(results["models"]),
+        "stage_title": stage_title,
+        "file_name": lambda path: pathlib.PurePath(path).name,
         "settings": _settings(results),
         "missing": report_scores.missing(results),
         "figures": report_scores.score_figures(results),
@@ -87,7 +86,7 @@ def _hash(source: str) -> str:
 def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any] | None, str]:
     """The run's curves, or None and why there are none."""
     if not workdir:
-        return None, _NO_RUN
+        return None, "The evaluation names no run, so there are no curves."
     path = directory / workdir / "metrics.jsonl"  # an absolute workdir stands by itself
     if not path.is_file():
         name = pathlib.PurePath(workdir).name
@@ -102,45 +101,16 @@ def _summary(results: Mapping[str, Any]) -> str:
     return " · ".join(filter(None, (what, results["created"][:10], f"gadjax {results['gadjax']}")))
 
 
-def _models(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    paint = report_scores.colours(results["models"])
-    return [
-        {
-            "name": model["name"],
-            "colour": paint[model["name"]],
-            "kind": model["kind"],
-            "stage": stage_title(model["stage"]) if model["stage"] else "–",
-            "step": "–" if model["step"] is None else f"{model['step']:,}",
-            "source": model["source"],
-        }
-        for model in results["models"]
-    ]
-
-
-def _sets(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [
-        {
-            "name": part["name"],
-            "prompts": f"{part['prompts']:,}",
-            "teacher": "yes" if part["has_teacher"] else "no",
-            "file": pathlib.PurePath(part["path"]).name,
-            "digest": part["sha256"][:12],
-        }
-        for part in results["sets"]
-    ]
-
-
-def _settings(results: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    rows = [(name.replace("_", " "), _setting(value)) for name, value in results["settings"].items()]
-    judge = results["judge"]
-    if judge:
+def _settings(results: Mapping[str, Any]) -> dict[str, str]:
+    """The settings and the judge as text."""
+    shown = {
+        name.replace("_", " "): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in results["settings"].items()
+    }
+    if judge := results["judge"]:
         # The host alone: an address may hold a name and a password.
         host = urllib.parse.urlsplit(judge["base_url"]).hostname
-        rows.append(("judge", judge["model"] + (f" at {host}" if host else "")))
-        rows.append(("reference answers", judge["reference_model"]))
-        rows.append(("verdicts", ", ".join(f"{judge[key]:,} {key}" for key in ("retried", "malformed"))))
-    return rows
-
-
-def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown["judge"] = judge["model"] + (f" at {host}" if host else "")
+        shown["reference answers"] = judge["reference_model"]
+        shown["verdicts"] = ", ".join(f"{judge[key]:,} {key}" for key in ("retried", "malformed"))
+    return shown

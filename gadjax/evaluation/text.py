@@ -21,12 +21,9 @@ _BINS = 20
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F-measure over pairs, from 0 to 1; words are stemmed.
+    """Mean ROUGE-L F-measure over pairs, from 0 to 1; words are stemmed. ValueError without pairs.
 
     The time grows with the product of a pair's lengths: two texts of 1,000 words take about half a second.
-
-    Raises:
-      ValueError: no pairs, or lists of different lengths.
     """
     from rouge_score import rouge_scorer  # imports nltk and scipy, which takes seconds
 
@@ -53,11 +50,7 @@ def ngram_f1(predictions: Sequence[str], references: Sequence[str], n: int) -> f
 
 
 def length_statistics(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """`mean`, `p50` and `p95` of response lengths, in the unit of the lengths; quantiles are interpolated.
-
-    Raises:
-      ValueError: no lengths.
-    """
+    """`mean`, `p50` and `p95` of lengths; quantiles are interpolated. ValueError without lengths."""
     lengths = np.asarray(lengths, np.float64)
     if not lengths.size:
         raise ValueError("no lengths to take statistics of")

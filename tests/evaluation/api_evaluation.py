@@ -1,4 +1,4 @@
-"""Evaluations of models behind an API by a judge whose verdicts are known, all on loopback."""
+"""Evaluations of API models by a judge with known verdicts, all on loopback."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def find() -> str | None:
 
 
 class Page:
-    """A tab. What it logs, throws and asks for is kept."""
+    """A tab, which keeps its logs, exceptions and requests."""
 
     def __init__(self, send: int, receive: int):
         self._send, self._receive, self._session = send, receive, ""
@@ -82,13 +82,13 @@ class Page:
         return answer["result"].get("value")
 
     def key(self, key: str) -> None:
-        """Presses a key where the focus is."""
+        """Presses a key at the focused element."""
         text = {"text": key} if len(key) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def screenshot(self, path: pathlib.Path, *, whole: bool = False) -> None:
-        """Writes what is seen, or the whole page, as PNG."""
+        """Writes the visible part, or the whole page, as PNG."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 

@@ -41,7 +41,7 @@ class FakeJudge(FakeServer):
         return [r for r in self.requests if r["messages"][-1]["content"].startswith("[Question]\n")]
 
     def answers(self, model: str) -> list[str]:
-        """Prompts that a model was asked, in the order of arrival, but for verdicts."""
+        """The prompts of a model's requests in the order of arrival, without those for verdicts."""
         asked = [r["messages"][-1]["content"] for r in self.requests if r["model"] == model]
         return [prompt for prompt in asked if not prompt.startswith("[Question]\n")]
 

@@ -1,4 +1,4 @@
-"""What a model of this machine says of its progress; tests/evaluation/test_local.py has its answers."""
+"""Progress of drawing; tests/evaluation/test_local_evaluation.py tests the draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOCAL = types.SimpleNamespace(identity="m", eos_ids=(2,), tokenizer=types.Simple
 
 
 class Told(CachedModel):
-    """With an engine that answers at once, and notes what was told before it."""
+    """A model whose engine answers at once and notes the progress until then."""
 
     network = types.SimpleNamespace(params=None)
 

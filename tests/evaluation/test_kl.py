@@ -41,7 +41,7 @@ MANY = [PROMPT] * 64  # draws of one shape, and so of one program
 
 @dataclasses.dataclass(frozen=True)
 class Tiny(LocalModel):
-    """A model of random weights, without files."""
+    """A model with random weights and no files."""
 
     seed: int = 0
 
@@ -77,14 +77,14 @@ def teacher(cache, quick_compile):
 
 @functools.cache
 def dense(seed: int):
-    """The logits of a model's every position."""
+    """A model's logits at every position."""
     model, params, _ = tiny("", seed).load()
     columns = np.arange(WIDTH)[None]
     return jax.jit(lambda tokens: model.logits(params, tokens, columns, np.ones_like(columns)))
 
 
 def every_response() -> list[tuple[int, ...]]:
-    """Those that end at an EOS or are cut at the limit."""
+    """All responses that end at an EOS or are cut at the limit."""
     found = []
     for length in range(1, LIMIT + 1):
         for ids in itertools.product(range(VOCAB), repeat=length):
@@ -154,7 +154,7 @@ def measured(student, teacher, samples=32):
 
 
 def test_against_the_exact_divergences(student, teacher):
-    """Within two widths of the interval, four standard errors; and far from the other direction."""
+    """The estimate is within two widths of its interval (four standard errors), and far from the other direction."""
     q, p = exact(STUDENT, 1.0), exact(TEACHER, TEMPERATURE)
     expected = []
     for own, other in ((q, p), (p, q)):
@@ -170,7 +170,7 @@ def test_against_the_exact_divergences(student, teacher):
 
 
 def test_a_model_and_itself(student, cache):
-    """0 at temperature 1, but for the rounding of batches that are put together in other ways."""
+    """The KL is 0 at temperature 1, but for rounding: batches are composed differently."""
     own = kl.draw_responses(student, MANY, LIMIT, 1.0, 3, EOS)
     q = kl.likelihoods(student, MANY, own, 1.0)
     other = CachedModel(dataclasses.replace(STUDENT, identity="a copy"), cache, batch_size=len(MANY))
@@ -189,7 +189,7 @@ def test_the_estimator_by_hand():
 
 
 def test_draws_do_not_depend_on_their_neighbours(student, cache, tmp_path):
-    """Not on order, other prompts, batches, or what a cache has already; equal prompts get draws of their own."""
+    """Draws do not depend on order, other prompts, batches or the cache; equal prompts get draws of their own."""
     other = np.array([4, 4], np.int32)
     prompts = [PROMPT, other, PROMPT, np.array([0] * 9, np.int32)]
     with ResultCache(tmp_path / "fresh.jsonl") as fresh:

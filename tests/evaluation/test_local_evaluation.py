@@ -1,4 +1,4 @@
-"""Models of this machine in gadjax.evaluate: a run's checkpoints and exports, two-sample test, KLs."""
+"""Models on this machine in gadjax.evaluate: a run's checkpoints and exports, two-sample test, KLs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def settings(**fields):
 
 @pytest.fixture(scope="module")
 def evaluated(finished_run, exported, base, heldout_file, tmp_path_factory, one_device, quick_compile):
-    """Everything that needs no judge, of the last checkpoint and an earlier one, an export and the base."""
+    """An evaluation without a judge of the last checkpoint, an earlier one, an export and the base."""
     out = tmp_path_factory.mktemp("evaluated")
     models = {
         "last": str(finished_run.workdir),
@@ -121,7 +121,7 @@ def test_overlap_with_the_teacher(evaluated):
 
 
 def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
-    """Against the test itself, called on draws that are made here."""
+    """The figure equals that of `two_sample_test` on the same draws."""
     from gadjax.data.schema import read_rows
     from gadjax.distill.state import state_shardings
     from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
@@ -154,7 +154,7 @@ def test_the_two_sample_test_is_on_the_base(evaluated, base, heldout_file):
 
 
 def test_kls(evaluated, base):
-    """The teacher is the base: against itself at temperature 1 and 0.7 with torch, one response at a time."""
+    """The base against itself as the teacher, at temperatures 1 and 0.7, equals torch, one response at a time."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     out, _, results = evaluated
@@ -259,7 +259,7 @@ def test_given_answers(exported, base, heldout_file, tmp_path):
     ],
 )
 def test_mistakes(finished_run, exported, base, heldout_file, tmp_path, write_tokenizer, monkeypatch, fields, message):
-    """Before any weights are read."""
+    """Mistakes are refused before weights are read."""
     from gadjax.errors import UserError
 
     other = tmp_path / "other"
@@ -277,8 +277,8 @@ def test_mistakes(finished_run, exported, base, heldout_file, tmp_path, write_to
     assert not (tmp_path / "o").exists()
 
 
-def test_an_api_model_on_the_same_backbone(base, heldout_file, tmp_path):
-    """Its samples are asked for apart from the greedy answers; lengths are in the base's tokens."""
+def test_an_api_model_on_the_same_base(base, heldout_file, tmp_path):
+    """Samples are requests of their own beside the greedy answers; lengths are in the base's tokens."""
     models = {"remote": "api:remote"}
     with FakeServer(lambda prompt, attempt: Reply(text="four four four")) as server:
         fields = settings(base=str(base), base_url=server.base_url, seed=3)

@@ -1,4 +1,4 @@
-"""What an evaluation settles before it loads a model, and what it says while it works."""
+"""What an evaluation checks and settles before it loads a model, and its progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.evaluation.fake_judge import FakeJudge
 
 
 class Models:
-    """In the place of `LocalEvaluation`: what it is given, and then the evaluation is over."""
+    """Stands in for `LocalEvaluation`, and keeps what it is given."""
 
     def __init__(self, sources, sets, settings, watch):
         self.sources, self.settings = sources, settings
@@ -30,7 +30,7 @@ class Models:
 
 @pytest.fixture
 def settled(tmp_path, monkeypatch) -> Callable:
-    """The evaluation on sets whose rows have these temperatures, and what it said."""
+    """Makes an evaluation on sets whose rows have these temperatures; returns it with its messages."""
     monkeypatch.setattr(local_evaluation, "LocalEvaluation", Models)
 
     def make(*temperatures: list[float | None], **fields) -> tuple[Evaluation, list[str]]:
@@ -104,7 +104,7 @@ def test_progress_shows_before_the_first_is_done(tmp_path):
 
 
 def test_in_a_notebook(tmp_path):
-    """Whose loop runs already."""
+    """A notebook has a running event loop."""
     from gadjax.evaluate import run
 
     prompts: pathlib.Path = write_prompts(tmp_path / "v.jsonl")

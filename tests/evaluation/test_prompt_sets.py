@@ -1,4 +1,4 @@
-"""Models by name, and sets of prompts with what the teacher said."""
+"""Sources of models by name, and sets of prompts with the teacher's answers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_several_answers_to_a_prompt(tmp_path, kind):
-    """As gadjax.collect --n=2 writes them: prompts stay with their first answers, in sets and as references."""
+    """Of the answers that gadjax.collect --n=2 writes, a prompt's first one is taken, in sets and as references."""
     path = tmp_path / f"t.{kind}"
     if kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, SAMPLES)))
@@ -127,7 +127,7 @@ def test_several_answers_to_a_prompt(tmp_path, kind):
 
 
 def test_answers_of_datasets(tmp_path):
-    """The teacher comes along from a hub's dataset, with a field named or without, and from TFDS."""
+    """The teacher's answers are read from a hub's dataset, with or without a named field, and from TFDS."""
     chats = [[{"role": "user", "content": f"prompt {i}"}, {"role": "assistant", "content": "x"}] for i in range(3)]
     rows = [{"messages": chats[i], "teacher_response": f"answer {i}", "finish_reason": "stop"} for i in range(3)]
     rows[1]["finish_reason"] = "refusal"
@@ -168,7 +168,7 @@ def test_a_set_without_answers(tmp_path):
 
 
 def test_references(tmp_path):
-    """By chat, whatever the id; by id where all chats differ; Parquet of the teacher's schema too."""
+    """References are found by chat, whatever the id, or by id if all chats differ; in Parquet too."""
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
     references = tmp_path / "r.jsonl"

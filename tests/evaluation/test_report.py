@@ -31,7 +31,7 @@ HOSTILE = {
 
 
 class _Page(html.parser.HTMLParser):
-    """Elements with their attributes, the text of those asked for, and that of scripts and styles."""
+    """A page's elements with their attributes, its text, and the text of scripts and styles."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -268,7 +268,7 @@ def test_a_run_that_has_gone_is_said(tmp_path):
     ],
 )
 def test_bad_results_are_named(tmp_path, content, message):
-    """As by whatever else reads them."""
+    """The messages are those of `read_results`."""
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)) as error:

@@ -146,7 +146,7 @@ def test_no_text_of_a_model_runs(tab, tmp_path):
 
 
 def test_a_script_that_got_in_would_not_run(page):
-    """The policy is the second wall: the page refuses a script that its text did not come with."""
+    """The policy is a second defence: the page refuses a script that was not in its file."""
     page.evaluate(
         "(() => { const s = document.createElement('script'); s.textContent = 'window.ran = true';"
         "document.body.append(s); })()"

@@ -1,4 +1,4 @@
-"""What is added is there again, after a kill too."""
+"""Rows that were added are read again, after a kill too."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_kill_loses_nothing_that_was_added(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_every_torn_end(tmp_path, cut):
-    """Without its last byte alone a row is whole; with less it is cut off, and the next row starts a line."""
+    """A row without its newline is whole; a row with less is dropped, and the next row starts a line."""
     path = tmp_path / "a.jsonl"
     with ResultCache(path) as cache:
         cache.add({"a": {"text": "first"}, "b": {"text": "the second"}})

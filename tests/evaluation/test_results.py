@@ -1,4 +1,4 @@
-"""results.json, there and back, and every way in which it can be wrong."""
+"""results.json is read as it was written, and every kind of damage is named."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_the_sign_test_of_thousands():
 
 
 def test_a_comparison_by_hand():
-    """Of four decided prompts all four for b: 2 / 2^4."""
+    """All four prompts without a tie are for b: p = 2 / 2^4."""
     found = compare("a", "b", [0.5, 0.1, 0.2, 0.3, 0.4], [0.5, 0.2, 0.3, 0.4, 0.5])
     assert (found.a, found.b, found.win, found.tie, found.lose, found.p) == ("a", "b", 0, 1, 4, 0.125)
     assert "sign test" in found.test

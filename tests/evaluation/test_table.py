@@ -1,4 +1,4 @@
-"""The tables, of table.md and of the terminal, against those that are wanted, to the letter."""
+"""The tables of table.md and of the terminal equal the expected ones, to the letter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set's file says of how the teacher's answers were drawn, and what that allows."""
+"""How a file says that the teacher's answers were sampled, and what that allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two-sample test says "the same" of the same and "different" of the different."""
+"""The two-sample test tells different sides apart, and equal ones not."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def base(quick_compile):
 
 
 def answers(rng: np.random.Generator, low: int = 0, high: int = 32) -> list[np.ndarray]:
-    """One answer a prompt, of two to seven tokens from a range of ids."""
+    """An answer for each prompt, of two to seven tokens from a range of ids."""
     return [rng.integers(low, high, rng.integers(2, 8)).astype(np.int32) for _ in range(PROMPTS)]
 
 
 def measure(base, teacher, student, learning_rate=3e-3, watch=lambda classifier: None, **settings):
-    """`watch`: may replace the classifier's programs."""
+    """Runs the test; `watch` may replace the classifier's programs."""
     rng = np.random.default_rng(9)
     prompts = [rng.integers(0, 32, rng.integers(1, 6)) for _ in range(PROMPTS)]
     prompts = [np.array([*divmod(i, 32), *ids], np.int32) for i, ids in enumerate(prompts)]  # all differ
@@ -81,7 +81,7 @@ def test_the_same_answers_cannot_be_told_apart(base):
 
 
 def test_a_prompt_is_never_tried_by_its_own_classifier(base, monkeypatch):
-    """Every prompt is tried once, by the classifier that did not train on it."""
+    """Each prompt is tested once, by the classifier that was not trained on it."""
     from gadjax.evaluation import two_sample
 
     seen: list[set[int]] = []
@@ -109,7 +109,7 @@ def test_a_prompt_is_never_tried_by_its_own_classifier(base, monkeypatch):
 
 
 class Told:
-    """A classifier that needs no model: it is right about the rows that it is told, and notes what it is shown."""
+    """A classifier without a model: it is right about given rows, and notes its inputs."""
 
     def __init__(self, monkeypatch, right):
         from gadjax.evaluation import two_sample
@@ -139,7 +139,7 @@ def rows_of(*ids: int) -> list[np.ndarray]:
 
 
 def test_rows_of_one_prompt_stay_together(monkeypatch):
-    """In a fold, and in the bootstrap: with the rows for prompts it would say 1/6 to 5/6."""
+    """Equal prompts share a fold and a draw of the bootstrap: with rows as prompts the interval would be 1/6 to 5/6."""
     prompts = rows_of(1, 2, 1, 3, 1, 4)
     classifier = Told(monkeypatch, right={0, 2, 4})
     for folds in (2, 4):
@@ -153,7 +153,7 @@ def test_rows_of_one_prompt_stay_together(monkeypatch):
 
 
 def test_different_prompts_are_dealt_as_ever(monkeypatch):
-    """Figures of runs stay comparable: these are of the code that knew no repeats."""
+    """Figures of runs stay comparable: these are of the code before repeated prompts shared a fold."""
     prompts = rows_of(*range(10))
     classifier = Told(monkeypatch, right={0, 3, 4, 8})
     test = two_sample_test(classifier, None, prompts, prompts, prompts, folds=3, epochs=1, batch_size=4, seed=5)

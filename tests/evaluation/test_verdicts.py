@@ -77,7 +77,7 @@ def test_what_the_judge_refuses_is_said_and_asked_again(evaluate, prompts, tmp_p
 
 
 def test_a_malformed_verdict_whose_second_attempt_fails_is_unanswered(evaluate, prompts, tmp_path):
-    """And only that: the next evaluation asks for it, so it is not counted as malformed."""
+    """It is not counted as malformed, since the next evaluation asks for it again."""
 
     def verdict(first, second, question, attempt):
         if "prompt 1\n" not in question:

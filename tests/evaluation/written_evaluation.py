@@ -1,4 +1,4 @@
-"""An evaluation's folder as gadjax.evaluate leaves it, small and whole, for tests of what reads it."""
+"""A small evaluation's folder, as gadjax.evaluate writes it, for tests of what reads it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def scores(level: float) -> dict[str, Any]:
 
 
 def plain() -> dict[str, Any]:
-    """What every model has, and the teacher."""
+    """The figures that every model and the teacher have."""
     return {
         "prompts": PROMPTS,
         **dict.fromkeys(("rouge_l", "ngram_f1", "judge", "two_sample", "kl")),
