@@ -89,11 +89,11 @@ def run(
 def _evaluate(models, sets, out, settings: EvaluationSettings):
     from rich.console import Console
 
-    from gadjax.evaluation.pipeline import evaluate
+    from gadjax.evaluation.evaluator import Evaluation
     from gadjax.progress import RunProgress
 
     with RunProgress(console=Console(stderr=True)) as progress:
-        return evaluate(models, sets, out, settings, say=progress.say, watch=progress.update)
+        return Evaluation(models, sets, out, settings, say=progress.say, watch=progress.update).run()
 
 
 def main(argv: list[str]) -> int:

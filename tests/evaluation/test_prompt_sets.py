@@ -109,7 +109,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_several_answers_to_a_prompt(tmp_path, kind):
-    """Of the answers that gadjax.collect --n=2 writes, a prompt's first one is taken, in sets and as references."""
+    """gadjax.collect --n=2 writes two answers to a prompt; the first is taken, in sets and as references."""
     path = tmp_path / f"t.{kind}"
     if kind == "jsonl":
         path.write_text("\n".join(map(json.dumps, SAMPLES)))

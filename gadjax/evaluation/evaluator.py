@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Evaluation:
         self,
         models: Mapping[str, str],
         sets: Mapping[str, str],
-        out: pathlib.Path,
+        out: str | os.PathLike[str],
         settings: EvaluationSettings,
         *,
         say: Say,
@@ -78,7 +78,7 @@ class Evaluation:
         settings.check()
         if not models or not sets:
             raise UserError(f"--{'sets' if models else 'models'} is empty: name at least one")
-        self.out, self.settings, self.say, self.watch = out, settings, say, watch
+        self.out, self.settings, self.say, self.watch = expand(out), settings, say, watch
         # Models, sets and reference answers.
         self.sources = [parse_source(name, given) for name, given in models.items()]
         self.sets = [read_set(name, path, max_prompts=settings.max_prompts) for name, path in sets.items()]
@@ -319,16 +319,3 @@ def _compared(a: str, b: str, of_a: Mapping[str, Verdict], of_b: Mapping[str, Ve
     """Compares two models on the prompts for which both have a verdict."""
     both = [name for name in of_a if name in of_b]
     return compare(a, b, [of_a[name].share for name in both], [of_b[name].share for name in both])
-
-
-def evaluate(
-    models: Mapping[str, str],
-    sets: Mapping[str, str],
-    out: Any,
-    settings: EvaluationSettings,
-    *,
-    say: Say,
-    watch: ProgressCallback,
-) -> Evaluated:
-    """See `gadjax.evaluate.run`."""
-    return Evaluation(models, sets, expand(out), settings, say=say, watch=watch).run()

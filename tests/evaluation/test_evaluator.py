@@ -15,7 +15,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.evaluation import api, local_evaluation
-from gadjax.evaluation.pipeline import Evaluation
+from gadjax.evaluation.evaluator import Evaluation
 from gadjax.evaluation.settings import EvaluationSettings
 from tests.evaluation.api_evaluation import quality, write_prompts
 from tests.evaluation.fake_judge import FakeJudge
