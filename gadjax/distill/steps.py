@@ -30,6 +30,7 @@ from gadjax.models.lora import join
 from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
+# The phases of a step, and the measurement on held-out prompts between steps.
 Phase = Literal["rollout", "discriminator", "reference", "generator", "measure"]
 
 
@@ -60,7 +61,7 @@ def gad_step(
     teacher = parts.teacher_rows(batch) if supervises else None
 
     # 3.1 Rollout: N responses of the generator to each prompt.
-    state = parts.enter(state, "rollout")
+    state = parts.begin(state, "rollout")
     samples = parts.sample(state, batch, key)
     policy = parts.policy_rows(batch, samples) if train_generator else None
 
@@ -69,11 +70,12 @@ def gad_step(
 
     if train_generator:
         # 3.6 Reference: the log-probs that the KL is measured against.
-        state = parts.enter(state, "reference")
+        state = parts.begin(state, "reference")
         reference = parts.reference_logprobs(state, policy)
 
-        # 3.3 Advantages and 3.5 update of the generator: clipped policy gradient with the KL.
-        state = parts.enter(state, "generator")
+        # 3.3 Advantages of the rewards, and 3.5 update of the generator by the clipped policy gradient with the KL
+        # (`learn_from_rewards`).
+        state = parts.begin(state, "generator")
         generator, of_generator = parts.update_policy(state, reference, policy, rewards, teacher)
         state, metrics = state.replace(generator=generator), metrics | of_generator
     return state, metrics, samples
@@ -93,7 +95,7 @@ def warmup_step(
     The arguments and the result are those of `gad_step`. The first steps of the stage run with `train_generator` off.
     """
     teacher = parts.teacher_rows(batch) if train_generator else None
-    state = parts.enter(state, "rollout")
+    state = parts.begin(state, "rollout")
     samples = parts.sample(state, batch, key)
     state, _, metrics = _discriminate(parts, state, batch, samples, train=train_discriminator)
     if train_generator:
@@ -111,7 +113,7 @@ def _discriminate(
     parts: Parts, state: GadState, batch: Batch, samples: Samples, *, train: bool
 ) -> tuple[GadState, jax.Array, Metrics]:
     """The state after the discriminator's update, the rewards [B, N] from before it, and metrics."""
-    state = parts.enter(state, "discriminator")
+    state = parts.begin(state, "discriminator")
     groups = parts.group_rows(batch, samples)
     discriminator, scores, metrics = parts.update_discriminator(state, groups, train=train)
     return state.replace(discriminator=discriminator), scores[:, 1:], metrics  # the teacher's score comes first
@@ -119,7 +121,7 @@ def _discriminate(
 
 def _supervise(parts: Parts, state: GadState, teacher: Any) -> tuple[GadState, Metrics]:
     """The state after one cross-entropy update of the generator, and metrics."""
-    state = parts.enter(state, "generator")
+    state = parts.begin(state, "generator")
     generator, metrics = parts.update_supervised(state, teacher)
     return state.replace(generator=generator), metrics
 
@@ -131,8 +133,11 @@ class Parts(Protocol):
     def method(self) -> Method:
         """The settings of the step."""
 
-    def enter(self, state: GadState, phase: Phase) -> GadState:
-        """The state with every part where this phase of the step needs it."""
+    def begin(self, state: GadState, phase: Phase) -> GadState:
+        """The state with its arrays where a phase of the step needs them.
+
+        The trainer moves arrays between the devices and host memory (`config.offload`), and times the phase.
+        """
 
     def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
         """N responses of the generator to each prompt."""
@@ -155,7 +160,7 @@ class Parts(Protocol):
     def update_policy(
         self, state: GadState, reference: jax.Array, policy: Any, rewards: Any, teacher: Any
     ) -> tuple[TrainState, Metrics]:
-        """The generator after its policy-gradient updates, and metrics."""
+        """The generator after its policy-gradient updates on the advantages of the rewards [B, N], and metrics."""
 
     def update_supervised(self, state: GadState, teacher: Any) -> tuple[TrainState, Metrics]:
         """The generator after one cross-entropy update, and metrics."""
@@ -167,7 +172,7 @@ class PureParts:
 
     method: Method
 
-    def enter(self, state: GadState, phase: Phase) -> GadState:
+    def begin(self, state: GadState, phase: Phase) -> GadState:
         return state
 
     def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
@@ -209,7 +214,7 @@ class PureParts:
 def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
     """N responses to each prompt of a batch, from the parameters that are trained.
 
-    The trainer compiles the two functions apart: the meshes of training and sampling may differ.
+    The trainer compiles `decoding_params` and `sample_batch` apart: the meshes of training and sampling may differ.
     """
     return sample_batch(method, decoding_params(method, params, base=base), batch, key)
 

@@ -109,7 +109,7 @@ class CompiledParts:
         lora = self.setup.generator.config.lora
         self.training_passes = throughput.TRAINING_ADAPTERS if lora else throughput.TRAINING
 
-    def enter(self, state: GadState, phase: Phase) -> GadState:
+    def begin(self, state: GadState, phase: Phase) -> GadState:
         self.stopwatch.start("generator" if phase == "reference" else phase)
         return self.offload.arrange(state, phase)
 
@@ -226,7 +226,7 @@ def row_shape(blueprint: Blueprint, network: str, group: int) -> RowShape:
 
 
 def response_metrics(samples: Samples) -> Metrics:
-    """Lengths of the sampled responses, where reward hacking shows first (`docs/algorithm.md`, section 5.7)."""
+    """Lengths of the sampled responses, where reward hacking shows first (`docs/algorithm.md`, section 5, trap 7)."""
     lengths = length_statistics(np.asarray(samples.lengths).reshape(-1))
     return {
         "response/length_mean": lengths["mean"],
