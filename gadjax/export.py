@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags; not done on import, so that commands can be imported together."""
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_string(
         "step", "last", 'Step of the checkpoint, counted over all stages; "last", or "best" (config.checkpoint.best).'

@@ -37,7 +37,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Those of the command; not on import, so that commands can be imported together."""
+    """Defines the command's flags; not done on import, so that commands can be imported together."""
     commands.define_config()
     flags.DEFINE_string(
         "workdir",

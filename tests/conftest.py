@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from tests.support.compiling import set_xla_flags, share_compiled_programs
+from tests.support.environment import set_xla_flags, share_compiled_programs
 
 set_xla_flags(devices=8)  # XLA reads them once, when JAX first asks for a device
 
@@ -19,8 +19,8 @@ pytest_plugins = (
     "tests.support.commands",
     "tests.support.compiling",
     "tests.support.finished_runs",
+    "tests.support.teachers",  # whose words the students know
     "tests.support.students",
-    "tests.support.teachers",
     "tests.support.transformers",
 )
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -77,7 +77,7 @@ class Checkpoints:
 
     @classmethod
     def of(cls, workdir: pathlib.Path, config: Mapping[str, Any], *, write: bool = False) -> Checkpoints:
-        """Those of a run; `config`: a `ConfigDict`, or the contents of its config.json, perhaps of an older gadjax."""
+        """A run's checkpoints; `config`: a `ConfigDict`, or what a config.json holds, perhaps of an older gadjax."""
         names = ("keep", "keep_every") if write else ()
         options = {name: field_value(config, f"checkpoint.{name}") for name in names}
         options |= {name: field_value(config, f"checkpoint.{name}") or "" for name in ("directory", "best")}
@@ -133,7 +133,7 @@ class Checkpoints:
         return {name: np.asarray(value) for name, value in arrays.items()}
 
     def stage(self) -> str | None:
-        """Of the newest checkpoint that tells it; None where none does."""
+        """The stage of the newest checkpoint that tells it; None if none does."""
         with using(self.directory, "read"):
             for step in reversed(self.steps()):
                 with _damage_aside():

@@ -14,7 +14,7 @@ FILE = "running.lock"  # in the workdir; of which process, whether that still ru
 
 
 class WorkdirLock:
-    """Of a workdir, from `take` to the end of the block or of this process, however that ends; a context manager."""
+    """A lock on a workdir, from `take` to the end of the block or the process, however that ends; a context manager."""
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir, self._held = workdir, contextlib.ExitStack()

@@ -341,9 +341,7 @@ MODELS = [
         lambda p: p.run(data__chat_template="absent.jinja"),
     ),
     BadInput("no workdir", "is not the workdir of a run: no config.json", lambda p: p.command("export")),
-    BadInput(
-        "a workdir without run.json", "is not the workdir of a run: no run.json", lambda p: _workdir(p, config="{}")
-    ),
+    BadInput("no run.json", "is not the workdir of a run: no run.json", lambda p: _workdir(p, config="{}")),
     BadInput(
         "a workdir's config cut", r"config\.json or run\.json is damaged", lambda p: _workdir(p, config="{", run="{}")
     ),

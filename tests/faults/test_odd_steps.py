@@ -156,3 +156,26 @@ def test_answers_of_one_length(stubborn, tiny_config, tmp_path, logit, length, c
         assert (line["response/length_mean"], line["response/truncated"]) == (length, cut)
         assert line["discriminator/skipped"] == line["generator/skipped"] == 0
     assert [values["truncated"] for values in figures.values()] == [cut] * 2
+
+
+def test_a_collapsed_run_stops(tiny_config, tmp_path):
+    fields = {"stages": ("seqkd",), "seqkd.steps": 9, "seqkd.generator_learning_rate": 1e30, "data.heldout": ""}
+    with pytest.raises(UserError, match=r"generator's gradient was not finite for 2 steps in a row.* step 3") as error:
+        run(tiny_config(fields | {"optimizer.max_skipped_steps": 2}), tmp_path)
+    assert "config.optimizer.max_skipped_steps" in str(error.value)
+    assert "config.seqkd.generator_learning_rate" in str(error.value)
+    assert not (tmp_path / "export").exists()
+    lines = steps(tmp_path)
+    assert [np.isfinite(line["generator/grad_norm"]) for line in lines] == [True, False, False]
+    assert [line["generator/skipped"] for line in lines] == [0, 1, 2]
+
+
+def test_a_step_of_several_updates_is_skipped_where_all_are(tiny_config, tmp_path):
+    """Two updates of the discriminator in each step: the good one of the first step keeps that step out of the row."""
+    fields = {"stages": ("warmup",), "warmup.steps": 9, "warmup.discriminator_learning_rate": 1e30}
+    fields |= {"discriminator.updates_per_step": 2, "optimizer.max_skipped_steps": 2, "data.heldout": ""}
+    with pytest.raises(UserError, match=r"discriminator's gradient was not finite for 2 steps in a row, to step 3 "):
+        run(tiny_config(fields), tmp_path)
+    lines = steps(tmp_path)
+    assert [line["discriminator/skipped"] for line in lines] == [1, 3, 5]
+    assert not any(np.isfinite(line["discriminator/grad_norm"]) for line in lines)

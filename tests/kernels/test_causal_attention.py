@@ -57,6 +57,7 @@ def assert_same(attend, arrays) -> jax.Array:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.usefixtures("quick_compile_here")
 def test_causal_attention(kv_heads):
     """A query sees tokens of its segment and of its root, up to itself; a group of heads shares keys."""
     query, key, value = normal(3, 9, 6, 4), normal(3, 9, kv_heads, 4), normal(3, 9, kv_heads, 4)
@@ -82,12 +83,14 @@ def test_causal_attention(kv_heads):
     ("batch", "length", "heads", "kv_heads", "head_dim"),
     [(2, 300, 4, 2, 128), (2, 256, 3, 3, 64), (1, 7, 4, 1, 8)],
 )
+@pytest.mark.usefixtures("quick_compile_here")
 def test_splash(batch, length, heads, kv_heads, head_dim):
     attend = functools.partial(causal_attention, backend="splash")
     assert_same(attend, inputs(batch, length, heads, kv_heads, head_dim))
 
 
 @pytest.mark.parametrize("fused_blocks", [1, 4])
+@pytest.mark.usefixtures("quick_compile_here")
 def test_splash_of_several_blocks(monkeypatch, fused_blocks):
     """With one fused backward kernel, and with two."""
     monkeypatch.setattr(splash, "_FUSED_BLOCKS", fused_blocks)
@@ -105,6 +108,7 @@ def test_splash_of_several_blocks(monkeypatch, fused_blocks):
         ((8, 1, 1), 4, 2, (4, 4)),  # rows that do not divide
     ],
 )
+@pytest.mark.usefixtures("quick_compile_here")
 def test_splash_over_a_mesh(shape, heads, kv_heads, part):
     mesh = make_mesh(*shape)
     attend = functools.partial(causal_attention, mesh=mesh, backend="splash")
@@ -113,6 +117,7 @@ def test_splash_over_a_mesh(shape, heads, kv_heads, part):
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.usefixtures("quick_compile_here")
 def test_splash_in_the_decoder(monkeypatch, remat):
     """Splash works in scanned and checkpointed layers over a mesh."""
     config = ModelConfig(

@@ -9,6 +9,8 @@ import pytest
 
 from gadjax.kernels.online_softmax import LOWEST, Partial, fold, merge, nothing, of_block, update
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 DIM = 4
 

@@ -16,6 +16,8 @@ from gadjax.models.model import Model
 from gadjax.models.weights import named_leaves
 from gadjax.parallel import processes
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 HF_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

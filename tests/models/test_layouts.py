@@ -17,6 +17,8 @@ from gadjax.models.model import Model
 from gadjax.models.weights import named_leaves
 from gadjax.parallel import mesh as meshes
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = ModelConfig(
     architecture="Qwen2ForCausalLM",
     vocab_size=40,

@@ -20,6 +20,8 @@ from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 HF_CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",

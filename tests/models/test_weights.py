@@ -38,6 +38,8 @@ from tests.models.written_checkpoints import (
     write_sharded,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_every_parameter_lies_where_it_belongs(tmp_path):
     tensors = hf_tensors()

@@ -19,7 +19,7 @@ from gadjax.setup.blueprint import make_method
 from gadjax.setup.prepare import prepare_run, stage_lengths
 from gadjax.train import run
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
 
 @pytest.fixture

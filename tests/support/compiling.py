@@ -1,50 +1,19 @@
 """Fixtures that make compiling cheap, and one that reads what was compiled.
 
-`tests/conftest.py` names a folder of compiled programs for the whole session, which all workers and the processes that
-tests start share: a program that two tests need is compiled once.
+All workers, and the processes that tests start, share a folder of compiled programs for the session
+(`tests.support.environment`): a program that two tests need is compiled once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-
-def set_xla_flags(devices: int) -> None:
-    """Adds to XLA_FLAGS that the CPU is to be this many devices, and what makes small programs compile fast.
-
-    XLA's newer emitters take five times as long for the programs of `quick_compile` as those before them: 3.0 and 0.6
-    seconds of CPU for an update of a small decoder with jaxlib 0.10.2. A jaxlib that does not know a flag aborts, so
-    only those that were tried get them.
-    """
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    given = {flag.partition("=")[0] for flag in flags}
-    wanted = [f"--xla_force_host_platform_device_count={devices}"]
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        wanted += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-    os.environ["XLA_FLAGS"] = " ".join(flags + [flag for flag in wanted if flag.partition("=")[0] not in given])
-
-
-def share_compiled_programs(config: pytest.Config) -> None:
-    """Names a folder for compiled programs in the environment, unless it names one; removes it when pytest ends.
-
-    Only pytest's first process makes the folder. Its workers, and the processes that tests start, inherit the name.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="gadjax-tests-xla-")
-        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +25,13 @@ def compilation_cache() -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
     """XLA skips most optimizations: the programs of these tests run for milliseconds, and compiling takes seconds."""
+    with without_optimizations():
+        yield
+
+
+@pytest.fixture
+def quick_compile_here() -> Iterator[None]:
+    """`quick_compile` for one test, where other tests of its module read compiled programs."""
     with without_optimizations():
         yield
 

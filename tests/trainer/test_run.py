@@ -305,12 +305,6 @@ def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, mon
     assert alive == [0, 0, 0]  # generator of seqkd; discriminator and generator of warmup
 
 
-def test_old_checkpoints_make_room(tiny_config, tmp_path):
-    fields = {"stages": ("seqkd",), "seqkd.steps": 4, "data.heldout": "", "checkpoint.every": 1, "checkpoint.keep": 2}
-    run(tiny_config(fields), tmp_path)
-    assert Checkpoints(tmp_path).steps() == [3, 4]
-
-
 def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_path, monkeypatch):
     """After seqkd, "" still means the student that was given, and "generator" what seqkd made of it."""
     seen = {}

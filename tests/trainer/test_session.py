@@ -12,7 +12,7 @@ from gadjax.setup.prepare import prepare_run
 from gadjax.trainer import session
 from gadjax.trainer.session import describe
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
 
 class Enough(Exception):

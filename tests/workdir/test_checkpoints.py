@@ -19,6 +19,8 @@ from gadjax.errors import UserError
 from gadjax.parallel import mesh as meshes
 from gadjax.workdir.checkpoints import Checkpoints, clear_unfinished, is_damage
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PROGRESS = {"stage": "gad", "stage_step": 2, "replay_added": 5}
 OPTIMIZER = states.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
 

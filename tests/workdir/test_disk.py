@@ -95,3 +95,9 @@ def test_the_room_of_an_object_store_is_not_known(tiny_config, tmp_path, monkeyp
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0))
     with pytest.raises(UserError, match=r"--workdir .*: exports of .* \(the room in gs://bucket/run is not known\)$"):
         disk.check_space(setup, tmp_path, [])
+
+
+def test_old_checkpoints_make_room(tiny_config, tmp_path):
+    fields = {"stages": ("seqkd",), "seqkd.steps": 4, "data.heldout": "", "checkpoint.every": 1, "checkpoint.keep": 2}
+    run(tiny_config(fields), tmp_path)
+    assert Checkpoints(tmp_path).steps() == [3, 4]

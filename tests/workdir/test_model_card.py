@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 
 from gadjax.workdir.model_card import model_card
 
+pytestmark = pytest.mark.quick
+
 CONFIG = {
     "student": "/home/ada/models/Qwen2.5-7B-Instruct",
     "stages": ("warmup", "gad"),
