@@ -1,4 +1,4 @@
-"""Writes the networks of any checkpoint of a run as Hugging Face directories; the optimizer's state is not read.
+"""Writes the networks of any checkpoint of a run as Hugging Face directories, without reading the optimizer's state.
 
     python -m gadjax.export --workdir=/tmp/demo --step=200 --out=DIR
 
@@ -7,16 +7,12 @@ DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
 from gadjax.files import expand
 
-if TYPE_CHECKING:
-    from gadjax.workdir.checkpoints import Checkpoints
 FLAGS = flags.FLAGS
 
 
@@ -30,6 +26,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Writes every network that the checkpoint has."""
     del argv
     from gadjax.models import layouts, lora
     from gadjax.parallel import mesh as meshes
@@ -37,29 +34,24 @@ def main(argv: list[str]) -> None:
     from gadjax.workdir.facts import NETWORKS, network_model, read_workdir
     from gadjax.workdir.network_export import export_network
 
-    workdir, out = expand(FLAGS.workdir), expand(FLAGS.out)
+    workdir, out, step = expand(FLAGS.workdir), expand(FLAGS.out), FLAGS.step
     config, facts = read_workdir(workdir)
     checkpoints = Checkpoints.of(workdir, config)
-    if not checkpoints.steps():
+    # The checkpoint's step.
+    if not (saved := checkpoints.steps()):
         raise UserError(f"--workdir {workdir} has no checkpoint yet")
-    step = _step(checkpoints, FLAGS.step)
+    if step in ("last", "best"):
+        step = saved[-1] if step == "last" else checkpoints.best_step()
+    elif not (step.isascii() and step.isdigit()):
+        raise UserError(f"--step={step}: expected a number of steps, last or best")
+    # Parameters are read spread over all devices.
     mesh = meshes.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
         like = lora.trained(layouts.abstract_params(network_model(config, facts, network), mesh))
-        params = checkpoints.params(step, network, like)
+        params = checkpoints.params(int(step), network, like)
         if params is not None:
-            export_network(workdir, network, params, step, out / network)
-            print(f"step {step}: {out / network}")
-
-
-def _step(checkpoints: Checkpoints, named: str) -> int:
-    if named == "last":
-        return checkpoints.steps()[-1]
-    if named == "best":
-        return checkpoints.best_step()
-    if not (named.isascii() and named.isdigit()):
-        raise UserError(f"--step={named}: expected a number of steps, last or best")
-    return int(named)
+            export_network(workdir, network, params, int(step), out / network)
+            print(f"step {int(step)}: {out / network}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ from gadjax.trainer.stage_start import enter_stage
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.trainer.watchdog_rules import TeacherLengths
 from gadjax.trainer.watchdogs import Watchdogs
-from gadjax.workdir.checkpoints import Checkpoints, is_damage
+from gadjax.workdir.checkpoints import Checkpoints
+from gadjax.workdir.storage import is_damage
 
 BEFORE = "before"  # the stage name of figures measured before any training
 _MEASUREMENT, _ROLLOUT = "measurement", "rollout"  # what is compiled ahead

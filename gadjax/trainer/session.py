@@ -35,7 +35,7 @@ def train_and_export(
             setup = prepare_run(config, progress.count)
         check_processes(setup, workdir)
         with processes.together():
-            saved = check_workdir(setup, workdir, force=progress.say if force else None)
+            saved = check_workdir(setup, workdir, force=force, say=progress.say)
         # Take the workdir, and write down whose run it holds.
         with processes.together():
             if first:

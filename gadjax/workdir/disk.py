@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints and exports fit on the disk: known before the first step, not after the first day."""
+"""Whether a run's checkpoints and exports fit on the disk, which is checked before the first step."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ _GB = 1e9
 
 
 def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> None:
-    """Refuses a run whose disks have no room for what it will write: that of the workdir, and that of its checkpoints.
+    """Refuses a run that will write more than its disks have free: the workdir's disk and the checkpoints' disk.
 
-    Counted are whole arrays; on the disk they are compressed a little. An object store is not asked for its room.
+    Arrays are counted at their full size; Orbax compresses them a little. The space of an object store is not known.
 
     Args:
       setup: the run.
-      workdir: need not be there.
-      saved: steps of the checkpoints that it holds, ascending, which have their room already.
+      workdir: the run's folder, which need not exist.
+      saved: the steps of the checkpoints that are on disk already, ascending.
 
     Raises:
-      UserError: how much is free, what is needed, and for what.
+      UserError: there is too little space. The message says how much is free, and how much is needed for what.
     """
-    count = _count(setup, saved)
-    size = max(_checkpoint_bytes(setup, stage) for stage in setup.config.stages)
+    # The largest stage's checkpoint has every network with its optimizer's moments.
+    states = [abstract_state(setup, stage) for stage in setup.config.stages]
+    size = max(_bytes((state.generator, state.discriminator, state.reference)) for state in states)
+    count = _new_checkpoints(setup, saved)
     networks = 1 if set(setup.config.stages) == {"seqkd"} else 2
     exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
+    # The two may lie on one disk, which must have room for both.
     checkpoints = f"{count} checkpoints of {size / _GB:.1f} GB"
     exported = f"exports of {exports / _GB:.1f}"
     remedy = "lower config.checkpoint.keep, or use another disk"
@@ -50,15 +53,15 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
         _check(workdir, name, exports, f"{exported}; use another disk")
 
 
-def _count(setup: Setup, saved: Sequence[int]) -> int:
-    """Checkpoints that will be written beside those that are there, at most at once."""
+def _new_checkpoints(setup: Setup, saved: Sequence[int]) -> int:
+    """How many checkpoints will be on the disk at once, at most, beside those that are there now."""
     config, total = setup.config.checkpoint, sum(stage_lengths(setup).values())
     done = saved[-1] if saved else 0
-    # A new one is whole before an old one goes.
+    # An old checkpoint is removed after the new one is complete: one more than are kept.
     count = max(1, config.keep + bool(config.best) + 1 - len(saved))
     if config.keep_every:
         count += total // config.keep_every - done // config.keep_every
-    return max(0, min(count, total - done))  # a save is of a step that is new
+    return max(0, min(count, total - done))  # each step is saved at most once
 
 
 def _check(place: pathlib.Path, name: str, needed: float, what: str) -> None:
@@ -70,19 +73,16 @@ def _check(place: pathlib.Path, name: str, needed: float, what: str) -> None:
 
 
 def _device(place: pathlib.Path) -> int:
-    """The number of the disk that a place is on, or would be."""
+    """The number of the disk that a path is on, or would be on."""
     return _existing(place).stat().st_dev
 
 
 def _existing(place: pathlib.Path) -> pathlib.Path:
+    """The path, or its nearest parent folder that exists."""
     return next(path for path in (place, *place.absolute().parents) if path.exists())
 
 
-def _checkpoint_bytes(setup: Setup, stage: str) -> int:
-    state = abstract_state(setup, stage)
-    return sum(_bytes(part) for part in (state.generator, state.discriminator, state.reference))
-
-
 def _bytes(tree: Any, dtype: str | None = None) -> int:
+    """The size of a tree's arrays, in their own dtypes or all in `dtype`."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.shape) * jnp.dtype(dtype or leaf.dtype).itemsize for leaf in leaves)

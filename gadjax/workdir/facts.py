@@ -1,4 +1,4 @@
-"""What a workdir says of its run: `config.json`, `run.json` and the tokenizer, which later commands read."""
+"""What a run's folder records about the run for later commands: `config.json`, `run.json` and `tokenizer/`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 import time
 from typing import Any, Literal
 
-from gadjax.data.pipeline import Dataset
 from gadjax.errors import UserError
 from gadjax.files import is_url, replace, writing
 from gadjax.models.architecture import ModelConfig
@@ -22,49 +21,53 @@ from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.workdir.lock import WorkdirLock
 from gadjax.workdir.place import sign_of, take_place
 
-NETWORKS: dict[str, Literal["lm", "score"]] = {
-    "generator": "lm",
-    "discriminator": "score",
-}  # the networks of a run, and the head of each
-_PATIENCE = 60  # seconds until a file must be seen by all processes
+# A run's networks, with the head of each.
+NETWORKS: dict[str, Literal["lm", "score"]] = {"generator": "lm", "discriminator": "score"}
+_PATIENCE = 60  # seconds that a process waits to see a file that another one has written
 
 
 def prepare_workdir(setup: Setup, workdir: pathlib.Path, alone: WorkdirLock, *, begins: bool) -> None:
-    """Makes the workdir with all that later commands read: they need the workdir alone.
+    """Makes the workdir, the folder of its checkpoints, and the files that later commands read.
 
-    It writes `config.json` (resolved), `run.json` (what `run_facts` returns), `tokenizer/`, and the directory of its
-    checkpoints. Where several processes train, the first one writes and the others wait until they see the files.
+    It writes `config.json` (the resolved config), `run.json` (`run_facts`) and `tokenizer/`. The first process writes,
+    and the others wait until they see the files.
 
     Args:
-      alone: is taken where the workdir is new.
-      begins: no checkpoint is there to go on from, and so no log of it.
+      setup: the run.
+      workdir: the run's folder.
+      alone: the workdir's lock, which is taken if the workdir is new.
+      begins: whether the run starts without a checkpoint, so that old logs are deleted.
 
     Raises:
-      UserError: it cannot be written, or another process does not see it, or trains there.
+      UserError: a file cannot be written, a process does not see the folder, or another process trains in it.
     """
     directory = setup.config.checkpoint.directory
     with processes.together():
-        config, facts = setup.config.to_dict(), run_facts(setup)
+        facts = {"config.json": setup.config.to_dict(), "run.json": run_facts(setup)}
         if processes.is_first():
             with writing(workdir, "--workdir "):
                 workdir.mkdir(parents=True, exist_ok=True)
             alone.take()
-            take_place(workdir, directory)  # first: config.json says that it was there
+            # The folder of checkpoints is made before config.json, which says that it exists.
+            take_place(workdir, directory)
             with writing(workdir, "--workdir "):
+                # The logs are deleted before config.json is written: a later start concludes from both of them that
+                # checkpoints are missing.
                 for log in ("metrics.jsonl", "samples.jsonl") if begins else ():
-                    (workdir / log).unlink(missing_ok=True)  # before config.json: `_check_never_saved` reads both
-                _write_json(workdir / "config.json", config)
-                _write_json(workdir / "run.json", facts)
+                    (workdir / log).unlink(missing_ok=True)
+                for name, value in facts.items():
+                    replace(workdir / name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
                 _save_tokenizer(setup, workdir)
+    # Every process waits until it sees both folders. An object store is the same for all.
     with processes.together():
         _wait_for(workdir / "run.json", f"--workdir {workdir}")
         sign = sign_of(workdir, directory)
-        if not is_url(sign):  # a store is one for all
+        if not is_url(sign):
             _wait_for(pathlib.Path(sign), f"config.checkpoint.directory {directory}")
 
 
 def _save_tokenizer(setup: Setup, workdir: pathlib.Path) -> None:
-    """File by file, each whole or as it was: exports copy them, whenever that is."""
+    """Replaces the tokenizer's files one by one, each at once, as an export may copy them at any time."""
     folder = workdir / "tokenizer"
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workdir, prefix="tokenizer.") as name:
@@ -74,7 +77,7 @@ def _save_tokenizer(setup: Setup, workdir: pathlib.Path) -> None:
 
 
 def _wait_for(path: pathlib.Path, what: str) -> None:
-    """A network's file system may show a file to other machines a while after it was written."""
+    """Waits until a path exists: a network file system may show a file to other machines later."""
     end = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > end:
@@ -83,17 +86,21 @@ def _wait_for(path: pathlib.Path, what: str) -> None:
 
 
 def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The run's config and facts."""
+    """The contents of a run's config.json and run.json.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
     try:
-        return tuple(json.loads((workdir / name).read_text()) for name in ("config.json", "run.json"))
+        config, facts = (json.loads((workdir / name).read_text()) for name in ("config.json", "run.json"))
     except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} is not the workdir of a run: no {pathlib.Path(error.filename).name}"
-        ) from None
+        name = pathlib.Path(error.filename).name
+        raise UserError(f"--workdir {workdir} is not the workdir of a run: no {name}") from None
     except ValueError as error:
         raise UserError(
             f"--workdir {workdir}: config.json or run.json is damaged ({error}); restore it, or use another --workdir"
         ) from None
+    return config, facts
 
 
 def network_model(config: dict[str, Any], facts: dict[str, Any], network: str) -> Model:
@@ -103,55 +110,41 @@ def network_model(config: dict[str, Any], facts: dict[str, Any], network: str) -
 
 
 def run_facts(setup: Setup) -> dict[str, Any]:
-    """What run.json holds: the networks' Hugging Face configs, the stages' lengths, and what the data was."""
-    splits = {"training": setup.train, "held-out": setup.heldout}
+    """The contents of run.json: what exports need beside the config, and what tells whether a run is the same one."""
+    splits = {"training": setup.train} | ({"held-out": setup.heldout} if setup.heldout is not None else {})
+    # An export's generation config is the student's, with the ids that end a response and pad it here.
+    path = setup.student / "generation_config.json"
+    generation_config = json.loads(path.read_text()) if path.exists() else {}
+    generation_config |= {"eos_token_id": list(setup.tokenizer.eos_ids), "pad_token_id": setup.tokenizer.pad_id}
     return {
         "hf_configs": setup.hf_configs,
-        "generation_config": _generation_config(setup),
+        "generation_config": generation_config,
         "stages": stage_lengths(setup),
         "tokenizer": setup.tokenizer.fingerprint(),
         "weights": weights_facts(setup),
-        "data": _data_counts(setup),
-        "contents": {split: _fingerprint(data) for split, data in splits.items() if data is not None},
+        "data": {
+            f"{split} rows, {name.replace('_', ' ')}": count
+            for split, data in splits.items()
+            for name, count in dataclasses.asdict(data.counts).items()
+        },
+        "contents": {
+            split: digest(data.prompts.lengths, data.prompts.flat, data.answers.lengths, data.answers.flat)
+            for split, data in splits.items()
+        },
     }
 
 
 def weights_facts(setup: Setup) -> dict[str, str]:
-    """Fingerprints of those that the run reads, at its start and later: a name may come to mean others."""
+    """Fingerprints of the weights that the run reads, as a path or hub id may name others later."""
     read = {} if setup.config.random_init else {"student": setup.student}
     if setup.discriminator_init is not None:
         read["discriminator"] = setup.discriminator_init
     return {network: weights_fingerprint(path) for network, path in read.items()}
 
 
-def _fingerprint(data: Dataset) -> str:
-    """Hash of all the token ids of a dataset."""
-    return digest(data.prompts.lengths, data.prompts.flat, data.answers.lengths, data.answers.flat)
-
-
 def digest(*parts: Any) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+    """A hash of bytes and arrays, as hexadecimal digits."""
+    hashed = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _data_counts(setup: Setup) -> dict[str, int]:
-    splits = {"training": setup.train, "held-out": setup.heldout}
-    return {
-        f"{split} rows, {name.replace('_', ' ')}": count
-        for split, data in splits.items()
-        if data is not None
-        for name, count in dataclasses.asdict(data.counts).items()
-    }
-
-
-def _generation_config(setup: Setup) -> dict[str, Any]:
-    """The student's own, with the ids that ended its responses here."""
-    path = setup.student / "generation_config.json"
-    own = json.loads(path.read_text()) if path.exists() else {}
-    return own | {"eos_token_id": list(setup.tokenizer.eos_ids), "pad_token_id": setup.tokenizer.pad_id}
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    replace(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+        hashed.update(part)
+    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""One process at a time trains in a workdir: a second would take the first one's checkpoints and logs from under it."""
+"""A lock on a run's folder: two processes that train in it would delete each other's checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -6,39 +6,32 @@ import contextlib
 import os
 import pathlib
 import socket
-from types import TracebackType
 
 from gadjax.files import lock, writing
 
-FILE = "running.lock"  # in the workdir; of which process, whether that still runs or not
+FILE = "running.lock"  # in the workdir; names the process that holds the lock, or held it last
 
 
-class WorkdirLock:
-    """A lock on a workdir, from `take` to the end of the block or the process, however that ends; a context manager."""
+class WorkdirLock(contextlib.ExitStack):
+    """A context manager for the lock on a workdir, which is held from `take` to the end of the block.
+
+    The lock is released at the end of the process too, however it ends.
+    """
 
     def __init__(self, workdir: pathlib.Path):
-        self._workdir, self._held = workdir, contextlib.ExitStack()
-        self._taken = False
-
-    def __enter__(self) -> WorkdirLock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
+        super().__init__()
+        self._workdir, self._taken = workdir, False
 
     def take(self) -> None:
-        """Once the folder exists; again is nothing.
+        """Takes the lock, unless it is held already. The folder must exist.
 
         Raises:
-          UserError: another process holds it; or its lock cannot be written.
+          UserError: another process holds the lock, or the file cannot be written.
         """
         if self._taken:
             return
         with writing(self._workdir, "--workdir "):
-            file = open(self._workdir / FILE, "a+b")  # noqa: SIM115, open until the end of the block
-        self._held.callback(file.close)
+            file = self.enter_context(open(self._workdir / FILE, "a+b"))  # noqa: SIM115
         file.seek(0)
         holder = file.read().decode(errors="replace").strip() or "another process"
         lock(file, f"--workdir {self._workdir}: {holder} trains there; wait for it to end, or stop it")

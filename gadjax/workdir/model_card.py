@@ -12,22 +12,19 @@ import gadjax
 from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
-_KINDS = {  # pipeline tag, what it is
-    "generator": (
-        "text-generation",
-        f"A language model distilled from a teacher's answers with gadjax by {_METHOD}.",
-    ),
+_KINDS = {  # the hub's pipeline tag, and what the model is
+    "generator": ("text-generation", f"A language model distilled from a teacher's answers with gadjax by {_METHOD}."),
     "discriminator": (
         "token-classification",
-        f"The discriminator of a model distilled with gadjax by {_METHOD}. Its score of a prompt and a "
-        "response is the logit at the response's last token, turn end included: the higher, the more like "
-        "the teacher's answers. It was trained against this one student and is no general reward model.",
+        f"The discriminator of a model distilled with gadjax by {_METHOD}. Its score of a prompt and a response is the "
+        "logit at the response's last token, which ends the turn. A higher score is more like the teacher's answers. "
+        "It was trained against this one student and is no general reward model.",
     ),
 }
 _STAGES = {
     "seqkd": "cross entropy on the teacher's answers",
-    "warmup": "cross entropy on the teacher's answers; a discriminator learns to tell samples from them",
-    "gad": "policy gradient (GRPO) on the discriminator's scores of samples; it goes on learning",
+    "warmup": "cross entropy on the teacher's answers, while a discriminator learns to tell samples from them",
+    "gad": "policy gradient (GRPO) on the discriminator's scores of samples, while the discriminator goes on learning",
 }
 _TERMS = """\
 ## Terms of use
@@ -36,7 +33,7 @@ This model learned from the answers of another model, the teacher. Providers lim
 may be used for, and some forbid training other models on them. Before you use or share this model, read the
 teacher's terms and the licence of the model that it started from."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOCAL = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")  # how paths outside the working folder begin
+_LOCAL = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")  # the start of a path outside the working folder
 
 
 def model_card(
@@ -48,27 +45,26 @@ def model_card(
     figures: Mapping[str, Mapping[str, float]],
     stages: Mapping[str, int],
 ) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads.
+    """The card as Markdown, with the front matter that the Hugging Face hub reads.
 
-    Paths of this machine are shortened to their last part. No licence is stated: the base model's and the
-    terms of the teacher decide it.
+    Of a path of this machine only the last part is shown. The card states no licence, as that depends on the base model
+    and the teacher's terms.
 
     Args:
       kind: "generator" or "discriminator".
-      base_model: hub id or path that the weights started from; "" where they were random.
+      base_model: hub id or path of the weights that the network started from; "" if they were random.
       config: the run's resolved config.
-      data_counts: by what was counted, such as "training rows" or "held-out rows".
-      figures: held-out figures by stage, as `gadjax.metrics.read_heldout` returns.
-      stages: steps of each stage, in order.
+      data_counts: counts of rows by what was counted, such as "training rows" or "held-out rows".
+      figures: held-out figures by stage, from `gadjax.metrics.read_heldout`.
+      stages: number of steps of each stage, in order.
     """
     from huggingface_hub import ModelCardData
 
     pipeline, about = _KINDS[kind]
-    hub_id = base_model if _is_hub_id(base_model) else None
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,
-        base_model=hub_id,
+        base_model=base_model if _HUB_ID.fullmatch(base_model) and not pathlib.Path(base_model).exists() else None,
         tags=["gadjax", "jax", "distillation", kind],
     )
     start = f"`{_without_folders(base_model)}`" if base_model else "random weights"
@@ -111,19 +107,20 @@ def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
     rows += [[stage_title(stage), *heldout_cells(values)] for stage, values in figures.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True))
-    return (
-        f"## Held-out figures\n\nOn the run's held-out prompts, as last measured in each stage.\n\n{table}\n\n{notes}"
-    )
+    about = "On the run's held-out prompts, as last measured in each stage."
+    return f"## Held-out figures\n\n{about}\n\n{table}\n\n{notes}"
 
 
 def _config_section(config: Mapping[str, Any]) -> str:
     text = json.dumps(_clean(config), indent=2, ensure_ascii=False, default=str)
+    # The fence must be longer than any run of backticks in the config, which a chat template may have.
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     heading = f"<summary>The run's config (gadjax {gadjax.__version__})</summary>"
     return f"<details>\n{heading}\n\n{fence}json\n{text}\n{fence}\n\n</details>"
 
 
 def _clean(value: Any) -> Any:
+    """The config's value, with paths of this machine shortened."""
     if isinstance(value, Mapping):
         return {name: _clean(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -132,11 +129,7 @@ def _clean(value: Any) -> Any:
 
 
 def _without_folders(text: str) -> str:
-    """A path of this machine without its folders; other text as it is."""
+    """The last part of a path of this machine; any other text unchanged."""
     if not _LOCAL.match(text):
         return text
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] or text
-
-
-def _is_hub_id(name: str) -> bool:
-    return bool(_HUB_ID.fullmatch(name)) and not pathlib.Path(name).exists()

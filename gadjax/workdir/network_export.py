@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 from gadjax.config.check import discriminator_checkpoint
 from gadjax.metrics import read_heldout, read_stages
@@ -19,20 +18,25 @@ from gadjax.workdir.model_card import model_card
 def export_network(workdir: pathlib.Path, network: str, params: Params, step: int, out: pathlib.Path) -> None:
     """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card.
 
-    Adapters are merged into the student's weights, which are read anew, and stand in `adapter/` for PEFT too.
+    Adapters are merged into the student's weights, which are read again, and are also written to `adapter/` for PEFT.
 
     Args:
-      params: those that are trained.
-      step: of the run, that the parameters are of; the card tells of no later one.
+      workdir: the run's folder.
+      network: "generator" or "discriminator".
+      params: the network's trained parameters.
+      step: the step of the run that they come from. The card shows nothing of later steps.
+      out: the directory to write.
     """
     config, facts = read_workdir(workdir)
-    model, metrics, apart = network_model(config, facts, network), workdir / "metrics.jsonl", None
+    model, metrics, adapters = network_model(config, facts, network), workdir / "metrics.jsonl", None
     if model.config.lora:
-        apart = Adapters(params, model.config.lora, config["student"])
-        params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), apart)
+        adapters = Adapters(params, model.config.lora, config["student"])
+        params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), adapters)
+    # A discriminator that is grown from the generator started from the student's weights, which may be random.
+    named = discriminator_checkpoint(config) if network == "discriminator" else None
     card = model_card(
         kind=network,
-        base_model=_base_model(network, config),
+        base_model=named or ("" if config["random_init"] else config["student"]),
         config=config,
         data_counts=facts["data"],
         figures=read_heldout(metrics, last_step=step),
@@ -44,15 +48,9 @@ def export_network(workdir: pathlib.Path, network: str, params: Params, step: in
         model.config,
         facts["hf_configs"][network],
         kind=network,
-        adapters=apart,
+        adapters=adapters,
         tokenizer_dir=workdir / "tokenizer",
         generation_config=facts["generation_config"],
         model_card=card,
         dtype=config["export_dtype"],
     )
-
-
-def _base_model(network: str, config: dict[str, Any]) -> str:
-    """The hub id or path of the weights that a network started from; "" where they were random."""
-    named = discriminator_checkpoint(config) if network == "discriminator" else None
-    return named or ("" if config["random_init"] else config["student"])

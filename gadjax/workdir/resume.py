@@ -1,4 +1,4 @@
-"""Whether a run may go on in a workdir: the run that began there must be the one that the config describes."""
+"""Whether a run may continue in a workdir: the run that began there must be the one that the config describes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from gadjax.models.weights import named_leaves
 from gadjax.parallel import processes
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.prepare import Setup
-from gadjax.workdir.checkpoints import Checkpoints, is_damage
+from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.facts import digest, network_model, read_workdir, run_facts, weights_facts
 from gadjax.workdir.place import check_place
+from gadjax.workdir.storage import is_damage
 
-# Fields that make a run this run. All others (lengths of stages, learning rates, evaluation, mesh, ...) may change
-# where it continues. Files of data may lie elsewhere: their contents are compared.
+# The fields that identify a run. All other fields (lengths of stages, learning rates, evaluation, mesh, ...) may change
+# when a run continues. Data files may move, as their contents are compared.
 _FIXED = (
     "student",
     "random_init",
@@ -43,8 +44,7 @@ _FIXED = (
     "discriminator.init",
     "discriminator.replay_size",
 )
-# What runs were before gadjax had a field, of those whose absence says so.
-_EARLIER = {"lora.rank": 0}
+_EARLIER = {"lora.rank": 0}  # the values that runs had before gadjax had the field
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -59,24 +59,29 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     with processes.together(), contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         parts = {"config": setup.config.to_dict(), **run_facts(setup), "workdir": str(workdir)}
         parts["checkpoints"] = checkpoints.steps()
-    digests = {name: digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()}
-    processes.check_equal(digests)
+    processes.check_equal({name: digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()})
 
 
-def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], None] | None = None) -> list[int]:
-    """Refuses to continue the run that a workdir holds as another one; nothing is written.
+def check_workdir(
+    setup: Setup, workdir: pathlib.Path, *, force: bool = False, say: Callable[[str], None] = print
+) -> list[int]:
+    """Refuses to continue a workdir's run as a different run. Writes nothing.
 
     Args:
-      force: shows a line; where it is given, the run goes on as another one if its checkpoint can be.
+      setup: the run that the config describes.
+      workdir: the run's folder.
+      force: continue as a different run nevertheless, if the checkpoint can be used.
+      say: shows the warning that names what differs, with `force`.
 
     Returns:
-      Steps of its checkpoints, ascending.
+      The steps of the run's checkpoints, ascending.
 
     Raises:
-      UserError: a field of `_FIXED`, the stages up to the one in progress, a network, the tokenizer or the data is not
-        what it was; or with `force`, networks, tokenizer or stages are others than those of the checkpoint. Or its
-        checkpoints are not where they should be, or another run's.
+      UserError: a field of `_FIXED`, the stages up to the current one, a network, the tokenizer or the data has
+        changed; or with `force`, the networks, the tokenizer or the stages do not fit the checkpoint. Or the
+        checkpoints are missing, or belong to another run.
     """
+    # Find the checkpoints, and the stage of the newest one.
     with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         saved, stage, where = checkpoints.steps(), checkpoints.stage(), checkpoints.directory
     check_place(workdir, setup.config.checkpoint.directory, saved)
@@ -90,36 +95,40 @@ def check_workdir(setup: Setup, workdir: pathlib.Path, force: Callable[[str], No
         )
     if not (workdir / "config.json").exists():
         raise UserError(f"{where} has checkpoints, but --workdir {workdir} is not that of their run: give that one")
+    # Compare what the workdir records with what the config describes. A field or fact that an earlier version of gadjax
+    # did not record cannot have changed.
     config, facts = read_workdir(workdir)
-    # What else an earlier version of gadjax did not write down cannot have changed.
     fields = [field for field in _FIXED if _value(config, field) is not None]
     known = {name: value for name, value in run_facts(setup).items() if name in facts}
     changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
+    # The stages after the current one may change.
     begun = config["stages"].index(stage) + 1
     if config["stages"][:begun] != list(setup.config.stages[:begun]):
         changes["config.stages"] = ",".join(config["stages"]), ",".join(setup.config.stages)
+    # A student with random weights may move: only its architecture and tokenizer are read, and they have not changed.
     if config["random_init"] and changes.keys() == {"config.student"}:
-        return saved  # the same architecture and tokenizer in another folder, of which nothing else is read
+        return saved
     if changes:
         shown = "; ".join(f"{what}: {_shown(old)} → {_shown(new)}" for what, (old, new) in changes.items())
-        if force is None:
+        if not force:
             raise UserError(f"--workdir {workdir} holds another run ({shown}): use another --workdir, or --force")
-        _check_can_go_on(setup, workdir, stage)
-        force(
-            f"warning: --force: the run in {workdir} goes on as another one ({shown}); steps count on, and the data "
-            "from where its order would stand, had the run been like this from its start"
+        if obstacle := _obstacle(setup, workdir, stage):
+            raise UserError(f"--force: {obstacle}")
+        say(
+            f"warning: --force: the run in {workdir} goes on as another one ({shown}); its steps count on, and the "
+            "data continues where it would be if the run had been like this from its start"
         )
     return saved
 
 
 def _check_never_saved(workdir: pathlib.Path, where: epath.Path) -> None:
-    """Refuses to begin anew, which empties the logs, where checkpoints are gone that there must have been."""
+    """Refuses to start anew, which deletes the logs, if the logs show that checkpoints must have existed."""
     if not (workdir / "config.json").exists() or not (workdir / "metrics.jsonl").exists():
         return
     config, _ = read_workdir(workdir)
     trained = [record for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "train"]
     steps = [record["step"] for record in trained]
-    # The ends of stages are saved too. A second save begins once the first is on disk; a run may be killed before.
+    # The ends of stages are saved too. A second save starts when the first is on disk, and a run may be killed earlier.
     saves = (workdir / "export").exists() or len({record["stage"] for record in trained}) > 2
     if steps and (saves or steps[-1] > 2 * config["checkpoint"]["every"]):
         raise UserError(
@@ -128,34 +137,35 @@ def _check_never_saved(workdir: pathlib.Path, where: epath.Path) -> None:
         )
 
 
-def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
-    """Refuses what no force can continue: a checkpoint whose stage, ids or arrays mean nothing to this run."""
+def _obstacle(setup: Setup, workdir: pathlib.Path, stage: str) -> str | None:
+    """Why not even --force can continue from the newest checkpoint, or None if it can."""
     if stage not in setup.config.stages:
-        raise UserError(f"--force: the run of --workdir {workdir} is in stage {stage}, which config.stages leaves out")
+        return f"the run of --workdir {workdir} is in stage {stage}, which config.stages leaves out"
+    # Token ids must mean the same text.
     if vocabulary_fingerprint(workdir / "tokenizer") != setup.tokenizer.vocabulary_fingerprint():
-        raise UserError(
-            f"--force: the run of --workdir {workdir} has another tokenizer than {setup.student}, and token ids would "
-            "mean other text: use another --workdir"
+        return (
+            f"the run of --workdir {workdir} has another tokenizer than {setup.student}, and token ids would mean "
+            "other text: use another --workdir"
         )
+    # Adapters must stand on the weights that they were trained on, which a checkpoint does not hold.
     config, facts = read_workdir(workdir)
     weights = weights_facts(setup)
     moved = config["student"] != setup.config.student or facts.get("weights", weights) != weights
     if setup.generator.config.lora and moved:
-        raise UserError(
-            f"--force: the adapters of --workdir {workdir} stand on the weights of {config['student']} as they were "
-            f"then, which its checkpoints do not hold, and config.student is {setup.config.student}: use another "
-            "--workdir"
+        return (
+            f"the adapters of --workdir {workdir} stand on the weights of {config['student']} as they were then, which "
+            f"its checkpoints do not hold, and config.student is {setup.config.student}: use another --workdir"
         )
+    # The networks must compute the same.
     state = abstract_state(setup, stage)
     networks = {"generator": state.generator, "discriminator": state.discriminator}
-    for network in (name for name, part in networks.items() if part is not None):
+    networks = {network: part for network, part in networks.items() if part is not None}
+    others = f"the checkpoint of --workdir {workdir} is of other networks"
+    for network in networks:
         before, now = (_computed(model) for model in (network_model(config, facts, network), getattr(setup, network)))
         for name, (old, new) in _changes(before, now).items():
-            raise UserError(
-                f"--force: the checkpoint of --workdir {workdir} is of other networks: the {network}'s {name} was "
-                f"{_shown(old)}, and is {_shown(new)}: use another --workdir"
-            )
-    given = named_leaves({name: part.params for name, part in networks.items() if part is not None})
+            return f"{others}: the {network}'s {name} was {_shown(old)}, and is {_shown(new)}: use another --workdir"
+    # The checkpoint must be readable, and its arrays must have the networks' shapes.
     with contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         step = checkpoints.steps()[-1]
         try:
@@ -163,25 +173,24 @@ def _check_can_go_on(setup: Setup, workdir: pathlib.Path, stage: str) -> None:
         except Exception as error:
             if not is_damage(error):
                 raise
-            raise UserError(
-                f"--force: the checkpoint of step {step} in --workdir {workdir} is damaged ({first_line(error)}): run "
-                "once without --force, which goes on from the one before"
-            ) from error
+            return (
+                f"the checkpoint of step {step} in --workdir {workdir} is damaged ({first_line(error)}): run once "
+                "without --force, which goes on from the one before"
+            )
+    given = named_leaves({network: part.params for network, part in networks.items()})
     for name, (old, new) in _changes(found, {name: leaf.shape for name, leaf in given.items()}).items():
-        raise UserError(
-            f"--force: the checkpoint of --workdir {workdir} is of other networks, as {name} shows ({old} → {new}): "
-            "use another --workdir"
-        )
+        return f"{others}, as {name} shows ({old} → {new}): use another --workdir"
+    return None
 
 
 def _computed(model: Model) -> dict[str, Any]:
-    """All that a network's values depend on, but for its parameters; another precision or remat may go on with them."""
+    """What a network's outputs depend on beside its parameters. Precision and remat may change when a run continues."""
     fields = dataclasses.asdict(model.config)
     return {name: value for name, value in fields.items() if name not in ("dtype", "remat")}
 
 
 def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str, Any]:
-    """What makes a run what it is, named for messages."""
+    """The values that identify a run, by names for messages."""
     flat = {f"config.{field}": _value(config, field) for field in fields}
     for network, hf_config in facts["hf_configs"].items():
         flat |= {f"{network}'s {name}": value for name, value in hf_config.items()}
@@ -196,12 +205,12 @@ def _value(config: Any, field: str) -> Any:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    old, new = (json.loads(json.dumps(side)) for side in (old, new))  # tuples as JSON has them
-    names = dict.fromkeys([*old, *new])
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    """The old and the new value of each name whose values differ, compared as JSON, which has no tuples."""
+    old, new = (json.loads(json.dumps(side)) for side in (old, new))
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 
 def _shown(value: Any) -> str:
-    """On one line, and short: a chat template can be pages long."""
+    """A value on one line, cut in the middle if it is long: a chat template can be pages long."""
     text, half = repr(value), _SHOWN // 2
     return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"

@@ -33,7 +33,7 @@ def test_the_terminal_sees_the_rows_being_tokenised(tiny_config, tmp_path, monke
     seen = []
     monkeypatch.setattr(RunProgress, "count", lambda self, *args: seen.append(args))
 
-    def stop(setup, workdir, force):
+    def stop(setup, workdir, **_):
         raise Enough
 
     monkeypatch.setattr(session, "check_workdir", stop)

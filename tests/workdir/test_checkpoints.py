@@ -17,7 +17,8 @@ from gadjax.distill import state as states
 from gadjax.distill.state import GadState
 from gadjax.errors import UserError
 from gadjax.parallel import mesh as meshes
-from gadjax.workdir.checkpoints import Checkpoints, clear_unfinished, is_damage
+from gadjax.workdir.checkpoints import Checkpoints, clear_unfinished
+from gadjax.workdir.storage import is_damage
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
