@@ -1,4 +1,4 @@
-"""python -m gadjax.export: any checkpoint of a run, from its workdir alone."""
+"""python -m gadjax.export writes any checkpoint of a run, and needs the workdir only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def files(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_with_the_workdir_alone(command, finished_run, tmp_path):
-    """The student's folder is gone. The last step's export is the run's own, to the byte; an earlier one is not."""
+    """The student's folder is missing. The export of the last step equals the run's own; an earlier one differs."""
     student = pathlib.Path(finished_run.config.student)
     away = student.rename(student.with_name("away"))
     try:

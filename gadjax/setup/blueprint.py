@@ -1,4 +1,4 @@
-"""What the programs of a run depend on: config, devices and architectures, without data or weights."""
+"""What a run's compiled programs depend on: config, devices and architectures, without data or weights."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ from gadjax.rollout.sampler import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """Enough of a run to compile every program of it.
+    """As much of a run as all its programs need to be compiled.
 
     Attributes:
-      config: resolved.
-      mesh: of training; `sampler` has the one of sampling.
-      eos_ids, pad_id: of the student's tokenizer.
-      prompt_width: tokens of the longest prompt that the data has.
-      heldout_prompts: that figures are measured on; 0 for none.
+      config: the resolved config.
+      mesh: the mesh of training.
+      generator: the student on the mesh of training.
+      sampler: the student on the mesh of sampling.
+      discriminator: the discriminator on the mesh of training.
+      eos_ids: the ids that end a response.
+      pad_id: the id at padded positions.
+      prompt_width: tokens of the longest prompt in the data.
+      heldout_prompts: the number of held-out prompts that figures are measured on.
     """
 
     config: ConfigDict
@@ -46,63 +50,47 @@ class Blueprint:
     prompt_width: int
     heldout_prompts: int
 
-    def row_length(self, group: int = 1) -> int:
-        """Tokens of a packed row, of prompts with so many responses each.
+    @property
+    def sequence_length(self) -> int:
+        """The most tokens that a prompt and its response have."""
+        return self._group_length(1)
 
-        As the config says, or as many as the longest sequence has. Where attention leaves out what is not seen, those
-        of a whole group, so that its prompt stands there once, if a micro-batch may have so many.
+    def row_length(self, group: int = 1) -> int:
+        """Tokens of a packed row, for prompts with `group` responses each.
+
+        `config.row_length` if it is set. Otherwise the longest sequence's tokens; or, if the attention's cost grows
+        only with the pairs of tokens that see each other, those of a whole group, so that its prompt is in the row
+        once, as long as a micro-batch may have so many.
         """
         if self.config.row_length:
             return self.config.row_length
         whole = self._group_length(group)
-        if self._backend == "blocks" and whole <= self.config.micro_batches.tokens:
-            return whole
-        return self.sequence_length
-
-    def whole_groups(self, group: int) -> bool:
-        """Whether such a row has room for a prompt with all of its responses, each at full length."""
-        return self.shares_prompts and self.row_length(group) >= self._group_length(group)
-
-    def row_shape(self, group: int, *, adaptive: bool = True) -> RowShape:
-        """How sequences become rows, so many of each prompt."""
-        return RowShape(
-            self.row_length(group),
-            self.row_multiple,
-            adaptive=adaptive,
-            share=self.shares_prompts,
-            whole_groups=self.whole_groups(group),
+        return (
+            whole if self._backend == "blocks" and whole <= self.config.micro_batches.tokens else self.sequence_length
         )
 
-    def _group_length(self, group: int) -> int:
-        return self.prompt_width + group * self.config.data.max_response_length
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens of a sequence at most: the width of the data's prompts, and max_response_length."""
-        return self.prompt_width + self.config.data.max_response_length
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a program come in multiples of this."""
-        return meshes.batch_shards(self.mesh)
-
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether a group's prompt is computed once a row in updates."""
-        return shares_prompts(self._backend)
-
-    @property
-    def _backend(self) -> Backend:
-        return attention_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim)
+    def row_shape(self, group: int, *, adaptive: bool = True) -> RowShape:
+        """How sequences are packed into rows, for prompts with `group` responses each."""
+        length, share = self.row_length(group), shares_prompts(self._backend)
+        whole_groups = share and length >= self._group_length(group)
+        return RowShape(length, meshes.batch_shards(self.mesh), adaptive, share, whole_groups)
 
     def sampling(self, temperature: float) -> Sampling:
-        """How the student's answers are drawn at a temperature."""
+        """The settings by which the student's responses are drawn at a temperature."""
         return Sampling(
             max_response_length=self.config.data.max_response_length,
             eos_ids=self.eos_ids,
             pad_id=self.pad_id,
             temperature=temperature,
         )
+
+    def _group_length(self, group: int) -> int:
+        """The most tokens of a prompt with `group` responses."""
+        return self.prompt_width + group * self.config.data.max_response_length
+
+    @property
+    def _backend(self) -> Backend:
+        return attention_backend(self.mesh, self.generator.config.dtype, self.generator.config.head_dim)
 
 
 def make_networks(
@@ -114,7 +102,10 @@ def make_networks(
     """The fields `generator`, `sampler` and `discriminator` of a `Blueprint`, checked against the mesh.
 
     Args:
-      student, discriminator: an architecture and where it was read; without a discriminator's own, the student's.
+      config: the resolved config.
+      mesh: the mesh of training.
+      student: an architecture, and the path that it was read from.
+      discriminator: the same; None for the student's.
 
     Raises:
       UserError: a size of a network, or the batch, does not divide over the mesh.
@@ -137,7 +128,7 @@ def make_networks(
 
 
 def adapters(config: Mapping[str, Any]) -> Lora | None:
-    """The adapters of a run, None where it trains everything; `config`: a `ConfigDict`, or a run's config.json."""
+    """The adapters of a `ConfigDict`, or of a run's config.json; None if all parameters are trained."""
     rank = field_value(config, "lora.rank")
     return Lora(rank, float(field_value(config, "lora.alpha"))) if rank else None
 
@@ -166,29 +157,33 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
 
 
 def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
-    """As the config says, or the fewest that keep a device's rows within `micro_batches.tokens`, all at full length."""
+    """The number of micro-batches of a network's update: the config's, or the smallest that keeps to its limit.
+
+    The limit is `config.micro_batches.tokens` in a device's rows, even if every sequence is as long as it can be.
+    """
     config = blueprint.config
     if chosen := config.micro_batches[network]:
         return chosen
-    groups, samples = config.batch_size, config.rollout.num_samples
+    # The prompts of an update, the responses to each prompt, and how many times as many there are with replayed ones.
+    prompts, samples = config.batch_size, config.rollout.num_samples
+    group, times = 1, 1.0
     if network == "discriminator":
         replayed = config.discriminator.replay_share if config.discriminator.replay_size else 0.0
-        group, share = 1 + samples, 1 / (1 - replayed)  # past groups beside the fresh ones
+        group, times = 1 + samples, 1 / (1 - replayed)
     elif stage == "gad":
-        group, share, groups = samples, 1, groups // config.gad.ppo_minibatches
-    else:
-        group, share = 1, 1
+        group, prompts = samples, prompts // config.gad.ppo_minibatches
     shape, alone = blueprint.row_shape(group), blueprint.row_shape(1)
-    per_prompt = share * (1 if shape.whole_groups else group)
+    rows_per_prompt = times * (1 if shape.whole_groups else group)
 
-    def rows(shape: RowShape) -> int:
+    def most_rows(shape: RowShape) -> int:
         return max(1, config.micro_batches.tokens // shape.row_length) * shape.row_multiple
 
-    def fits(parts: int) -> bool:  # the generator's are also of the teacher's answers to all prompts, a row each
-        others = network == "discriminator" or config.batch_size <= parts * rows(alone)
-        return groups // parts * per_prompt <= rows(shape) and others
+    def fits(parts: int) -> bool:
+        # The generator also learns from the teacher's answers to all prompts of the batch, one row each.
+        answers = config.batch_size if network == "generator" else 0
+        return prompts // parts * rows_per_prompt <= most_rows(shape) and answers <= parts * most_rows(alone)
 
-    return next(filter(fits, meshes.divisors(groups)), groups)
+    return next(filter(fits, meshes.divisors(prompts)), prompts)
 
 
 def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
@@ -212,7 +207,7 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
 
 
 def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
-    """What sampling reads, as `Programs.decoding_params` returns it: a leaf that needs no change is the state's own."""
+    """The shapes of what `Programs.decoding_params` returns. A leaf that sampling reads as it is stays the state's."""
     model = blueprint.sampler
     shardings = layouts.param_shardings(model, model.mesh, meshes.DECODING_RULES)
 
@@ -225,6 +220,7 @@ def decoding_weights(blueprint: Blueprint, state: GadState) -> dict[str, Any]:
 
 
 def _check_batch(config: ConfigDict, mesh: jax.sharding.Mesh, sampling: jax.sharding.Mesh) -> None:
+    """Checks that the batch divides over the mesh of training, and the slots of decoding over the mesh of sampling."""
     shards = meshes.batch_shards(mesh)
     if config.batch_size % shards:
         raise UserError(

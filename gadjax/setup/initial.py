@@ -11,29 +11,30 @@ from gadjax.setup.prepare import Setup
 
 
 def initial_base(setup: Setup) -> Params | None:
-    """What adapters stand on: the student's parameters in the compute dtype; None where there are no adapters."""
+    """The student's frozen parameters in the compute dtype, on which adapters stand; None if there are no adapters."""
     model = setup.generator
     abstract = lora.frozen(layouts.abstract_params(model, setup.mesh, model.config.dtype))
     return abstract and load_params(setup.student, model.config, abstract)
 
 
 def initial_generator(setup: Setup) -> Params:
-    """The student's float32 parameters in the training layout; with a base, adapters that change nothing."""
+    """The generator's trained parameters, float32 in the training layout: the student's, or fresh adapters."""
     model, mesh = setup.generator, setup.mesh
     if setup.config.random_init or model.config.lora:
         shardings = lora.trained(layouts.param_shardings(model, mesh))
-        return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, "generator"))
+        return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, 0))
     return load_params(setup.student, model.config, layouts.abstract_params(model, mesh))
 
 
 def initial_discriminator(setup: Setup, generator: Params) -> Params:
-    """The discriminator's parameters: of the checkpoint `discriminator.init`, else grown with a fresh head.
+    """The discriminator's trained parameters: the checkpoint's that the config names, or grown with a fresh head.
 
     Args:
-      generator: the trained parameters to grow it from, where no checkpoint is named.
+      setup: the run.
+      generator: the trained parameters that the discriminator grows from if the config names no checkpoint.
     """
     model, shardings = setup.discriminator, lora.trained(layouts.param_shardings(setup.discriminator, setup.mesh))
-    key = _key(setup, "discriminator")
+    key = _key(setup, 1)
     if setup.discriminator_init is None:
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
         return jax.jit(grow, out_shardings=shardings)(generator, key)
@@ -42,6 +43,6 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 
-def _key(setup: Setup, network: str) -> jax.Array:
-    number = ("generator", "discriminator").index(network)
+def _key(setup: Setup, number: int) -> jax.Array:
+    """The key of the generator's (0) or the discriminator's (1) random parameters."""
     return jax.random.fold_in(jax.random.key(setup.config.seed), 1000 + number)

@@ -1,4 +1,4 @@
-"""From a config to everything that a run needs: checks first, then data, and weights last."""
+"""From a config to everything that a run needs before its weights: checked networks, tokenizer and data."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ from gadjax.setup.blueprint import Blueprint, make_networks
 class Setup(Blueprint):
     """A checked run, before any weights are loaded."""
 
-    student: pathlib.Path
+    student: pathlib.Path  # the directory of its checkpoint
     tokenizer: ChatTokenizer
     train: Dataset
     heldout: Dataset | None
-    hf_configs: dict[str, dict[str, Any]]  # of "generator" and "discriminator", as Hugging Face wrote them
-    discriminator_init: pathlib.Path | None  # None: grown from the student
+    hf_configs: dict[str, dict[str, Any]]  # the config.json of "generator" and "discriminator"
+    discriminator_init: pathlib.Path | None  # the directory of its checkpoint; None if it grows from the generator
 
 
-def prepare_run(config: ConfigDict, watch: ProgressCallback = lambda what, done, total: None) -> Setup:
-    """Checks config, models' configs, the headers of their weights, tokenizer, data and mesh.
+def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, done, total: None) -> Setup:
+    """Checks the config, the models' configs, the headers of their weights, the tokenizer, the data and the mesh.
 
     Args:
-      config: as the user gave it.
-      watch: called with what is being counted, how many are done and how many there are, as the data is tokenised.
+      config: the config as the user gave it.
+      progress: called as the data is tokenised.
 
     Raises:
-      UserError: at the first that cannot work.
+      UserError: the first of these that cannot work.
     """
     config = resolve(config)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    # Read the architectures. Without a checkpoint of its own, the discriminator has the student's.
     student = resolve_model(config.student)
     model_config, hf_config = read_hf_config(student)
     other, hf_discriminator, init = None, hf_config, None
@@ -65,7 +66,7 @@ def prepare_run(config: ConfigDict, watch: ProgressCallback = lambda what, done,
                 "while config.gad.train_discriminator is off: name an exported discriminator, or add the warmup stage"
             )
     networks = make_networks(config, mesh, (model_config, str(student)), other)
-
+    # Load the tokenizer. Both networks must read the same token ids.
     tokenizer = load_tokenizer(
         student,
         chat_template=config.data.chat_template or None,
@@ -77,18 +78,20 @@ def prepare_run(config: ConfigDict, watch: ProgressCallback = lambda what, done,
             f"config.discriminator.init {init} has another tokenizer than the student {student}: the discriminator "
             "reads the student's tokens, so choose a checkpoint of the same family"
         )
+    # Check the headers of all weights that the run will load, so that no later stage fails.
     if not config.random_init:
         whole = networks["generator"].abstract_params()
         check_weights(student, lora.frozen(whole) or whole)
     if init is not None:
         check_weights(init, networks["discriminator"].abstract_params(), missing=("score",))
-    train = _dataset(config, tokenizer, "train", watch)
-    heldout = _dataset(config, tokenizer, "heldout", watch) if config.data.heldout else None
+    # Tokenise the data, and check that it fits the networks.
+    train = _dataset(config, tokenizer, "train", progress)
+    heldout = _dataset(config, tokenizer, "heldout", progress) if config.data.heldout else None
     setup = Setup(
         config=config,
         mesh=mesh,
         **networks,
-        eos_ids=tuple(tokenizer.eos_ids),
+        eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         prompt_width=max(data.prompt_width for data in (train, heldout) if data),
         heldout_prompts=min(config.evaluation.prompts or len(heldout), len(heldout)) if heldout else 0,
@@ -104,14 +107,14 @@ def prepare_run(config: ConfigDict, watch: ProgressCallback = lambda what, done,
 
 
 def stage_lengths(setup: Setup) -> dict[str, int]:
-    """Steps of each stage of the run."""
+    """The number of steps of each stage of the run."""
     per_epoch = setup.train.steps_per_epoch(setup.config.batch_size)
     sections = {stage: setup.config[stage] for stage in setup.config.stages}
     return {stage: s.steps or max(1, round(s.epochs * per_epoch)) for stage, s in sections.items()}
 
 
 def _check_sizes(setup: Setup) -> None:
-    """Data, networks and config fit each other."""
+    """Checks that data, networks and config fit each other."""
     config, tokens = setup.config, setup.tokenizer.vocab_size
     if len(setup.train) < config.batch_size:
         raise UserError(
@@ -139,7 +142,8 @@ def _check_sizes(setup: Setup) -> None:
         check_warmup_length(config, stage_lengths(setup)["warmup"])
 
 
-def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: ProgressCallback) -> Dataset:
+def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, progress: ProgressCallback) -> Dataset:
+    """The tokenised rows of a split, "train" or "heldout"."""
     path = config.data[split]
     return prepare(
         read_rows(path),
@@ -148,5 +152,5 @@ def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, watch: Pr
         max_response_length=config.data.max_response_length,
         cut_answers=config.data.cut_answers,
         source_name=f"config.data.{split} {path}",
-        progress=functools.partial(watch, f"tokenising data.{split}"),
+        progress=functools.partial(progress, f"tokenising data.{split}"),
     )

@@ -1,4 +1,4 @@
-"""Settings that choose themselves, and sizes that do not divide."""
+"""Settings that a blueprint chooses, and sizes that do not divide over the mesh."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def blueprint(tiny_config, fields=None, devices=8):
         (10**6, 1, 1, 1),
         (64 * 4, 1, 2, 4),  # four rows of two samples each, three of two samples and the teacher's answer
         (72, 8, 1, 1),
-        (1, 8, 2, 4),  # too few for a group: a sequence a row, and a row a device at least
+        (1, 8, 2, 4),  # too few for a group: each row has one sequence, and each device at least one row
         (1, 1, 8, 8),
     ],
 )
 def test_micro_batches_fit_the_tokens(tiny_config, tokens, devices, generator, discriminator):
-    """A sequence has 48 + 8 tokens, a whole group 8 more for each more; a step has 8 prompts, 2 samples each."""
+    """A sequence has 48 + 8 tokens, a group 8 more for each further response. A step has 8 prompts, 2 samples each."""
     found = make_method(blueprint(tiny_config, {"micro_batches.tokens": tokens}, devices), "gad")
     assert (found.generator_micro_batches, found.discriminator_micro_batches) == (generator, discriminator)
 
@@ -47,7 +47,7 @@ def test_a_stage_without_samples_has_larger_slices(tiny_config):
 @pytest.mark.parametrize("fields", [{}, {"row_length": 320}, {"gad.ppo_minibatches": 4}, {"gad.sft_coefficient": 1.0}])
 @pytest.mark.parametrize("tokens", [400, 1000])
 def test_no_micro_batch_has_more_tokens(tiny_config, fields, tokens):
-    """Of any kind of rows, all at full length."""
+    """The limit holds for every kind of rows, if all sequences have their full length."""
     made = blueprint(tiny_config, fields | {"micro_batches.tokens": tokens}, 1)
     method = make_method(made, "gad")
     found = {
@@ -61,16 +61,16 @@ def test_no_micro_batch_has_more_tokens(tiny_config, fields, tokens):
 
 
 def test_rows_of_whole_groups(tiny_config):
-    """Where attention leaves out what is not seen, and a micro-batch may have so many tokens."""
+    """Rows hold whole groups if the attention skips masked blocks and a micro-batch may have so many tokens."""
     made = blueprint(tiny_config, {}, 1)
     assert [made.row_length(group) for group in (1, 2, 3)] == [56, 64, 72]
-    assert all(made.whole_groups(group) for group in (1, 2, 3))
+    assert all(made.row_shape(group).whole_groups for group in (1, 2, 3))
     made = blueprint(tiny_config, {"micro_batches.tokens": 70}, 1)
     assert [made.row_length(group) for group in (1, 2, 3)] == [56, 64, 56]
-    assert [made.whole_groups(group) for group in (1, 2, 3)] == [True, True, False]
+    assert [made.row_shape(group).whole_groups for group in (1, 2, 3)] == [True, True, False]
     given = blueprint(tiny_config, {"row_length": 70}, 1)
     assert [given.row_length(group) for group in (1, 2, 3)] == [70, 70, 70]
-    assert [given.whole_groups(group) for group in (1, 2, 3)] == [True, True, False]
+    assert [given.row_shape(group).whole_groups for group in (1, 2, 3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("slots", [0, 2, 6, 1024])

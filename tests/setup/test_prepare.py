@@ -1,4 +1,4 @@
-"""What a run refuses before it loads any weights, and the set-up of one that can work."""
+"""What a run refuses before it loads any weights, and the set-up of a run that can work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def no_weights(monkeypatch):
 
 @pytest.fixture
 def variant(tmp_path, student, hf_config, add_weights):
-    """A copy of the student whose config.json has other fields; with weights, where it is one that has any."""
+    """Makes a copy of the student with other fields in its config.json, and on request with weights."""
 
     def make(weights: bool = False, **fields) -> str:
         directory = tmp_path / "variant"
@@ -192,7 +192,7 @@ def spoil(directory: pathlib.Path, how: str) -> str:
 @pytest.mark.parametrize("network", ["student", "discriminator.init"])
 @pytest.mark.parametrize("how", ["absent", "pickled", "incomplete", "misshapen"])
 def test_weights_that_cannot_be_loaded_before_any_stage(no_weights, tiny_config, tmp_path, variant, network, how):
-    """By their headers, before the workdir is made; also those of a network that a later stage brings in."""
+    """Their headers are read before the workdir is made, also those of a network that only a later stage trains."""
     directory = variant(weights=True)
     message = spoil(pathlib.Path(directory), how)
     fields = {"student": directory, "random_init": False} if network == "student" else {network: directory}
@@ -205,7 +205,7 @@ def test_a_student_from_random_weights_needs_none(tiny_config):
 
 
 def test_a_frozen_discriminator_needs_a_trained_head(no_weights, tiny_config, tmp_path, variant, add_weights):
-    """A causal language model gets a new head, which says nothing unless a stage trains it."""
+    """A causal language model gets a new head, whose scores mean nothing until a stage trains it."""
     init = variant(weights=True)
     fields = {"stages": ("gad",), "gad.train_discriminator": False, "discriminator.init": init}
     refused(
@@ -224,7 +224,7 @@ def test_a_frozen_discriminator_needs_a_trained_head(no_weights, tiny_config, tm
 
 
 def test_warmup_that_ends_before_the_generator_s_part(no_weights, tiny_config, tmp_path):
-    """In epochs, which only the data turns into steps: one of 24 rows in batches of 8 has three."""
+    """A length in epochs needs the data: an epoch of 24 rows in batches of 8 has three steps."""
     fields = {"warmup.steps": 0, "warmup.epochs": 1.0, "warmup.discriminator_only_steps": 3}
     refused(tiny_config(fields), tmp_path / "run", "discriminator_only_steps 3 leaves the generator none of .* 3 steps")
     prepare_run(tiny_config(fields | {"warmup.epochs": 2.0}))
@@ -250,7 +250,7 @@ def test_batch_must_divide_over_the_mesh(no_weights, tiny_config, all_devices):
         prepare_run(tiny_config({"batch_size": 12}))
     setup = prepare_run(tiny_config({"batch_size": 4, "mesh.tensor": 2}))
     assert dict(setup.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
-    assert setup.row_multiple == 4
+    assert setup.row_shape(1).row_multiple == 4
 
 
 def test_setup(tiny_config):
@@ -266,7 +266,7 @@ def test_setup(tiny_config):
 
 
 def test_stage_lengths(tiny_config):
-    """24 rows in batches of 8 are 3 steps an epoch; steps go before epochs."""
+    """24 rows in batches of 8 are 3 steps an epoch; a number of steps overrides epochs."""
     fields = {"stages": ("seqkd", "warmup", "gad"), "seqkd.steps": 0, "seqkd.epochs": 2.0, "gad.steps": 0}
     setup = prepare_run(tiny_config(fields | {"gad.epochs": 0.1}))
     assert stage_lengths(setup) == {"seqkd": 6, "warmup": 2, "gad": 1}

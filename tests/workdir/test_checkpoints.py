@@ -1,4 +1,4 @@
-"""Checkpoints: all of a state comes back, laid out as asked; a part of it without the rest."""
+"""Checkpoints: a whole state comes back in the layout that was asked for, and one network without the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state(reference: str = "bfloat16") -> GadState:
 
 
 def like(value, spread: bool = False):
-    """Shapes of a state; with `spread`, kernels over all eight devices."""
+    """The shapes of a state; with `spread`, its kernels lie over all eight devices."""
     mesh = meshes.make_mesh(1, 8, 1)
 
     def abstract(leaf):
@@ -115,12 +115,12 @@ def test_keep(tmp_path):
     ("figure", "values", "best"),
     [
         ("nll", [3.0, 1.0, 2.0, float("nan")], (2, 1.0)),
-        ("rouge_l", [0.1, 0.3, 0.3, 0.2], (3, 0.3)),  # of equals the last
+        ("rouge_l", [0.1, 0.3, 0.3, 0.2], (3, 0.3)),  # the last of equal ones
         ("two_sample", [0.8, 0.45, 0.4, None], (2, 0.45)),  # nearest to a half, from either side
     ],
 )
 def test_the_best_is_kept(tmp_path, figure, values, best):
-    """Beside the last, which is not measured; and known again from the folder alone."""
+    """It is kept beside the last one, which is not measured, and found again from the folder alone."""
     checkpoints = Checkpoints(tmp_path, keep=1, best=figure)
     assert checkpoints.best() is None
     for step, value in enumerate(values, start=1):
@@ -140,16 +140,16 @@ def test_the_best_is_kept(tmp_path, figure, values, best):
 @pytest.mark.parametrize(
     "error",
     [
-        # TensorStore's own words, of a file without permission and of a process with too many files.
+        # What TensorStore says of a file without permission, and in a process with too many open files.
         ValueError('PERMISSION_DENIED: Error opening "zarr" driver: Failed to open file: [OS error: EACCES]'),
         ValueError("RESOURCE_EXHAUSTED: Error reading local file: [OS error: EMFILE Too many open files]"),
         ValueError("UNAVAILABLE: Error reading gs://bucket/run/4/state: HTTP status code: 503"),
         ValueError("INTERNAL: Error reading local file: Stale file handle"),
         OSError(errno.EIO, "Input/output error"),
-        type("HttpError", (Exception,), {})("503, of some client"),
+        type("HttpError", (Exception,), {})("503 from some client"),
     ],
 )
-def test_what_is_of_the_machine_is_no_damage(error):
+def test_an_error_of_the_machine_is_no_damage(error):
     assert not is_damage(error)
 
 
@@ -157,12 +157,12 @@ def test_what_is_of_the_machine_is_no_damage(error):
     "error",
     [ValueError("DATA_LOSS: Error decoding chunk"), KeyError("stage"), FileNotFoundError(errno.ENOENT, "No such file")],
 )
-def test_what_is_of_the_files_is_damage(error):
+def test_an_error_of_the_files_is_damage(error):
     assert is_damage(error)
 
 
 def test_preemptions_are_not_asked_for(tmp_path, monkeypatch):
-    """JAX counts the questions of all that ask, to stop all processes at the same one."""
+    """JAX counts the questions of all callers, to stop all processes at the same one."""
     asked = []
     monkeypatch.setattr("orbax.checkpoint._src.multihost.multihost.reached_preemption", asked.append)
     monkeypatch.setattr("orbax.checkpoint.utils.reached_preemption", asked.append)
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_not_the_best(tmp_path):
 
 
 def test_a_machine_that_cannot_read_is_no_damage(tmp_path, monkeypatch):
-    """Else the best one would be lost, or an older stage taken for the run's."""
+    """Otherwise the best checkpoint would be lost, or an older stage taken for the run's."""
     checkpoints = Checkpoints(tmp_path, keep=9)
     checkpoints.save(1, {"x": jnp.ones(2)}, {}, PROGRESS | {"figures": {"nll": 1.0}})
     checkpoints.wait()
@@ -226,7 +226,7 @@ def test_a_state_without_metadata(saved):
     ],
 )
 def test_an_object_store_that_cannot_be_opened(tmp_path, monkeypatch, error):
-    """No library of one is asked, nor a network."""
+    """The test uses neither a library for object stores nor a network."""
     monkeypatch.setattr(ocp, "CheckpointManager", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(
         UserError, match=r"^gs://bucket/run cannot be opened \(.+\): .* config\.checkpoint\.dir"
@@ -242,14 +242,14 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     unfinished = checkpoints.directory / "4.orbax-checkpoint-tmp"
     (unfinished / "state").mkdir(parents=True)
     (checkpoints.directory / "2.damaged").mkdir()
-    (checkpoints.directory / "notes.orbax-checkpoint-tmp").mkdir()  # not a step: nothing of Orbax's
+    (checkpoints.directory / "notes.orbax-checkpoint-tmp").mkdir()  # not the number of a step, so not made by Orbax
     clear_unfinished(checkpoints.directory)
     left = sorted(path.name for path in checkpoints.directory.iterdir())
     assert left == ["2.damaged", "3", "notes.orbax-checkpoint-tmp"]
 
 
 def test_in_a_store_other_folders_stay(tmp_path, monkeypatch):
-    """Of which Orbax takes each for unfinished: without renaming, a save is whole by a file that it ends with."""
+    """Orbax takes every folder there for unfinished: a store cannot rename, so a file marks a complete save."""
     monkeypatch.setattr(
         atomicity_defaults, "get_default_temporary_path_class", lambda *_, **__: CommitFileTemporaryPath
     )

@@ -1,4 +1,4 @@
-"""Room on the disk is checked before the first step."""
+"""Space on the disk is checked before the first step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Usage(NamedTuple):
 
 
 def test_what_a_run_writes_is_what_it_asks_for(tiny_config, tmp_path, monkeypatch):
-    """On a disk without room nothing is trained; what was asked for is what one checkpoint and the export take."""
+    """A full disk stops the run before any training. The space it asks for is what a checkpoint and the export take."""
     monkeypatch.setattr(disk, "_GB", 1)
     with monkeypatch.context() as patch:
         patch.setattr(disk.shutil, "disk_usage", lambda path: Usage(1000))
@@ -33,7 +33,7 @@ def test_what_a_run_writes_is_what_it_asks_for(tiny_config, tmp_path, monkeypatc
     count, size, exports = map(
         float, re.search(r"(\d+) checkpoints of (\S+) GB, and exports of (\S+);", str(error.value)).groups()
     )
-    assert count == 1  # of one step
+    assert count == 1  # the run has one step
     run(tiny_config(FIELDS), tmp_path)
     taken = sum(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
     assert 0.7 * size < taken < 1.3 * size  # compressed, and with the index of its arrays
@@ -61,7 +61,7 @@ def test_checkpoints_that_are_there_have_their_room(tiny_config, heldout_file, t
 
 
 def test_a_finished_run_needs_no_more_checkpoints(tiny_config, tmp_path, monkeypatch):
-    """Though its one checkpoint leaves room for two more that it may keep."""
+    """Its limit would allow two more checkpoints, but there are no more steps."""
     run(tiny_config(FIELDS), tmp_path)
     setup = prepare_run(tiny_config(FIELDS | {"checkpoint.keep": 3, "checkpoint.keep_every": 1}))
     monkeypatch.setattr(disk, "_GB", 1)

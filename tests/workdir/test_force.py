@@ -1,4 +1,4 @@
-"""--force: a workdir's run goes on as another one, where its checkpoint can be that."""
+"""--force: a workdir's run continues as a different one, if its checkpoint can be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
 @pytest.fixture
 def continued(finished_run, tmp_path) -> pathlib.Path:
-    """A copy of the finished run's workdir, of 3 steps of warmup and 3 of GAD with replay."""
+    """A copy of the workdir of a finished run with 3 steps of warmup and 3 steps of GAD, with replay."""
     return shutil.copytree(finished_run.workdir, tmp_path / "copy")
 
 
@@ -28,7 +28,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 
 def test_seed_data_and_sizes(tiny_config, heldout_file, tmp_path, capfd):
-    """The differences are shown, and steps count on. Then it is the workdir's run, which needs no force."""
+    """The differences are shown, and steps count on. Then the workdir holds the new run, which needs no --force."""
     fields = {"stages": ("seqkd",), "seqkd.steps": 2, "data.heldout": ""}
     run(tiny_config(fields), tmp_path)
     fields |= {"seed": 7, "batch_size": 4, "data.max_response_length": 6, "data.train": str(heldout_file)}
@@ -91,7 +91,7 @@ def test_other_networks(continued, tiny_config, rich_fields, student, hf_config,
 
 
 def test_without_room(continued, tiny_config, rich_fields, monkeypatch):
-    """What is refused after --force was granted leaves the workdir as it was, too."""
+    """A check that fails after --force was accepted leaves the workdir unchanged too."""
     before = contents(continued)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     with pytest.raises(UserError, match="GB are free there"):

@@ -26,7 +26,7 @@ with WorkdirLock(pathlib.Path(sys.argv[1])) as lock:
 
 
 def test_the_end_of_a_process_releases_it(tmp_path, repo):
-    """However it ends; the message says who it is."""
+    """A killed process releases the lock. The refusal names the process that holds it."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repo
     )
@@ -48,7 +48,7 @@ def test_the_end_of_a_process_releases_it(tmp_path, repo):
 
 @pytest.mark.usefixtures("quick_compile", "one_device")
 def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
-    """What that is saving, above all."""
+    """A refused run removes nothing, above all no checkpoint that the other run is saving."""
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})
     unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
     unfinished.mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
 
 @pytest.mark.usefixtures("quick_compile", "one_device")
 def test_two_runs_begin_at_once(tiny_config, tmp_path, monkeypatch):
-    """In a workdir that neither of them finds; the second writes nothing."""
+    """Neither finds the workdir at its start; the second one writes nothing."""
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})
     first, workdir = contextlib.ExitStack(), tmp_path / "run"
 

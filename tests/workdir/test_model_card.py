@@ -1,4 +1,4 @@
-"""The card of an export: front matter that the hub reads, figures, config, and nothing of the machine."""
+"""An export's card: front matter that the hub reads, figures and config, and no folder of the machine."""
 
 import json
 import re

@@ -27,7 +27,7 @@ FIELDS = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""}
 
 
 def test_another_folder(tiny_config, tmp_path, command, capfd):
-    """Who reads the workdir finds them there, and nobody begins anew without them."""
+    """Commands that read the workdir find the checkpoints there, and no run starts anew without them."""
     away, workdir = tmp_path / "away", tmp_path / "run"
     fields = FIELDS | {"checkpoint.directory": str(away)}
     run(tiny_config(fields), workdir)
@@ -49,7 +49,7 @@ def test_another_folder(tiny_config, tmp_path, command, capfd):
 
 
 def refuse_others(setup, away, workdir):
-    """Neither another run nor a copy of this one mixes its checkpoints with these, and none is lost from sight."""
+    """Neither another run nor a copy of this one can add checkpoints to these, and a missing folder is noticed."""
     other = workdir.with_name("other")
     owned = rf"away holds the checkpoints of --workdir {workdir}, not of .*/other: .* delete {away / OWNER}$"
     with pytest.raises(UserError, match=owned):  # another seed from one config, say
@@ -64,7 +64,7 @@ def refuse_others(setup, away, workdir):
     for directory in ("", str(workdir.with_name("new"))):
         with pytest.raises(UserError, match=gone):
             check_place(workdir, directory, [])
-    away.mkdir()  # where the disk is mounted, at other times
+    away.mkdir()  # the empty folder that a disk is mounted on
     with pytest.raises(UserError, match=gone):
         check_workdir(setup, workdir)
     away.rmdir()
@@ -73,14 +73,14 @@ def refuse_others(setup, away, workdir):
     (away / OWNER).unlink()
     with pytest.raises(UserError, match=r"away has checkpoints, but --workdir .*/empty is not that of their run"):
         check_workdir(setup, workdir.with_name("empty"))
-    assert check_workdir(setup, other) == [1, 2]  # as if it was moved
+    assert check_workdir(setup, other) == [1, 2]  # as if the workdir had been moved
     with WorkdirLock(other) as alone:
         prepare_workdir(setup, other, alone, begins=False)
     assert (away / OWNER).read_text() == f"{other}\n"
 
 
 def test_newer_checkpoints_elsewhere(tmp_path):
-    """Those of the new place are looked at, not only whether there are some."""
+    """The steps of the checkpoints in the new place count, not only whether there are any."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "config.json").write_text('{"checkpoint": {"directory": "old"}}')
@@ -99,7 +99,7 @@ def test_newer_checkpoints_elsewhere(tmp_path):
 
 
 def test_a_workdir_that_moves_with_its_checkpoints(tmp_path):
-    """They lie in it, so that nobody else's can be there."""
+    """The folder is in the workdir, so it needs no file that names its owner."""
     take_place(tmp_path / "run", "kept")
     assert list((tmp_path / "run" / "kept").iterdir()) == []
     shutil.move(tmp_path / "run", tmp_path / "moved")
@@ -140,7 +140,7 @@ def test_where_they_are(tmp_path, given, place):
 
 @pytest.fixture
 def store(monkeypatch):
-    """gs:// is in this process's memory, and what it lists lacks its gs://, as of a real bucket."""
+    """gs:// is in this process's memory. Its listings lack the gs://, like those of a real bucket."""
 
     class Memory(fsspec.get_filesystem_class("memory")):
         store, pseudo_dirs = {}, [""]
@@ -154,7 +154,7 @@ def store(monkeypatch):
 
 
 def test_what_a_checkpoint_in_a_store_contains(store, tmp_path):
-    """Found as in a folder: evaluations know by it whether a checkpoint is the one that they have answers of."""
+    """It is listed like a folder: by it evaluations know whether they have answers of this checkpoint already."""
     for folder in (epath.Path(tmp_path / "5"), epath.Path("gs://bucket/run/5")):
         for name, text in (("top", "a"), ("state/d/array", "bc"), ("state/_METADATA", "{}")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def test_what_a_checkpoint_in_a_store_contains(store, tmp_path):
     assert [name for name, _, _ in found] == ["state/_METADATA", "state/d/array", "top"]
 
 
-def test_a_store_is_of_one_run(store, tmp_path):
+def test_a_store_belongs_to_one_run(store, tmp_path):
     take_place(tmp_path / "run", "gs://bucket/run")
     check_place(tmp_path / "run", "gs://bucket/run", [])
     with pytest.raises(UserError, match=rf"gs://bucket/run holds .* delete gs://bucket/run/{OWNER}$"):
