@@ -21,7 +21,11 @@ def open_parquet(file: str | os.PathLike[str], **options: Any) -> Iterator[pq.Pa
       UserError: Arrow cannot open or read the file.
     """
     try:
-        with pq.ParquetFile(file, **options) as parquet:
+        try:
+            opened = pq.ParquetFile(file, **options)
+        except UnicodeDecodeError as error:  # a damaged name of a column
+            raise pa.ArrowInvalid(str(error)) from error
+        with opened as parquet:
             yield parquet
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{file}: not a Parquet file that can be read ({first_line(error)})") from error
