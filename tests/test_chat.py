@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
 @pytest.fixture
 def talk(command, monkeypatch, finished_run):
-    """Types lines and returns what the command printed, and the chats that the model was asked about."""
+    """Types lines, and returns what the command printed and the chats that the model was given."""
 
     def talk(lines: list[str | type[BaseException]], *flags: str, limit: str | None = "--max_response_length=6"):
         typed = iter(lines)
@@ -63,7 +63,7 @@ def test_end_of_input(talk):
 
 
 def test_a_conversation_that_outgrows_the_model(talk):
-    """The question is taken back, and the talk goes on."""
+    """The question is dropped, and the conversation goes on."""
     out, asked = talk(["two " * 130, "two", EOFError])
     assert "max_position_embeddings is 128" in out[0] and out[0].endswith("; /new starts again")
     assert [len(chat) for chat, _, _ in asked] == [1, 1]

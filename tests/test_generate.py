@@ -55,7 +55,7 @@ def test_greedy_is_transformers_greedy(command, transformers_greedy, generator, 
 
 def test_progress_shows_before_the_first_answer(command, prompts, tmp_path, monkeypatch):
     class Slow:
-        """A model that has told nothing yet."""
+        """A model that has not reported progress yet."""
 
         def sampling(self, **_):
             return None

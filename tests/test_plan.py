@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit status, its errors; and a real plan for TPUs that are not here."""
+"""The command's output, exit status and errors, and a plan for TPUs that are not here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_HELDOUT = "--config.data.train=unnamed"
 
 
 def plan(*arguments, timeout=400):
-    """A process of its own: planning chooses JAX's platform and devices before JAX is imported."""
+    """Runs the command in a process of its own, because it sets JAX's platform before JAX is imported."""
     clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     command = [sys.executable, "-m", "gadjax.plan", *arguments]
     return subprocess.run(command, cwd=REPO, env=clean, capture_output=True, text=True, timeout=timeout)
@@ -72,7 +72,7 @@ def test_the_table_for_people(tiny_plan):
 
 
 def test_what_does_not_fit_is_status_1():
-    """A 14B model on one virtual device: more than this machine's memory, whatever the batch."""
+    """A 14B model on one virtual device needs more than this machine's memory."""
     lengths = ("--config.data.max_prompt_length=64", "--config.data.max_response_length=64", "--config.batch_size=4")
     told = plan("--config=configs/qwen14b.py", "--config.stages=seqkd", "--topology=cpu:1", *lengths, NO_HELDOUT)
     assert told.returncode == 1, told.stderr
@@ -100,7 +100,7 @@ def test_errors_are_one_line(arguments, message):
 
 @pytest.mark.slow
 def test_a_suggestion_fits_and_is_no_slower(tiny_plan):
-    """From settings of fewer slots and smaller slices than need be."""
+    """The search starts from fewer slots and smaller micro-batches than would fit."""
     finished, arguments = tiny_plan
     told = plan(*arguments, "--config.stages=gad", "--suggest", "--json", NO_HELDOUT)
     assert told.returncode == 0, told.stderr
@@ -131,7 +131,7 @@ def test_three_billion_parameters_on_four_tpus():
 
 
 def check_token_loop(rollout):
-    """No weight is gathered there: what is, is smaller than any kernel, the keys' 2048 x 2 x 128 over two devices."""
+    """No weight is gathered: a collective is smaller than half of the smallest kernel, 2048 x 2 x 128."""
     sums = [traffic for traffic in rollout["collectives"] if traffic["in_token_loop"]]
     assert sums and rollout["gathered"] < 2048 * 2 * 128 * 2 // 2
     assert max(traffic["bytes"] for traffic in sums) < 2048 * 2 * 128 * 2 // 2
@@ -140,7 +140,7 @@ def check_token_loop(rollout):
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "topology"), [("qwen14b", "v5p:2x4x4")])
 def test_whole_runs_fit_tpus(config, topology):
-    """The three programs that a quick plan leaves out are in these."""
+    """Plans of the paper's runs, with the programs that a quick plan leaves out."""
     pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
     memory = V6E if topology.startswith("v6e") else ()
     told = plan(f"--config=configs/{config}.py", f"--topology={topology}", *memory, "--json", timeout=3600)

@@ -45,7 +45,7 @@ def scores(out: pathlib.Path) -> list[float]:
 
 
 def by_hand(discriminator: pathlib.Path, answers: list[ScoredRow]) -> list[float]:
-    """One sequence at a time: the head at the last token."""
+    """Scores one sequence at a time, with the head at the last token."""
     from gadjax.data.tokenizer import load_tokenizer
 
     config, _ = read_hf_config(discriminator)
@@ -125,7 +125,7 @@ def test_teacher_data(command, discriminator, heldout_file, tmp_path):
 
 
 def test_many_answers_to_one_prompt(command, discriminator, tmp_path):
-    """Outputs of gadjax.generate put together: the same ids twice."""
+    """Two outputs of gadjax.generate in one file have each id twice."""
     data, out = tmp_path / "answers.jsonl", tmp_path / "scores.jsonl"
     rows = [{"id": "a", "prompt": "one", "response": text, "finish_reason": "stop"} for text in ("two", "three")]
     data.write_text("\n".join(map(json.dumps, rows)))

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at sizes that measure nothing."""
+"""Every benchmark runs at tiny sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.update import CHECKED, disagreement
 
 @pytest.fixture
 def benchmark(command, monkeypatch, tmp_path):
-    """Runs `python -m benchmarks.NAME --quick`, and gives what it left and its JSON."""
+    """Runs `python -m benchmarks.NAME --quick`, and returns its result and its JSON."""
     monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads spin as they wait for each other
 

@@ -1,4 +1,4 @@
-"""The arms of the demo's comparison: equal updates at the rates that it says, with the game and without."""
+"""The arms of the demo's comparison make equal numbers of updates at the stated rates, with and without GAD."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gadjax.config.check import resolve
 
 
 def generator_updates(config) -> int:
-    """Of all stages."""
+    """The generator's updates in all stages."""
     total = 0
     for stage in config.stages:
         section = config[stage]

@@ -19,7 +19,7 @@ def test_lengths_against_a_plain_loop():
 
 @pytest.mark.parametrize("skew", [0.0, 1.2])
 def test_median_is_where_it_should_be(skew):
-    """Whether all tokens are equally likely, as from random weights, or a few make up most of the text."""
+    """The tokens are equally likely, as from random weights, or a few make up most of the text."""
     vocabulary, limit = 2000, 128
     weights = np.arange(1, vocabulary + 1) ** -skew
     tokens = np.random.default_rng(1).choice(vocabulary, (128, limit), p=weights / weights.sum())

@@ -24,7 +24,7 @@ def test_matrices_are_all_weights_but_norms_and_the_table():
 
 @pytest.mark.parametrize("length", [8, 24])
 def test_forward_pass_against_the_traced_program(monkeypatch, length):
-    """The plain attention computes all of the square that causal attention needs half of."""
+    """Plain attention computes the whole square of logits; causal attention needs half."""
     monkeypatch.setattr(choose, "attention_backend", lambda *_: "plain")
     model = Model(CONFIG)
     tokens = jnp.zeros((1, length), jnp.int32)

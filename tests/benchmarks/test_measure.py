@@ -31,7 +31,7 @@ def test_every_side_has_its_turn_in_every_round_forwards_and_backwards():
 
 
 def test_ratios_are_of_the_same_round():
-    """A machine that slows down fourfold changes the times, and no ratio."""
+    """If the machine slows down fourfold, times change and ratios do not."""
     ratios = pairwise([1.0, 4.0, 2.0], [2.0, 8.0, 4.0])
     assert ratios == Spread(0.5, 0.5, 0.5)
     assert pairwise([1.0, 1.0, 9.0], [1.0, 2.0, 3.0]) == Spread(1.0, 0.5, 3.0)

@@ -45,7 +45,7 @@ def test_loops_and_branches():
 
 
 def test_loops_that_end_by_their_data():
-    """By the name of their scope, one inside another; else by the number that the counter is compared with."""
+    """Nested loops count by the names of their scopes, others by the number that the counter is compared with."""
     step = lambda state: (state[0] + 1, state[1] + jnp.sum(A @ B))  # noqa: E731
 
     def named(state):
@@ -77,7 +77,7 @@ def test_each_device_of_a_shard_map_counts():
     ],
 )
 def test_attention_kernels(kernel, backward):
-    """Half of the square of logits: two products forward, five backward, seven where two kernels share none."""
+    """Half of the square of logits in two products forward, and five backward, or seven if two kernels share none."""
     heads, size = 4, 128
     for length, products in (backward or {}).items():
         arrays = [jax.ShapeDtypeStruct((2, length, heads, size), jnp.bfloat16)] * 3

@@ -1,4 +1,4 @@
-"""The reader of compiled programs: on text written by hand, as TPUs and GPUs write it, and on the CPU's own."""
+"""Reading compiled programs: text written by hand, as compilers for TPUs and GPUs write it, and text of the CPU's."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_logits_as_large_as_a_weight(backward):
 
 
 def test_weights_alone_are_no_logits():
-    """Of half of the vocabulary's and all kinds of sizes of the other axis, in float32 and bfloat16, moved and cast."""
+    """A weight that is gathered and cast is not mistaken for logits, whatever the size of its other axis."""
     mesh = meshes.make_mesh(1, 4, 2)
     split, whole = (NamedSharding(mesh, spec) for spec in (P("tensor", "fsdp"), P("tensor")))
     table = jax.ShapeDtypeStruct((640, 64), jnp.float32, sharding=split)
@@ -127,7 +127,7 @@ def test_weights_alone_are_no_logits():
 
 @pytest.mark.parametrize("steps", [3, 11])
 def test_on_a_real_program(steps):
-    """Eight devices; each step of a scan gathers the weights, once before it sums the result."""
+    """On eight devices, each step of a scan gathers the weights once."""
     mesh = meshes.make_mesh(1, 8, 1)
     split = NamedSharding(mesh, P("fsdp", None))
     whole = NamedSharding(mesh, P())
@@ -147,7 +147,7 @@ def test_on_a_real_program(steps):
 
 
 def test_collectives_inside_fusions_count_once_a_channel():
-    """As TPUs write them: the start and the end of a gather are fusions that both name it; a sum keeps its slice."""
+    """On TPUs two fusions, its start and its end, hold one gather. A sum with a slice is a reduce-scatter."""
     fused = """
 %async (a.1: bf16[128,64]) -> bf16[256,64] {
   %a.1 = bf16[128,64]{1,0} parameter(0)
@@ -196,7 +196,7 @@ ENTRY %main (cache: bf16[64,2,128], rows: s32[4,1], new: bf16[4,2,128]) -> bf16[
 
 
 def test_a_scatter_in_place_moves_what_it_puts():
-    """Not the cache around it, which a token's keys are put into."""
+    """The keys of a token count, and not the cache that they are written to."""
     new = 4 * 2 * 128 * 2
     assert bytes_moved(HloProgram(SCATTER)) == 2 * new + 4 * 4
 
@@ -229,7 +229,7 @@ ENTRY %main (query: bf16[8,128], cache: bf16[12,64,128], place: s32[]) -> f32[64
 
 
 def test_a_slice_in_a_fusion_in_a_fusion_moves_the_slice():
-    """As TPUs read one block of a cache; with all of it asked for beside it, the whole cache counts."""
+    """TPUs read one block of a cache like this. If another operation reads all of it, the whole cache counts."""
     block, rest = 64 * 128 * 2, 8 * 128 * 2 + 4 + 64 * 8 * 4
     assert bytes_moved(HloProgram(NESTED)) == block + rest
     whole = NESTED.replace("  ROOT %flat", "  %all = bf16[12,64,128]{2,1,0} negate(%q0)\n  ROOT %flat")

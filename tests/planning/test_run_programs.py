@@ -57,14 +57,14 @@ FIELDS = {
 
 
 def describe(leaf):
-    """Type and shape; for what has a layout, also a device's part of it."""
+    """Type and shape of an array, and the shape of a device's part if it has a layout."""
     text = f"{leaf.dtype}{list(leaf.shape)}"
     sharding = getattr(leaf, "sharding", None)
     return text if sharding is None else f"{text} in {list(sharding.shard_shape(leaf.shape))}"
 
 
 def same(one, other):
-    """Small arrays come from the host, where they have no layout yet."""
+    """Whether two descriptions agree. Small arrays come from the host, and have no layout yet."""
     if " in " not in one or " in " not in other:
         one, other = one.partition(" in ")[0], other.partition(" in ")[0]
     return one == other
@@ -106,7 +106,7 @@ def recorded(monkeypatch, quick_compile, all_devices):
 
 
 def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path):
-    """A run on eight devices whose data is as long as it may be, step for step against the plan's shapes."""
+    """The arrays of a run on eight devices with data of the largest lengths have the plan's shapes and layouts."""
     from gadjax.progress import RunProgress
 
     setup = dataclasses.replace(prepare_run(tiny_config(FIELDS)), eos_ids=(-1,))  # no sample ends early
@@ -125,7 +125,7 @@ def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path):
 
 
 def longest(run, setup):
-    """Every prompt and answer of the run's batches, and the held-out ones, become as long as they may be."""
+    """Gives all prompts and answers of the run, held-out ones included, their largest length."""
     full = full_batch(setup)
 
     def batches(stage):
@@ -150,7 +150,7 @@ def test_bytes_are_those_of_the_largest_part(tiny_config, all_devices):
 
 
 def test_what_a_program_never_reads_is_on_the_devices_too(tiny_config, all_devices):
-    """A discriminator's update is given the base of all networks, with the head for tokens, which it has no use for."""
+    """A discriminator's update is given the base of all networks, and never reads its head for tokens."""
     config = checked(tiny_config({"lora.rank": 2, "random_init": False, "stages": ("warmup", "gad")}))
     blueprint = make_blueprint(config, jax.devices())
     (program,) = [program for program in run_programs(blueprint) if program.name == "discriminator update"]
@@ -170,7 +170,7 @@ def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):
 
 
 def test_rows_are_packed_once_and_only_where_they_are_needed(tiny_config, monkeypatch):
-    """Not for a program that a search compiled before, nor again for the one without remat."""
+    """Rows are not packed for a program that was compiled before, nor again for its trace without remat."""
     packed = []
     pack = rows.teacher_rows
     monkeypatch.setattr(rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])

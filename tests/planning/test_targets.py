@@ -1,4 +1,4 @@
-"""Names of machines, and what is said of those that are not known."""
+"""Names of machines, and the errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 
 def test_figures_are_of_one_order():
-    """A device computes more than it moves, moves more at home than to others, and fits what it reserves."""
+    """Compute, memory, links and network are in decreasing order, and the reserve is a small part of the memory."""
     for chip in CHIPS.values():
         assert chip.flops > chip.bandwidth > chip.link >= chip.network
         assert chip.reserve < 0.2 * chip.memory

@@ -1,4 +1,4 @@
-"""What the reader of compiled programs says of a token loop as a TPU's compiler writes it."""
+"""Reading token loops that a TPU's compiler wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELDS = {"stages": ("warmup", "gad"), "data.heldout": "", "mesh.decode_tensor":
 
 @pytest.fixture(scope="module")
 def devices():
-    """Of a slice that is not here."""
+    """Devices of a slice that is not here."""
     pytest.importorskip("libtpu", reason="pip install 'gadjax[plan]'")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in targets.TPU_ENVIRONMENT.items():
@@ -37,7 +37,7 @@ def devices():
 
 @pytest.fixture
 def sampling(tiny_config, devices):
-    """The rollout of a run."""
+    """The program of a run's rollout."""
     blueprint = make_blueprint(checked(tiny_config(FIELDS)), devices)
     (program,) = [program for program in run_programs(blueprint) if program.name == "rollout"]
     return program
@@ -48,7 +48,7 @@ def compiled(program):
 
 
 def smallest_weight(program):
-    """Bytes that a device would get of the smallest kernel, the keys', if each had half of it."""
+    """Bytes of half of the smallest kernel (the keys'), a device's part."""
     config = program.model.config
     return config.hidden_size * config.num_kv_heads * config.head_dim * 2 // 2
 
@@ -61,7 +61,7 @@ def test_no_weight_is_gathered(sampling):
 
 
 def test_weights_that_are_gathered_are_reported(sampling):
-    """The control: each token of a rollout in the layout of training gathers all weights."""
+    """The control: in the layout of training, each token of a rollout gathers all weights."""
     blueprint = sampling.blueprint
     model = blueprint.generator
 
@@ -93,7 +93,7 @@ def array(mesh, shape, *axes):
 
 @pytest.mark.parametrize(("size", "scanned"), [(1024, True), (4096, False)])
 def test_gathers_of_a_loop_are_counted(devices, size, scanned):
-    """Of a layer's weights for each token; where layers are unrolled, fusions hold the gathers in parts."""
+    """A layer's weights are gathered for each token. If layers are unrolled, fusions hold the gathers in parts."""
     mesh = meshes.make_mesh(1, 4, 1, devices)
     whole = NamedSharding(mesh, P())
 
@@ -120,7 +120,7 @@ def test_gathers_of_a_loop_are_counted(devices, size, scanned):
 
 
 def test_sums_of_a_loop_are_told_from_gathers(devices):
-    """Weights that stay where they are: a fusion sums the products and keeps each device's part of them."""
+    """If weights stay in place, a fusion sums the products, and each device keeps its part."""
     mesh = meshes.make_mesh(1, 4, 1, devices)
 
     def decode(x, weights):
@@ -136,7 +136,7 @@ def test_sums_of_a_loop_are_told_from_gathers(devices):
 
 
 def test_logits_as_large_as_a_weight(devices):
-    """More than fit the scratch memory, in a backward pass, with the gradient of the head beside them."""
+    """Logits too large for the scratch memory, in a backward pass, beside the gradient of the head."""
     mesh = meshes.make_mesh(1, 4, 1, devices)
     hidden, head = (
         array(mesh, (16, 512, 1024), "fsdp"),

@@ -16,7 +16,7 @@ VOCAB = 23
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """Grouped heads, biases, query-key norms."""
+    """A model with grouped heads, biases and query-key norms."""
     return Model(
         ModelConfig(
             architecture="Qwen3ForCausalLM",
@@ -35,7 +35,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def params(model: Model) -> Any:
-    """Large enough for distributions far from uniform."""
+    """Random parameters, large enough for distributions far from uniform."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: (0.6 * rng.normal(size=leaf.shape)).astype(np.float32), model.abstract_params())
 
@@ -58,3 +58,14 @@ def padded(prompts: list[np.ndarray]):
         return tokens, np.array([len(prompt) for prompt in prompts], np.int32)
 
     return pad
+
+
+@pytest.fixture(scope="module")
+def queue_of():
+    """Makes [count, 9] prompts of random lengths, and their lengths: more prompts than slots."""
+
+    def make(count, seed=3):
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, 23, (count, 9)).astype(np.int32), rng.integers(1, 10, count).astype(np.int32)
+
+    return make

@@ -43,7 +43,7 @@ def test_a_chat_longer_than_the_model(chat_model):
 
 
 def test_replies_that_fit_the_model(chat_model):
-    """Each has its own room: a long chat beside it changes nothing, and the replies are those of a limit that fits."""
+    """Each chat has its own limit: a long chat beside it changes no reply."""
     room = 128
     chats = [*CHATS, [{"role": "user", "content": "two " * 55}]]
     lengths = [len(ids) for ids in chat_model.tokenizer.prompt_ids_batch(chats)]

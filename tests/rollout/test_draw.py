@@ -1,4 +1,4 @@
-"""Draws against the distribution that they are of, in float64."""
+"""Draws, compared with their distribution in float64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def many(sampling, count=20_000, logits=LOGITS):
 )
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_truncation(settings, allowed, temperature):
-    """Draws come from the allowed tokens, as often as their probabilities say; log-probs know no truncation."""
+    """Allowed tokens are drawn as often as their probabilities say. Log-probs are of the untruncated distribution."""
     settings = Sampling(1, (), temperature=temperature, **settings)
     logits = LOGITS * temperature  # so that the scaled distribution is always the same
     tokens, logprobs = many(settings, logits=logits)
@@ -107,7 +107,7 @@ def test_frequencies_over_blocks():
 
 
 def test_tokens_rarer_than_a_float32_step_are_drawn():
-    """A block whose every token has a probability of 2e-8: a third of all such tokens would never come of 24 bits."""
+    """Every token of a block has a probability of 2e-8. With 24 random bits, a third of them would never be drawn."""
     vocabulary = 2**15
     logits = np.full(vocabulary, np.log(2e-8), np.float32)
     logits[0] = np.log(1 - 2e-8 * (vocabulary - 1))
@@ -138,7 +138,7 @@ def test_a_split_vocabulary_changes_nothing(sampling):
 
 
 def test_never_a_token_that_is_out():
-    """Not even where the uniform number is the largest that there is."""
+    """A token of probability 0 is never drawn, not even with the largest uniform number."""
     import gadjax.rollout.draw as module
 
     logits = wide(300, 8)

@@ -1,4 +1,4 @@
-"""Answers to many prompts: in order, and the same however they are batched."""
+"""Completions of many prompts come in order, and do not depend on the batches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_slots_and_calls_do_not_matter(model, params, prompts, one, answers, mon
 
 
 def test_a_long_queue_is_one_program(model, params, one):
-    """Calls of the same shape, the last one not full, share it."""
+    """All calls share one program, also the last one, which is not full."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 23, rng.integers(9, 17)).astype(np.int32) for _ in range(75)]
     counts = []
@@ -72,7 +72,7 @@ def test_widths(length):
 
 
 def test_an_answer_belongs_to_its_prompt(model, params, prompts, one, answers):
-    """Prompts of the same numbers keep their answers when others change."""
+    """A prompt with the same number keeps its completion if other prompts change."""
     changed = [*prompts[:4], prompts[0]]
     other = Engine(model, one, batch_size=8).generate(params, changed, SAMPLING, seed=14)
     assert_same(other[:4], answers[:4])
@@ -96,7 +96,7 @@ def test_no_prompts(model, params, one):
 
 
 def test_numbers_name_the_draws(model, params, prompts, one, answers):
-    """A prompt with its number is answered as before, wherever it stands."""
+    """A prompt with the same number gets the same completion at any position."""
     numbers = list(range(len(prompts)))[::-1]
     found = Engine(model, one, batch_size=8).generate(params, prompts[::-1], SAMPLING, seed=14, numbers=numbers)
     assert_same(found[::-1], answers)
