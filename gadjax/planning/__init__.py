@@ -1,1 +1,1 @@
-"""What a run will need on machines that are not here: its own programs, compiled ahead of time and read."""
+"""Plans a run for machines that are not here, by compiling its own programs ahead of time and reading them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 _HEADER = re.compile(r"(?:(ENTRY) )?%?([\w.-]+) \(.*\{$")
@@ -132,8 +132,9 @@ class HloProgram:
 
     def executed(self) -> Iterator[tuple[Instruction, int]]:
         """Instructions that run by themselves, with how often: not those inside fusions and reductions."""
+        applied = self._called("to_apply", lambda opcode: opcode != "call")  # to pairs of elements, by reductions
         for name, (times, _) in self.repeats.items():
-            if name not in self.fused | self._applied:
+            if name not in self.fused | applied:
                 for instruction in self.computations.get(name, ()):
                     yield instruction, times
 
@@ -144,23 +145,17 @@ class HloProgram:
     @functools.cached_property
     def fused(self) -> set[str]:
         """Computations that fusions hold."""
-        return {name for how, name, opcode in self._calls() if how == "calls" and opcode == "fusion"}
+        return self._called("calls", lambda opcode: opcode == "fusion")
 
     @functools.cached_property
     def made(self) -> dict[str, Instruction]:
         """All instructions, by name."""
         return {line.name: line for lines in self.computations.values() for line in lines}
 
-    @functools.cached_property
-    def _applied(self) -> set[str]:
-        """Computations that combine two elements, such as the sum of a reduction."""
-        return {name for how, name, opcode in self._calls() if how == "to_apply" and opcode != "call"}
-
-    def _calls(self) -> Iterator[tuple[str, str, str]]:
-        for lines in self.computations.values():
-            for line in lines:
-                for how, name in line.called:
-                    yield how, name, line.opcode
+    def _called(self, attribute: str, by: Callable[[str], bool]) -> set[str]:
+        """The computations that instructions of some opcodes name in an attribute."""
+        lines = (line for lines in self.computations.values() for line in lines if by(line.opcode))
+        return {name for line in lines for how, name in line.called if how == attribute}
 
     def _trips(self, loop: Instruction) -> int:
         """How often a loop's body runs each time that the loop is entered."""

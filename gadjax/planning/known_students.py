@@ -18,38 +18,27 @@ _LLAMA = {
     "model_type": "llama",
     "hidden_act": "silu",
     "max_position_embeddings": 131072,
-    "num_key_value_heads": 8,
     "head_dim": 128,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500_000.0,
-    "vocab_size": 128256,
 }
-_STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_SIZES += ("vocab_size", "tie_word_embeddings")
 
 
-def _sizes(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    }
+def _sized(family: dict[str, Any], *sizes: int) -> dict[str, Any]:
+    return family | dict(zip(_SIZES, sizes, strict=True))
+
+
+def _llama(factor: float, *sizes: int) -> dict[str, Any]:
+    stretch = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return _sized(_LLAMA, *sizes) | {"rope_scaling": {"rope_type": "llama3", "factor": factor, **stretch}}
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-3B-Instruct": _QWEN
-    | _sizes(2048, 11008, 36, 16)
-    | {"num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
-    "Qwen/Qwen2.5-7B-Instruct": _QWEN
-    | _sizes(3584, 18944, 28, 28)
-    | {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
-    "Qwen/Qwen2.5-14B-Instruct": _QWEN
-    | _sizes(5120, 13824, 48, 40)
-    | {"num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False},
-    "meta-llama/Llama-3.2-3B-Instruct": _LLAMA
-    | _sizes(3072, 8192, 28, 24)
-    | {"tie_word_embeddings": True, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, **_STRETCH}},
-    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA
-    | _sizes(4096, 14336, 32, 32)
-    | {"tie_word_embeddings": False, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, **_STRETCH}},
+    "Qwen/Qwen2.5-3B-Instruct": _sized(_QWEN, 2048, 11008, 36, 16, 2, 151936, True),
+    "Qwen/Qwen2.5-7B-Instruct": _sized(_QWEN, 3584, 18944, 28, 28, 4, 152064, False),
+    "Qwen/Qwen2.5-14B-Instruct": _sized(_QWEN, 5120, 13824, 48, 40, 8, 152064, False),
+    "meta-llama/Llama-3.2-3B-Instruct": _llama(32.0, 3072, 8192, 28, 24, 8, 128256, True),
+    "meta-llama/Llama-3.1-8B-Instruct": _llama(8.0, 4096, 14336, 32, 32, 8, 128256, False),
 }
