@@ -22,7 +22,13 @@ _LLAMA = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500_000.0,
 }
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_SIZES: tuple[str, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 _SIZES += ("vocab_size", "tie_word_embeddings")
 
 
