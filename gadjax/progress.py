@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -268,3 +268,15 @@ def _short(value: float) -> str:
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few figures that the progress bar has room for, by their short names."""
+    names = {
+        "generator/loss": "loss",
+        "generator/kl": "kl",
+        "discriminator/accuracy": "D acc",
+        "reward/mean": "reward",
+        "response/length_mean": "len",
+    }
+    return {short: float(metrics[name]) for name, short in names.items() if name in metrics}

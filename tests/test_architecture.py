@@ -81,7 +81,6 @@ def test_a_circle_is_seen():
     assert imports.circles(imports.graph(texts)) == [["gadjax.a", "gadjax.b", "gadjax.c"]]
 
 
-@pytest.mark.xfail(strict=False, reason="some are left")
 def test_files_are_short(repo):
     files = [path for folder in ("gadjax", "tests", "benchmarks", "configs") for path in (repo / folder).rglob("*.py")]
     lines = {str(path.relative_to(repo)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}

@@ -4,10 +4,11 @@ import io
 import itertools
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from gadjax.progress import RunProgress, stage_table
+from gadjax.progress import RunProgress, figures_that_matter, stage_table
 
 FIGURES = {
     "before": {"nll": 5.1234, "rouge_l": 0.1, "length_mean": 61.24},
@@ -252,3 +253,8 @@ def test_tasks_on_a_terminal():
         progress.update("answers", 3, 5)
         progress.update("KL", 4, 4)
     assert re.search(r"answers .* 3/5", shown(console)) and re.search(r"KL .* 4/4", shown(console))
+
+
+def test_figures_that_matter():
+    metrics = {"generator/loss": np.float32(1.5), "discriminator/accuracy": 0.5, "discriminator/loss": 7.0}
+    assert figures_that_matter(metrics) == {"loss": 1.5, "D acc": 0.5}

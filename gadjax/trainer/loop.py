@@ -17,8 +17,9 @@ from gadjax.distill.state import GadState
 from gadjax.errors import Stopped, UserError, first_line
 from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.models import lora
+from gadjax.models.model import Params
 from gadjax.parallel import processes
-from gadjax.progress import RunProgress
+from gadjax.progress import RunProgress, figures_that_matter
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.initial import initial_base, initial_generator
 from gadjax.setup.prepare import Setup, stage_lengths
@@ -123,16 +124,16 @@ class TrainingRun:
             raise alarm
         for stage in stages[stages.index(self.position.stage) :]:
             if stage != self.position.stage:
-                # The networks go on into the next stage; the old moments make room for the reference and new moments.
-                self.state = self.offload.arrange(self.state, "measure")
-                generator, critic = self.state.generator.params, self.state.discriminator
-                discriminator = None if critic is None else critic.params
-                self.state = None
-                is_first = self.position.step == 0
-                self.state = enter_stage(self.setup, stage, generator, discriminator, base=self.base, is_first=is_first)
+                networks, is_first = self._release_networks(), self.position.step == 0
+                self.state = enter_stage(self.setup, stage, *networks, base=self.base, is_first=is_first)
                 self.position = dataclasses.replace(self.position, stage=stage, stage_step=0)
             if self.position.stage_step < self.lengths[stage]:
                 self._train_stage(stage)
+
+    def _release_networks(self) -> tuple[Params, Params | None]:
+        """The trained parameters of both networks. The old moments make room for the reference and new moments."""
+        state, self.state = self.offload.arrange(self.state, "measure"), None
+        return state.generator.params, None if state.discriminator is None else state.discriminator.params
 
     def _train_stage(self, stage: str) -> None:
         steps = self._steps.pop(stage, None) or StageSteps(self.setup, stage, self.replay)
@@ -337,15 +338,3 @@ def saved_networks(state: GadState) -> dict[str, Any]:
 def _teacher(setup: Setup) -> TeacherLengths:
     """The lengths of the teacher's answers that the run learns from."""
     return TeacherLengths(float(setup.train.answers.lengths.mean()), 1.0 - float(setup.train.ended.mean()))
-
-
-def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few figures that the progress bar has room for, by their short names."""
-    names = {
-        "generator/loss": "loss",
-        "generator/kl": "kl",
-        "discriminator/accuracy": "D acc",
-        "reward/mean": "reward",
-        "response/length_mean": "len",
-    }
-    return {short: float(metrics[name]) for name, short in names.items() if name in metrics}

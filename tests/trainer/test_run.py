@@ -17,7 +17,7 @@ from gadjax.metrics import MetricsLogger, SampleLog
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
 from gadjax.trainer import loop, stage_start
-from gadjax.trainer.loop import TrainingRun, figures_that_matter
+from gadjax.trainer.loop import TrainingRun
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.resume import check_workdir
@@ -285,13 +285,16 @@ def test_whatever_ends_a_run_closes_it(tiny_config, tmp_path, monkeypatch, error
     assert Checkpoints(tmp_path).steps() == [1]
 
 
-def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stages", [("seqkd", "warmup"), ("warmup", "gad")])
+def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, monkeypatch, stages):
     """Else a run needs the memory of both at once, on top of the reference."""
     save, create, moments, alive = TrainingRun._save, stage_start._create, [], []
 
     def remember(self, figures):
         save(self, figures)
-        moments.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(self.state.generator.opt_state))
+        networks = [network for network in (self.state.generator, self.state.discriminator) if network is not None]
+        leaves = jax.tree.leaves([network.opt_state for network in networks])
+        moments.extend(weakref.ref(leaf) for leaf in leaves)
 
     def count(*args):
         alive.append(sum(ref() is not None for ref in moments))
@@ -299,10 +302,10 @@ def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, mon
 
     monkeypatch.setattr(TrainingRun, "_save", remember)
     monkeypatch.setattr(stage_start, "_create", count)
-    config = tiny_config({"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": ""})
+    config = tiny_config({"stages": stages, f"{stages[0]}.steps": 1, "data.heldout": ""})
     stop_before(config, tmp_path, 1)
     assert len(moments) > 10
-    assert alive == [0, 0, 0]  # generator of seqkd; discriminator and generator of warmup
+    assert alive == [0] * (3 if stages[0] == "seqkd" else 4)  # a network of either stage each
 
 
 def test_discriminator_grows_from_the_student_or_the_generator(tiny_config, tmp_path, monkeypatch):
@@ -339,8 +342,3 @@ def test_the_student_is_loaded_again_only_to_grow_from_it(
     fields = {"stages": ("seqkd", "warmup"), "seqkd.steps": 1, "data.heldout": "", "discriminator.init": init}
     stop_before(tiny_config(fields), tmp_path / "run", 1)
     assert len(loaded) == loads
-
-
-def test_figures_that_matter():
-    metrics = {"generator/loss": np.float32(1.5), "discriminator/accuracy": 0.5, "discriminator/loss": 7.0}
-    assert figures_that_matter(metrics) == {"loss": 1.5, "D acc": 0.5}
