@@ -34,24 +34,26 @@ def main(argv: list[str]) -> None:
     from gadjax.workdir.facts import NETWORKS, network_model, read_workdir
     from gadjax.workdir.network_export import export_network
 
-    workdir, out, step = expand(FLAGS.workdir), expand(FLAGS.out), FLAGS.step
+    workdir, out, named = expand(FLAGS.workdir), expand(FLAGS.out), FLAGS.step
     config, facts = read_workdir(workdir)
     checkpoints = Checkpoints.of(workdir, config)
     # The checkpoint's step.
     if not (saved := checkpoints.steps()):
         raise UserError(f"--workdir {workdir} has no checkpoint yet")
-    if step in ("last", "best"):
-        step = saved[-1] if step == "last" else checkpoints.best_step()
-    elif not (step.isascii() and step.isdigit()):
-        raise UserError(f"--step={step}: expected a number of steps, last or best")
+    if named in ("last", "best"):
+        step = saved[-1] if named == "last" else checkpoints.best_step()
+    elif named.isascii() and named.isdigit():
+        step = int(named)
+    else:
+        raise UserError(f"--step={named}: expected a number of steps, last or best")
     # Parameters are read spread over all devices.
     mesh = meshes.make_mesh(data=1, fsdp=-1, tensor=1)
     for network in NETWORKS:
         like = lora.trained(layouts.abstract_params(network_model(config, facts, network), mesh))
-        params = checkpoints.params(int(step), network, like)
+        params = checkpoints.params(step, network, like)
         if params is not None:
-            export_network(workdir, network, params, int(step), out / network)
-            print(f"step {int(step)}: {out / network}")
+            export_network(workdir, network, params, step, out / network)
+            print(f"step {step}: {out / network}")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,22 @@ r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the co
         --config.student=/models/Qwen2.5-7B-Instruct
 
 Every field of the config can be set as --config.FIELD=VALUE; --help lists them at its end, as does docs/config.md. The
-same command in the same workdir continues the run. Watchdogs warn when the discriminator saturates, answers run away,
-the KL explodes, the entropy collapses or throughput drops; those in --config.stop_on=kl,length stop the run, saved,
-with exit status 2.
+same command in the same workdir continues the run.
 
-SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and ends with status 75: run the command
-again. Status 0 is a finished run, 2 what you can mend. A checkpoint that was damaged is set aside for the one before.
-A workdir keeps to its run: another student, seed or data is refused, with the difference; --force goes on all the same
-where the checkpoint can be the new run's: with the same tokenizer and networks, and with LoRA the same student.
+Watchdogs warn when the discriminator saturates, answers run away, the KL explodes, the entropy collapses or throughput
+drops. The watchdogs that --config.stop_on names (such as kl,length) save and stop the run, with exit status 2.
 
-On several machines every process runs this command, and the processes train as one. Started by srun or on a TPU pod
-they find each other; elsewhere --coordinator, --num_processes and --process_id tell. Where one of them dies, the others
-end within a minute: with a line that names it and status 75, or by JAX's abort (134) where it was process 0.
+SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and exits with status 75: run the command
+again. Status 0 means that the run is finished, status 2 that you can mend the error that was printed. If the newest
+checkpoint is damaged, it is set aside, and the run continues from the one before.
+
+A workdir belongs to one run. Another student, seed or data is refused, and the message names the difference. --force
+continues all the same if the checkpoint fits the new run: it needs the same tokenizer and networks, and with LoRA the
+same student.
+
+On several machines every process runs this command, and the processes train as one. Processes that srun or a TPU pod
+started find each other; others need --coordinator, --num_processes and --process_id. If a process dies, the others end
+within a minute: with status 75 and a line that names it, or by JAX's abort (status 134) if it was process 0.
 """
 
 from __future__ import annotations
@@ -44,18 +48,18 @@ def define_flags() -> None:
         None,
         "Folder of the run: config, metrics, checkpoints, exports. Default: runs/NAME_OF_THE_CONFIG.",
     )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, which listens there; needless on Slurm and TPUs.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are; given with --coordinator.")
-    flags.DEFINE_integer("process_id", None, "Which one this is, from 0; given with --coordinator.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT that process 0 listens on. Not needed under Slurm or on TPUs.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes; needed with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0; needed with --coordinator.")
     flags.DEFINE_boolean(
         "force",
         False,
-        "Goes on in a workdir whose run had another seed, data, limits or the like: says what differs, and counts on "
-        "as if the run had been like this from its start. Refused all the same: another tokenizer; networks that "
-        "differ in anything (sizes, positions, adapters); with LoRA, another student; stages without the last one.",
+        "Continue a workdir whose run had another seed, data, limits or the like. The differences are printed, and the "
+        "steps go on as if the run had been like this from its start. Still refused: another tokenizer; networks that "
+        "differ in sizes, positions or adapters; with LoRA, another student; stages without the one in progress.",
     )
     flags.DEFINE_string(
-        "profile", None, "STEP or FIRST-LAST, as metrics.jsonl counts: traces these steps into WORKDIR/profile."
+        "profile", None, "STEP or FIRST-LAST, counted as in metrics.jsonl: steps to trace into WORKDIR/profile."
     )
 
 
@@ -73,8 +77,8 @@ def run(
     Args:
       config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
       workdir: a local folder, made where it does not exist.
-      profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into `profile` there.
-      force: goes on where the workdir's run had another seed, data or the like, as `--force` does.
+      profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into WORKDIR/profile.
+      force: continues where the workdir's run had another seed, data or the like, as `--force` does.
 
     Returns:
       The held-out figures by stage, "before" first: the rows of the table that the command prints.
@@ -95,7 +99,7 @@ def run(
 
 def main(argv: list[str]) -> None:
     config = commands.read_config()
-    # A save that fails is one error of the run's; the others of Orbax's tasks that failed with it, asyncio would print.
+    # A save that fails ends the run with one line. Orbax's other tasks fail with it, and asyncio would print each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     commands.use_whole_memory()
     commands.use_compilation_cache()

@@ -46,7 +46,7 @@ class Packed(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """How a network's sequences become rows, as for `pack`. Nothing of it changes a number but by rounding.
+    """How a network's sequences become rows, as for `pack`. No choice here changes a number, rounding aside.
 
     `share`: the prompts of groups, where the network's attention knows them (`gadjax.kernels.choose.shares_prompts`).
     """

@@ -17,8 +17,8 @@ from gadjax.rollout.sampler import Sampling
 class Method:
     """What a step needs beside states and data. Hashable: a static argument of jitted functions.
 
-    The fields without a default here are fields of the config, which describes them (docs/config.md): those of its
-    sections `rollout`, `discriminator` and `gad`, and `logprob_chunk`. `discriminator_loss` is `discriminator.loss`.
+    Every field without a default, but for the first three, is a field of the config (docs/config.md describes it): of
+    the sections `rollout`, `discriminator` and `gad`, or `logprob_chunk`. `discriminator_loss` is `discriminator.loss`.
 
     Attributes:
       generator: the policy, on the mesh that it is trained on.

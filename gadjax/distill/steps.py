@@ -73,10 +73,9 @@ def gad_step(
         state = parts.begin(state, "reference")
         reference = parts.reference_logprobs(state, policy)
 
-        # 3.3 Advantages of the rewards, and 3.5 update of the generator by the clipped policy gradient with the KL
-        # (`learn_from_rewards`).
+        # 3.3 Advantages of the rewards, and 3.5 update of the generator by the clipped policy gradient with the KL.
         state = parts.begin(state, "generator")
-        generator, of_generator = parts.update_policy(state, reference, policy, rewards, teacher)
+        generator, of_generator = parts.learn_from_rewards(state, reference, policy, rewards, teacher)
         state, metrics = state.replace(generator=generator), metrics | of_generator
     return state, metrics, samples
 
@@ -143,10 +142,10 @@ class Parts(Protocol):
         """N responses of the generator to each prompt."""
 
     def teacher_rows(self, batch: Batch) -> Any:
-        """The teacher's responses, for `update_supervised` and `update_policy`."""
+        """The teacher's responses, for `update_supervised` and `learn_from_rewards`."""
 
     def policy_rows(self, batch: Batch, samples: Samples) -> Any:
-        """The samples, for `reference_logprobs` and `update_policy`."""
+        """The samples, for `reference_logprobs` and `learn_from_rewards`."""
 
     def group_rows(self, batch: Batch, samples: Samples) -> Any:
         """The teacher's response and the samples of each prompt, for `update_discriminator`."""
@@ -157,7 +156,7 @@ class Parts(Protocol):
     def reference_logprobs(self, state: GadState, policy: Any) -> jax.Array:
         """The reference's log-probs of the samples."""
 
-    def update_policy(
+    def learn_from_rewards(
         self, state: GadState, reference: jax.Array, policy: Any, rewards: Any, teacher: Any
     ) -> tuple[TrainState, Metrics]:
         """The generator after its policy-gradient updates on the advantages of the rewards [B, N], and metrics."""
@@ -197,7 +196,7 @@ class PureParts:
     def reference_logprobs(self, state: GadState, policy: tuple[Packed, jax.Array]) -> jax.Array:
         return updates.reference_logprobs(self.method, state.reference, policy[0], base=state.base)
 
-    def update_policy(
+    def learn_from_rewards(
         self,
         state: GadState,
         reference: jax.Array,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gadjax.data.packing import Packed, one_per_row
-from gadjax.distill.state import GadState, create
+from gadjax.distill.state import GadState, create, state_shardings
 from gadjax.evaluation.two_sample import BATCH, Classifier, widths
 from gadjax.models import layouts
 from gadjax.models.lora import join, trained
@@ -19,7 +19,7 @@ from gadjax.models.model import Params
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
 from gadjax.rollout.engine import queue_width
-from gadjax.setup.blueprint import Blueprint, abstract_state, decoding_weights, state_shardings
+from gadjax.setup.blueprint import Blueprint, abstract_state, decoding_weights
 from gadjax.trainer.heldout import rows_of_each
 from gadjax.trainer.programs import HeldOutPrograms, abstract_rows
 

@@ -50,7 +50,7 @@ def run_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
         given = lambda programs, state: (state.reference, packed()[0])  # noqa: E731
         yield make(("gad",), "reference", "reference_logprobs", given, phase="reference")
         given = lambda programs, state: _policy_arguments(blueprint, programs.method, state, *packed())  # noqa: E731
-        yield make(("gad",), "policy update", "update_policy", given, phase="generator")
+        yield make(("gad",), "policy update", "learn_from_rewards", given, phase="generator")
     yield from heldout_programs(blueprint)
 
 

@@ -60,7 +60,8 @@ class TrainingRun:
         profile: Profile | None = None,
         stop: StopRequest | None = None,
     ):
-        """
+        """Reads the weights, or the newest checkpoint, and opens the logs.
+
         Args:
           setup: the checked run.
           workdir: its folder, prepared (`gadjax.workdir.facts.prepare_workdir`).

@@ -15,13 +15,14 @@ from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
 from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
+from gadjax.distill.state import state_shardings
 from gadjax.evaluation.two_sample import Classifier, adamw_for
 from gadjax.models import layouts
 from gadjax.models.model import Model, Params
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Samples
-from gadjax.setup.blueprint import Blueprint, make_method, state_shardings
+from gadjax.setup.blueprint import Blueprint, make_method
 
 SAMPLED_FROM = ("prompt", "prompt_length", "row")  # what sampling reads of a batch
 _PROMPTS_AT_ONCE = 64
@@ -66,7 +67,7 @@ class Programs:
         self.reference_logprobs = jax.jit(
             functools.partial(updates.reference_logprobs, method), out_shardings=meshes.rows(mesh, leading=2)
         )
-        self.update_policy = jax.jit(
+        self.learn_from_rewards = jax.jit(
             functools.partial(steps.learn_from_rewards, method),
             donate_argnums=0,
             out_shardings=(generator, whole),

@@ -31,7 +31,7 @@ Metrics = dict[str, Any]
 
 
 class StageSteps:
-    """Runs the steps of one stage. States go in and come out; `replay` alone remembers."""
+    """Runs the steps of one stage. It holds no state but `replay`: `run` takes a state and returns the next one."""
 
     def __init__(self, setup: Setup, stage: str, replay: Replay):
         self.setup, self.stage, self.replay = setup, stage, replay
@@ -64,21 +64,23 @@ class StageSteps:
           that was spent on compiling. `gadjax.trainer.throughput` describes the metrics of speed.
         """
         compiled = throughput.compile_seconds()
-        parts = self.parts(step)
+        parts, samples = self.parts(step), None
         if self.stage == "seqkd":
-            metrics: Metrics
             state, metrics = seqkd_step(parts, state, batch)
-            metrics["tokens"] = int(batch["teacher_length"].sum())
         else:
             key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
-            run = {"warmup": warmup_step, "gad": gad_step}[self.stage]
-            trains = {
-                "train_generator": self._trains_generator(stage_step),
-                "train_discriminator": self.section.train_discriminator,
-            }
-            state, metrics, samples = run(parts, state, batch, key, **trains)
-            metrics |= response_metrics(samples)
+            run_step = {"warmup": warmup_step, "gad": gad_step}[self.stage]
+            state, metrics, samples = run_step(
+                parts,
+                state,
+                batch,
+                key,
+                train_generator=self._trains_generator(stage_step),
+                train_discriminator=self.section.train_discriminator,
+            )
         seconds = parts.stopwatch.stop()
+        tokens = {"tokens": int(batch["teacher_length"].sum())} if samples is None else response_metrics(samples)
+        metrics = {**metrics, **tokens}
         metrics |= self.meter.figures(seconds, metrics["tokens"])
         seconds["compile"] = throughput.compile_seconds() - compiled
         return state, metrics | {f"seconds/{phase}": value for phase, value in seconds.items()}
@@ -104,6 +106,7 @@ class CompiledParts:
     def __init__(self, steps: StageSteps, step: int):
         self.setup, self.programs, self.replay = steps.setup, steps.programs, steps.replay
         self.method: Method = steps.method
+        self.section = steps.section
         self.offload, self.meter, self.packer, self.step = steps.offload, steps.meter, steps.packer, step
         self.stopwatch = Stopwatch()
         lora = self.setup.generator.config.lora
@@ -147,7 +150,7 @@ class CompiledParts:
         fresh = {name: value for name, value in batch.items() if name != "row"}
         fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
         replayed = None
-        if self.replay.groups:
+        if self.section.train_discriminator and self.replay.groups:
             past = past_groups(config.discriminator.replay_share, count)
             replayed = self.replay.draw(past, (config.seed, self.step))
         lay_out = PackedByHost(row_shape(self.setup, "discriminator", 1 + self.method.num_samples))
@@ -174,16 +177,16 @@ class CompiledParts:
     def reference_logprobs(self, state: GadState, policy: PolicyRows) -> jax.Array:
         return self.programs.reference_logprobs(state.reference, policy()[0], base=state.base)
 
-    def update_policy(
+    def learn_from_rewards(
         self,
         state: GadState,
         reference: jax.Array,
         policy: PolicyRows,
-        rewards: np.ndarray,
+        rewards: jax.Array,
         teacher: TeacherRows | None,
     ) -> tuple[TrainState, Metrics]:
         answers = teacher and teacher()
-        generator, metrics = self.programs.update_policy(
+        generator, metrics = self.programs.learn_from_rewards(
             state.generator, reference, *policy(), rewards, answers, base=state.base
         )
         return generator, jax.device_get(metrics)

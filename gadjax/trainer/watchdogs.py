@@ -1,8 +1,8 @@
 """Watchdogs: warnings about a run's figures as they come, by the rules of `gadjax.trainer.watchdog_rules`.
 
 They read the training rows of `metrics.jsonl` in their order. All that they remember follows from those rows, so a run
-that continues reads its own rows again: nothing is forgotten or said twice. Every stage starts afresh, and its end ends
-its warnings without a word.
+that continues reads its own rows again: nothing is forgotten or said twice. Every stage starts afresh, and warnings
+that are still open at its end are dropped, without a row.
 
 A watchdog begins to warn when the median of a figure's last steps passes a limit, and ends when the median is well back
 inside. Both are rows of metrics.jsonl ("state" is "begins" or "ends"):

@@ -1,1 +1,1 @@
-"""A run's folder: what it holds, who may write to it, and what may go on in it."""
+"""A run's folder: what it holds, who may write to it, and which run may continue in it."""

@@ -24,14 +24,14 @@ from gadjax.data.packing import Packed, RowShape, pack
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
 from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
-from gadjax.distill.state import GadState
+from gadjax.distill.state import GadState, state_shardings
 from gadjax.distill.steps import PureParts
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import Lora, ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Samples, Sampling
-from gadjax.setup.blueprint import make_method, state_shardings
+from gadjax.setup.blueprint import make_method
 from gadjax.trainer.replay import Replay
 from gadjax.trainer.stage_steps import StageSteps
 

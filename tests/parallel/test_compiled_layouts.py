@@ -16,6 +16,7 @@ from configs.base import get_config
 from gadjax.data.packing import Packed
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
+from gadjax.distill.state import state_shardings
 from gadjax.models import layouts
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.decoder import Decoder
@@ -24,7 +25,6 @@ from gadjax.parallel import mesh as meshes
 from gadjax.planning.hlo import HloProgram
 from gadjax.planning.hlo_costs import largest_buffers
 from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
-from gadjax.setup.blueprint import state_shardings
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
 # No two sizes are equal, so that a shape tells which array it is.

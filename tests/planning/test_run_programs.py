@@ -27,7 +27,7 @@ NAMES = {
     "discriminator update": "update_discriminator",
     "cross-entropy update": "update_supervised",
     "reference": "reference_logprobs",
-    "policy update": "update_policy",
+    "policy update": "learn_from_rewards",
 }
 HELDOUT_NAMES = {
     "held-out likelihoods": "likelihoods",
