@@ -25,7 +25,7 @@ Every model answers greedily, with at most --max_response_length tokens. What el
 By default both temperatures are that of the sets' `temperature` columns, which gadjax.collect writes, or 1 if there is
 none.
 
-OUT gets report.html (one file with charts, curves of the first run among the models, and answers side by side),
+OUT gets report.html (one file with charts, the first run's held-out curves, and answers side by side),
 table.md, results.json, answers/SET/MODEL.jsonl and verdicts.jsonl. Every answer, verdict and figure is kept in
 OUT/cache as soon as it is there: the same command goes on where it was stopped, and another command with the same OUT
 does only what is new. A changed model or prompt is asked anew.

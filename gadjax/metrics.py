@@ -63,13 +63,17 @@ class MetricsLogger:
         """
         workdir = pathlib.Path(workdir)
         self._record = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC, write)
-        # The last step recorded, by kind.
-        self._last = {"train": -1, "heldout": -1} | {record["kind"]: record["step"] for record in self._record.kept}
         self._views: list[_TensorBoard | _WandB] = []
-        if write and tensorboard:
-            self._views.append(_TensorBoard(workdir / "tensorboard", resume_step))
-        if write and wandb is not None:
-            self._views.append(_WandB(workdir, dict(wandb), resume_step))
+        try:
+            # The last step recorded, by kind.
+            self._last = {"train": -1, "heldout": -1} | {record["kind"]: record["step"] for record in self._record.kept}
+            if write and tensorboard:
+                self._views.append(_TensorBoard(workdir / "tensorboard", resume_step))
+            if write and wandb is not None:
+                self._views.append(_WandB(workdir, dict(wandb), resume_step))
+        except BaseException:
+            self.close()  # a notebook's traceback would keep the log, and its lock
+            raise
 
     def log(self, step: int, stage: str, figures: Figures) -> dict[str, int | float]:
         """Records a training step.
@@ -136,7 +140,14 @@ class SampleLog:
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True):
         """Opens the file; arguments and errors are those of `MetricsLogger`."""
         self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE, write)
-        self.sync, self.close = self._lines.sync, self._lines.close
+
+    def sync(self) -> None:
+        """Waits until the file is on the disk."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
 
     def log(self, step: int, stage: str, row: int, prompt: str, teacher: str, student: str) -> None:
         """Records one answer.

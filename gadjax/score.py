@@ -17,8 +17,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import numpy as np
 from absl import flags
 
 from gadjax import commands
@@ -26,6 +24,8 @@ from gadjax.errors import UserError
 from gadjax.files import expand
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gadjax.data.schema import Messages
     from gadjax.rollout.chat_model import Network
 FLAGS = flags.FLAGS
@@ -92,6 +92,9 @@ def score_answers(
       batch_size: answers that are scored at once, rounded up to a multiple of the mesh's batch shards.
       done: called after each batch with the number of answers so far.
     """
+    import jax
+    import numpy as np
+
     from gadjax.data.bins import multiple_of, round_up
     from gadjax.data.packing import one_per_row, padded
     from gadjax.distill.forward import sequence_scores

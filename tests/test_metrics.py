@@ -210,6 +210,15 @@ def test_warnings_are_rows_and_texts_and_no_figures(tmp_path):
     assert steps(path) == [], "warnings past a checkpoint are said again"
 
 
+def test_a_log_that_cannot_open_lets_go_of_its_file(tmp_path, monkeypatch):
+    """A notebook keeps the error, and with it the logger: the cell that runs again must not find the file locked."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError) as kept:
+        MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p"})
+    assert kept.traceback
+    MetricsLogger(tmp_path, tensorboard=False).close()
+
+
 def test_wandb_gets_no_warnings(tmp_path, wandb_runs):
     logger = MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p"})
     logger.log_warning(1, "gad", "kl", {}, "warning")

@@ -31,6 +31,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         for field in ("stages", "stop_on"):
             names = _split_names(config[field])
+            if field == "stop_on" and isinstance(names, tuple):
+                names = tuple(filter(None, names))  # a trailing comma names none
             del config[field]  # or a list would stay a list
             config[field] = names
     _check_values(config)

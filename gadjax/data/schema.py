@@ -32,7 +32,7 @@ CUT_REASONS = ("length", "max_tokens")
 MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_call")
 
 _REQUIRED = ("content", "teacher_response")
-_OPTIONAL = ("category", "finish_reason")
+_OPTIONAL = ("category", "finish_reason")  # `category` is not read; a file of another type is not of this schema
 _READ = (*_REQUIRED, "finish_reason")
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 # A column of nulls alone has type null; the check of its rows says what is wrong with it.

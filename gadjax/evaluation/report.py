@@ -92,7 +92,9 @@ def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any
         name = pathlib.PurePath(workdir).name
         return None, f"The run's metrics.jsonl is no longer in {name}, so there are no curves."
     curves = report_curves.run_figures(read_metrics(path))
-    return (curves, "") if curves["panels"] else (None, "The run has no figures yet, so there are no curves.")
+    if curves["panels"] or curves["warnings"]:
+        return curves, ""
+    return None, "The run has no figures of held-out prompts yet, so there are no curves."
 
 
 def _summary(results: Mapping[str, Any]) -> str:

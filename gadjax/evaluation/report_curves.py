@@ -44,13 +44,16 @@ def run_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       records: as `gadjax.metrics.read_metrics` returns them.
 
     Returns:
-      `stages` (name and steps, as text), `panels` of `title`, `unit` and `svg`, and `warnings` of the watchdogs.
+      `stages` (name and steps, as text), `panels` of `title`, `unit` and `svg`, `warnings` of the watchdogs, and
+      `nonfinite`, the number of the panels' figures that were not finite.
     """
     warnings = _warnings(record for record in records if record["kind"] == "warning")
     stages = _stages(records)
     panels = [drawn for panel in PANELS if (drawn := _draw(panel, records, stages))]
     spans = [(stage_title(name), f"{first + 1:,} to {last:,}") for name, (first, last) in stages.items()]
-    return {"stages": spans, "panels": panels, "warnings": warnings}
+    measured = [record.get(HELDOUT + panel.figure) for record in records for panel in PANELS]
+    nonfinite = sum(value is not None and finite(value) is None for value in measured)
+    return {"stages": spans, "panels": panels, "warnings": warnings, "nonfinite": nonfinite}
 
 
 def _warnings(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -2,30 +2,34 @@
 
 | operation              | chosen by         | CPU               | CUDA >= 8.0   | TPU >= v4 | elsewhere: plain  |
 | ---------------------- | ----------------- | ----------------- | ------------- | --------- | ----------------- |
-| causal attention       | attention_backend | cpu_blocks        | cudnn         | splash    | plain_attention   |
+| causal attention       | attention_backend | blocks            | cudnn         | splash    | plain             |
 | attention over a cache | cache_attention   | plain             | triton_decode | plain     | kv_cache.attend   |
+| prompts stand once     | shares_prompts    | yes               | yes           | no        | yes               |
 | storage of a cache     | empty_cache       | cache_spans       | plain         | plain     | one kv_cache      |
-| product with weights   | weight_product    | cpu_products      | plain         | plain     | jnp.tensordot     |
-| weights when decoding  | outputs_first     | [outputs, inputs] | plain         | plain     | [inputs, outputs] |
+| product of a projection| weight_product    | cpu_products      | plain         | plain     | jnp.tensordot     |
+| the same when decoding | outputs_first     | [outputs, inputs] | plain         | plain     | [inputs, outputs] |
 | logits of the targets  | gathers_targets   | looked up         | plain         | plain     | a masked sum      |
 
 Why each one, and not the plain version:
 
-- `cpu_blocks` and `splash` hold no logits, of which the plain attention holds several arrays [B, N, T, T]. They skip
-  blocks above the diagonal, and `cpu_blocks` every block in which no token sees another. `cudnn` holds one mask
-  [B, T, T].
+- Plain attention holds several arrays of logits [B, N, T, T]. `blocks` (`cpu_blocks.py`) and `splash` hold none, and
+  skip blocks above the diagonal; `blocks` also skips every block in which no token sees another. `cudnn` holds one mask
+  [B, T, T] and its gradient.
+- Splash compares segment ids and takes no other mask, so a group's prompt cannot stand in a row once there.
 - `triton_decode` is one kernel. On a GPU, the plain loop copies each block out of the cache and asks the host, at every
   block of every layer, whether there is another.
 - `cache_spans` splits a cache, because XLA's CPU backend reads whole arrays in place and copies a part of one.
 - `cpu_products` puts the smaller factor left in gradients: XLA's CPU backend transposes the left one, slowly.
 - With few rows, a product on a CPU is a tenth faster if each output reads one row of memory.
-- On a CPU, a masked sum over the vocabulary is a pass of its own; accelerators fuse it with the softmax.
+- On a CPU, a masked sum over the vocabulary is a pass of its own; accelerators fuse it with the softmax. Where the mesh
+  splits the vocabulary, a CPU takes the masked sum too.
 
 Dtypes and head sizes: Splash takes bfloat16 and float32 and any head size. cuDNN takes bfloat16 and float16 and head
 sizes that are multiples of 8 up to 128. The Triton kernel takes bfloat16 and float16 and head sizes 16, 32, 64 and 128.
 Everything else takes any. What a kernel does not take goes to the plain version.
 
 The mesh decides, or JAX's default device if the mesh is None: a program may be compiled for devices that are not here.
+The discriminator's scalar head has no mesh, and so takes the product of JAX's default device.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def block_attention(
 ) -> jax.Array:
     """`causal_attention`, with the same shapes; `block` is the number of tokens of a block.
 
-    The result is zero at padding whose whole block is padding.
+    At padding the result is finite and means nothing; it is zero where a block is padding in every row.
     """
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]

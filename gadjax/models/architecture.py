@@ -154,7 +154,7 @@ class ModelConfig:
     def max_length(self) -> int:
         """Tokens of the longest sequence, prompt and response, that is computed exactly.
 
-        Up to the window's length, windowed attention is full attention.
+        Sequences shorter than the window are computed exactly: their attention is full attention.
         """
         return self.max_position if self.sliding_window is None else min(self.max_position, self.sliding_window - 1)
 

@@ -34,7 +34,7 @@ def save_pretrained(
     config: ModelConfig,
     hf_config: dict[str, Any],
     *,
-    kind: str,
+    kind: Literal["generator", "discriminator"],
     adapters: Adapters | None = None,
     tokenizer_dir: pathlib.Path | None = None,
     generation_config: dict[str, Any] | None = None,

@@ -79,15 +79,16 @@ def make_program(
     function: Callable[[Blueprint], Any],
     given: Callable[[], tuple],
     *,
+    phase: Phase,
+    model: Model,
     again: bool = False,
     beside: Any = None,
-    phase: Phase,
     **fields: Any,
 ) -> RunProgram:
     """A program that runs beside a state.
 
     Args:
-      blueprint, name, function, given, phase: as in `RunProgram`.
+      blueprint, name, function, given, phase, model: as in `RunProgram`.
       state: the run's state, with layouts.
       again: whether another program of the same phase came before, so that nothing moves.
       beside: arrays that are on the devices with the state.
@@ -98,6 +99,7 @@ def make_program(
     moved = set() if again else here ^ offload.on_device(_BEFORE[phase])
     return RunProgram(
         name=name,
+        model=model,
         blueprint=blueprint,
         phase=phase,
         function=function,

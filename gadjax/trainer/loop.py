@@ -90,14 +90,17 @@ class TrainingRun:
             generator = initial_generator(setup)
             self.state = enter_stage(setup, self.config.stages[0], generator, base=self.base, is_first=True)
         logging: Any = {"resume_step": self.position.step if saved else None, "write": processes.is_first()}
-        with processes.together():
+        with processes.together(), contextlib.ExitStack() as opened:  # logs are closed where the next one fails
             self.samples = SampleLog(workdir, **logging)
+            opened.callback(self.samples.close)
             self.logger = MetricsLogger(
                 workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging
             )
+            opened.callback(self.logger.close)
             self.watchdogs = Watchdogs(_teacher(setup))
             if saved and processes.is_first():
                 self.watchdogs.replay(read_metrics(workdir / "metrics.jsonl"))
+            opened.pop_all()
 
     def train(self) -> GadState:
         """Runs the stages that are left, and returns the final state.

@@ -56,7 +56,7 @@ def train_and_export(
                 pass  # until the first process has written all logs
             figures = read_heldout(workdir / "metrics.jsonl")
             # Export every network that was trained.
-            exported = {}
+            exported: dict[str, pathlib.Path] = {}
             for network in NETWORKS:
                 trained = getattr(state, network)
                 if trained is not None:

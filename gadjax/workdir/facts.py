@@ -22,7 +22,8 @@ from gadjax.workdir.lock import WorkdirLock
 from gadjax.workdir.place import sign_of, take_place
 
 # A run's networks, with the head of each.
-NETWORKS: dict[str, Literal["lm", "score"]] = {"generator": "lm", "discriminator": "score"}
+Network = Literal["generator", "discriminator"]
+NETWORKS: dict[Network, Literal["lm", "score"]] = {"generator": "lm", "discriminator": "score"}
 _PATIENCE = 60  # seconds that a process waits to see a file that another one has written
 
 
@@ -103,7 +104,7 @@ def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
     return config, facts
 
 
-def network_model(config: dict[str, Any], facts: dict[str, Any], network: str) -> Model:
+def network_model(config: dict[str, Any], facts: dict[str, Any], network: Network) -> Model:
     """The architecture of a run's generator or discriminator, with its adapters."""
     model_config = ModelConfig.from_hf(facts["hf_configs"][network], f"run.json, {network}")
     return Model(dataclasses.replace(model_config, lora=adapters(config)), NETWORKS[network])

@@ -11,18 +11,18 @@ from gadjax.models.adapters import Adapters, merged_params
 from gadjax.models.model import Params
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import resolve_model
-from gadjax.workdir.facts import network_model, read_workdir
+from gadjax.workdir.facts import Network, network_model, read_workdir
 from gadjax.workdir.model_card import model_card
 
 
-def export_network(workdir: pathlib.Path, network: str, params: Params, step: int, out: pathlib.Path) -> None:
+def export_network(workdir: pathlib.Path, network: Network, params: Params, step: int, out: pathlib.Path) -> None:
     """Writes a network as a directory that transformers loads: weights, configs, tokenizer and model card.
 
     Adapters are merged into the student's weights, which are read again, and are also written to `adapter/` for PEFT.
 
     Args:
       workdir: the run's folder.
-      network: "generator" or "discriminator".
+      network: which network.
       params: the network's trained parameters.
       step: the step of the run that they come from. The card shows nothing of later steps.
       out: the directory to write.

@@ -21,7 +21,7 @@ from gadjax.parallel import processes
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.prepare import Setup
 from gadjax.workdir.checkpoints import Checkpoints
-from gadjax.workdir.facts import digest, network_model, read_workdir, run_facts, weights_facts
+from gadjax.workdir.facts import NETWORKS, digest, network_model, read_workdir, run_facts, weights_facts
 from gadjax.workdir.place import check_place
 from gadjax.workdir.storage import is_damage
 
@@ -158,8 +158,7 @@ def _obstacle(setup: Setup, workdir: pathlib.Path, stage: str) -> str | None:
         )
     # The networks must compute the same.
     state = abstract_state(setup, stage)
-    networks = {"generator": state.generator, "discriminator": state.discriminator}
-    networks = {network: part for network, part in networks.items() if part is not None}
+    networks = {network: part for network in NETWORKS if (part := getattr(state, network)) is not None}
     others = f"the checkpoint of --workdir {workdir} is of other networks"
     for network in networks:
         before, now = (_computed(model) for model in (network_model(config, facts, network), getattr(setup, network)))

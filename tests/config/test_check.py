@@ -116,7 +116,7 @@ def test_stages_from_the_command_line(tiny_config):
 
 def test_watchdogs_from_the_command_line(tiny_config):
     assert resolve(tiny_config()).stop_on == ()
-    for given in (("kl, length",), ("kl", "length")):
+    for given in (("kl, length",), ("kl", "length"), ("kl,,length,",)):
         assert resolve(tiny_config({"stop_on": given})).stop_on == ("kl", "length")
     assert resolve(tiny_config({"stop_on": ("",)})).stop_on == ()  # as --config.stop_on= gives it
 

@@ -268,6 +268,22 @@ def test_trap_6_replayed_groups_do_train_the_discriminator(bigrams):
     assert np.max(np.abs(embeddings[1] - embeddings[0])) > 1e-6  # the wrong order is off by ten thousand tolerances
 
 
+def test_trap_6_a_frozen_discriminator_s_metrics_hold_no_replayed_groups(bigrams):
+    """A ring that warmup filled changes nothing in a stage whose discriminator does not learn."""
+    found = []
+    for size in (0, 12):
+        settings = dict(discriminator__replay_size=size, gad__train_discriminator=False)
+        warmup, state = bigrams.trainer("warmup", warmup__train_generator=False, **settings)
+        other = bigrams.batch | {"teacher": bigrams.batch["teacher"][::-1].copy()}
+        warmup.run(state, other, stage_step=0, step=0)
+        assert warmup.replay.added == (4 if size else 0)
+        gad, state = bigrams.trainer("gad", **settings)
+        gad.replay = warmup.replay
+        _, metrics = gad.run(state, bigrams.batch, stage_step=0, step=1)
+        found.append({name: value for name, value in metrics.items() if not name.startswith(("seconds/", "speed/"))})
+    assert found[0] == found[1]
+
+
 # 7. Lengths are logged.
 
 

@@ -163,6 +163,22 @@ def test_the_run_shows_its_warnings(tmp_path):
     assert ">watchdog</span>" not in text and "since by step" not in text  # no curves of their fields
 
 
+def test_a_run_that_measured_nothing_shows_its_warnings(tmp_path):
+    """And figures that were not finite are counted, not passed over."""
+    written.write(tmp_path / "e", run=tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    warning = {"kind": "warning", "stage": "gad", "watchdog": "kl", "since": 33, "seen": "the KL is 0.7"}
+    rows.append(warning | {"step": 36, "state": "begins", "advice": "lower config.gad.x"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["kind"] != "heldout"))
+    text = write_report(tmp_path / "e").read_text("utf-8")
+    assert "the KL is 0.7" in text and "no figures of held-out prompts, so there are no curves" in text
+    measured = next(row for row in rows if row["kind"] == "heldout")
+    measured |= {"heldout/nll": None, "nonfinite": {"heldout/nll": "nan"}}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "1 of them was not finite, and left out" in write_report(tmp_path / "e").read_text("utf-8")
+
+
 def test_a_run_without_warnings_shows_none(page):
     assert "warnings-title" not in page.ids()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats  # JAX brings it
 
 from gadjax.evaluation import statistics
 from gadjax.evaluation.statistics import compare, sign_test
 
 pytestmark = pytest.mark.quick
-
-stats = pytest.importorskip("scipy.stats")
 
 
 def test_against_scipy():

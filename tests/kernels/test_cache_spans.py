@@ -10,8 +10,6 @@ import pytest
 from gadjax.kernels import cache_spans, choose, kv_cache
 from gadjax.kernels.online_softmax import merge
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RNG = np.random.default_rng(0)
 ROWS, HEADS, DIM, LIMIT = 3, 2, 8, 150
 

@@ -57,7 +57,6 @@ def assert_same(attend, arrays) -> jax.Array:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.usefixtures("quick_compile_here")
 def test_causal_attention(kv_heads):
     """A query sees tokens of its segment and of its root, up to itself; a group of heads shares keys."""
     query, key, value = normal(3, 9, 6, 4), normal(3, 9, kv_heads, 4), normal(3, 9, kv_heads, 4)

@@ -10,8 +10,6 @@ from gadjax.kernels import kv_cache
 from gadjax.kernels.group_attention import Lanes, group_attention
 from tests.kernels.one_query import normal, one_query
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("block", [2, 3, 100])
