@@ -37,7 +37,8 @@ def test_gradients_are_those_of_the_whole_tree_that_belong_to_adapters(adapted, 
         inputs = adapted.groups(method) if network == "discriminator" else (adapted.teacher_rows(method),)
 
     def run(params, reference, base):
-        function = functools.partial(getattr(updates, f"update_{update}"), method, base=base)
+        update_of = update_against if update == "policy" else getattr(updates, f"update_{update}")
+        function = functools.partial(update_of, method, base=base)
         state = states.create(jax.tree.map(jnp.array, params), keep_gradient)
         return jax.jit(function)(state, *[reference] * (update == "policy"), *inputs)
 

@@ -91,9 +91,9 @@ def test_logs_are_on_disk_before_their_checkpoint(tiny_config, tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(Checkpoints, "save", note_save)
-    run(tiny_config({"stages": ("seqkd",), "seqkd.steps": 2, "data.heldout": "", "checkpoint.every": 1}), tmp_path)
+    run(tiny_config({"stages": ("seqkd",), "seqkd.steps": 2, "eval_every": 1, "checkpoint.every": 1}), tmp_path)
     for step in (1, 2):
-        at = happened.index((step, step))
+        at = happened.index((step, 1 + 2 * step))  # a measurement before training, and each step with one after it
         assert happened[at - 2 : at] == ["samples.jsonl", "metrics.jsonl"]
 
 
@@ -302,7 +302,8 @@ def test_a_stage_begins_when_the_old_moments_are_gone(tiny_config, tmp_path, mon
 
     monkeypatch.setattr(TrainingRun, "_save", remember)
     monkeypatch.setattr(stage_start, "_create", count)
-    config = tiny_config({"stages": stages, f"{stages[0]}.steps": 1, "data.heldout": ""})
+    fields = {"stages": stages, f"{stages[0]}.steps": 1, "warmup.discriminator_only_steps": 0, "data.heldout": ""}
+    config = tiny_config(fields)
     stop_before(config, tmp_path, 1)
     assert len(moments) > 10
     assert alive == [0] * (3 if stages[0] == "seqkd" else 4)  # a network of either stage each
