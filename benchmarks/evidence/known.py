@@ -1,0 +1,117 @@
+"""Suite `known`: a teacher whose likelihoods are exact, so that what an arm does to the student can be computed.
+
+The teacher is a decoder of 2 M parameters that learned the demo's 3,000 answers, read at temperature 0.7: its export is
+an exact model at temperature 1. It answers every training prompt ten times. The student has one layer and 0.3 M
+parameters. phi is a model of the teacher's size, fitted to the same answers as the student: all that a larger
+discriminator can know of the teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.evidence import answers, networks
+from benchmarks.evidence.arms import Game, Scene
+from benchmarks.evidence.measure import Bench, Settings
+from benchmarks.evidence.networks import Data, Fit, Shape
+from benchmarks.evidence.suite import Options, Suite
+from configs.demo import ASSETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """All sizes of the suite.
+
+    Attributes:
+      temperature: at which the teacher is read.
+      limit: tokens of an answer, at most.
+      prompts: training prompts that the teacher answers, 0 for all; `heldout_prompts` the same.
+      answers: of the teacher to each training prompt.
+    """
+
+    teacher: Shape
+    teacher_fit: Fit
+    student: Shape
+    student_fit: Fit
+    phi: Shape
+    phi_fit: Fit
+    game: Game
+    settings: Settings
+    limit: int = 64
+    prompts: int = 0
+    heldout_prompts: int = 0
+    answers: int = 10
+    temperature: float = 0.7
+
+
+FULL = Sizes(
+    teacher=Shape(3, 192),
+    teacher_fit=Fit(700, 2e-3, batch=32),
+    student=Shape(1, 64),
+    student_fit=Fit(1500, 3e-3, finish_steps=300),
+    phi=Shape(3, 192),
+    phi_fit=Fit(1500, 2e-3, finish_steps=300),
+    game=Game(),
+    settings=Settings(),
+)
+QUICK = Sizes(
+    teacher=Shape(1, 64),
+    teacher_fit=Fit(60, 5e-3, batch=32, every=60),
+    limit=32,
+    prompts=48,
+    heldout_prompts=16,
+    answers=2,
+    student=Shape(1, 32),
+    student_fit=Fit(20, 5e-3, batch=16, every=20),
+    phi=Shape(1, 64),
+    phi_fit=Fit(20, 5e-3, batch=16, every=20),
+    game=Game(updates=2, every=1, prompts=8, samples=2, discriminator_steps=1),
+    settings=Settings(samples=1, temperatures=(0.7, 1.0), epochs=1),
+)
+
+
+class Known(Suite):
+    """The suite in a folder."""
+
+    def __init__(self, options: Options):
+        self.folder, self.sizes = options.folder, QUICK if options.quick else FULL
+        self.teacher = self.folder / "teacher"
+        self.data = Data(self.folder / "train.parquet", self.folder / "heldout.parquet", self.sizes.limit)
+
+    def prepare(self, seed: int) -> Scene:
+        sizes, start = self.sizes, {}
+        self._make_teacher()
+        for name in ("student", "phi"):
+            shape, how = getattr(sizes, name), getattr(sizes, f"{name}_fit")
+            empty = networks.write_shape(shape, self.folder / "shapes" / name)
+            folder = self.folder / f"{name}-{seed}"
+            start[name] = folder, networks.fit(empty, self.data, how, seed, folder, random=True)
+        return Scene(
+            folder=self.folder,
+            seed=seed,
+            start=start["student"][0],
+            seqkd=sizes.student_fit,
+            data=self.data,
+            game=sizes.game,
+            phi=start["phi"][0],
+            phi_cost=start["phi"][1],
+            teacher=self.teacher,
+        )
+
+    def bench(self, seed: int) -> Bench:
+        return Bench(self.data, self.sizes.settings, self.folder / f"phi-{seed}", self.teacher)
+
+    def _make_teacher(self) -> None:
+        """The teacher and its answers."""
+        sizes = self.sizes
+        demo = Data(ASSETS / "train.parquet", ASSETS / "heldout.parquet", sizes.limit)
+        if not (self.teacher / "config.json").exists():
+            empty = networks.write_shape(sizes.teacher, self.folder / "shapes" / "teacher")
+            learnt = self.folder / "teacher-at-1"
+            networks.fit(empty, demo, sizes.teacher_fit, 0, learnt, random=True)
+            networks.at_temperature(learnt, sizes.temperature, self.teacher)
+        parts = [(demo.train, sizes.prompts, sizes.answers, self.data.train)]
+        parts += [(demo.heldout, sizes.heldout_prompts, 1, self.data.heldout)]
+        for seed, (file, limit, count, out) in enumerate(parts):
+            chats = answers.prompts_of(file, limit)
+            answers.draw(self.teacher, chats, count * len(chats), sizes.limit, seed, out)

@@ -1,0 +1,215 @@
+"""Measures students on held-out prompts, against a teacher whose likelihoods are known where there is one.
+
+q is the student at temperature 1, p the teacher. Divergences are those of `gadjax.evaluation.kl`; their per-response
+figures come with standard errors over prompts (`_se`). All models draw with the same random numbers, so that
+differences between arms are less noisy than the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.evidence import quality
+from benchmarks.evidence.discriminator import Judged, scores_of_checkpoint
+from benchmarks.evidence.networks import Data
+from benchmarks.evidence.runs import Arm, read_json, write_json
+from benchmarks.evidence.text_teacher import TextTeacher
+from gadjax.data.schema import read_rows
+from gadjax.distill.state import state_shardings
+from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
+from gadjax.evaluation.local_models import LocalModel, inspect
+from gadjax.evaluation.model_sources import parse_source
+from gadjax.evaluation.result_cache import digest
+from gadjax.evaluation.text import distinct_n
+from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
+from gadjax.models.model import Model
+
+Figures = dict[str, Any]  # numbers by name; None where there is nothing to measure. `curve` is a list
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+      prompts: held-out prompts, from the first; 0 for all.
+      samples: draws from each prompt at temperature 1.
+      temperatures: of the curve of quality against diversity; the last is 1.
+      folds, epochs, rate: of the two-sample test; 0 folds leave it out.
+    """
+
+    prompts: int = 0
+    samples: int = 2
+    temperatures: tuple[float, ...] = (0.3, 0.7, 1.0)
+    folds: int = 2
+    epochs: int = 3
+    rate: float = 1e-3
+
+
+class _Memory(dict):
+    """A cache of draws and likelihoods that lasts as long as the process: the figures themselves are kept on disk."""
+
+    add = dict.update
+
+
+class Bench:
+    """Held-out prompts with the teacher's answers, and what models are measured with on them."""
+
+    def __init__(
+        self,
+        data: Data,
+        settings: Settings,
+        base: pathlib.Path,
+        teacher: pathlib.Path | None = None,
+        text_teacher: TextTeacher | None = None,
+    ):
+        """
+        Args:
+          data: the held-out answers; cut ones are left out unless `data.keep_cut`.
+          settings: how much is measured.
+          base: the folder of a causal language model from which the two-sample test's classifiers start.
+          teacher: the folder of a model with the students' tokenizer whose distribution at temperature 1 gave the
+            answers, or None.
+          text_teacher: a teacher with another tokenizer, or None.
+        """
+        rows = read_rows(data.heldout)
+        usable = [i for i in range(len(rows)) if not rows.marked[i] and (data.keep_cut or not rows.cut[i])]
+        chosen = usable[: settings.prompts or None]
+        self.settings, self.base = settings, base
+        self.chats = [rows.messages(i) for i in chosen]
+        self.asked = [chat[-1]["content"] for chat in self.chats]
+        self.answers, self.ended = [rows.answer(i) for i in chosen], [not rows.cut[i] for i in chosen]
+        self.limit = data.limit
+        self.teacher, self.text_teacher = _model(str(teacher)) if teacher else None, text_teacher
+        identities = [_inspect(str(base)).identity, self.teacher and self.teacher.local.identity]
+        identities.append(text_teacher and text_teacher.name)
+        self.key = digest(dataclasses.asdict(settings), data.limit, self.chats, self.answers, identities)
+
+    def measure_model(self, source: pathlib.Path, kept: pathlib.Path) -> Figures:
+        """The figures of a model in a folder, kept in the file `kept` and read if they are there."""
+        return self._once(str(source), kept, lambda: self._measure(str(source))[0])
+
+    def measure_arm(self, arm: Arm, workdir: pathlib.Path, updates: int) -> Figures:
+        """The figures at one point of an arm's run; those of the start are shared by all arms."""
+        step = arm.points[updates]
+        if not step:
+            return self.measure_model(arm.start, arm.start.with_name(f"{arm.start.name}-measured.json"))
+        source = f"{workdir}@{step}"
+
+        def measured() -> Figures:
+            figures, judged = self._measure(source)
+            return figures | scores_of_checkpoint(workdir, step, arm.start, judged)
+
+        return self._once(source, workdir / f"measured-{updates}.json", measured)
+
+    def _once(self, source: str, kept: pathlib.Path, measured: Callable[[], Figures]) -> Figures:
+        """What `measured` returns, unless the file has it of the same model and bench."""
+        key = digest(self.key, _inspect(source).identity)
+        found = read_json(kept)
+        if found is None or found["key"] != key:
+            found = {"key": key, "figures": measured()}
+            write_json(kept, found)
+        return found["figures"]
+
+    def of_answers(self) -> Figures:
+        """The figures of the teacher's own answers."""
+        return {"coverage": quality.coverage(self.asked, self.answers), "length_ratio": 1.0, **_distinct(self.answers)}
+
+    def _measure(self, source: str) -> tuple[Figures, Judged]:
+        model, s = _model(source), self.settings
+        tokenizer = model.local.tokenizer
+        prompts = model.prompts(self.chats)
+        encoded = tokenizer.response_ids_batch(self.answers, self.ended)
+        given = [tuple(ids[: self.limit].tolist()) for ids in encoded]
+        # Several draws at temperature 1, and one at each of the others.
+        ends = model.local.eos_ids
+        drawn = [model.draw(prompts, self.limit, 1.0, sample=i, eos_ids=ends) for i in range(s.samples)]
+        texts = {1.0: _texts(tokenizer, drawn[0])}
+        for temperature in s.temperatures:
+            if temperature not in texts:
+                texts[temperature] = _texts(tokenizer, model.draw(prompts, self.limit, temperature, eos_ids=ends))
+        lengths = np.array([[len(draw.tokens) for draw in draws] for draws in drawn])
+        figures: Figures = {
+            "coverage": quality.coverage(self.asked, texts[1.0]),
+            **_distinct(texts[1.0]),
+            "curve": [[t, quality.coverage(self.asked, texts[t]), distinct_n(texts[t], 2)] for t in s.temperatures],
+            "length_ratio": float(lengths.mean() / np.mean([len(ids) for ids in given])),
+            "cut": float(np.mean([not draw.ended for draws in drawn for draw in draws])),
+            **self._divergences(model, prompts, drawn, given),
+        }
+        if s.folds:
+            figures["two_sample"] = self._two_sample(prompts, given, [draw.tokens for draw in drawn[0]])
+        model.close()
+        return figures, Judged(prompts, given, [draw.tokens for draw in drawn[0]])
+
+    def _divergences(self, model: CachedModel, prompts: list[np.ndarray], drawn: list, given: list) -> Figures:
+        """Entropy, negative log-likelihood and, with an open teacher, both divergences."""
+        responses = [draw.tokens for draws in drawn for draw in draws]
+        repeated = prompts * len(drawn)
+        tokens, answer_tokens = sum(map(len, responses)), sum(map(len, given))
+        own, of_answers = model.log_likelihoods(repeated, responses, 1.0), model.log_likelihoods(prompts, given, 1.0)
+        figures: Figures = {"entropy": float(-own.sum() / tokens), "nll": float(-of_answers.sum() / answer_tokens)}
+        if self.teacher:
+            of_teacher = self.teacher.log_likelihoods(repeated, responses, 1.0)
+            answers_of_teacher = self.teacher.log_likelihoods(prompts, given, 1.0)
+        elif self.text_teacher:
+            draws = [draw for draws in drawn for draw in draws]
+            texts, ended = _texts(model.local.tokenizer, draws), [draw.ended for draw in draws]
+            of_teacher = self.text_teacher.log_likelihoods(self.chats * len(drawn), texts, ended)
+            answers_of_teacher = self.text_teacher.log_likelihoods(self.chats, self.answers, self.ended)
+        else:
+            return figures
+        reverse = (own - of_teacher).reshape(len(drawn), -1).mean(axis=0)
+        forward = answers_of_teacher - of_answers
+        return figures | {
+            "reverse_kl_token": float(reverse.sum() * len(drawn) / tokens),
+            "reverse_kl_response": float(reverse.mean()),
+            "reverse_kl_response_se": _standard_error(reverse),
+            "forward_kl_token": float(forward.sum() / answer_tokens),
+            "forward_kl_response": float(forward.mean()),
+            "forward_kl_response_se": _standard_error(forward),
+        }
+
+    def _two_sample(self, prompts, given, drawn) -> float:
+        """The accuracy of fresh classifiers, 0.5 where the two cannot be told apart."""
+        classifier, params = self._classifier
+        s = self.settings
+        sides = [[np.array(ids, np.int32) for ids in side] for side in (given, drawn)]
+        return two_sample_test(classifier, params, prompts, *sides, folds=s.folds, epochs=s.epochs).accuracy
+
+    @functools.cached_property
+    def _classifier(self):
+        loaded = _inspect(str(self.base)).load(training=True)
+        remat = "none" if jax.default_backend() == "cpu" else "full"
+        model = Model(dataclasses.replace(loaded.model.config, remat=remat), "score", loaded.mesh)
+        optimizer = adamw_for(self.settings.rate)
+        return Classifier(model, optimizer, state_shardings(model, optimizer, loaded.mesh)), loaded.params
+
+
+def _inspect(source: str) -> LocalModel:
+    """In float32 on every platform: bfloat16 would blur divergences."""
+    return inspect(parse_source("model", source), dtype="float32")
+
+
+def _model(source: str) -> CachedModel:
+    return CachedModel(_inspect(source), _Memory())  # type: ignore[arg-type]
+
+
+def _texts(tokenizer: Any, draws: Sequence[ResponseTokens]) -> list[str]:
+    return [tokenizer.decode(draw.tokens) for draw in draws]
+
+
+def _distinct(texts: Sequence[str]) -> dict[str, float]:
+    return {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Of the mean over prompts."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

@@ -1,0 +1,82 @@
+"""Figures of answers and of scores, as pure functions: coverage, AUC, and intervals between arms."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_PROMPT = re.compile(r"Write one short sentence about an? (\w+) (\w+) (.+)\.")  # configs/demo_assets/make_prompts.py
+
+
+class Paired(NamedTuple):
+    """The mean difference of two arms over the seeds that both have, and its 95 % interval (nan with one seed)."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def wanted_words(prompt: str) -> tuple[str, ...]:
+    """The words that an answer to one of the demo's prompts should name: adjective, animal, and the place's last word.
+
+    Empty for prompts of another wording.
+    """
+    found = _PROMPT.fullmatch(prompt.strip())
+    return (found[1].lower(), found[2].lower(), found[3].split()[-1].lower()) if found else ()
+
+
+def coverage(prompts: Sequence[str], answers: Sequence[str]) -> float | None:
+    """The share of answers that name all the wanted words of their prompts; None if no prompt wants any.
+
+    A word counts inside another one too ("dogs" names the dog).
+    """
+    wanted = [wanted_words(prompt) for prompt in prompts]
+    named = [
+        all(word in answer.lower() for word in words) for words, answer in zip(wanted, answers, strict=True) if words
+    ]
+    return sum(named) / len(named) if named else None
+
+
+def auc(above: np.ndarray, below: np.ndarray) -> float:
+    """The probability that a random element of `above` exceeds one of `below`; ties count half.
+
+    Args:
+      above, below: scores, at least one each. Those of all prompts are compared with each other, so this is less than
+        the accuracy over pairs where the prompt shifts the scores of both sides.
+    """
+    above, below = np.asarray(above, np.float64), np.sort(np.asarray(below, np.float64))
+    less, up_to = (np.searchsorted(below, above, side=side) for side in ("left", "right"))
+    return float((less + up_to).mean() / (2 * len(below)))
+
+
+def pair_figures(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:
+    """`d_accuracy`, `d_auc` and `d_margin` of a discriminator from its scores of both answers to each prompt."""
+    teacher, student = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
+    right = (teacher > student).mean() + (teacher == student).mean() / 2
+    return {"d_accuracy": float(right), "d_auc": auc(teacher, student), "d_margin": float((teacher - student).mean())}
+
+
+def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
+    """The difference arm - baseline, paired by seed, with Student's t interval over seeds.
+
+    Args:
+      arm, baseline: a figure by seed; seeds that only one of them has are left out.
+
+    Raises:
+      ValueError: they have no seed in common.
+    """
+    from scipy.stats import t  # takes half a second
+
+    seeds = sorted(arm.keys() & baseline.keys())
+    if not seeds:
+        raise ValueError(f"no common seed: {sorted(arm)} and {sorted(baseline)}")
+    gaps = np.array([arm[seed] - baseline[seed] for seed in seeds], np.float64)
+    if len(gaps) < 2:
+        return Paired(float(gaps[0]), math.nan, math.nan, 1)
+    half = float(t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
+    return Paired(float(gaps.mean()), float(gaps.mean()) - half, float(gaps.mean()) + half, len(gaps))

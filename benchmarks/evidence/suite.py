@@ -1,0 +1,63 @@
+"""What a suite is: where its arms start, which there are, and what they are measured with."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from benchmarks.evidence.arms import CORE, Scene
+from benchmarks.evidence.measure import Bench
+from benchmarks.evidence.runs import Arm
+from benchmarks.evidence.table import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says to a suite; None where a flag is not given.
+
+    Attributes:
+      folder: of the results.
+      quick: tiny sizes, which show that it works and measure nothing.
+      size: "cpu" or "gpu".
+      teacher: the folder of an open teacher.
+      train, heldout: its answers.
+    """
+
+    folder: pathlib.Path
+    quick: bool = False
+    size: str = "cpu"
+    teacher: pathlib.Path | None = None
+    train: pathlib.Path | None = None
+    heldout: pathlib.Path | None = None
+
+
+class Suite(abc.ABC):
+    """A suite in its folder.
+
+    Attributes:
+      arms: the names of those that run unless others are asked for.
+      own: arms that no other suite has, by name.
+    """
+
+    arms: ClassVar[Sequence[str]] = CORE
+    own: ClassVar[Mapping[str, Callable[[Scene], Arm]]] = {}
+
+    @abc.abstractmethod
+    def __init__(self, options: Options):
+        """Raises a `UserError` if the suite needs a flag that is not given."""
+
+    @abc.abstractmethod
+    def prepare(self, seed: int) -> Scene:
+        """What the arms of a seed start from; makes what is missing of it."""
+
+    @abc.abstractmethod
+    def bench(self, seed: int) -> Bench:
+        """What models are measured with, in whichever seed; fresh classifiers start from a model of `seed`."""
+
+    def conclude(self, rows: Sequence[Row]) -> tuple[str, Any]:
+        """A text for people to stand below the tables, and the same as JSON values."""
+        del rows
+        return "", None
