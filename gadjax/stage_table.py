@@ -53,4 +53,4 @@ def heldout_cells(figures: Mapping[str, float]) -> list[str]:
 
 def stage_title(stage: str) -> str:
     """A stage's name as people write it."""
-    return {"seqkd": "SeqKD", "gad": "GAD"}.get(stage, stage)
+    return {"seqkd": "SeqKD", "soda": "SODA", "gad": "GAD"}.get(stage, stage)

@@ -38,6 +38,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _check_values(config)
     template_args(config)
     _check_stages(config)
+    _check_discriminator(config)
+    _check_rewards(config)
     _check_samples(config)
     _check_checkpoints(config)
     _check_batch(config)
@@ -76,10 +78,26 @@ def grows_from_generator(config: Mapping[str, Any]) -> bool:
     return config["discriminator"]["init"] == _FROM_GENERATOR
 
 
+def uses_discriminator(config: Mapping[str, Any], stage: str) -> bool:
+    """Whether a stage has a discriminator."""
+    return stage in ("warmup", "gad") or (stage == "seqkd" and bool(field_value(config, "seqkd.train_discriminator")))
+
+
+def needs_reference(config: ConfigDict, stage: str) -> bool:
+    """Whether a stage keeps a copy of the generator as it entered the stage."""
+    compared = config.discriminator.kind == "likelihood" and config.discriminator.baseline == "reference"
+    return stage in ("soda", "gad") or (stage == "warmup" and compared)
+
+
+def keeps_statistics(config: ConfigDict, stage: str) -> bool:
+    """Whether a stage keeps statistics of its rewards."""
+    return stage == "gad" and config.gad.whitening == "running"
+
+
 def needs_trained_discriminator(config: ConfigDict) -> bool:
     """Whether stage gad uses a discriminator that no stage of this run trains."""
-    warmed = "warmup" in config.stages and config.warmup.train_discriminator
-    return "gad" in config.stages and not config.gad.train_discriminator and not warmed
+    trained = any(stage in config.stages and config[stage].train_discriminator for stage in ("seqkd", "warmup", "gad"))
+    return "gad" in config.stages and not trained
 
 
 def check_warmup_length(config: ConfigDict, steps: int) -> None:
@@ -177,7 +195,7 @@ def _check_stages(config: ConfigDict) -> None:
         for name in ("generator_learning_rate", "discriminator_learning_rate"):
             if name in section and not section[name] > 0:
                 raise UserError(f"config.{stage}.{name} is {section[name]}: it must be above 0")
-        if stage != "seqkd" and not (section.train_generator or section.train_discriminator):
+        if "train_generator" in section and not (section.train_generator or section.train_discriminator):
             raise UserError(
                 f"config.{stage} trains nothing: set train_generator or train_discriminator, or leave it out"
             )
@@ -187,6 +205,60 @@ def _check_stages(config: ConfigDict) -> None:
         raise UserError(
             "stage gad has no discriminator: config.gad.train_discriminator is off and nothing trained one; add the "
             "warmup stage, or name an exported one in config.discriminator.init"
+        )
+
+
+def _check_discriminator(config: ConfigDict) -> None:
+    """Checks what only one kind of discriminator can do, and where its weights come from."""
+    section, stages = config.discriminator, config.stages
+    if section.kind == "score":
+        if "seqkd" in stages and config.seqkd.train_discriminator:
+            raise UserError(
+                "config.seqkd.train_discriminator is on, but a scalar head has no cross entropy on answers: set "
+                "config.discriminator.kind=likelihood, or leave it off"
+            )
+        if section.sft_coefficient:
+            raise UserError(
+                f"config.discriminator.sft_coefficient is {section.sft_coefficient}, but a scalar head has no cross "
+                "entropy on answers: set config.discriminator.kind=likelihood, or leave it at 0"
+            )
+    if "soda" in stages and "seqkd" in stages and config.seqkd.train_discriminator:
+        raise UserError(
+            "config.seqkd.train_discriminator is on, but stage soda, which follows, keeps no discriminator: leave one "
+            "of them out"
+        )
+    if section.random_init and discriminator_checkpoint(config) is None:
+        raise UserError(
+            "config.discriminator.random_init is on, but config.discriminator.init names no folder: give one with the "
+            "config.json of the discriminator"
+        )
+
+
+def _check_rewards(config: ConfigDict) -> None:
+    """Checks that the options of the rewards fit each other."""
+    gad, likelihood = config.gad, config.discriminator.kind == "likelihood"
+    if gad.credit == "token":
+        needs_sequence = {
+            "reward": gad.reward == "bounded",
+            "length_correction": gad.length_correction,
+            "demonstration_reward": bool(gad.demonstrations) and not gad.demonstration_reward,
+        }
+        for name in (name for name, chosen in needs_sequence.items() if chosen):
+            raise UserError(
+                f"config.gad.{name} is {gad[name]}, which needs the reward of a whole response: set "
+                "config.gad.credit=sequence, or choose another value"
+            )
+    compares = gad.reward == "bounded" or (gad.demonstrations and not gad.demonstration_reward)
+    if compares and likelihood and gad.reward_baseline != config.discriminator.baseline:
+        raise UserError(
+            f"config.gad.reward_baseline is {gad.reward_baseline} and config.discriminator.baseline is "
+            f"{config.discriminator.baseline}, but the rewards are compared with the teacher's score: give both one "
+            "value"
+        )
+    if gad.demonstrations and not gad.demonstration_reward and gad.whitening != "group":
+        raise UserError(
+            f"config.gad.whitening is {gad.whitening}, but config.gad.demonstration_reward=0 makes the teacher's "
+            "answer a member of its prompt's group: set config.gad.whitening=group, or give a reward above 0"
         )
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-Stage = Literal["seqkd", "warmup", "gad"]
+Stage = Literal["seqkd", "soda", "warmup", "gad"]
 Watchdog = Literal["discriminator", "length", "kl", "entropy", "throughput"]
 BestFigure = Literal["nll", "rouge_l", "two_sample"]
 
@@ -35,9 +35,9 @@ class RunFields(Section):
     random_init: bool = False
     """Start from random weights. The student's directory then needs only config.json and a tokenizer."""
     stages: tuple[Stage, ...] = Field(("warmup", "gad"), min_length=1)
-    """The stages that run, in this order: "seqkd" (cross entropy alone), "warmup" (cross entropy, while the
-    discriminator learns on the student's samples), "gad" (policy gradient on the discriminator's score). Separate them
-    by commas."""
+    """The stages that run, in this order: "seqkd" (cross entropy alone), "soda" (DPO on the teacher's answer and one
+    sample of the student as it entered the stage), "warmup" (cross entropy, while the discriminator learns on the
+    student's samples), "gad" (policy gradient on the discriminator's score). Separate them by commas."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seeds the order of the data, sampling, the new scalar head and random weights."""
     batch_size: int = Field(256, ge=1)
@@ -58,6 +58,7 @@ class RunFields(Section):
     warning stands, the run continues only if this field no longer names its watchdog."""
     discriminator: DiscriminatorFields
     seqkd: SeqKDFields
+    soda: SodaFields
     warmup: WarmupFields
     gad: GadFields
     micro_batches: MicroBatchFields
@@ -148,6 +149,23 @@ class DiscriminatorFields(Section):
     first stage with a discriminator begins (after seqkd, for example), which helps if the student starts from random
     weights. Otherwise a directory or hub id: a causal LM of any size with the student's tokenizer, or an exported
     discriminator."""
+    random_init: bool = False
+    """Start from random weights. The folder that init names then needs only config.json and a tokenizer."""
+    kind: Literal["score", "likelihood"] = "score"
+    """What the discriminator is. "score": a scalar head on a language model, the paper's. "likelihood": a language
+    model φ that keeps its head; its score of an answer is beta * Σ_t (log φ(y_t) - log π(y_t)), where π is what
+    `baseline` names. It needs no new head, knows what SeqKD taught it, and says what each token adds."""
+    beta: float = Field(1.0, gt=0)
+    """Factor of a likelihood discriminator's score."""
+    baseline: Literal["reference", "policy"] = "policy"
+    """π in the loss of a likelihood discriminator: the generator as it entered the stage ("reference"), or as it is now
+    ("policy"), with which φ converges to the teacher whatever the generator does."""
+    pooling: Literal["last", "mean"] = "last"
+    """The score of a scalar head: its value at the response's last token, or the mean of its values at all response
+    tokens."""
+    sft_coefficient: float = Field(0.0, ge=0)
+    """Weight of the cross entropy on the teacher's answers in the updates of a likelihood discriminator, which keeps it
+    a language model."""
     loss: Literal["bt", "ce"] = "bt"
     """Bradley-Terry ("bt") or cross entropy ("ce", the paper's ablation)."""
     bt_temperature: float = Field(1.0, gt=0)
@@ -170,6 +188,24 @@ class SeqKDFields(Section):
     """Length of the stage in steps; 0: epochs decides."""
     generator_learning_rate: float = 5e-6
     """Learning rate of the generator."""
+    train_discriminator: bool = False
+    """Train a likelihood discriminator by the same cross entropy on the same answers."""
+    discriminator_learning_rate: float = 5e-6
+    """Learning rate of the discriminator."""
+
+
+class SodaFields(Section):
+    """Stage soda: DPO (arXiv 2305.18290) that prefers the teacher's answer to one sample of the student as it entered
+    the stage, as in SODA (arXiv 2604.03873). It has no discriminator."""
+
+    epochs: float = 1.0
+    """Length of the stage in passes over the training data; used if steps is 0."""
+    steps: int = 0
+    """Length of the stage in steps; 0: epochs decides."""
+    generator_learning_rate: float = 1e-6
+    """Learning rate of the generator."""
+    beta: float = Field(0.1, gt=0)
+    """Factor of the log-ratios in the DPO loss: the higher, the closer the student stays to where it started."""
 
 
 class WarmupFields(Section):
@@ -206,6 +242,33 @@ class GadFields(Section):
     """False: the generator stays as it entered the stage (an ablation)."""
     train_discriminator: bool = True
     """False: the discriminator stays as it entered the stage (the paper's off-policy ablation)."""
+    credit: Literal["sequence", "token"] = "sequence"
+    """What a token answers for: the reward of its whole response, the same for all of its tokens ("sequence"), or the
+    rewards of itself and, discounted, of the tokens after it ("token"). A token's reward is the discriminator's value
+    at it ("score") or beta * (log φ - log π) of it ("likelihood")."""
+    discount: float = Field(0.0, ge=0, le=1)
+    """Weight of the next token's reward in a token's, with token credit. 0: a token answers for itself alone."""
+    reward: Literal["raw", "bounded"] = "raw"
+    """A sample's reward: the discriminator's score ("raw"), or σ(its score - the teacher's score), between 0 and 1
+    ("bounded", as in TextGAIL, arXiv 2004.13796). "bounded" needs sequence credit."""
+    reward_baseline: Literal["reference", "policy"] = "policy"
+    """π in the rewards of a likelihood discriminator; the values are those of discriminator.baseline."""
+    whitening: Literal["group", "batch", "running"] = "group"
+    """The rewards that give the mean and the standard deviation by which a reward becomes an advantage: those of the
+    prompt's samples (GRPO), of the batch, or of the stage so far."""
+    reward_clip: float = Field(0.0, ge=0)
+    """Advantages are clipped to plus and minus this many standard deviations; 0: not at all."""
+    length_correction: bool = False
+    """Subtract from each reward what its length explains: the slope of the rewards on the lengths within the groups of
+    the batch, times the length's difference to its group's mean. It needs sequence credit."""
+    demonstrations: float = Field(0.0, ge=0, le=1)
+    """Share of the teacher's answers that join the samples in the policy's update, with an advantage of their own; 0:
+    none."""
+    demonstration_reward: float = Field(2.0, ge=0)
+    """Advantage of the teacher's answers, in standard deviations; 0: that of their own score within their group, which
+    needs sequence credit and group whitening."""
+    demonstration_steps: int = Field(0, ge=0)
+    """Steps over which the share falls to 0, linearly; 0: it stays."""
     clip: float = Field(0.2, gt=0)
     """The probability ratio is clipped to 1 - clip and 1 + clip."""
     dual_clip: float = Field(3.0, gt=1)

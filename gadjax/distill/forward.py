@@ -52,7 +52,25 @@ def sequence_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
 
     Sequences of other micro-batches get 0.
     """
+    return _at_last(model.scores(params, rows.tokens, rows.positions, rows.segments), rows)
+
+
+def token_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
+    """The scalar head's value at each response token: [R, K], float32. Empty slots hold arbitrary finite values.
+
+    The last token's value is the score of `sequence_scores`.
+    """
     scores = model.scores(params, rows.tokens, rows.positions, rows.segments)
+    # The slots of a sequence follow each other, and a slot's source is the column of the token before it. So a token's
+    # column is the next slot's source; the last token has none after it.
+    before = jnp.take_along_axis(scores, rows.source, axis=1)
+    following = jnp.roll(before, -1, axis=1)
+    ends = rows.step + 1 == per_token(response_lengths(rows), rows)
+    return jnp.where(ends, per_token(_at_last(scores, rows), rows), following)
+
+
+def _at_last(scores: jax.Array, rows: Packed) -> jax.Array:
+    """The values [S] of scores [R, L] at the sequences' last tokens; 0 for sequences of other micro-batches."""
     return jnp.where(rows.last < 0, 0.0, scores.reshape(-1)[rows.last])
 
 
@@ -64,6 +82,17 @@ def per_token(values: jax.Array, rows: Packed) -> jax.Array:
 def per_sequence(values: jax.Array, rows: Packed) -> jax.Array:
     """The sums [S] over each sequence of its response tokens' values [R, K]."""
     return jnp.zeros(rows.last.shape, values.dtype).at[rows.owner].add(values, mode="drop")
+
+
+def of_tokens(values: jax.Array, rows: Packed, width: int) -> jax.Array:
+    """Values of response tokens in rows, [..., R, K], by sequence and place in the response: [S, width], else 0."""
+    shape = (rows.last.shape[-1], width)
+    return jnp.zeros(shape, values.dtype).at[rows.owner, rows.step].add(values, mode="drop")
+
+
+def in_rows(values: jax.Array, rows: Packed) -> jax.Array:
+    """The values [S, width] of `of_tokens` at the slots of one micro-batch's rows: [R, K], 0 in empty slots."""
+    return values.at[rows.owner, rows.step].get(mode="fill", fill_value=0.0)
 
 
 def response_lengths(rows: Packed) -> jax.Array:

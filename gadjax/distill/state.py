@@ -30,6 +30,7 @@ class GadState(struct.PyTreeNode):
     generator: TrainState
     discriminator: TrainState | None = None
     reference: Params | None = None
+    statistics: Any = None  # `gadjax.distill.rewards.Statistics` of the rewards so far; None where nothing reads them
     base: Params | None = None  # frozen, in the compute dtype, shared by all three; None where everything is trained
 
 

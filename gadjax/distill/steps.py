@@ -1,4 +1,4 @@
-"""The three kinds of step: SeqKD, warmup and GAD (`docs/algorithm.md`, sections 2 and 3), each written once.
+"""The kinds of step: SeqKD, SODA, warmup and GAD (`docs/algorithm.md`, sections 2 and 3), each written once.
 
 A step is a sequence of a few parts: sample, lay sequences out as rows, update a network. `Parts` names them; who runs a
 step chooses how they run. `PureParts` are pure functions, so that a whole step can be jitted, sampling loop included:
@@ -20,11 +20,12 @@ import jax.numpy as jnp
 
 from gadjax.data.packing import Packed
 from gadjax.distill import updates
-from gadjax.distill.losses import group_advantages
-from gadjax.distill.method import Method
+from gadjax.distill.discriminator import update_discriminator
+from gadjax.distill.method import Baseline, Method
+from gadjax.distill.rewards import Advantages, Judgement, Statistics, advantages
 from gadjax.distill.rows import Batch, group_rows, one_sequence_a_row, policy_rows, teacher_rows
 from gadjax.distill.state import GadState, TrainState
-from gadjax.distill.updates import Metrics
+from gadjax.distill.updates import Metrics, Network
 from gadjax.models import layouts
 from gadjax.models.lora import join
 from gadjax.models.model import Params
@@ -57,26 +58,30 @@ def gad_step(
       The new state, the metrics of the step, and the samples that it drew.
     """
     # The teacher's rows need no samples: the trainer packs them while the generator samples.
-    supervises = train_generator and parts.method.sft_coefficient
-    teacher = parts.teacher_rows(batch) if supervises else None
+    reads_teacher = train_generator and (parts.method.sft_coefficient or parts.method.demonstrations)
+    teacher = parts.teacher_rows(batch) if reads_teacher else None
 
     # 3.1 Rollout: N responses of the generator to each prompt.
     state = parts.begin(state, "rollout")
     samples = parts.sample(state, batch, key)
     policy = parts.policy_rows(batch, samples) if train_generator else None
 
-    # 3.2 Score and 3.4 update of the discriminator: the rewards are its scores before the update.
-    state, rewards, metrics = _discriminate(parts, state, batch, samples, train=train_discriminator)
+    # 3.2 Judgement and 3.4 update of the discriminator: what it says before the update decides the rewards.
+    state, judged, metrics = _discriminate(parts, state, batch, samples, train=train_discriminator)
 
     if train_generator:
         # 3.6 Reference: the log-probs that the KL is measured against.
         state = parts.begin(state, "reference")
         reference = parts.reference_logprobs(state, policy)
 
-        # 3.3 Advantages of the rewards, and 3.5 update of the generator by the clipped policy gradient with the KL.
+        # 3.3 Rewards, and their advantages within each prompt's group.
+        given, statistics, of_rewards = parts.advantages(state, judged, samples)
+
+        # 3.5 Update of the generator by the clipped policy gradient with the KL.
         state = parts.begin(state, "generator")
-        generator, of_generator = parts.learn_from_rewards(state, reference, policy, rewards, teacher)
-        state, metrics = state.replace(generator=generator), metrics | of_generator
+        generator, of_generator = parts.update_policy(state, reference, policy, given, teacher)
+        state = state.replace(generator=generator, statistics=statistics)
+        metrics |= of_rewards | of_generator
     return state, metrics, samples
 
 
@@ -103,25 +108,69 @@ def warmup_step(
     return state, metrics, samples
 
 
-def seqkd_step(parts: Parts, state: GadState, batch: Batch) -> tuple[GadState, Metrics]:
-    """One SeqKD step: cross entropy on the teacher's responses. The arguments are those of `gad_step`."""
-    return _supervise(parts, state, parts.teacher_rows(batch))
+def seqkd_step(
+    parts: Parts, state: GadState, batch: Batch, *, train_discriminator: bool = False
+) -> tuple[GadState, Metrics]:
+    """One SeqKD step: cross entropy on the teacher's responses.
+
+    The arguments are those of `gad_step`; `train_discriminator` teaches a likelihood discriminator the same.
+    """
+    teacher = parts.teacher_rows(batch)
+    state, metrics = _supervise(parts, state, teacher)
+    if train_discriminator:
+        state = parts.begin(state, "discriminator")
+        discriminator, of_discriminator = parts.update_supervised(state, teacher, "discriminator")
+        state, metrics = state.replace(discriminator=discriminator), metrics | of_discriminator
+    return state, metrics
+
+
+def soda_step(parts: Parts, state: GadState, batch: Batch, key: jax.Array) -> tuple[GadState, Metrics, Samples]:
+    """One step of SODA (arXiv 2604.03873): DPO on the teacher's response and one sample of the frozen student.
+
+    DPO's loss is the pair loss (section 3.4) of a likelihood discriminator that is the policy itself, measured against
+    the reference. `parts.method` has the generator in the discriminator's place.
+
+    Args:
+      parts: how the parts of the step run.
+      state: its `reference` is the generator as it entered the stage.
+      batch: B prompts with the teacher's responses.
+      key: the same in every step, so that a prompt keeps its sample.
+    """
+    # One response of the reference to each prompt.
+    state = parts.begin(state, "rollout")
+    samples = parts.sample(state, batch, key, frozen=True)
+    groups = parts.group_rows(batch, samples)
+
+    # The reference's log-probs of both responses.
+    state = parts.begin(state, "reference")
+    baseline = parts.baseline_logprobs(state, groups, "reference")
+
+    # The update prefers the teacher's response.
+    state = parts.begin(state, "generator")
+    as_critic = state.replace(discriminator=state.generator)
+    generator, _, metrics = parts.update_discriminator(as_critic, groups, baseline, train=True)
+    renamed = {f"generator/{name.removeprefix('discriminator/')}": value for name, value in metrics.items()}
+    return state.replace(generator=generator), renamed, samples
 
 
 def _discriminate(
     parts: Parts, state: GadState, batch: Batch, samples: Samples, *, train: bool
-) -> tuple[GadState, jax.Array, Metrics]:
-    """The state after the discriminator's update, the rewards [B, N] from before it, and metrics."""
+) -> tuple[GadState, Judgement, Metrics]:
+    """The state after the discriminator's update, its judgement from before it, and metrics."""
+    groups, baseline = parts.group_rows(batch, samples), None
+    if parts.method.measures_likelihood:
+        against = parts.method.discriminator_baseline
+        state = parts.begin(state, "reference" if against == "reference" else "generator")
+        baseline = parts.baseline_logprobs(state, groups, against)
     state = parts.begin(state, "discriminator")
-    groups = parts.group_rows(batch, samples)
-    discriminator, scores, metrics = parts.update_discriminator(state, groups, train=train)
-    return state.replace(discriminator=discriminator), scores[:, 1:], metrics  # the teacher's score comes first
+    discriminator, judged, metrics = parts.update_discriminator(state, groups, baseline, train=train)
+    return state.replace(discriminator=discriminator), judged, metrics
 
 
 def _supervise(parts: Parts, state: GadState, teacher: Any) -> tuple[GadState, Metrics]:
     """The state after one cross-entropy update of the generator, and metrics."""
     state = parts.begin(state, "generator")
-    generator, metrics = parts.update_supervised(state, teacher)
+    generator, metrics = parts.update_supervised(state, teacher, "generator")
     return state.replace(generator=generator), metrics
 
 
@@ -138,31 +187,41 @@ class Parts(Protocol):
         The trainer moves arrays between the devices and host memory (`config.offload`), and times the phase.
         """
 
-    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
-        """N responses of the generator to each prompt."""
+    def sample(self, state: GadState, batch: Batch, key: jax.Array, *, frozen: bool = False) -> Samples:
+        """N responses of the generator to each prompt, or of the reference if `frozen`."""
 
     def teacher_rows(self, batch: Batch) -> Any:
-        """The teacher's responses, for `update_supervised` and `learn_from_rewards`."""
+        """The teacher's responses, for `update_supervised` and `update_policy`."""
 
     def policy_rows(self, batch: Batch, samples: Samples) -> Any:
-        """The samples, for `reference_logprobs` and `learn_from_rewards`."""
+        """The samples, for `reference_logprobs` and `update_policy`."""
 
     def group_rows(self, batch: Batch, samples: Samples) -> Any:
         """The teacher's response and the samples of each prompt, for `update_discriminator`."""
 
-    def update_discriminator(self, state: GadState, groups: Any, *, train: bool) -> tuple[TrainState, Any, Metrics]:
-        """The discriminator after its updates, if `train`; its scores [B, 1 + N] before them; and metrics."""
+    def baseline_logprobs(self, state: GadState, groups: Any, policy: Baseline) -> Any:
+        """The log-probs of the groups' tokens under the reference, or the policy as it is."""
+
+    def update_discriminator(
+        self, state: GadState, groups: Any, baseline: Any, *, train: bool
+    ) -> tuple[TrainState, Judgement, Metrics]:
+        """The discriminator after its updates, if `train`; its judgement of the batch before them; and metrics."""
 
     def reference_logprobs(self, state: GadState, policy: Any) -> jax.Array:
         """The reference's log-probs of the samples."""
 
-    def learn_from_rewards(
-        self, state: GadState, reference: jax.Array, policy: Any, rewards: Any, teacher: Any
-    ) -> tuple[TrainState, Metrics]:
-        """The generator after its policy-gradient updates on the advantages of the rewards [B, N], and metrics."""
+    def advantages(
+        self, state: GadState, judged: Judgement, samples: Samples
+    ) -> tuple[Advantages, Statistics | None, Metrics]:
+        """The advantages of the samples and of demonstrations, the statistics of the rewards so far, and metrics."""
 
-    def update_supervised(self, state: GadState, teacher: Any) -> tuple[TrainState, Metrics]:
-        """The generator after one cross-entropy update, and metrics."""
+    def update_policy(
+        self, state: GadState, reference: jax.Array, policy: Any, given: Advantages, teacher: Any
+    ) -> tuple[TrainState, Metrics]:
+        """The generator after its policy-gradient updates on the advantages, and metrics."""
+
+    def update_supervised(self, state: GadState, teacher: Any, network: Network) -> tuple[TrainState, Metrics]:
+        """A network after one cross-entropy update, and metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +233,9 @@ class PureParts:
     def begin(self, state: GadState, phase: Phase) -> GadState:
         return state
 
-    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
-        return sample(self.method, state.generator.params, batch, key, base=state.base)
+    def sample(self, state: GadState, batch: Batch, key: jax.Array, *, frozen: bool = False) -> Samples:
+        params = state.reference if frozen else state.generator.params
+        return sample(self.method, params, batch, key, base=state.base)
 
     def teacher_rows(self, batch: Batch) -> Packed:
         return teacher_rows(self.method, batch, one_sequence_a_row)
@@ -188,26 +248,45 @@ class PureParts:
         rows = group_rows(self.method, batch, samples.tokens, samples.lengths, one_sequence_a_row)
         return rows, jnp.full(groups, 1.0 / groups)
 
+    def baseline_logprobs(self, state: GadState, groups: tuple[Packed, jax.Array], policy: Baseline) -> jax.Array:
+        params = state.reference if policy == "reference" else state.generator.params
+        return updates.baseline_logprobs(self.method, params, groups[0], base=state.base)
+
     def update_discriminator(
-        self, state: GadState, groups: tuple[Packed, jax.Array], *, train: bool
-    ) -> tuple[TrainState, jax.Array, Metrics]:
-        return updates.update_discriminator(self.method, state.discriminator, *groups, base=state.base, train=train)
+        self, state: GadState, groups: tuple[Packed, jax.Array], baseline: jax.Array | None, *, train: bool
+    ) -> tuple[TrainState, Judgement, Metrics]:
+        return update_discriminator(self.method, state.discriminator, *groups, baseline, base=state.base, train=train)
 
     def reference_logprobs(self, state: GadState, policy: tuple[Packed, jax.Array]) -> jax.Array:
         return updates.reference_logprobs(self.method, state.reference, policy[0], base=state.base)
 
-    def learn_from_rewards(
+    def advantages(
+        self, state: GadState, judged: Judgement, samples: Samples
+    ) -> tuple[Advantages, Statistics | None, Metrics]:
+        return advantages(self.method, judged, samples.logprobs, samples.lengths, state.statistics)
+
+    def update_policy(
         self,
         state: GadState,
         reference: jax.Array,
         policy: tuple[Packed, jax.Array],
-        rewards: jax.Array,
+        given: Advantages,
         teacher: Packed | None,
     ) -> tuple[TrainState, Metrics]:
-        return learn_from_rewards(self.method, state.generator, reference, *policy, rewards, teacher, base=state.base)
+        return updates.update_policy(
+            self.method,
+            state.generator,
+            reference,
+            *policy,
+            given.samples,
+            teacher,
+            given.demonstrations,
+            base=state.base,
+        )
 
-    def update_supervised(self, state: GadState, teacher: Packed) -> tuple[TrainState, Metrics]:
-        return updates.update_supervised(self.method, state.generator, teacher, base=state.base)
+    def update_supervised(self, state: GadState, teacher: Packed, network: Network) -> tuple[TrainState, Metrics]:
+        trained = getattr(state, network)
+        return updates.update_supervised(self.method, trained, teacher, base=state.base, network=network)
 
 
 def sample(method: Method, params: Params, batch: Batch, key: jax.Array, *, base: Params | None = None) -> Samples:
@@ -230,19 +309,3 @@ def sample_batch(method: Method, params: Params, batch: Batch, key: jax.Array) -
     keys = row_keys(key, batch["row"])
     prompt = batch["prompt"], batch["prompt_length"]
     return rollout(model, params, *prompt, keys, method.num_samples, method.sampling, method.slots)[0]
-
-
-def learn_from_rewards(
-    method: Method,
-    state: TrainState,
-    reference: jax.Array,
-    rows: Packed,
-    sampled: jax.Array,
-    rewards: jax.Array,
-    teacher: Packed | None = None,
-    *,
-    base: Params | None = None,
-) -> tuple[TrainState, Metrics]:
-    """`updates.update_policy` with the advantages (section 3.3) of the rewards [B, N]."""
-    advantages = group_advantages(rewards)
-    return updates.update_policy(method, state, reference, rows, sampled, advantages, teacher, base=base)

@@ -19,7 +19,6 @@ from gadjax.models.lora import ADAPTERS, Params
 from gadjax.models.weights import HF_TENSORS, Checkpoint, named_leaves
 
 _PREFIX = "base_model.model."
-_TASKS = {"generator": "CAUSAL_LM", "discriminator": "TOKEN_CLS"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +126,10 @@ def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters)
     return merge(jax.tree.unflatten(jax.tree.structure(abstract_base), leaves), adapters.params)
 
 
-def write_peft(directory: pathlib.Path | None, adapters: Adapters, kind: str) -> None:
+def write_peft(directory: pathlib.Path | None, adapters: Adapters, *, scalar: bool) -> None:
     """Writes adapter_config.json and adapter_model.safetensors for PEFT.
 
-    A discriminator's scalar head becomes one of PEFT's `modules_to_save`. All processes of a run call this; those
+    A `scalar` head becomes one of PEFT's `modules_to_save`. All processes of a run call this; those
     that do not write pass None for the directory.
     """
     tensors, targets = {}, set()
@@ -153,12 +152,12 @@ def write_peft(directory: pathlib.Path | None, adapters: Adapters, kind: str) ->
     safetensors.numpy.save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": _TASKS[kind],
+        "task_type": "TOKEN_CLS" if scalar else "CAUSAL_LM",
         "base_model_name_or_path": adapters.base_model,
         "r": adapters.lora.rank,
         "lora_alpha": adapters.lora.alpha,
         "target_modules": sorted(targets),
-        "modules_to_save": ["score"] if kind == "discriminator" else None,
+        "modules_to_save": ["score"] if scalar else None,
         "bias": "none",
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,

@@ -42,7 +42,7 @@ def save_pretrained(
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_bytes: float = 2e9,
 ) -> None:
-    """Writes a generator as a causal language model, or a discriminator as a token classifier with one label.
+    """Writes a language model as a causal language model, or a scalar head as a token classifier with one label.
 
     The directory is complete or absent at any time: it is written beside `path` and renamed. Host memory holds the
     tensors of one file at a time. All processes of a run call this, and process 0 writes.
@@ -52,10 +52,10 @@ def save_pretrained(
       params: tree of parameters, as arrays on any devices or as `LazyParam`s.
       config: the model's architecture.
       hf_config: the config.json that the model came from.
-      kind: which of the two is written.
+      kind: the network that is written. A discriminator may be either.
       adapters: the trained adapters that `params` has merged; written to `adapter/` too, for PEFT.
       tokenizer_dir: directory whose files (tokenizer and chat template) are copied.
-      generation_config: contents of generation_config.json, written for a generator only.
+      generation_config: contents of generation_config.json, written for a language model only.
       model_card: contents of README.md.
       dtype: dtype of the weights in the files.
       max_shard_bytes: largest size of a file of weights; only a single larger tensor exceeds it.
@@ -64,7 +64,8 @@ def save_pretrained(
       UserError: `path` exists and is not an export, or cannot be written.
     """
     path = pathlib.Path(path).absolute()
-    if ("score" in params) != (kind == "discriminator"):
+    scalar = "score" in params
+    if scalar and kind == "generator":
         raise ValueError(f"these are not the parameters of a {kind}")
     writes = processes.is_first()
     staging = path.with_name(f".{path.name}.incomplete")
@@ -75,9 +76,9 @@ def save_pretrained(
             staging.mkdir(parents=True)
             if tokenizer_dir is not None:
                 shutil.copytree(tokenizer_dir, staging, dirs_exist_ok=True)
-            _write_json(staging / "config.json", _hf_config(config, hf_config, kind, dtype))
+            _write_json(staging / "config.json", _hf_config(config, hf_config, scalar, dtype))
             _write_json(staging / MARK, {"kind": kind, "version": gadjax.__version__})
-            if generation_config is not None and kind == "generator":
+            if generation_config is not None and not scalar:
                 _write_json(staging / "generation_config.json", generation_config)
             if model_card is not None:
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
@@ -85,7 +86,7 @@ def save_pretrained(
         _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
     with processes.together(), _as_user_error(path):  # apart, so that no process waits here after a failure above
         if adapters is not None:
-            write_peft(staging / "adapter" if writes else None, adapters, kind)
+            write_peft(staging / "adapter" if writes else None, adapters, scalar=scalar)
         if writes:
             _replace(staging, path)
 
@@ -98,13 +99,13 @@ def _as_user_error(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{path}: the export cannot be written ({error}); choose another place") from error
 
 
-def _hf_config(config: ModelConfig, source: dict[str, Any], kind: str, dtype: str) -> dict[str, Any]:
+def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, dtype: str) -> dict[str, Any]:
     """The config.json of an export: the source's, with the fields that an export changes."""
     out = {name: value for name, value in source.items() if name not in _CLASSIFIER_FIELDS}
     out |= {"model_type": config.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
     if "torch_dtype" in out:  # the name before transformers 5, for older readers
         out["torch_dtype"] = dtype
-    if kind == "generator":
+    if not scalar:
         return out | {"architectures": [config.family + CAUSAL_LM]}
     return out | {
         "architectures": [config.family + TOKEN_CLASSIFICATION],

@@ -52,7 +52,8 @@ def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
     if config.evaluation.temperature not in tested:
         yield _answering(blueprint, state, "held-out answers", config.evaluation.temperature)
     if state.discriminator is not None:
-        scores = lambda: (join(state.base, state.discriminator.params), rows(2, "discriminator"))  # noqa: E731
+        judges = programs.judges(join(state.base, state.discriminator.params), generator)
+        scores = lambda: (judges, rows(2, "discriminator"))  # noqa: E731
         yield make("held-out scores", "scores", scores, model=blueprint.discriminator)
     for temperature in tested:
         yield _answering(blueprint, state, "two-sample answers", temperature, beside)

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import jax
 from ml_collections import ConfigDict
 
-from gadjax.config.check import field_value
+from gadjax.config.check import field_value, keeps_statistics, needs_reference, uses_discriminator
 from gadjax.data.packing import RowShape
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
+from gadjax.distill.rewards import Statistics
 from gadjax.distill.state import GadState, state_shardings
 from gadjax.errors import UserError
 from gadjax.kernels.choose import Backend, attention_backend, shares_prompts
@@ -124,7 +125,13 @@ def make_networks(
     sampler = dataclasses.replace(generator, mesh=sampling)
     layouts.check_divides(sampler, sampling, student[1], "config.mesh.decode_tensor")
     _check_batch(config, mesh, sampling)
-    return {"generator": generator, "sampler": sampler, "discriminator": network(discriminator or student, "score")}
+    critic = network(discriminator or student, discriminator_head(config))
+    return {"generator": generator, "sampler": sampler, "discriminator": critic}
+
+
+def discriminator_head(config: Mapping[str, Any]) -> Literal["lm", "score"]:
+    """The discriminator's head, from a `ConfigDict` or a run's config.json."""
+    return "lm" if field_value(config, "discriminator.kind") == "likelihood" else "score"
 
 
 def adapters(config: Mapping[str, Any]) -> Lora | None:
@@ -147,13 +154,33 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     )
     if stage != "gad":  # the generator's update is one optimizer step on the teacher's answers
         fields |= dict(ppo_minibatches=1, ppo_epochs=1)
-    if stage != "seqkd":
+    if stage == "soda":
+        fields |= _preferences(config) | dict(
+            discriminator=blueprint.generator,
+            discriminator_optimizer=fields["generator_optimizer"],
+            discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
+        )
+    elif uses_discriminator(config, stage):
         fields |= dict(
             discriminator=blueprint.discriminator,
             discriminator_optimizer=optimizer(section.discriminator_learning_rate),
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
         )
     return Method.from_config(config, **fields)
+
+
+def _preferences(config: ConfigDict) -> dict[str, Any]:
+    """The settings with which the discriminator's update is DPO (`gadjax.distill.steps.soda_step`)."""
+    return dict(
+        num_samples=1,
+        discriminator_kind="likelihood",
+        discriminator_beta=config.soda.beta,
+        discriminator_baseline="reference",
+        discriminator_sft_coefficient=0.0,
+        discriminator_loss="bt",
+        bt_temperature=1.0,
+        updates_per_step=1,
+    )
 
 
 def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
@@ -165,10 +192,11 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     if chosen := config.micro_batches[network]:
         return chosen
     # The prompts of an update, the responses to each prompt, and how many times as many there are with replayed ones.
-    prompts, samples = config.batch_size, config.rollout.num_samples
+    prompts, samples = config.batch_size, 1 if stage == "soda" else config.rollout.num_samples
     group, times = 1, 1.0
     if network == "discriminator":
-        replayed = config.discriminator.replay_share if config.discriminator.replay_size else 0.0
+        replays = config.discriminator.replay_size and stage != "soda"
+        replayed = config.discriminator.replay_share if replays else 0.0
         group, times = 1 + samples, 1 / (1 - replayed)
     elif stage == "gad":
         group, prompts = samples, prompts // config.gad.ppo_minibatches
@@ -199,10 +227,14 @@ def abstract_state(blueprint: Blueprint, stage: str) -> GadState:
     model = method.generator
     whole = layouts.abstract_params(model, mesh, model.config.dtype)
     state = GadState(abstract(model, method.generator_optimizer), base=lora.frozen(whole))
-    if stage != "seqkd":
+    if uses_discriminator(blueprint.config, stage):
         state = state.replace(discriminator=abstract(method.discriminator, method.discriminator_optimizer))
-    if stage == "gad":
+    if needs_reference(blueprint.config, stage):
         state = state.replace(reference=lora.trained(whole))
+    if keeps_statistics(blueprint.config, stage):
+        statistics = jax.eval_shape(Statistics.none)
+        everywhere = jax.tree.map(lambda _: meshes.replicated(mesh), statistics)
+        state = state.replace(statistics=meshes.with_shardings(statistics, everywhere))
     return state
 
 

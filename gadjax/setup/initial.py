@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 
 from gadjax.models import layouts, lora
 from gadjax.models.model import Params, grow_discriminator
@@ -34,12 +37,19 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
       generator: the trained parameters that the discriminator grows from if the config names no checkpoint.
     """
     model, shardings = setup.discriminator, lora.trained(layouts.param_shardings(setup.discriminator, setup.mesh))
-    key = _key(setup, 1)
+    key, keeps_head = _key(setup, 1), model.head == "lm"
+    if setup.config.discriminator.random_init:
+        return jax.jit(model.init, out_shardings=shardings)(key)
     if setup.discriminator_init is None:
+        copy = functools.partial(jax.tree.map, jnp.copy)
         grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
+        if keeps_head:
+            return jax.jit(copy, out_shardings=shardings)(generator)
         return jax.jit(grow, out_shardings=shardings)(generator, key)
-    head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
     abstract = layouts.abstract_params(model, setup.mesh)
+    if keeps_head:
+        return load_params(setup.discriminator_init, model.config, abstract)
+    head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
 
 

@@ -60,7 +60,13 @@ def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, do
         init = resolve_model(named)
         other_config, hf_discriminator = read_hf_config(init)
         other = other_config, str(init)
-        if needs_trained_discriminator(config) and hf_discriminator["architectures"][0].endswith(CAUSAL_LM):
+        is_language_model = hf_discriminator["architectures"][0].endswith(CAUSAL_LM)
+        if config.discriminator.kind == "likelihood" and not is_language_model:
+            raise UserError(
+                f"config.discriminator.init {named} is a {hf_discriminator['architectures'][0]}, but "
+                "config.discriminator.kind=likelihood needs a causal language model: name one"
+            )
+        if needs_trained_discriminator(config) and config.discriminator.kind == "score" and is_language_model:
             raise UserError(
                 f"config.discriminator.init {named} is a causal language model, whose new scalar head nothing trains "
                 "while config.gad.train_discriminator is off: name an exported discriminator, or add the warmup stage"
@@ -82,7 +88,7 @@ def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, do
     if not config.random_init:
         whole = networks["generator"].abstract_params()
         check_weights(student, lora.frozen(whole) or whole)
-    if init is not None:
+    if init is not None and not config.discriminator.random_init:
         check_weights(init, networks["discriminator"].abstract_params(), missing=("score",))
     # Tokenise the data, and check that it fits the networks.
     train = _dataset(config, tokenizer, "train", progress)

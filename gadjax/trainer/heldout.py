@@ -75,7 +75,8 @@ class HeldOut:
         student = [sample.tokens for sample in samples]
         if discriminator is not None:
             pairs = [list(pair) for pair in zip(self.teacher, student, strict=True)]
-            scores = self._of_each(programs.scores, discriminator, pairs, programs.parts["discriminator"])
+            judges = programs.judges(discriminator, generator)
+            scores = self._of_each(programs.scores, judges, pairs, programs.parts["discriminator"])
             figures["discriminator_accuracy"] = float(np.mean(scores[:, 0] > scores[:, 1]))
             figures["discriminator_margin"] = float(np.mean(scores[:, 0] - scores[:, 1]))
         decode = self.setup.tokenizer.decode
@@ -119,7 +120,7 @@ class HeldOut:
         params = self.programs.decoding_params(generator)
         return self.programs.engine.generate(params, self.prompts, self.setup.sampling(temperature), seed=seed)
 
-    def _of_each(self, program: Any, params: Params, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:
+    def _of_each(self, program: Any, params: Any, responses: list[list[np.ndarray]], parts: int) -> np.ndarray:
         """The value that `program` computes for every response: [prompts, R] for R responses to each prompt."""
         rows = rows_of_each(self.setup, self.prompts, responses, parts)
         found = np.asarray(program(params, place_rows(self.setup.mesh, rows)))

@@ -161,7 +161,7 @@ class TrainingRun:
             finished = self.position.stage_step == total
             figures: dict[str, float] = {}
             if self.heldout and (finished or self._due(self.config.eval_every)):
-                trained = stage == "seqkd" or self.config[stage].train_generator
+                trained = self.config[stage].get("train_generator", True)
                 figures = self._measure(stage, two_sample=finished and trained)
 
             # Save where it is due, and end where a watchdog or a signal says so. All processes ask here together.
@@ -336,7 +336,8 @@ class TrainingRun:
 
 def saved_networks(state: GadState) -> dict[str, Any]:
     """The part of a state that a checkpoint holds. The student's files hold the rest, the base of adapters."""
-    return {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
+    networks = {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
+    return networks | ({} if state.statistics is None else {"statistics": state.statistics})
 
 
 def _teacher(setup: Setup) -> TeacherLengths:

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 
 from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
+from gadjax.distill.discriminator import update_discriminator
 from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
 from gadjax.distill.method import Method
+from gadjax.distill.rewards import advantages
 from gadjax.distill.state import state_shardings
 from gadjax.evaluation.two_sample import Classifier, adamw_for
 from gadjax.models import layouts
@@ -54,21 +56,29 @@ class Programs:
         if method.discriminator is None:
             return
         discriminator = state_shardings(method.discriminator, method.discriminator_optimizer, mesh)
+        self.teach_discriminator = jax.jit(
+            functools.partial(updates.update_supervised, method, network="discriminator"),
+            donate_argnums=0,
+            out_shardings=(discriminator, whole),
+        )
+        self.baseline_logprobs = jax.jit(functools.partial(updates.baseline_logprobs, method), out_shardings=whole)
         self.update_discriminator = jax.jit(
-            functools.partial(updates.update_discriminator, method),
+            functools.partial(update_discriminator, method),
             donate_argnums=0,
             static_argnames="fresh",
             out_shardings=(discriminator, whole, whole),
         )
         self.score = jax.jit(
-            functools.partial(updates.update_discriminator, method, train=False),
+            functools.partial(update_discriminator, method, train=False),
+            static_argnames="fresh",
             out_shardings=(None, whole, whole),  # the state is returned as it is, not copied
         )
         self.reference_logprobs = jax.jit(
             functools.partial(updates.reference_logprobs, method), out_shardings=meshes.rows(mesh, leading=2)
         )
-        self.learn_from_rewards = jax.jit(
-            functools.partial(steps.learn_from_rewards, method),
+        self.advantages = jax.jit(functools.partial(advantages, method), out_shardings=whole)
+        self.update_policy = jax.jit(
+            functools.partial(updates.update_policy, method),
             donate_argnums=0,
             out_shardings=(generator, whole),
         )
@@ -98,6 +108,7 @@ class HeldOutPrograms:
 
     Attributes:
       parts: for each network, the number of micro-batches in a batch of training.
+      compares: whether the discriminator is a language model, whose scores are against the generator.
     """
 
     def __init__(self, blueprint: Blueprint):
@@ -113,9 +124,17 @@ class HeldOutPrograms:
         whole = meshes.replicated(mesh)
         likelihoods = functools.partial(_log_likelihoods, blueprint.generator, config.logprob_chunk)
         self.likelihoods = jax.jit(likelihoods, out_shardings=whole)
-        self.scores = jax.jit(functools.partial(_scores, blueprint.discriminator), out_shardings=whole)
+        self.compares = blueprint.discriminator.head == "lm"
+        score: Any = functools.partial(_scores, blueprint.discriminator)
+        if self.compares:
+            score = functools.partial(_ratios, blueprint)
+        self.scores = jax.jit(score, out_shardings=whole)
         model, optimizer = fresh_classifier(blueprint), adamw_for(config.evaluation.two_sample_learning_rate)
         self.classifier = Classifier(model, optimizer, state_shardings(model, optimizer, mesh))
+
+    def judges(self, discriminator: Params, generator: Params) -> tuple[Params, ...]:
+        """The networks that `scores` reads: a likelihood discriminator is compared with the generator."""
+        return (discriminator, generator) if self.compares else (discriminator,)
 
 
 def fresh_classifier(blueprint: Blueprint) -> Model:
@@ -138,8 +157,16 @@ def _log_likelihoods(model: Model, chunk: int, params: Params, rows: Packed) -> 
     return jnp.sum(jax.lax.map(micro_batch, rows), axis=0)
 
 
-def _scores(model: Model, params: Params, rows: Packed) -> jax.Array:
-    return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, params, rows), rows), axis=0)
+def _scores(model: Model, networks: tuple[Params], rows: Packed) -> jax.Array:
+    return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, networks[0], rows), rows), axis=0)
+
+
+def _ratios(blueprint: Blueprint, networks: tuple[Params, Params], rows: Packed) -> jax.Array:
+    """The scores of a likelihood discriminator against the generator as it is."""
+    models, chunk = (blueprint.discriminator, blueprint.generator), blueprint.config.logprob_chunk
+    both = zip(models, networks, strict=True)
+    critic, generator = (_log_likelihoods(model, chunk, params, rows) for model, params in both)
+    return blueprint.config.discriminator.beta * (critic - generator)
 
 
 def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Any:

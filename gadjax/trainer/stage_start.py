@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gadjax.config.check import grows_from_generator
+from gadjax.config.check import grows_from_generator, keeps_statistics, needs_reference, uses_discriminator
 from gadjax.distill import state as states
+from gadjax.distill.rewards import Statistics
 from gadjax.distill.state import GadState, TrainState, state_shardings
 from gadjax.models.model import Model, Params
+from gadjax.parallel import mesh as meshes
 from gadjax.setup.blueprint import make_method
 from gadjax.setup.initial import initial_discriminator, initial_generator
 from gadjax.setup.prepare import Setup
@@ -37,17 +39,26 @@ def enter_stage(
     """
     method, offload = make_method(setup, stage), Offload.of(setup.config)
     reference = None
-    if stage == "gad":
+    if needs_reference(setup.config, stage):
         dtype = setup.generator.config.dtype
         reference = jax.tree.map(lambda leaf: jnp.array(leaf, dtype, copy=True), generator)
-    if stage != "seqkd" and discriminator is None:
+    critic = uses_discriminator(setup.config, stage)
+    if critic and discriminator is None:
         discriminator = _first_discriminator(setup, generator, is_first=is_first)
     created = _create(setup, generator, method.generator, method.generator_optimizer)
-    state = offload.arrange(GadState(created, reference=reference, base=base), "rollout")
-    if stage != "seqkd":
+    state = GadState(created, reference=reference, statistics=_no_statistics(setup, stage), base=base)
+    state = offload.arrange(state, "rollout")
+    if critic:
         created = _create(setup, discriminator, method.discriminator, method.discriminator_optimizer)
         state = offload.arrange(state.replace(discriminator=created), "rollout")
     return state
+
+
+def _no_statistics(setup: Setup, stage: str) -> Statistics | None:
+    """Statistics of no rewards on every device, for a stage that keeps some."""
+    if not keeps_statistics(setup.config, stage):
+        return None
+    return jax.jit(Statistics.none, out_shardings=meshes.replicated(setup.mesh))()
 
 
 def _first_discriminator(setup: Setup, generator: Params, *, is_first: bool) -> Params:

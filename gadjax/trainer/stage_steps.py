@@ -6,16 +6,18 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gadjax.data.packing import Packed, RowShape
-from gadjax.distill.method import Method
+from gadjax.distill.method import Baseline, Method
+from gadjax.distill.rewards import Advantages, Judgement, Statistics
 from gadjax.distill.rows import Batch, PackedByHost, policy_rows, teacher_rows
 from gadjax.distill.state import GadState, TrainState
-from gadjax.distill.steps import Phase, gad_step, seqkd_step, warmup_step
+from gadjax.distill.steps import Phase, gad_step, seqkd_step, soda_step, warmup_step
+from gadjax.distill.updates import Network
 from gadjax.evaluation.text import length_statistics
 from gadjax.rollout.sampler import Samples
 from gadjax.setup.blueprint import Blueprint, decoding_weights, make_method
@@ -24,6 +26,16 @@ from gadjax.trainer import throughput
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.programs import Programs, place_rows
 from gadjax.trainer.replay import Groups, Replay, pack_groups, past_groups
+
+
+class GroupRows(NamedTuple):
+    """The groups of a step."""
+
+    packed: Packed  # on the host
+    placed: Packed  # on the devices
+    weight: np.ndarray  # [G] of each group in the discriminator's loss
+    fresh: Groups  # the new groups; replayed ones follow them in the rows
+
 
 TeacherRows = Callable[[], Packed]
 PolicyRows = Callable[[], tuple[Packed, np.ndarray]]
@@ -65,16 +77,18 @@ class StageSteps:
         """
         compiled = throughput.compile_seconds()
         parts, samples = self.parts(step), None
+        key = jax.random.key(self.setup.config.seed)
         if self.stage == "seqkd":
-            state, metrics = seqkd_step(parts, state, batch)
+            state, metrics = seqkd_step(parts, state, batch, train_discriminator=self.section.train_discriminator)
+        elif self.stage == "soda":
+            state, metrics, samples = soda_step(parts, state, batch, key)
         else:
-            key = jax.random.fold_in(jax.random.key(self.setup.config.seed), step)
             run_step = {"warmup": warmup_step, "gad": gad_step}[self.stage]
             state, metrics, samples = run_step(
                 parts,
                 state,
                 batch,
-                key,
+                jax.random.fold_in(key, step),
                 train_generator=self._trains_generator(stage_step),
                 train_discriminator=self.section.train_discriminator,
             )
@@ -116,9 +130,10 @@ class CompiledParts:
         self.stopwatch.start("generator" if phase == "reference" else phase)
         return self.offload.arrange(state, phase)
 
-    def sample(self, state: GadState, batch: Batch, key: jax.Array) -> Samples:
+    def sample(self, state: GadState, batch: Batch, key: jax.Array, *, frozen: bool = False) -> Samples:
         placed = self.programs.place_batch(dict(batch))
-        samples = self.programs.sample(state.generator.params, placed, key, base=state.base)
+        params = state.reference if frozen else state.generator.params
+        samples = self.programs.sample(params, placed, key, base=state.base)
         samples = jax.device_get(samples)
         self.meter.rollout(throughput.of_rollout(self.setup.sampler, batch["prompt_length"], samples))
         return samples
@@ -144,56 +159,72 @@ class CompiledParts:
 
         return functools.cache(placed)
 
-    def group_rows(self, batch: Batch, samples: Samples) -> tuple[Packed, np.ndarray, Groups]:
-        """Packed rows and weights of the new groups and of replayed ones after them; and the new groups."""
+    def group_rows(self, batch: Batch, samples: Samples) -> GroupRows:
+        """Packed rows of the new groups and of replayed ones after them."""
         config, count = self.setup.config, len(batch["row"])
         fresh = {name: value for name, value in batch.items() if name != "row"}
         fresh |= {"tokens": samples.tokens, "lengths": samples.lengths}
         replayed = None
-        if self.section.train_discriminator and self.replay.groups:
+        if self.replay.groups and self.section.get("train_discriminator"):
             past = past_groups(config.discriminator.replay_share, count)
             replayed = self.replay.draw(past, (config.seed, self.step))
         lay_out = PackedByHost(row_shape(self.setup, "discriminator", 1 + self.method.num_samples))
-        return *pack_groups(self.method, fresh, replayed, config.discriminator.replay_share, lay_out), fresh
+        rows, weight = pack_groups(self.method, fresh, replayed, config.discriminator.replay_share, lay_out)
+        return GroupRows(rows, place_rows(self.setup.mesh, rows), weight, fresh)
+
+    def baseline_logprobs(self, state: GadState, groups: GroupRows, policy: Baseline) -> jax.Array:
+        self.meter.update(throughput.of_rows(self.setup.generator, groups.packed, throughput.SCORING))
+        params = state.reference if policy == "reference" else state.generator.params
+        return self.programs.baseline_logprobs(params, groups.placed, base=state.base)
 
     def update_discriminator(
-        self, state: GadState, groups: tuple[Packed, np.ndarray, Groups], *, train: bool
-    ) -> tuple[TrainState, Any, Metrics]:
-        rows, weight, fresh = groups
-        count = len(fresh["prompt"])
+        self, state: GadState, groups: GroupRows, baseline: jax.Array | None, *, train: bool
+    ) -> tuple[TrainState, Judgement, Metrics]:
         passes = self.training_passes * self.method.updates_per_step if train else throughput.SCORING
-        self.meter.update(throughput.of_rows(self.setup.discriminator, rows, passes))
-        rows = place_rows(self.setup.mesh, rows)
-        if train:
-            discriminator, scores, metrics = self.programs.update_discriminator(
-                state.discriminator, rows, weight, base=state.base, fresh=count
-            )
-            self.replay.add(fresh)
-        else:
-            _, scores, metrics = self.programs.score(state.discriminator, rows, weight, base=state.base)
-            discriminator = state.discriminator
-        return discriminator, scores[:count], jax.device_get(metrics)
+        self.meter.update(throughput.of_rows(self.method.discriminator, groups.packed, passes))
+        update = self.programs.update_discriminator if train else self.programs.score
+        discriminator, judged, metrics = update(
+            state.discriminator,
+            groups.placed,
+            groups.weight,
+            baseline,
+            base=state.base,
+            fresh=len(groups.fresh["prompt"]),
+        )
+        if train and self.section.get("train_discriminator"):
+            self.replay.add(groups.fresh)
+        return discriminator if train else state.discriminator, judged, jax.device_get(metrics)
 
     def reference_logprobs(self, state: GadState, policy: PolicyRows) -> jax.Array:
         return self.programs.reference_logprobs(state.reference, policy()[0], base=state.base)
 
-    def learn_from_rewards(
+    def advantages(
+        self, state: GadState, judged: Judgement, samples: Samples
+    ) -> tuple[Advantages, Statistics | None, Metrics]:
+        given, statistics, metrics = self.programs.advantages(
+            judged, samples.logprobs, samples.lengths, state.statistics
+        )
+        return given, statistics, jax.device_get(metrics)
+
+    def update_policy(
         self,
         state: GadState,
         reference: jax.Array,
         policy: PolicyRows,
-        rewards: jax.Array,
+        given: Advantages,
         teacher: TeacherRows | None,
     ) -> tuple[TrainState, Metrics]:
         answers = teacher and teacher()
-        generator, metrics = self.programs.learn_from_rewards(
-            state.generator, reference, *policy(), rewards, answers, base=state.base
+        generator, metrics = self.programs.update_policy(
+            state.generator, reference, *policy(), given.samples, answers, given.demonstrations, base=state.base
         )
         return generator, jax.device_get(metrics)
 
-    def update_supervised(self, state: GadState, teacher: TeacherRows) -> tuple[TrainState, Metrics]:
-        generator, metrics = self.programs.update_supervised(state.generator, teacher(), base=state.base)
-        return generator, jax.device_get(metrics)
+    def update_supervised(self, state: GadState, teacher: TeacherRows, network: Network) -> tuple[TrainState, Metrics]:
+        programs = self.programs
+        update = programs.update_supervised if network == "generator" else programs.teach_discriminator
+        trained, metrics = update(getattr(state, network), teacher(), base=state.base)
+        return trained, jax.device_get(metrics)
 
     def _pack(self, rows_of: Callable[..., Any], group: int, *sequences: Any) -> futures.Future:
         lay_out = PackedByHost(row_shape(self.setup, "generator", group))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gadjax.config.check import uses_discriminator
 from gadjax.errors import UserError
 from gadjax.files import is_url
 from gadjax.setup.blueprint import abstract_state
@@ -37,7 +38,7 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
     states = [abstract_state(setup, stage) for stage in setup.config.stages]
     size = max(_bytes((state.generator, state.discriminator, state.reference)) for state in states)
     count = _new_checkpoints(setup, saved)
-    networks = 1 if set(setup.config.stages) == {"seqkd"} else 2
+    networks = 2 if any(uses_discriminator(setup.config, stage) for stage in setup.config.stages) else 1
     exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
     # The two may lie on one disk, which must have room for both.
     checkpoints = f"{count} checkpoints of {size / _GB:.1f} GB"

@@ -16,14 +16,13 @@ from gadjax.models.architecture import ModelConfig
 from gadjax.models.hf_files import weights_fingerprint
 from gadjax.models.model import Model
 from gadjax.parallel import processes
-from gadjax.setup.blueprint import adapters
+from gadjax.setup.blueprint import adapters, discriminator_head
 from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.workdir.lock import WorkdirLock
 from gadjax.workdir.place import sign_of, take_place
 
-# A run's networks, with the head of each.
 Network = Literal["generator", "discriminator"]
-NETWORKS: dict[Network, Literal["lm", "score"]] = {"generator": "lm", "discriminator": "score"}
+NETWORKS: tuple[Network, ...] = ("generator", "discriminator")
 _PATIENCE = 60  # seconds that a process waits to see a file that another one has written
 
 
@@ -107,7 +106,8 @@ def read_workdir(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
 def network_model(config: dict[str, Any], facts: dict[str, Any], network: Network) -> Model:
     """The architecture of a run's generator or discriminator, with its adapters."""
     model_config = ModelConfig.from_hf(facts["hf_configs"][network], f"run.json, {network}")
-    return Model(dataclasses.replace(model_config, lora=adapters(config)), NETWORKS[network])
+    head: Literal["lm", "score"] = "lm" if network == "generator" else discriminator_head(config)
+    return Model(dataclasses.replace(model_config, lora=adapters(config)), head)
 
 
 def run_facts(setup: Setup) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def run_facts(setup: Setup) -> dict[str, Any]:
 def weights_facts(setup: Setup) -> dict[str, str]:
     """Fingerprints of the weights that the run reads, as a path or hub id may name others later."""
     read = {} if setup.config.random_init else {"student": setup.student}
-    if setup.discriminator_init is not None:
+    if setup.discriminator_init is not None and not setup.config.discriminator.random_init:
         read["discriminator"] = setup.discriminator_init
     return {network: weights_fingerprint(path) for network, path in read.items()}
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gadjax
+from gadjax.setup.blueprint import discriminator_head
 from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
@@ -21,8 +22,15 @@ _KINDS = {  # the hub's pipeline tag, and what the model is
         "It was trained against this one student and is no general reward model.",
     ),
 }
+_LIKELIHOOD = (
+    "text-generation",
+    f"The discriminator of a model distilled with gadjax by {_METHOD}. It is a language model φ of the teacher's "
+    "answers. Its score of an answer is log φ(answer) - log q(answer), where q is the student that wrote it. A higher "
+    "score is more like the teacher's answers. It was trained against this one student and is no general reward model.",
+)
 _STAGES = {
     "seqkd": "cross entropy on the teacher's answers",
+    "soda": "DPO, which prefers the teacher's answers to samples of the model as it entered the stage",
     "warmup": "cross entropy on the teacher's answers, while a discriminator learns to tell samples from them",
     "gad": "policy gradient (GRPO) on the discriminator's scores of samples, while the discriminator goes on learning",
 }
@@ -60,7 +68,8 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    pipeline, about = _KINDS[kind]
+    likelihood = kind == "discriminator" and discriminator_head(config) == "lm"
+    pipeline, about = _LIKELIHOOD if likelihood else _KINDS[kind]
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline,

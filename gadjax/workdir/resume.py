@@ -42,9 +42,12 @@ _FIXED = (
     "data.template_date",
     "rollout.num_samples",
     "discriminator.init",
+    "discriminator.random_init",
+    "discriminator.kind",
     "discriminator.replay_size",
 )
-_EARLIER = {"lora.rank": 0}  # the values that runs had before gadjax had the field
+# The values that runs had before gadjax had the field.
+_EARLIER = {"lora.rank": 0, "discriminator.random_init": False, "discriminator.kind": "score"}
 _SHOWN = 80  # characters of a value in a message
 
 

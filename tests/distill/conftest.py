@@ -72,6 +72,13 @@ def bigrams() -> Iterator[Tiny]:
 
 
 @pytest.fixture
+def likelihoods() -> Iterator[Tiny]:
+    """`bigrams` whose discriminator is a language model."""
+    with jax.enable_x64(True):
+        yield Tiny(Bigrams("lm"), Bigrams("lm"), np.float64)
+
+
+@pytest.fixture
 def decoder() -> Tiny:
     """The real networks, with all that they may have: grouped queries, biases, query-key norms."""
     return Tiny(Model(DECODER, "lm"), Model(DECODER, "score"), np.float32)
@@ -192,6 +199,9 @@ def tiny_config(**settings: Any) -> Any:
         "warmup__generator_learning_rate": 1e-2,
         "warmup__discriminator_learning_rate": 1e-2,
         "warmup__discriminator_only_steps": 0,
+        "seqkd__generator_learning_rate": 1e-2,
+        "seqkd__discriminator_learning_rate": 1e-2,
+        "soda__generator_learning_rate": 1e-2,
         "gad__generator_learning_rate": 1e-2,
         "gad__discriminator_learning_rate": 1e-2,
         "gad__kl_coefficient": 0.1,

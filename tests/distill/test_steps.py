@@ -71,6 +71,90 @@ CASES = {
 }
 
 
+LIKELIHOOD = dict(discriminator__kind="likelihood", discriminator__beta=0.5)
+LIKELIHOOD_CASES = {
+    "gad_tokens": (
+        "gad",
+        dict(gad__credit="token", gad__discount=0.5, gad__whitening="batch", gad__reward_clip=1.5),
+    ),
+    "gad_sequences": (
+        "gad",
+        dict(
+            discriminator__baseline="reference",
+            discriminator__sft_coefficient=0.3,
+            discriminator__updates_per_step=2,
+            micro_batches__discriminator=2,
+            gad__reward_baseline="reference",
+            gad__reward="bounded",
+            gad__whitening="running",
+        ),
+    ),
+    "gad_demonstrations": (
+        "gad",
+        dict(gad__demonstrations=0.5, gad__demonstration_reward=0.0, gad__sft_coefficient=0.1),
+    ),
+    "gad_annealed": (
+        "gad",
+        dict(gad__demonstrations=0.5, gad__demonstration_steps=2, gad__ppo_epochs=2, gad__credit="token"),
+    ),
+    "warmup": ("warmup", dict(discriminator__baseline="reference")),
+}
+
+
+@pytest.mark.parametrize(("stage", "settings"), LIKELIHOOD_CASES.values(), ids=LIKELIHOOD_CASES)
+def test_the_trainer_s_step_with_a_likelihood_discriminator(likelihoods, stage, settings):
+    trainer, state = likelihoods.trainer(stage, **LIKELIHOOD, **settings)
+    expected, metrics, _ = whole_step(likelihoods, trainer.method, stage)
+    measured, measured_metrics = trainer.run(state, likelihoods.batch, stage_step=STEP, step=STEP)
+    assert_states_close(measured, expected, rtol=1e-9, atol=1e-12)
+    assert_metrics_close(measured_metrics, metrics, rtol=1e-6, atol=1e-12)
+    for network in likelihoods.params:
+        assert distance(getattr(measured, network).params, likelihoods.params[network]) > 1e-3
+    if "gad__whitening" in settings and settings["gad__whitening"] == "running":
+        assert measured.statistics.count == expected.statistics.count == likelihoods.samples.lengths.size
+
+
+def test_token_credit_with_a_scalar_head(bigrams):
+    settings = dict(gad__credit="token", discriminator__pooling="mean", micro_batches__discriminator=2)
+    trainer, state = bigrams.trainer("gad", **settings)
+    expected, metrics, _ = whole_step(bigrams, trainer.method, "gad")
+    measured, measured_metrics = trainer.run(state, bigrams.batch, stage_step=STEP, step=STEP)
+    assert_states_close(measured, expected, rtol=1e-9, atol=1e-12)
+    assert_metrics_close(measured_metrics, metrics, rtol=1e-6, atol=1e-12)
+
+
+def test_soda_keeps_a_prompt_s_sample(likelihoods):
+    """The trainer's step is the whole one; the sample is the reference's, and the same in every step."""
+    trainer, state = likelihoods.trainer("soda", soda__beta=0.5)
+    step = jax.jit(functools.partial(steps.soda_step, steps.PureParts(trainer.method)))
+    expected, metrics, samples = step(likelihoods.state(trainer.method), likelihoods.batch, jax.random.key(0))
+    assert samples.tokens.shape[1] == 1
+    measured, measured_metrics = trainer.run(state, likelihoods.batch, stage_step=0, step=STEP)
+    assert_metrics_close(measured_metrics, metrics, rtol=1e-6, atol=1e-12)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), measured.generator, expected.generator
+    )
+    assert distance(measured.generator.params, likelihoods.params["generator"]) > 1e-3
+    _, later = trainer.run(measured, likelihoods.batch, stage_step=1, step=STEP + 1)
+    assert later["response/length_mean"] == measured_metrics["response/length_mean"]
+    assert later["generator/loss"] < measured_metrics["generator/loss"], "the same pairs, one update later"
+
+
+def test_seqkd_teaches_a_likelihood_discriminator_the_same_answers(likelihoods):
+    settings = dict(seqkd__train_discriminator=True)
+    trainer, state = likelihoods.trainer("seqkd", **LIKELIHOOD, **settings)
+    measured, metrics = trainer.run(state, likelihoods.batch, stage_step=0, step=0)
+    twin = likelihoods.state(trainer.method)
+    twin = twin.replace(generator=twin.discriminator)
+    taught, alone = jax.jit(functools.partial(steps.seqkd_step, steps.PureParts(trainer.method)))(
+        twin, likelihoods.batch
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), measured.discriminator, taught.generator
+    )
+    np.testing.assert_allclose(metrics["discriminator/loss"], alone["generator/loss"], rtol=1e-9)
+
+
 @pytest.mark.parametrize(("stage", "settings"), CASES.values(), ids=CASES)
 def test_the_trainer_s_step_is_the_whole_step(bigrams, stage, settings):
     """States, moments, counters and metrics, in float64: packing and the host in between change nothing."""

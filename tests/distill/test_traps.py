@@ -11,10 +11,10 @@ import pytest
 
 from gadjax.data.packing import RowShape, one_per_row
 from gadjax.distill import steps
+from gadjax.distill.discriminator import discriminator_metrics, update_discriminator
 from gadjax.distill.forward import response_logprobs, sequence_scores
 from gadjax.distill.losses import group_advantages
 from gadjax.distill.rows import PackedByHost, group_rows
-from gadjax.distill.updates import discriminator_metrics, update_discriminator
 from gadjax.rollout.sampler import Samples
 from gadjax.trainer.stage_steps import response_metrics
 from tests.distill.policy import update_against
@@ -81,7 +81,8 @@ def test_trap_1_a_student_that_writes_the_teacher_s_text_cannot_be_told_apart(de
     packed = group_rows(method, decoder.batch, tokens, lengths, PackedByHost(RowShape(row_length=40)))
     own_rows, weight = decoder.groups(method)
     for groups, weights in ((own_rows, weight), (packed, weight)):
-        _, scores, metrics = update(state.discriminator, groups, weights)
+        _, judged, metrics = update(state.discriminator, groups, weights)
+        scores = judged.scores
         np.testing.assert_allclose(scores, np.repeat(scores[:, :1], 4, axis=1), rtol=1e-5, atol=1e-6)
         assert np.ptp(scores[:, 0]) > 1e-2, "the texts differ from prompt to prompt"
         np.testing.assert_allclose(metrics["discriminator/loss"], np.log(2), rtol=1e-5)
@@ -172,12 +173,12 @@ def test_trap_3_the_reward_is_of_the_discriminator_before_its_update(bigrams):
     rows, sampled = jax.jit(steps.PureParts(method).policy_rows)(bigrams.batch, bigrams.samples)
     update = jax.jit(functools.partial(update_against, method))
     embeddings = [
-        update(state.generator, state.reference, rows, sampled, group_advantages(scores[:, 1:]))[0].params["embed"]
-        for scores in (before, after)
+        update(state.generator, state.reference, rows, sampled, group_advantages(rewards))[0].params["embed"]
+        for rewards in (before.scores[:, 1:], after.scores[:, 1:])
     ]
     np.testing.assert_allclose(measured.generator.params["embed"], embeddings[0], atol=1e-10)
     assert np.max(np.abs(embeddings[1] - embeddings[0])) > 1e-6  # the wrong order is off by ten thousand tolerances
-    np.testing.assert_allclose(metrics["reward/mean"], np.mean(before[:, 1:]), rtol=1e-10)
+    np.testing.assert_allclose(metrics["reward/mean"], np.mean(before.scores[:, 1:]), rtol=1e-10)
     assert abs(np.mean(after[:, 1:]) - np.mean(before[:, 1:])) > 1e-4
 
 

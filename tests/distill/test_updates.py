@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from gadjax.distill import updates
+from gadjax.distill.discriminator import discriminator_metrics, update_discriminator
 from gadjax.distill.state import apply_gradients
 from tests.distill.dense_oracle import (
     dense_discriminator_loss,
@@ -219,10 +220,10 @@ def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):
     method = bigrams.method(discriminator_optimizer=keep_gradient, **fields)
     formula = jax.jit(jax.value_and_grad(lambda params: dense_discriminator_loss(params, bigrams, method)))
     loss, gradient = formula(bigrams.params["discriminator"])
-    update = jax.jit(functools.partial(updates.update_discriminator, method))
-    state, scores, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
+    update = jax.jit(functools.partial(update_discriminator, method))
+    state, judged, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
     expected = np.array(dense_scores(bigrams.params["discriminator"], bigrams))
-    assert_trees_close(scores, expected)
+    assert_trees_close(judged.scores, expected)
     assert_trees_close(state.opt_state, gradient)
     teacher, student = expected[:, :1], expected[:, 1:]
     assert_trees_close(
@@ -243,7 +244,7 @@ def test_discriminator_update_is_its_formula(bigrams, keep_gradient, fields):
 def test_scoring_without_training_leaves_the_discriminator(bigrams):
     method = bigrams.method(discriminator_micro_batches=2)
     state, inputs = bigrams.state(method).discriminator, bigrams.groups(method)
-    update = functools.partial(updates.update_discriminator, method)
+    update = functools.partial(update_discriminator, method)
     trained, scores, metrics = jax.jit(update)(state, *inputs)
     same, only_scores, only_metrics = jax.jit(functools.partial(update, train=False))(state, *inputs)
     assert_trees_equal(same, state)
@@ -258,7 +259,7 @@ def test_several_updates_are_one_after_another_and_all_their_norms_count(bigrams
     method = bigrams.method(discriminator_optimizer=optax.sgd(LR), discriminator_micro_batches=2)
     state, inputs = bigrams.state(method).discriminator, bigrams.groups(method)
     update = lambda **fields: jax.jit(  # noqa: E731
-        functools.partial(updates.update_discriminator, dataclasses.replace(method, **fields))
+        functools.partial(update_discriminator, dataclasses.replace(method, **fields))
     )
     measured, scores, metrics = update(updates_per_step=3)(state, *inputs)
     once, found = update(), []
@@ -275,7 +276,7 @@ def test_several_updates_are_one_after_another_and_all_their_norms_count(bigrams
 def test_a_later_update_that_is_not_finite_leaves_its_trace(bigrams):
     """The first of two updates throws the parameters far away; the gradient of the second is not finite."""
     method = bigrams.method(discriminator_optimizer=optax.sgd(1e300), updates_per_step=2)
-    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    update = jax.jit(functools.partial(update_discriminator, method))
     state, _, metrics = update(bigrams.state(method).discriminator, *bigrams.groups(method))
     assert np.isfinite(metrics["discriminator/loss"])
     assert not np.isfinite(metrics["discriminator/grad_norm"])
@@ -288,17 +289,17 @@ def test_weights_share_the_gradient_out_and_only_fresh_groups_are_measured(bigra
     method = bigrams.method(discriminator_optimizer=keep_gradient)
     state, (groups, _) = bigrams.state(method).discriminator, bigrams.groups(method)
     weight = jnp.array([0.25, 0.25, 0.5, 0.0])
-    update = jax.jit(functools.partial(updates.update_discriminator, method), static_argnames="fresh")
-    measured, scores, metrics = update(state, groups, weight, fresh=2)
+    update = jax.jit(functools.partial(update_discriminator, method), static_argnames="fresh")
+    measured, judged, metrics = update(state, groups, weight, fresh=2)
     all_scores = dense_scores(bigrams.params["discriminator"], bigrams)
-    assert_trees_close(scores, all_scores)
+    assert_trees_close(judged.scores, all_scores[:2])
 
     def formula(params):
         scores = dense_scores(params, bigrams)
         return jnp.sum(weight * jnp.mean(jnp.log(1 + jnp.exp(scores[:, 1:] - scores[:, :1])), axis=1))
 
     assert_trees_close(measured.opt_state, jax.jit(jax.grad(formula))(bigrams.params["discriminator"]))
-    expected = updates.discriminator_metrics(method, all_scores[:2])
+    expected = discriminator_metrics(method, all_scores[:2])
     assert_trees_close({name: metrics[name] for name in expected}, expected)
     assert abs(metrics["reward/mean"] - np.mean(all_scores[:, 1:])) > 1e-3
 
@@ -311,9 +312,9 @@ def test_a_collapsed_discriminator_moves_the_generator_nowhere(bigrams):
     bigrams.params["discriminator"]["score"][:] = 0.0
     bigrams.reference = bigrams.params["generator"]
     state = bigrams.state(method)
-    update = jax.jit(functools.partial(updates.update_discriminator, method))
-    discriminator, scores, metrics = update(state.discriminator, *bigrams.groups(method))
-    bigrams.advantages = np.array(group_advantages(scores[:, 1:]))
+    update = jax.jit(functools.partial(update_discriminator, method))
+    discriminator, judged, metrics = update(state.discriminator, *bigrams.groups(method))
+    bigrams.advantages = np.array(group_advantages(judged.scores[:, 1:]))
     np.testing.assert_array_equal(bigrams.advantages, 0.0)
     np.testing.assert_allclose(metrics["discriminator/loss"], np.log(2), rtol=RTOL)
     assert metrics["discriminator/accuracy"] == 0.0, "a tie tells nothing apart"
@@ -333,7 +334,7 @@ def test_a_step_that_is_not_finite_is_skipped(bigrams, network):
         new, metrics = policy_update(bigrams, method)
     else:
         groups, weight = bigrams.groups(method)
-        update = jax.jit(functools.partial(updates.update_discriminator, method))
+        update = jax.jit(functools.partial(update_discriminator, method))
         new, _, metrics = update(state, groups, weight.at[1].set(np.inf))
     assert not np.isfinite(metrics[f"{network}/grad_norm"])
     assert_trees_equal((new.params, new.opt_state), (state.params, state.opt_state))

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
     log_calls(CompiledParts, "sample", lambda self, *_: ("rollout", self.step + 1))
     log_calls(CompiledParts, "update_discriminator", lambda self, *_: ("update:discriminator", self.step + 1))
     log_calls(CompiledParts, "update_supervised", lambda self, *_: ("update:generator", self.step + 1))
-    log_calls(CompiledParts, "learn_from_rewards", lambda self, *_: ("update:generator", self.step + 1))
+    log_calls(CompiledParts, "update_policy", lambda self, *_: ("update:generator", self.step + 1))
     log_saves(Checkpoints)
     log_calls(TrainingRun, "_measure", lambda self, *_: ("measurement", self.position.step))
     log_calls(session, "export_network", lambda workdir, network, params, step, out: (f"export:{network}", step))

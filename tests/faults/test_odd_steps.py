@@ -49,9 +49,10 @@ def poison(monkeypatch):
     """Puts NaN into the rewards, or into the weights of the discriminator's groups, at some steps of the run."""
 
     def rewards(steps):
-        def update(self, state, groups, *, train):
-            discriminator, scores, metrics = original(self, state, groups, train=train)
-            return discriminator, np.where(self.step in steps, np.float32("nan"), scores), metrics
+        def update(self, state, groups, baseline, *, train):
+            discriminator, judged, metrics = original(self, state, groups, baseline, train=train)
+            scores = np.where(self.step in steps, np.float32("nan"), judged.scores)
+            return discriminator, judged.replace(scores=scores), metrics
 
         original = CompiledParts.update_discriminator
         monkeypatch.setattr(CompiledParts, "update_discriminator", update)

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill import updates  # noqa: E402
+from gadjax.distill.discriminator import update_discriminator  # noqa: E402
 from gadjax.distill.losses import group_advantages  # noqa: E402
 from tests.distill.policy import update_against  # noqa: E402
 from tests.parity.tables import NO_ADAPTERS, NoAdapters  # noqa: E402
@@ -108,7 +109,7 @@ def test_discriminator_loss_and_gradient(double, data, kind, temperature):
     method = method_of(Table(), Table(), KEEP_GRADIENT, discriminator_loss=kind, bt_temperature=temperature)
     rows, weight = group_rows(data, micro_batches=2)
     scores = np.random.default_rng(3).normal(size=V)
-    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    update = jax.jit(functools.partial(update_discriminator, method))
     run = lambda scores: update(states.create({"scores": jnp.array(scores)}, KEEP_GRADIENT), rows, weight)  # noqa: E731
     state, found, metrics = run(scores)
 
@@ -117,7 +118,7 @@ def test_discriminator_loss_and_gradient(double, data, kind, temperature):
     student = torch.stack([leaf[int(tokens[-1])] for tokens in data.samples]).reshape(B, N)
     loss = oracle_discriminator_loss(teacher, student, kind, temperature)
     loss.backward()
-    np.testing.assert_allclose(found, torch.cat([teacher[:, None], student], dim=1).detach(), rtol=1e-12)
+    np.testing.assert_allclose(found.scores, torch.cat([teacher[:, None], student], dim=1).detach(), rtol=1e-12)
     np.testing.assert_allclose(metrics["discriminator/loss"], loss.item(), rtol=1e-12)
     np.testing.assert_allclose(state.opt_state["scores"], leaf.grad, rtol=1e-9, atol=1e-15)
     assert_slopes(lambda scores: float(run(scores)[2]["discriminator/loss"]), scores, leaf.grad.numpy())

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from gadjax.distill import state as states  # noqa: E402
-from gadjax.distill import updates  # noqa: E402
+from gadjax.distill.discriminator import update_discriminator  # noqa: E402
 from gadjax.models.architecture import ModelConfig, Rope  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from tests.distill.policy import update_against  # noqa: E402
@@ -170,15 +170,15 @@ def test_discriminator_steps_of_a_whole_model(data):
     peer_optimizer = torch_optimizer(peer)
     method = method_of(None, model, traced_adamw())
     rows, weight = group_rows(data, micro_batches=1)
-    update = jax.jit(functools.partial(updates.update_discriminator, method))
+    update = jax.jit(functools.partial(update_discriminator, method))
     state = states.create(jax.tree.map(jnp.array, params), method.discriminator_optimizer)
     for _ in range(2):
         teacher = torch.stack([read(peer, *pair)[-1, 0] for pair in zip(data.prompts, data.teacher, strict=True)])
         student = [read(peer, data.prompts[i // N], tokens)[-1, 0] for i, tokens in enumerate(data.samples)]
         student = torch.stack(student).reshape(B, N)
         loss = oracle_discriminator_loss(teacher, student, "bt", 1.0)
-        state, scores, metrics = update(state, rows, weight)
-        np.testing.assert_allclose(scores[:, 1:], student.detach(), rtol=0, atol=1e-4)
+        state, judged, metrics = update(state, rows, weight)
+        np.testing.assert_allclose(judged.scores[:, 1:], student.detach(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(metrics["discriminator/loss"], loss.item(), rtol=1e-4)
         gradient, norm = torch_step(peer, peer_optimizer, loss)
         assert_step_close(state, peer, gradient, norm, metrics["discriminator/grad_norm"])

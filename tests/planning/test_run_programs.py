@@ -27,7 +27,7 @@ NAMES = {
     "discriminator update": "update_discriminator",
     "cross-entropy update": "update_supervised",
     "reference": "reference_logprobs",
-    "policy update": "learn_from_rewards",
+    "policy update": "update_policy",
 }
 HELDOUT_NAMES = {
     "held-out likelihoods": "likelihoods",
