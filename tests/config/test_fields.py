@@ -16,7 +16,7 @@ def test_a_config_has_every_field_with_its_default():
     for name, field in FIELDS.items():
         assert field_value(config, name) == field.default
         assert type(field_value(config, name)) is type(field.default), name
-    assert STAGES == ("seqkd", "warmup", "gad") and "kl" in WATCHDOGS
+    assert STAGES == ("seqkd", "soda", "warmup", "gad") and "kl" in WATCHDOGS
 
 
 def test_every_field_is_described_in_sentences():
