@@ -11,6 +11,7 @@ import pytest
 
 from gadjax.distill import state as states
 from gadjax.distill import steps, updates
+from gadjax.distill.discriminator import update_discriminator
 from gadjax.models import lora
 from gadjax.models.weights import named_leaves
 from gadjax.parallel import mesh as meshes
@@ -25,7 +26,10 @@ def names(params) -> set[str]:
     return {name.rpartition("/")[2] for name in named_leaves(params)}
 
 
-@pytest.mark.parametrize("update", ["policy", "supervised", "discriminator"])
+UPDATES = {"policy": update_against, "supervised": updates.update_supervised, "discriminator": update_discriminator}
+
+
+@pytest.mark.parametrize("update", UPDATES)
 def test_gradients_are_those_of_the_whole_tree_that_belong_to_adapters(adapted, keep_gradient, update):
     """The oracle trains every parameter, base and all, in the same update."""
     parts = dict(generator_micro_batches=2, discriminator_micro_batches=2, sft_coefficient=0.5)
@@ -37,8 +41,7 @@ def test_gradients_are_those_of_the_whole_tree_that_belong_to_adapters(adapted, 
         inputs = adapted.groups(method) if network == "discriminator" else (adapted.teacher_rows(method),)
 
     def run(params, reference, base):
-        update_of = update_against if update == "policy" else getattr(updates, f"update_{update}")
-        function = functools.partial(update_of, method, base=base)
+        function = functools.partial(UPDATES[update], method, base=base)
         state = states.create(jax.tree.map(jnp.array, params), keep_gradient)
         return jax.jit(function)(state, *[reference] * (update == "policy"), *inputs)
 

@@ -179,7 +179,7 @@ def test_trap_3_the_reward_is_of_the_discriminator_before_its_update(bigrams):
     np.testing.assert_allclose(measured.generator.params["embed"], embeddings[0], atol=1e-10)
     assert np.max(np.abs(embeddings[1] - embeddings[0])) > 1e-6  # the wrong order is off by ten thousand tolerances
     np.testing.assert_allclose(metrics["reward/mean"], np.mean(before.scores[:, 1:]), rtol=1e-10)
-    assert abs(np.mean(after[:, 1:]) - np.mean(before[:, 1:])) > 1e-4
+    assert abs(np.mean(after.scores[:, 1:]) - np.mean(before.scores[:, 1:])) > 1e-4
 
 
 # 4. All N samples of a group reach the policy update.
