@@ -43,7 +43,9 @@ CONFIGS = [
     run("no student", r"config\.student is empty: give it on the command line", student=""),
     run("no data", r"config\.data\.train is empty: give it", data__train=""),
     run(
-        "an unknown stage", r"config\.stages is .*'gan'.*: name one or more of seqkd, soda, warmup, gad", stages="warmup,gan"
+        "an unknown stage",
+        r"config\.stages is .*'gan'.*: name one or more of seqkd, soda, warmup, gad",
+        stages="warmup,gan",
     ),
     run("stages in another order", r"the order is seqkd, soda, warmup, gad", stages="gad,seqkd"),
     run("a stage twice", "each stage runs once", stages="gad,gad"),
