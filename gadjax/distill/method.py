@@ -31,6 +31,8 @@ class Method:
       sampler: the generator on the mesh that it is sampled on; None: the mesh that it is trained on.
       generator_micro_batches: slices of one update of the generator whose gradients are added up.
       discriminator_micro_batches: the same for the discriminator.
+      baseline_temperature: of the log-probs that a likelihood discriminator is measured against; None: the sampling's,
+        since samples are drawn from that distribution.
     """
 
     generator: Model
@@ -41,6 +43,7 @@ class Method:
     sampler: Model | None = None
     generator_micro_batches: int = 1
     discriminator_micro_batches: int = 1
+    baseline_temperature: float | None = None
     slots: int
     num_samples: int
     discriminator_kind: Literal["score", "likelihood"]

@@ -42,7 +42,7 @@ def baseline_logprobs(method: Method, params: Params, groups: Packed, *, base: P
     """The log-probs, nats, of the tokens of each group's responses under a policy: [G, 1 + N, T], 0 after the end.
 
     A likelihood discriminator is measured against them. They are of the distribution that the samples come from, at
-    the temperature of the rollout.
+    the temperature of the rollout, unless `method.baseline_temperature` says otherwise.
 
     Args:
       method: the settings.
@@ -50,7 +50,14 @@ def baseline_logprobs(method: Method, params: Params, groups: Packed, *, base: P
       groups: [M, ...] as for `update_discriminator`.
       base: what the parameters are adapters of; None where everything is trained.
     """
-    rows = jax.lax.map(lambda rows: _policy_logprobs(method, join(base, params), rows)[0], groups)
+    chosen = method.baseline_temperature
+    temperature = method.sampling.temperature if chosen is None else chosen
+    options = {"temperature": temperature, "chunk": method.logprob_chunk}
+
+    def of_rows(rows):
+        return response_logprobs(method.generator, join(base, params), rows, **options)[0]
+
+    rows = jax.lax.map(of_rows, groups)
     dense = of_tokens(rows, groups, method.sampling.max_response_length)
     return dense.reshape(-1, 1 + method.num_samples, dense.shape[-1])
 

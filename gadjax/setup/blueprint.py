@@ -155,7 +155,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     if stage != "gad":  # the generator's update is one optimizer step on the teacher's answers
         fields |= dict(ppo_minibatches=1, ppo_epochs=1)
     if stage == "soda":
-        fields |= _preferences(config) | dict(
+        fields |= preferences(config) | dict(
             discriminator=blueprint.generator,
             discriminator_optimizer=fields["generator_optimizer"],
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
@@ -169,13 +169,14 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     return Method.from_config(config, **fields)
 
 
-def _preferences(config: ConfigDict) -> dict[str, Any]:
+def preferences(config: ConfigDict) -> dict[str, Any]:
     """The settings with which the discriminator's update is DPO (`gadjax.distill.steps.soda_step`)."""
     return dict(
         num_samples=1,
         discriminator_kind="likelihood",
         discriminator_beta=config.soda.beta,
         discriminator_baseline="reference",
+        baseline_temperature=1.0,
         discriminator_sft_coefficient=0.0,
         discriminator_loss="bt",
         bt_temperature=1.0,

@@ -97,7 +97,7 @@ class TrainingRun:
                 workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging
             )
             opened.callback(self.logger.close)
-            self.watchdogs = Watchdogs(_teacher(setup))
+            self.watchdogs = Watchdogs(_teacher(setup), scalar=setup.discriminator.head == "score")
             if saved and processes.is_first():
                 self.watchdogs.replay(read_metrics(workdir / "metrics.jsonl"))
             opened.pop_all()

@@ -94,6 +94,7 @@ class Rule:
       relief: the warning ends at this factor times the limit.
       advice: what to try, for each stage that is watched.
       window: steps of the median.
+      scalar: whether it holds for a scalar head alone.
     """
 
     figure: str
@@ -103,6 +104,7 @@ class Rule:
     relief: float
     advice: Mapping[str, str]
     window: int = _WINDOW
+    scalar: bool = False
 
     def past(self, value: float, limit: float) -> bool:
         """Whether a value is on the bad side of a limit."""
@@ -187,6 +189,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
                 _WINS + ", and hold the student with config.gad.sft_coefficient above 0",
             ),
             _LONG,
+            scalar=True,  # a likelihood discriminator that is always right still says how wrong each token is
         ),
         Rule(*_FRESH, _fixed(_NEVER), False, 0.05 / _NEVER, _both(_LOSES, _LOSES), _LONG),
     ),

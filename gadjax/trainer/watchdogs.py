@@ -67,9 +67,16 @@ class Alert:
 class Watchdogs:
     """All watchdogs over a run."""
 
-    def __init__(self, teacher: TeacherLengths | None = None):
-        """`teacher`: None compares lengths with the stage's start alone."""
+    def __init__(self, teacher: TeacherLengths | None = None, *, scalar: bool = True):
+        """
+        Args:
+          teacher: None compares lengths with the stage's start alone.
+          scalar: whether the discriminator is a scalar head.
+        """
         self._teacher = teacher
+        self._rules = {
+            name: tuple(rule for rule in rules if scalar or not rule.scalar) for name, rules in RULES.items()
+        }
         self._enter("")
 
     def see(self, stage: str, step: int, figures: Mapping[str, float]) -> list[Alert]:
@@ -78,7 +85,7 @@ class Watchdogs:
             self._enter(stage)
         self._note_work("generator/loss" in figures)
         compiled = figures.get(COMPILING, 0) > 0
-        for watchdog, rules in RULES.items():
+        for watchdog, rules in self._rules.items():
             for figure, window in {(rule.figure, rule.window) for rule in rules}:
                 value = figures.get(figure, math.nan)
                 skip = math.isnan(value) or (compiled and figure.startswith(SPEED))
@@ -100,7 +107,7 @@ class Watchdogs:
         self._stage = stage
         self._trains: bool | None = None
         self._standing: dict[str, tuple[Rule, Alert]] = {}
-        watched = [rule for rules in RULES.values() for rule in rules if stage in rule.advice]
+        watched = [rule for rules in self._rules.values() for rule in rules if stage in rule.advice]
         self._series = {(rule.figure, rule.window): Series(rule.window) for rule in watched}
 
     def _note_work(self, trains: bool) -> None:
@@ -113,7 +120,7 @@ class Watchdogs:
     def _look(self, watchdog: str, step: int) -> Alert | None:
         if watchdog in self._standing:
             return self._ended(watchdog, step)
-        for rule in RULES[watchdog]:
+        for rule in self._rules[watchdog]:
             if self._stage in rule.advice and (begun := self._begun(watchdog, rule, step)):
                 self._standing[watchdog] = rule, begun
                 return begun

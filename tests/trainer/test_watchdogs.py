@@ -81,6 +81,12 @@ class TestEach:
         assert watchdogs.standing(other) == watchdogs.standing(stage) == {}
 
 
+def test_a_likelihood_discriminator_may_always_be_right():
+    watchdogs = Watchdogs(scalar=False)
+    assert not any(watchdogs.see("gad", step, TRAINS | {"discriminator/accuracy": 1.0}) for step in range(200))
+    assert any(watchdogs.see("gad", step, TRAINS | {"discriminator/accuracy": 0.0}) for step in range(200, 400))
+
+
 def test_lengths_are_compared_with_the_teachers_too():
     grows = [{"response/length_mean": 100.0 if step < 50 else 170.0} for step in range(100)]
     (begins,) = said("warmup", grows)
