@@ -1,0 +1,105 @@
+"""Runs with a likelihood discriminator, and stage soda, from their configs to their exports."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gadjax.errors import UserError
+from gadjax.rollout.chat_model import load_network
+from gadjax.setup.prepare import prepare_run
+from gadjax.train import run
+from tests.runs import assert_same_run, stop_before, untimed
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+
+FIELDS = {
+    "stages": ("seqkd", "warmup", "gad"),
+    "discriminator.kind": "likelihood",
+    "discriminator.init": "generator",
+    "discriminator.baseline": "reference",
+    "discriminator.sft_coefficient": 0.5,
+    "discriminator.replay_size": 16,
+    "seqkd.train_discriminator": True,
+    "gad.credit": "token",
+    "gad.discount": 0.5,
+    "gad.whitening": "running",
+    "gad.reward_clip": 2.0,
+    "gad.demonstrations": 0.5,
+    "gad.demonstration_steps": 4,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_config, tmp_path_factory, one_device, quick_compile):
+    workdir = tmp_path_factory.mktemp("likelihood") / "run"
+    return workdir, run(tiny_config(FIELDS), workdir)
+
+
+def test_all_stages_train_both_networks(finished):
+    workdir, figures = finished
+    rows = [row for row in untimed(workdir) if row["kind"] == "train"]
+    assert [row["stage"] for row in rows] == ["seqkd", "seqkd", "warmup", "warmup", "gad", "gad"]
+    assert rows[1]["discriminator/loss"] < rows[0]["discriminator/loss"], "SeqKD teaches the discriminator"
+    assert all(row["discriminator/nll"] > 0 and "reward/length_slope" in row for row in rows if row["stage"] == "gad")
+    assert {"discriminator_accuracy", "discriminator_margin"} <= figures["gad"].keys()
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_an_interrupted_run_is_the_uninterrupted_one(finished, tiny_config, tmp_path, step):
+    """In each stage, with statistics of the rewards, replayed groups and an annealed share."""
+    workdir, _ = finished
+    stop_before(tiny_config(FIELDS), tmp_path / "run", step)
+    run(tiny_config(FIELDS), tmp_path / "run")
+    assert_same_run(tmp_path / "run", workdir)
+
+
+def test_the_discriminator_is_exported_as_a_language_model(finished):
+    workdir, _ = finished
+    export = workdir / "export" / "discriminator"
+    config = json.loads((export / "config.json").read_text())
+    assert config["architectures"][0].endswith("ForCausalLM") and "num_labels" not in config
+    assert (export / "generation_config.json").exists()
+    assert load_network(str(export), "lm").model.head == "lm"
+    assert "log φ" in (export / "README.md").read_text()
+
+
+def test_a_frozen_one_comes_from_an_export_and_gives_rewards(finished, tiny_config, tmp_path):
+    workdir, _ = finished
+    fields = {
+        "stages": ("gad",),
+        "discriminator.kind": "likelihood",
+        "discriminator.init": str(workdir / "export" / "discriminator"),
+        "gad.train_discriminator": False,
+        "gad.credit": "token",
+        "gad.whitening": "batch",
+    }
+    run(tiny_config(fields), tmp_path / "run")
+    rows = [row for row in untimed(tmp_path / "run") if row["kind"] == "train"]
+    assert all(row["generator/grad_norm"] > 0 and "discriminator/grad_norm" not in row for row in rows)
+
+
+def test_another_size_may_start_from_random_weights(finished, tiny_config, student, tmp_path):
+    """The folder needs no weights."""
+    fields = FIELDS | {"discriminator.init": str(student), "discriminator.random_init": True}
+    setup = prepare_run(tiny_config(fields))
+    assert setup.discriminator.head == "lm" and setup.discriminator_init is not None
+
+
+def test_a_token_classifier_is_no_likelihood(tiny_config, tmp_path):
+    run(tiny_config({"stages": ("warmup",)}), tmp_path / "run")
+    fields = {"discriminator.kind": "likelihood", "discriminator.init": str(tmp_path / "run/export/discriminator")}
+    with pytest.raises(UserError, match="kind=likelihood needs a causal language model"):
+        prepare_run(tiny_config(fields))
+
+
+def test_soda_runs_and_goes_on_where_it_stopped(tiny_config, tmp_path):
+    fields = {"stages": ("seqkd", "soda"), "soda.steps": 3, "checkpoint.every": 1, "checkpoint.keep": 10}
+    figures = run(tiny_config(fields), tmp_path / "whole")
+    assert "soda" in figures and not (tmp_path / "whole" / "export" / "discriminator").exists()
+    stop_before(tiny_config(fields), tmp_path / "run", 3)
+    run(tiny_config(fields), tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
