@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gadjax.files import is_url
-from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
+from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 
 if TYPE_CHECKING:
     from gadjax.teacher.budget import Budget
@@ -129,11 +129,12 @@ def stage_table(figures: StageFigures) -> Table:
     """The held-out figures, a row for each stage, in 80 columns; "–" stands for what was not measured."""
     table = Table(title="Held-out prompts", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     table.add_column("stage", no_wrap=True, vertical="bottom")
-    for column in HELDOUT_COLUMNS:
+    columns = heldout_columns(figures)
+    for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for stage, values in figures.items():
-        table.add_row(stage_title(stage), *heldout_cells(values))
-    table.caption = "\n".join(f"{' '.join(column.title.split())}: {column.meaning}" for column in HELDOUT_COLUMNS)
+        table.add_row(stage_title(stage), *heldout_cells(values, columns))
+    table.caption = "\n".join(f"{' '.join(column.title.split())}: {column.meaning}" for column in columns)
     table.caption_justify = "left"
     return table
 

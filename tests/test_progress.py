@@ -17,6 +17,8 @@ FIGURES = {
         "rouge_l": 0.41,
         **{f"ngram_f1_{n}": n / 10 for n in range(1, 6)},
         "length_mean": 1261.2,
+        "coverage": 0.25,
+        "sampled_distinct_2": 0.61,
         "discriminator_accuracy": 0.93,
         "two_sample": 0.812,
         "two_sample_low": 0.76,
@@ -183,11 +185,11 @@ def test_the_table_fits_80_columns():
     lines = [line.rstrip() for line in shown(console).splitlines()]
     assert max(map(len, lines)) <= 80
     header = [index for index, line in enumerate(lines) if line.startswith("stage")]
-    rows = [line.split(maxsplit=6) for line in lines[header[0] + 1 : header[0] + 4]]
+    rows = [line.split(maxsplit=7) for line in lines[header[0] + 1 : header[0] + 4]]
     assert rows == [
-        ["before", "5.123", "0.100", "–", "61.2", "–", "–"],
-        ["warmup", "1.500", "0.410", "0.300", "1261.2", "0.930", "0.812 ± 0.051"],
-        ["GAD", "nan", "–", "–", "–", "–", "1.000 ± 0.000"],
+        ["before", "5.123", "0.100", "61.2", "–", "–", "–", "–"],
+        ["warmup", "1.500", "0.410", "1261.2", "0.250", "0.610", "0.930", "0.812 ± 0.051"],
+        ["GAD", "nan", "–", "–", "–", "–", "–", "1.000 ± 0.000"],
     ]
     assert "…" not in shown(console), "nothing is cut off"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,6 +77,11 @@ def discriminator_checkpoint(config: Mapping[str, Any]) -> str | None:
 def grows_from_generator(config: Mapping[str, Any]) -> bool:
     """Whether the discriminator starts as a copy of the generator at that moment, and not of the student."""
     return config["discriminator"]["init"] == _FROM_GENERATOR
+
+
+def samples_heldout(config: ConfigDict) -> bool:
+    """Whether the ends of stages are measured on samples to held-out prompts too."""
+    return bool(config.evaluation.two_sample_folds or config.evaluation.coverage)
 
 
 def uses_discriminator(config: Mapping[str, Any], stage: str) -> bool:
@@ -276,6 +282,16 @@ def _check_samples(config: ConfigDict) -> None:
         raise UserError(
             f"config.discriminator.replay_size {replay} has no room for the {samples} samples "
             f"(config.rollout.num_samples) of one prompt: use at least {samples}, or 0 for no replay"
+        )
+    wanted = config.evaluation.coverage
+    try:
+        groups = re.compile(wanted).groups
+    except re.error as error:
+        raise UserError(f"config.evaluation.coverage {wanted!r} is no regular expression: {error}") from None
+    if wanted and not groups:
+        raise UserError(
+            f"config.evaluation.coverage {wanted!r} has no group: put the words that an answer should name in "
+            "parentheses"
         )
     if config.evaluation.two_sample_folds == 1:
         raise UserError("config.evaluation.two_sample_folds is 1: give at least 2, or 0 to leave the test out")

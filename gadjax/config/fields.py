@@ -184,6 +184,9 @@ class HeldoutFields(Section):
     """Answers that go to samples.jsonl at each measurement."""
     temperature: float = Field(0.0, ge=0)
     """Temperature of the held-out answers; 0 is greedy, as in the paper."""
+    coverage: str = ""
+    """A regular expression whose groups find, in a prompt, the words that an answer should name. At the end of each
+    stage, `coverage` is the share of sampled answers that name all of them. "": not measured."""
     two_sample_folds: int = Field(0, ge=0)
     """Folds of the two-sample test at the end of each stage, in which a fresh classifier tells teacher from student; at
     least 2, or 0 to leave the test out."""

@@ -52,7 +52,7 @@ def baseline_logprobs(method: Method, params: Params, groups: Packed, *, base: P
     """
     chosen = method.baseline_temperature
     temperature = method.sampling.temperature if chosen is None else chosen
-    options = {"temperature": temperature, "chunk": method.logprob_chunk}
+    options: Any = {"temperature": temperature, "chunk": method.logprob_chunk}
 
     def of_rows(rows):
         return response_logprobs(method.generator, join(base, params), rows, **options)[0]

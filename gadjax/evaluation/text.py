@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -70,6 +71,25 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         raise ValueError(f"n is {n}: an n-gram has at least one word")
     grams = collections.Counter(gram for text in texts for gram in _ngrams(_words(text), n))
     return len(grams) / grams.total() if grams else 0.0
+
+
+def coverage(prompts: Sequence[str], answers: Sequence[str], pattern: str) -> float | None:
+    """The share of answers that name all words that `pattern` finds in their prompts; None if it finds none anywhere.
+
+    A word counts within another one too ("dogs" names the dog), whatever its case.
+
+    Args:
+      prompts: as text.
+      answers: one to each prompt.
+      pattern: a regular expression, whose groups are the words.
+    """
+    found = [re.search(pattern, prompt) for prompt in prompts]
+    named = [
+        all(word.lower() in answer.lower() for word in match.groups() if word)
+        for match, answer in zip(found, answers, strict=True)
+        if match
+    ]
+    return sum(named) / len(named) if named else None
 
 
 def length_figures(lengths: Mapping[str, Sequence[int]], cut: Mapping[str, Sequence[bool]]) -> dict[str, Lengths]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gadjax.config.check import samples_heldout
 from gadjax.data.packing import Packed, one_per_row
 from gadjax.distill.state import GadState, create, state_shardings
 from gadjax.evaluation.two_sample import BATCH, Classifier, widths
@@ -48,7 +49,7 @@ def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
     if blueprint.mesh.size > 1:
         weights = "held-out weights for sampling", "decoding_params", lambda: (generator,)
         yield make(*weights, model=blueprint.sampler, beside=beside)
-    tested = (config.rollout.temperature,) if config.evaluation.two_sample_folds else ()
+    tested = (config.rollout.temperature,) if samples_heldout(config) else ()
     if config.evaluation.temperature not in tested:
         yield _answering(blueprint, state, "held-out answers", config.evaluation.temperature)
     if state.discriminator is not None:
@@ -57,7 +58,8 @@ def heldout_programs(blueprint: Blueprint) -> Iterator[RunProgram]:
         yield make("held-out scores", "scores", scores, model=blueprint.discriminator)
     for temperature in tested:
         yield _answering(blueprint, state, "two-sample answers", temperature, beside)
-        yield from _classifying(blueprint, state, programs.classifier, beside)
+        if config.evaluation.two_sample_folds:
+            yield from _classifying(blueprint, state, programs.classifier, beside)
 
 
 def _classifying(blueprint: Blueprint, state: GadState, classifier: Classifier, beside: Any) -> Iterator[RunProgram]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from gadjax.data.packing import Packed, pack
 from gadjax.distill.state import GadState
 from gadjax.evaluation.results import TwoSampleScore
-from gadjax.evaluation.text import length_statistics, ngram_f1, rouge_l
+from gadjax.evaluation.text import coverage, distinct_n, length_statistics, ngram_f1, rouge_l
 from gadjax.evaluation.two_sample import two_sample_test
 from gadjax.models import lora
 from gadjax.models.model import Params
@@ -94,15 +94,37 @@ class HeldOut:
         )
         return figures, answers
 
-    def two_sample(self, generator: Params, base: Params) -> TwoSampleScore:
-        """The two-sample test of the generator's samples, at the rollout's temperature, against the teacher's answers.
+    def sampled_figures(self, generator: Params, base: Callable[[], Params]) -> dict[str, float]:
+        """The figures of one sample to each held-out prompt, at the rollout's temperature.
 
         Args:
           generator: whole parameters of the generator.
-          base: the student's parameters as the run began: the backbone of every fresh classifier.
+          base: makes the student's parameters as the run began: the backbone of every fresh classifier.
+
+        Returns:
+          `sampled_length_mean`: tokens; `sampled_distinct_2`: different word pairs, 0 to 1.
+          `coverage`: where `evaluation.coverage` finds words.
+          `two_sample`, `two_sample_low`, `two_sample_high`: accuracy and its 95 % interval, where the test has folds.
         """
-        config = self.setup.config
+        config, decode = self.setup.config, self.setup.tokenizer.decode
         samples = self._answer(generator, config.rollout.temperature, config.seed + 1)
+        texts = [decode(sample.tokens) for sample in samples]
+        figures = {
+            "sampled_length_mean": float(np.mean([len(sample.tokens) for sample in samples])),
+            "sampled_distinct_2": distinct_n(texts, 2),
+        }
+        if config.evaluation.coverage:
+            prompts = [decode(ids, skip_special_tokens=False) for ids in self.prompts]
+            if (found := coverage(prompts, texts, config.evaluation.coverage)) is not None:
+                figures["coverage"] = found
+        if config.evaluation.two_sample_folds:
+            test = self._two_sample(samples, base())
+            figures |= {"two_sample": test.accuracy, "two_sample_low": test.low, "two_sample_high": test.high}
+        return figures
+
+    def _two_sample(self, samples: list[Completion], base: Params) -> TwoSampleScore:
+        """The two-sample test of samples against the teacher's answers."""
+        config = self.setup.config
         limit = config.data.max_response_length
         return two_sample_test(
             self.programs.classifier,

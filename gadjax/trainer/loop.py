@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gadjax.config.check import samples_heldout
 from gadjax.data.pipeline import batches
 from gadjax.distill.state import GadState
 from gadjax.errors import Stopped, UserError, first_line
@@ -121,7 +122,7 @@ class TrainingRun:
 
     def _run_stages(self) -> None:
         if self.position.step == 0 and self.heldout:
-            self._measure(BEFORE, two_sample=not self.config.random_init)  # random weights need no test
+            self._measure(BEFORE, samples=not self.config.random_init)  # random weights need no test
         stages = list(self.config.stages)
         left = self.position.stage != stages[-1] or self.position.stage_step < self.lengths[stages[-1]]
         if left and (alarm := self._alarm()):  # a scheduler has started the run again, unchanged
@@ -162,7 +163,7 @@ class TrainingRun:
             figures: dict[str, float] = {}
             if self.heldout and (finished or self._due(self.config.eval_every)):
                 trained = self.config[stage].get("train_generator", True)
-                figures = self._measure(stage, two_sample=finished and trained)
+                figures = self._measure(stage, samples=finished and trained)
 
             # Save where it is due, and end where a watchdog or a signal says so. All processes ask here together.
             alarm, stopped = self._alarm(), self.stop.is_set()
@@ -271,18 +272,17 @@ class TrainingRun:
             jobs[_ROLLOUT] = functools.partial(self._steps[stage].compile_first, state)
         return BackgroundCompile(jobs)
 
-    def _measure(self, stage: str, *, two_sample: bool) -> dict[str, float]:
-        """Measures on held-out prompts and logs the figures, and with `two_sample` the two-sample test too."""
+    def _measure(self, stage: str, *, samples: bool) -> dict[str, float]:
+        """Measures on held-out prompts and logs the figures, with `samples` those of samples too."""
         self.ahead.wait(_MEASUREMENT)
         self.state = self.offload.arrange(self.state, "measure")
         generator = lora.join(self.base, self.state.generator.params)
         critic = self.state.discriminator
         discriminator = None if critic is None else lora.join(self.base, critic.params)
         figures, answers = self.heldout.figures(generator, discriminator)
-        if two_sample and self.config.evaluation.two_sample_folds:
-            student = initial_generator(self.setup) if self.base is None else self.base
-            test = self.heldout.two_sample(generator, student)
-            figures |= {"two_sample": test.accuracy, "two_sample_low": test.low, "two_sample_high": test.high}
+        if samples and samples_heldout(self.config):
+            student = lambda: initial_generator(self.setup) if self.base is None else self.base  # noqa: E731
+            figures |= self.heldout.sampled_figures(generator, student)
         self.logger.log_heldout(self.position.step, stage, figures)
         shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
         for answer in itertools.islice(shown, self.config.evaluation.shown):

@@ -10,7 +10,7 @@ from typing import Any
 
 import gadjax
 from gadjax.setup.blueprint import discriminator_head
-from gadjax.stage_table import HELDOUT_COLUMNS, heldout_cells, stage_title
+from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
 _KINDS = {  # the hub's pipeline tag, and what the model is
@@ -111,11 +111,12 @@ def _stage(stage: str, steps: int, config: Mapping[str, Any]) -> str:
 def _figures_section(figures: Mapping[str, Mapping[str, float]]) -> str:
     if not figures:
         return ""
-    titles = [" ".join(column.title.split()) for column in HELDOUT_COLUMNS]
+    columns = heldout_columns(figures)
+    titles = [" ".join(column.title.split()) for column in columns]
     rows = [["stage", *titles], ["---", *("---:" for _ in titles)]]
-    rows += [[stage_title(stage), *heldout_cells(values)] for stage, values in figures.items()]
+    rows += [[stage_title(stage), *heldout_cells(values, columns)] for stage, values in figures.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "\n".join(f"- {title}: {column.meaning}" for title, column in zip(titles, HELDOUT_COLUMNS, strict=True))
+    notes = "\n".join(f"- {title}: {column.meaning}" for title, column in zip(titles, columns, strict=True))
     about = "On the run's held-out prompts, as last measured in each stage."
     return f"## Held-out figures\n\n{about}\n\n{table}\n\n{notes}"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gadjax.evaluation.text import distinct_n, length_statistics, ngram_f1, rouge_l
+from gadjax.evaluation.text import coverage, distinct_n, length_statistics, ngram_f1, rouge_l
 
 TEXTS = st.lists(st.sampled_from(["tea", "cup", "Tea!", "运", "?"]), max_size=7).map(" ".join)
 
@@ -97,6 +97,14 @@ def test_import_is_light():
     code = f"import sys, gadjax.evaluation.text; print([m for m in '{heavy}'.split() if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_coverage_by_hand():
+    prompts = ["Tell of a shy dog.", "Tell of a big fox.", "Something else."]
+    pattern = r"a (\w+) (\w+)\."
+    assert coverage(prompts, ["The SHY dogs ran.", "A fox.", "Nothing"], pattern) == 0.5
+    assert coverage(prompts[2:], ["Nothing"], pattern) is None
+    assert coverage(prompts[:1], ["A shy cat, a dog."], r"a (\w+)( cat)?") == 1.0, "a group that found nothing"
 
 
 def test_distinct_n_by_hand():

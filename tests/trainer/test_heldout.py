@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gadjax.data.packing import pack
+from gadjax.evaluation.text import distinct_n
 from gadjax.models.model import grow_discriminator
 from gadjax.rollout.engine import Engine
 from gadjax.setup.initial import initial_generator
@@ -85,7 +86,21 @@ def test_a_micro_batch_has_no_more_rows_than_one_of_training(measured, monkeypat
     assert again == figures
 
 
-@pytest.mark.parametrize("measure", ["figures", "two_sample"])
+def test_figures_of_samples(tiny_config):
+    """Every prompt holds the word that is wanted, so coverage is the share of samples that say it."""
+    setup = prepare_run(tiny_config({"evaluation.prompts": 7, "evaluation.coverage": "(user)"}))
+    heldout, generator = HeldOut(setup), initial_generator(setup)
+    found = heldout.sampled_figures(generator, lambda: pytest.fail("no test, no base"))
+    samples = heldout._answer(generator, setup.config.rollout.temperature, setup.config.seed + 1)
+    texts = [setup.tokenizer.decode(sample.tokens) for sample in samples]
+    assert found == {
+        "sampled_length_mean": np.mean([len(sample.tokens) for sample in samples]),
+        "sampled_distinct_2": distinct_n(texts, 2),
+        "coverage": np.mean(["user" in text.lower() for text in texts]),
+    }
+
+
+@pytest.mark.parametrize("measure", ["figures", "sampled_figures"])
 def test_sampling_gets_parameters_in_the_compute_dtype(tiny_config, monkeypatch, measure):
     """Those of training are float32 always; the sampling loop would read twice the bytes, and cast at every token."""
     setup = prepare_run(tiny_config({"dtype": "bfloat16", "evaluation.prompts": 2}))
@@ -99,7 +114,7 @@ def test_sampling_gets_parameters_in_the_compute_dtype(tiny_config, monkeypatch,
     generator = initial_generator(setup)
     heldout = HeldOut(setup)
     with pytest.raises(StopIteration):
-        getattr(heldout, measure)(generator, *([generator] if measure == "two_sample" else []))
+        getattr(heldout, measure)(generator, *([lambda: generator] if measure == "sampled_figures" else []))
     assert {str(dtype) for dtype in seen} == {"bfloat16"}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(generator)} == {"float32"}
 
