@@ -1,26 +1,34 @@
-"""Loads a model with its tokenizer, and answers chats with it."""
+"""Checks and loads a model with its tokenizer, and answers chats with it."""
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.models import layouts
-from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION
+from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.model import Model, Params, resolve_dtype
-from gadjax.models.weights import load_params, read_hf_config, resolve_model
+from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
-from gadjax.rollout.engine import Engine
+from gadjax.rollout.engine import Completion, Engine
 from gadjax.rollout.sampler import Sampling
 
-_ARCHITECTURE = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
-_NEEDED = {"lm": "a causal language model, such as a run's export/generator", "score": "a run's export/discriminator"}
+Head = Literal["lm", "score"]
+
+_ARCHITECTURE: dict[Head, str] = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
+_NEEDED = {
+    ("lm",): "a causal language model, such as a run's export/generator",
+    ("score",): "a run's export/discriminator",
+    ("score", "lm"): "a discriminator, such as a run's export/discriminator",
+}
 
 
 class Reply(NamedTuple):
@@ -53,39 +61,74 @@ class ChatModel:
         fit: bool = False,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Reply]:
-        """One reply to each chat, in order.
+        """One reply to each chat, in order; arguments and errors as for `complete`."""
+        groups = self.complete(chats, sampling, 1, seed=seed, fit=fit, done=done)
+        return [as_reply(self.tokenizer, completion) for (completion,) in groups]
+
+    def complete(
+        self,
+        chats: Sequence[Messages],
+        sampling: Sampling,
+        samples: int,
+        *,
+        seed: int = 0,
+        fit: bool = False,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[list[Completion]]:
+        """`samples` replies to each chat as token ids, in order. The first one is that of `answer`.
 
         Args:
           chats: each ends with a user's message.
           sampling: from `self.sampling`.
+          samples: replies to each chat.
           seed: of the sampling.
           fit: shortens a reply's limit if the model has no room for `max_response_length` tokens after the chat.
             Without it, that is an error.
-          done: called after each batch with the number of replies so far.
+          done: called after each batch with the number of chats so far.
 
         Raises:
           UserError: the chat template refuses a chat, or the model has no room for a chat and its reply.
         """
         prompts = self.tokenizer.prompt_ids_batch(chats)
-        limits = [sampling.max_response_length] * len(prompts)
-        if fit:
-            room = self.model.config.max_length
-            limits = [max(1, min(limit, room - len(ids))) for limit, ids in zip(limits, prompts, strict=True)]
-        longest = max((len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)), default=0)
-        remedy = "shorten the prompt" if fit else "shorten the prompt or lower --max_response_length"
-        self.model.config.check_length(longest, "the longest prompt with its response", remedy)
+        limits = response_limits(self.model.config, prompts, sampling.max_response_length, fit=fit)
         sampling = dataclasses.replace(sampling, max_response_length=max(limits, default=1))
-        completions = self.engine.generate(self.params, prompts, sampling, seed=seed, done=done)
-        replies = []
-        for found, limit in zip(completions, limits, strict=True):
-            tokens, ended = found.tokens[:limit], found.ended and len(found.tokens) <= limit
-            replies.append(Reply(self.tokenizer.decode(tokens), len(tokens), ended))
-        return replies
+        groups = self.engine.generate_groups(self.params, prompts, sampling, samples, seed=seed, done=done)
+        return [[_cut(one, limit) for one in group] for group, limit in zip(groups, limits, strict=True)]
+
+
+def as_reply(tokenizer: ChatTokenizer, completion: Completion) -> Reply:
+    """A completion as text."""
+    return Reply(tokenizer.decode(completion.tokens), len(completion.tokens), completion.ended)
+
+
+def response_limits(config: ModelConfig, prompts: Sequence[np.ndarray], limit: int, *, fit: bool) -> list[int]:
+    """The most tokens of the reply to each prompt: `limit`, or the room that the model has if it is less and `fit`.
+
+    Raises:
+      UserError: the model has no room for a prompt and its reply.
+    """
+    limits = [limit] * len(prompts)
+    if fit:
+        limits = [max(1, min(limit, config.max_length - len(ids))) for ids in prompts]
+    longest = max((len(ids) + most for ids, most in zip(prompts, limits, strict=True)), default=0)
+    remedy = "shorten the prompt" if fit else "shorten the prompt or lower --max_response_length"
+    config.check_length(longest, "the longest prompt with its response", remedy)
+    return limits
+
+
+def _cut(found: Completion, limit: int) -> Completion:
+    if len(found.tokens) <= limit:
+        return found
+    return Completion(found.tokens[:limit], found.logprobs[:limit], False)
 
 
 def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> ChatModel:
     """Loads a causal language model, as `load_network` does. `batch_size`: chats that are decoded at once."""
-    network = load_network(name, "lm", dtype=dtype)
+    return chat_model(load_network(name, "lm", dtype=dtype), batch_size)
+
+
+def chat_model(network: Network, batch_size: int) -> ChatModel:
+    """A loaded causal language model, ready to answer. `batch_size`: chats that are decoded at once."""
     engine = Engine(network.model, network.mesh, batch_size=batch_size)
     return ChatModel(network.model, network.params, network.tokenizer, engine)
 
@@ -99,30 +142,61 @@ class Network(NamedTuple):
     mesh: Mesh
 
 
-def load_network(name: str, head: Literal["lm", "score"], *, dtype: str = "auto") -> Network:
-    """Loads a model of a directory or the hub, onto a mesh that splits batches over all devices.
+@dataclasses.dataclass(frozen=True)
+class CheckedNetwork:
+    """A model whose files were checked, before its weights are read.
 
-    Every device holds all weights of a causal language model, since decoding reads all of them for each token. A
-    classifier's weights are split.
+    Attributes:
+      name: as the user gave it, with the flag.
+      path: its directory.
+      head: "lm" of a causal language model, "score" of a token classifier.
+      config: its architecture, with the dtype of computation.
+      tokenizer: of its own.
+    """
+
+    name: str
+    path: pathlib.Path
+    head: Head
+    config: ModelConfig
+    tokenizer: ChatTokenizer
+
+    def load(self, *, decodes: bool = True) -> Network:
+        """Reads the weights, onto a mesh that splits batches over all devices.
+
+        `decodes`: every device holds all weights, since decoding reads all of them for each token. Without it, and for
+        a classifier, the weights are split.
+        """
+        decodes = decodes and self.head == "lm"
+        mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1) if decodes else meshes.make_mesh(data=1, fsdp=-1, tensor=1)
+        model = Model(self.config, self.head, mesh)
+        rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
+        abstract = layouts.abstract_params(model, mesh, self.config.dtype, rules)
+        return Network(model, load_params(self.path, self.config, abstract), self.tokenizer, mesh)
+
+
+def check_network(name: str, *heads: Head, dtype: str = "auto", flag: str = "--model") -> CheckedNetwork:
+    """Checks the files of a model of a directory or the hub, without reading its weights.
 
     Args:
       name: a causal language model for the "lm" head, a token classifier with one label for "score".
-      head: "lm" or "score".
+      *heads: those that may be.
       dtype: of weights and computation; "auto" is float32 on CPU and bfloat16 elsewhere.
+      flag: that names the model, for messages.
 
     Raises:
-      UserError: the model is of the other kind, or cannot be loaded.
+      UserError: the model is of another kind, or cannot be loaded.
     """
     path = resolve_model(name)
     config, hf_config = read_hf_config(path)
     architecture = hf_config["architectures"][0]
-    if not architecture.endswith(_ARCHITECTURE[head]):
-        raise UserError(f"--model={name} is a {architecture}, but this command needs {_NEEDED[head]}")
-    dtype = resolve_dtype(dtype)
-    decodes = head == "lm"
-    mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1) if decodes else meshes.make_mesh(data=1, fsdp=-1, tensor=1)
-    model = Model(dataclasses.replace(config, dtype=dtype), head, mesh)
-    tokenizer = load_tokenizer(path)
-    rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
-    abstract = layouts.abstract_params(model, mesh, dtype, rules)
-    return Network(model, load_params(path, config, abstract), tokenizer, mesh)
+    head = next((head for head in heads if architecture.endswith(_ARCHITECTURE[head])), None)
+    if head is None:
+        raise UserError(f"{flag}={name} is a {architecture}, but this command needs {_NEEDED[heads]}")
+    config = dataclasses.replace(config, dtype=resolve_dtype(dtype))
+    check_weights(path, Model(config, head).abstract_params())
+    return CheckedNetwork(f"{flag}={name}", path, head, config, load_tokenizer(path))
+
+
+def load_network(name: str, head: Head, *, dtype: str = "auto") -> Network:
+    """Loads a model of a directory or the hub for decoding; arguments and errors as for `check_network`."""
+    return check_network(name, head, dtype=dtype).load()

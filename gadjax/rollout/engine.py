@@ -37,15 +37,16 @@ class Engine:
         self.mesh = mesh
         self.batch_size = multiple_of(batch_size, meshes.batch_shards(mesh))
 
-        def sample(params, prompt, length, number, key, sampling, slots):
-            return rollout(model, params, prompt, length, row_keys(key, number), 1, sampling, slots)[0]
+        def sample(params, prompt, length, number, key, sampling, slots, samples=1):
+            return rollout(model, params, prompt, length, row_keys(key, number), samples, sampling, slots)[0]
 
-        self.sample = jax.jit(sample, static_argnums=(5, 6), out_shardings=meshes.replicated(mesh))
+        self.sample = jax.jit(sample, static_argnums=(5, 6, 7), out_shardings=meshes.replicated(mesh))
 
-    def queue_size(self, prompts: int) -> tuple[int, int]:
-        """The number of rows and of slots in one call of `sample`, for this many prompts in all."""
-        size = round_up(min(prompts, _QUEUE * self.batch_size), meshes.batch_shards(self.mesh))
-        return size, min(self.batch_size, size)
+    def queue_size(self, prompts: int, samples: int = 1) -> tuple[int, int]:
+        """The number of rows and of slots in one call of `sample`, for this many prompts in all and samples of each."""
+        at_once = -(-_QUEUE * self.batch_size // samples)
+        size = round_up(min(prompts, at_once), meshes.batch_shards(self.mesh))
+        return size, min(self.batch_size, size * samples)
 
     def abstract_queue(self, count: int, width: int) -> tuple[Any, ...]:
         """Shapes of the arguments of `sample` from `prompt` to `key`, for `count` prompts of `width` columns."""
@@ -63,15 +64,32 @@ class Engine:
         numbers: Sequence[int] | None = None,
         done: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
-        """One completion of each prompt, in order.
+        """One completion of each prompt, in order: the first sample of `generate_groups`, with its arguments."""
+        groups = self.generate_groups(params, prompts, sampling, 1, seed=seed, numbers=numbers, done=done)
+        return [completion for (completion,) in groups]
 
-        A completion depends only on the seed, the prompt, and the prompt's number. Prompts of similar lengths share a
-        call of the compiled rollout.
+    def generate_groups(
+        self,
+        params: Params,
+        prompts: Sequence[np.ndarray],
+        sampling: Sampling,
+        samples: int,
+        *,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[list[Completion]]:
+        """`samples` completions of each prompt, in order. A prompt is read once for all of them.
+
+        A completion depends only on the seed, the prompt, the prompt's number, and its own place among the samples: the
+        first samples are the same however many there are. Prompts of similar lengths share a call of the compiled
+        rollout.
 
         Args:
           params: parameters of the "lm" model.
           prompts: token arrays without padding.
           sampling: how tokens are drawn.
+          samples: completions of each prompt.
           seed: of the draws.
           numbers: one for each prompt, of 32 bits; None means 0, 1, ...
           done: called after each rollout with the number of prompts that are completed.
@@ -79,7 +97,7 @@ class Engine:
         found: list[Any] = [None] * len(prompts)
         keys = np.arange(len(prompts), dtype=np.uint32) if numbers is None else np.array(numbers, np.uint32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size, slots = self.queue_size(len(prompts))
+        size, slots = self.queue_size(len(prompts), samples)
         for start in range(0, len(order), size):
             # A queue of one size, padded with -1. Neighbours go to different shards, so that each gets its share.
             rows = np.full(size, -1)
@@ -92,10 +110,10 @@ class Engine:
             for row, i in held:
                 tokens[row, : lengths[row]] = prompts[i]
             queue = meshes.place((tokens, lengths, keys[np.maximum(rows, 0)]), meshes.rows(self.mesh))
-            samples = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots))
+            drawn = jax.device_get(self.sample(params, *queue, jax.random.key(seed), sampling, slots, samples))
             for row, i in held:
-                length, ended = samples.lengths[row, 0], bool(samples.ended[row, 0])
-                found[i] = Completion(samples.tokens[row, 0, :length], samples.logprobs[row, 0, :length], ended)
+                fields = zip(*(x[row] for x in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.ended)), strict=True)
+                found[i] = [Completion(ids[:end], logp[:end], bool(ended)) for ids, logp, end, ended in fields]
             done(start + len(held))
         return found
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.rollout.chat_model import load_chat_model, load_network
+from gadjax.rollout import chat_model as module
+from gadjax.rollout.chat_model import as_reply, check_network, load_chat_model, load_network
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
 
@@ -34,6 +35,15 @@ def test_answers(chat_model):
         assert reply.text == chat_model.tokenizer.decode(answer.tokens)
         assert "<|im_end|>" not in reply.text
         assert (reply.tokens, reply.ended) == (len(answer.tokens), answer.ended)
+
+
+def test_several_replies(chat_model):
+    """The first is that of `answer`, whatever their number."""
+    sampling = chat_model.sampling(max_response_length=6)
+    groups = chat_model.complete(CHATS, sampling, 3, seed=1)
+    assert [len(group) for group in groups] == [3] * len(CHATS)
+    first = [as_reply(chat_model.tokenizer, group[0]) for group in groups]
+    assert first == chat_model.answer(CHATS, sampling, seed=1)
 
 
 def test_a_chat_longer_than_the_model(chat_model):
@@ -65,6 +75,16 @@ def test_replies_that_fit_the_model(chat_model):
 def test_the_other_kind_of_model(finished_run, network, head):
     with pytest.raises(UserError, match=r"--model=.* is a Llama.*, but this command needs a"):
         load_network(str(finished_run.workdir / "export" / network), head)
+
+
+def test_a_check_reads_no_weights(finished_run, monkeypatch):
+    export = finished_run.workdir / "export"
+    monkeypatch.setattr(module, "load_params", lambda *_, **__: pytest.fail("weights were read"))
+    for network, head in (("discriminator", "score"), ("generator", "lm")):
+        checked = check_network(str(export / network), "score", "lm", flag="--it")
+        assert (checked.head, checked.name) == (head, f"--it={export / network}")
+    with pytest.raises(UserError, match=r"^--model=.*discriminator is a Llama.*, but this command needs a causal"):
+        check_network(str(export / "discriminator"), "lm")
 
 
 def test_dtype(finished_run):

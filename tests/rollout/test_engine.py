@@ -95,6 +95,32 @@ def test_no_prompts(model, params, one):
     assert Engine(model, one).generate(params, [], SAMPLING) == []
 
 
+def test_the_first_samples_do_not_depend_on_their_number(model, params, prompts, one, answers, monkeypatch):
+    """The first of them is the completion of `generate`, and no two are alike by rule."""
+    counts = []
+    four = Engine(model, one, batch_size=8).generate_groups(params, prompts, SAMPLING, 4, seed=14, done=counts.append)
+    assert counts == [len(prompts)] and {len(group) for group in four} == {4}
+    assert_same([group[0] for group in four], answers)
+    assert any(a.tokens.tolist() != b.tokens.tolist() for a, b, *_ in four)
+    monkeypatch.setattr(engine, "_QUEUE", 2)
+    counts = []
+    few = Engine(model, one, batch_size=3)
+    three = few.generate_groups(params, prompts, SAMPLING, 3, seed=14, done=counts.append)
+    assert counts == [2, 4, 5]  # six samples in a call
+    for group, larger in zip(three, four, strict=True):
+        assert_same(group, larger[:3])
+
+
+def test_groups_spread_over_devices(model, params, prompts, one):
+    mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
+    spread = Engine(dataclasses.replace(model, mesh=mesh), mesh, batch_size=3)
+    sharded = jax.device_put(params, layouts.param_shardings(model, mesh))
+    found = spread.generate_groups(sharded, prompts, SAMPLING, 3, seed=14)
+    expected = Engine(model, one, batch_size=8).generate_groups(params, prompts, SAMPLING, 3, seed=14)
+    for group, other in zip(found, expected, strict=True):
+        assert_same(group, other)
+
+
 def test_numbers_name_the_draws(model, params, prompts, one, answers):
     """A prompt with the same number gets the same completion at any position."""
     numbers = list(range(len(prompts)))[::-1]
