@@ -8,6 +8,10 @@ or Parquet in the teacher's schema. A prompt may come many times. Each line of t
 filter), or cut before the answer began, are left out and counted. A response that was cut (`finish_reason`) is scored
 at its last token, any other response at its end of turn. Text is tokenised anew, so a sampled response may get other
 ids than it was sampled with. Compare scores of one model only.
+
+A discriminator of the likelihood kind, which is a causal language model, scores by how much likelier an answer is under
+it than under the generator: log p(answer) - log q(answer) in nats. Name the generator with --generator, and with
+--temperature the temperature that its answers are drawn with.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gadjax.data.schema import Messages
-    from gadjax.rollout.chat_model import Network
+    from gadjax.rollout.chat_model import CheckedNetwork
 FLAGS = flags.FLAGS
+_TEMPERATURE = 0.8  # that of gadjax.generate and of a run's rollout, unless the user says otherwise
 
 
 def define_flags() -> None:
@@ -36,6 +41,10 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Directory or hub id of a discriminator.", required=True)
     flags.DEFINE_string("data", None, "Prompts with responses: .jsonl or .parquet.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
+    flags.DEFINE_string("generator", None, "Directory or hub id of the generator, for a discriminator that needs it.")
+    flags.DEFINE_float(
+        "temperature", None, f"That --generator draws with; default: {_TEMPERATURE}. Above 0.", lower_bound=0
+    )
     flags.DEFINE_integer("max_response_length", 0, "Cut longer responses here, as the run did; 0: none.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 16, "Responses scored at once.", lower_bound=1)
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
@@ -76,54 +85,57 @@ def read_answers(path: str | os.PathLike[str]) -> tuple[list[ScoredRow], int]:
 
 
 def score_answers(
-    network: Network,
+    discriminator: CheckedNetwork,
     answers: Sequence[ScoredRow],
     *,
+    generator: CheckedNetwork | None = None,
+    temperature: float = _TEMPERATURE,
     max_response_length: int = 0,
     batch_size: int = 16,
     done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """[answers] float32, the discriminator's score of each answer at its last token.
+    """[answers] float64, the discriminator's score of each answer.
 
     Args:
-      network: with the "score" head.
+      discriminator: of either kind (`gadjax.evaluation.scoring`).
       answers: at least one.
+      generator: for a discriminator of the likelihood kind; None for the other.
+      temperature: of the generator.
       max_response_length: longer responses are cut here, and have no end of turn; 0 cuts none.
       batch_size: answers that are scored at once, rounded up to a multiple of the mesh's batch shards.
-      done: called after each batch with the number of answers so far.
+      done: called after each batch with the number of answers so far, twice as many in all if there is a generator.
+
+    Raises:
+      UserError: generator and discriminator read a chat as other tokens, or a model has no room for an answer.
     """
-    import jax
-    import numpy as np
+    from gadjax.evaluation import scoring
 
-    from gadjax.data.bins import multiple_of, round_up
-    from gadjax.data.packing import one_per_row, padded
-    from gadjax.distill.forward import sequence_scores
-    from gadjax.parallel import mesh as meshes
-
-    model, params, tokenizer, mesh = network
-    prompts = tokenizer.prompt_ids_batch([answer.content for answer in answers])
+    both = [network for network in (discriminator, generator) if network]
+    chats, tokenizer = [answer.content for answer in answers], discriminator.tokenizer
+    if generator:
+        names = generator.name, discriminator.name
+        scoring.check_tokenizers(generator.tokenizer, tokenizer, chats, names)
+    prompts = tokenizer.prompt_ids_batch(chats)
     responses = tokenizer.response_ids_batch([a.response for a in answers], [a.ended for a in answers])
     if max_response_length:
         responses = [ids[:max_response_length] for ids in responses]
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    longest = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
     remedy = "leave out long prompts or lower --max_response_length"
-    model.config.check_length(max(lengths), "the longest prompt and response of --data", remedy)
+    for network in both:
+        network.config.check_length(longest, "the longest prompt and response of --data", remedy)
 
-    score = jax.jit(lambda params, *fields: sequence_scores(model, params, one_per_row(*fields)))
-    size = multiple_of(min(batch_size, len(answers)), meshes.batch_shards(mesh))
-    order = np.argsort(lengths, kind="stable")
-    scores = np.zeros(len(answers), np.float32)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        filled = np.resize(chosen, size)  # the last batch repeats answers, so that all have one shape
-        fields: Any = []
-        for sequences in (prompts, responses):
-            sequences = [sequences[i] for i in filled]
-            fields += padded(sequences, round_up(max(map(len, sequences)), 8))
-        fields = jax.device_put(tuple(fields), meshes.rows(mesh))
-        scores[chosen] = np.asarray(score(params, *fields))[: len(chosen)]
-        done(start + len(chosen))
-    return scores
+    def values(network: CheckedNetwork, temperature: float, before: int) -> np.ndarray:
+        """The network's values. Its weights are freed on return, so that one network is in memory at a time."""
+        model, params, _, mesh = network.load(decodes=False)
+        return scoring.sequence_values(
+            *(model, params, mesh, prompts, responses),
+            temperature=temperature,
+            batch_size=min(batch_size, len(answers)),
+            done=lambda count: done(before + count),
+        )
+
+    nats = values(generator, temperature, 0) if generator else None
+    return scoring.as_scores(discriminator.head, values(discriminator, 1.0, len(answers) if generator else 0), nats)
 
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[ScoredRow | None]:
@@ -149,22 +161,53 @@ def _read_parquet(path: pathlib.Path) -> Iterator[ScoredRow | None]:
         yield None if rows.marked[i] else ScoredRow(rows.messages(i), rows.answer(i), not rows.cut[i], ids[i])
 
 
+def _networks() -> tuple[CheckedNetwork, CheckedNetwork | None]:
+    """The discriminator and, if it is of the likelihood kind, the generator.
+
+    Raises:
+      UserError: one of them cannot be used, or the flags do not fit the kind.
+    """
+    from gadjax.rollout.chat_model import check_network
+
+    discriminator = check_network(FLAGS.model, "score", "lm", dtype=FLAGS.dtype)
+    if FLAGS.temperature == 0:
+        raise UserError("--temperature=0: expected the temperature above 0 that answers are drawn with")
+    if discriminator.head == "lm" and not FLAGS.generator:
+        raise UserError(
+            f"{discriminator.name} is a causal language model, whose score compares it with the generator: give "
+            "--generator=DIR too, such as a run's export/generator, or name a token classifier"
+        )
+    if discriminator.head == "score":
+        for flag in ("generator", "temperature"):
+            if FLAGS[flag].value is not None:
+                raise UserError(f"--{flag} is of the likelihood kind, but {discriminator.name} is a token classifier")
+        return discriminator, None
+    return discriminator, check_network(FLAGS.generator, "lm", dtype=FLAGS.dtype, flag="--generator")
+
+
 def main(argv: list[str]) -> None:
     del argv
     from rich.console import Console
 
     from gadjax.progress import RunProgress
-    from gadjax.rollout.chat_model import load_network
 
     answers, left_out = read_answers(FLAGS.data)
     with commands.jsonl_output(FLAGS.out) as write:
         commands.use_compilation_cache()
-        network = load_network(FLAGS.model, "score", dtype=FLAGS.dtype)
+        discriminator, generator = _networks()
         with RunProgress(console=Console(stderr=True)) as progress:
-            done = lambda count: progress.update("scoring", count, len(answers))  # noqa: E731
+            total = len(answers) * (2 if generator else 1)
+            done = lambda count: progress.update("scoring", count, total)  # noqa: E731
             done(0)
-            limits = {"max_response_length": FLAGS.max_response_length, "batch_size": FLAGS.batch_size}
-            scores = score_answers(network, answers, **limits, done=done)
+            scores = score_answers(
+                discriminator,
+                answers,
+                generator=generator,
+                temperature=FLAGS.temperature or _TEMPERATURE,
+                max_response_length=FLAGS.max_response_length,
+                batch_size=FLAGS.batch_size,
+                done=done,
+            )
         for answer, score in zip(answers, scores, strict=True):
             row = {"content": answer.content, "response": answer.response, "score": float(score)}
             write(row if answer.id is None else {"id": answer.id} | row)

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import sys
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.models.model import Model
-from gadjax.models.weights import load_params, read_hf_config
+from gadjax.rollout.chat_model import CheckedNetwork
 from gadjax.score import ScoredRow, read_answers
+from tests.evaluation.alone import Alone
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
@@ -46,17 +47,13 @@ def scores(out: pathlib.Path) -> list[float]:
 
 def by_hand(discriminator: pathlib.Path, answers: list[ScoredRow]) -> list[float]:
     """Scores one sequence at a time, with the head at the last token."""
-    from gadjax.data.tokenizer import load_tokenizer
+    alone = Alone(discriminator)
+    return [alone.score(*ids_of(alone, answer)) for answer in answers]
 
-    config, _ = read_hf_config(discriminator)
-    model, tokenizer = Model(config, "score"), load_tokenizer(discriminator)
-    params = load_params(discriminator, config, model.abstract_params())
-    found = []
-    for answer in answers:
-        ids = [tokenizer.prompt_ids(answer.content), tokenizer.response_ids(answer.response, answer.ended)]
-        tokens = np.concatenate(ids)[None]
-        found.append(float(model.scores(params, tokens, np.arange(tokens.size)[None], np.ones_like(tokens))[0, -1]))
-    return found
+
+def ids_of(alone: Alone, answer: ScoredRow) -> tuple[np.ndarray, np.ndarray]:
+    tokenizer = alone.tokenizer
+    return tokenizer.prompt_ids(answer.content), tokenizer.response_ids(answer.response, answer.ended)
 
 
 def test_scores(command, discriminator, data, tmp_path):
@@ -82,8 +79,8 @@ def test_progress_shows_before_the_first_score(command, data, tmp_path, monkeypa
             print("encoding", file=sys.stderr)
             raise UserError("that is all")
 
-    network = None, None, Tokenizer(), None
-    monkeypatch.setattr("gadjax.rollout.chat_model.load_network", lambda *_, **__: network)
+    network = types.SimpleNamespace(head="score", tokenizer=Tokenizer())
+    monkeypatch.setattr("gadjax.rollout.chat_model.check_network", lambda *_, **__: network)
     done = command("gadjax.score", "--model=m", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}")
     assert done.err == f"scoring 0/{len(ROWS)}, ? left\nencoding\nerror: that is all\n"
 
@@ -102,6 +99,24 @@ def test_transformers_agrees(command, discriminator, data, tmp_path):
     ids = tokenizer(text + "three<|im_end|>", add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         assert scores(out)[0] == pytest.approx(float(network(**ids).logits[0, -1, 0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("flags", [["--temperature=0.5", "--max_response_length=3"], []])
+def test_a_likelihood_discriminator(command, discriminator, other_student, data, tmp_path, flags):
+    """Against both models, one sequence at a time; by default the generator is at temperature 0.8."""
+    generator, out = discriminator.with_name("generator"), tmp_path / "scores.jsonl"
+    given = [f"--model={other_student}", f"--generator={generator}", f"--data={data}", f"--out={out}"]
+    done = command("gadjax.score", *given, "--batch_size=2", *flags)
+    assert done.status == 0, done.err
+    assert f"scoring {2 * len(ROWS)}/{2 * len(ROWS)}" in done.err
+    phi, q = Alone(other_student), Alone(generator)
+    expected = []
+    for answer in read_answers(data)[0]:
+        prompt, response = ids_of(phi, answer)
+        response = response[:3] if flags else response
+        expected.append(phi.nats(prompt, response, 1.0) - q.nats(prompt, response, 0.5 if flags else 0.8))
+    np.testing.assert_allclose(scores(out), expected, rtol=1e-4, atol=1e-4)
+    assert len(set(scores(out))) == 5
 
 
 def test_responses_cut_as_in_the_run(command, discriminator, data, tmp_path):
@@ -183,15 +198,31 @@ def test_bad_data(tmp_path, name, text, message):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--model={generator}", "is a LlamaForCausalLM, but this command needs a run's export/discriminator"),
+        ("--model={generator}", r"--model=.*/generator is a causal language model, .*: give --generator=DIR too"),
+        ("--generator={generator}", "--generator is of the likelihood kind, but --model=.* is a token classifier"),
+        ("--temperature=0.7", "--temperature is of the likelihood kind"),
+        ("--temperature=0", "--temperature=0: expected the temperature above 0"),
+        (
+            "--model={generator} --generator={other}",
+            "--model=.*/generator has another tokenizer than --generator=.*other",
+        ),
+        (
+            "--model={generator} --generator={discriminator}",
+            "--generator=.* is a LlamaForTokenClassification, but this",
+        ),
+        ("--model={generator} --generator={short}", "prompt and response of --data: max_position_embeddings is 16"),
         ("--out={tmp}/absent/o.jsonl", "--out=.*cannot be written"),
         ("--data={tmp}/long.jsonl", r"longest prompt and response of --data: max_position_embeddings is 128"),
     ],
 )
-def test_mistakes(command, discriminator, data, tmp_path, flag, message):
+def test_mistakes(command, discriminator, data, tmp_path, misfits, monkeypatch, flag, message):
+    """They are refused before weights are read."""
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "two " * 200, "response": "x"}))
-    flag = flag.format(tmp=tmp_path, generator=discriminator.with_name("generator"))
-    flags = [f"--model={discriminator}", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}", flag]
+    monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
+    flag = flag.format(
+        tmp=tmp_path, discriminator=discriminator, generator=discriminator.with_name("generator"), **misfits
+    )
+    flags = [f"--model={discriminator}", f"--data={data}", f"--out={tmp_path / 'o.jsonl'}", *flag.split()]
     done = command("gadjax.score", *flags)
     assert done.status == 2
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]

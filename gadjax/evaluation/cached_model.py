@@ -1,4 +1,4 @@
-"""A model on this machine whose draws and log-likelihoods are computed once and kept in a cache.
+"""A model on this machine whose draws, log-likelihoods and scores are computed once and kept in a cache.
 
 A row's key names the model's weights and tokenizer, the prompt's ids and the sampling. So a changed model or prompt is
 asked anew, an unchanged one is not, and an evaluation that was stopped goes on. Random numbers depend on the seed, the
@@ -12,28 +12,21 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.data.bins import multiple_of, round_up
-from gadjax.data.packing import one_per_row, padded
 from gadjax.data.schema import Messages
-from gadjax.distill.forward import response_logprobs
+from gadjax.evaluation import scoring
 from gadjax.evaluation.local_models import Loaded, LocalModel
 from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.models.model import Model
-from gadjax.parallel import mesh as meshes
 from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 
 Done = Callable[[int], None]
 
-_CALLS = 8  # batches of prompts between two writes to the cache
-_SCORED_TOGETHER = 16  # responses in a batch of log-likelihoods
-_LOGITS_AT_ONCE = 1024  # positions whose logits are in memory at once
+_CALLS = 8  # batches between two writes to the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +38,7 @@ class ResponseTokens:
 
 
 class CachedModel:
-    """A model's draws and log-likelihoods. Weights are loaded when the cache lacks something; `close` frees them."""
+    """A model's draws and values. Weights are loaded when the cache lacks something; `close` frees them."""
 
     def __init__(self, local: LocalModel, cache: ResultCache, *, batch_size: int = 64, seed: int = 0):
         """`batch_size` prompts are decoded at once; `seed` is that of the draws."""
@@ -107,7 +100,7 @@ class CachedModel:
             done(found)  # before weights are loaded and programs compiled, which takes a while
         for start in range(0, len(rest), size):
             chosen = rest[start : start + size]
-            answers = self._programs[0].generate(
+            answers = self._engine.generate(
                 self.network.params,
                 [prompts[i] for i in chosen],
                 sampling,
@@ -127,6 +120,8 @@ class CachedModel:
         prompts: Sequence[np.ndarray],
         responses: Sequence[Sequence[int]],
         temperature: float,
+        *,
+        done: Done = lambda count: None,
     ) -> np.ndarray:
         """log p(response | prompt) in nats under the whole distribution: float64 [responses].
 
@@ -134,45 +129,63 @@ class CachedModel:
           prompts: token ids of each response's prompt.
           responses: token ids, at least one each.
           temperature: divides the logits; above 0.
+          done: called with the number of responses so far.
+        """
+        key = ["likelihood", self.local.identity, temperature]
+        return self._values(key, "nats", prompts, responses, temperature, done)
+
+    def values(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[Sequence[int]], *, done: Done = lambda count: None
+    ) -> np.ndarray:
+        """`scoring.sequence_values` at temperature 1, of which a discriminator's scores are made: float64 [responses].
+
+        Arguments as for `log_likelihoods`.
+        """
+        if self.local.head == "lm":
+            return self.log_likelihoods(prompts, responses, 1.0, done=done)
+        return self._values(["score", self.local.identity], "score", prompts, responses, 1.0, done)
+
+    @property
+    def _engine(self) -> Engine:
+        return _engine(self.network.model, self.network.mesh, self.batch_size)
+
+    def _values(
+        self,
+        what: list,
+        field: str,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[Sequence[int]],
+        temperature: float,
+        done: Done,
+    ) -> np.ndarray:
+        """`scoring.sequence_values` of the responses, those in the cache included.
+
+        `what` begins a row's key, and `field` is the value's name in it.
         """
         keys = [
-            digest("likelihood", self.local.identity, temperature, prompt.tolist(), list(map(int, response)))
+            digest(*what, prompt.tolist(), list(map(int, response)))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         missing = {key: i for i, key in enumerate(keys) if key not in self.cache}
         rest = sorted(missing.values(), key=lambda i: len(prompts[i]) + len(responses[i]))
-        size = multiple_of(min(_SCORED_TOGETHER, len(rest)), meshes.batch_shards(self.network.mesh)) if rest else 1
+        found, size = len(keys) - len(rest), _CALLS * scoring.BATCH
+        if rest:
+            done(found)  # before weights are loaded and programs compiled, which takes a while
         for start in range(0, len(rest), size):
             chosen = rest[start : start + size]
-            filled = np.resize(chosen, size)  # whole batches, so that few shapes are compiled
-            values = self._score([prompts[i] for i in filled], [responses[i] for i in filled], temperature)
-            self.cache.add({keys[i]: {"nats": float(v)} for i, v in zip(chosen, values, strict=False)})
-        return np.array([self.cache[key]["nats"] for key in keys], np.float64)
-
-    @property
-    def _programs(self) -> tuple[Engine, Any]:
-        return _compiled(self.network.model, self.network.mesh, self.batch_size)
-
-    def _score(self, prompts, responses, temperature: float) -> np.ndarray:
-        """The log-likelihoods of a batch, summed in float64: float32 would cost digits that differences need."""
-        fields = [array for sequences in (prompts, responses) for array in _padded(sequences)]
-        fields = meshes.place(tuple(fields), meshes.rows(self.network.mesh))
-        found = np.asarray(self._programs[1](self.network.params, fields, temperature), np.float64)
-        return np.array([row[: len(response)].sum() for row, response in zip(found, responses, strict=True)])
+            values = scoring.sequence_values(
+                *self.network,
+                [prompts[i] for i in chosen],
+                [responses[i] for i in chosen],
+                temperature=temperature,
+                batch_size=min(scoring.BATCH, len(rest)),
+                done=lambda count, start=start: done(found + start + count),  # type: ignore[misc]
+            )
+            self.cache.add({keys[i]: {field: float(value)} for i, value in zip(chosen, values, strict=True)})
+        return np.array([self.cache[key][field] for key in keys], np.float64)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(model: Model, mesh: Mesh, batch_size: int) -> tuple[Engine, Any]:
-    """The engine and the log-probabilities of response tokens, compiled once for all models of an architecture."""
-
-    def logprobs(params, fields, temperature):
-        rows = one_per_row(*fields)
-        return response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)[0]
-
-    logprobs = jax.jit(logprobs, static_argnums=2, out_shardings=meshes.replicated(mesh))
-    return Engine(model, mesh, batch_size=batch_size), logprobs
-
-
-def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences padded to one of few widths, and their lengths."""
-    return padded(sequences, round_up(max(map(len, sequences)), 8, steps=4))
+def _engine(model: Model, mesh: Mesh, batch_size: int) -> Engine:
+    """The engine, compiled once for all models of an architecture."""
+    return Engine(model, mesh, batch_size=batch_size)

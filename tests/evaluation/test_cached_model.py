@@ -19,8 +19,8 @@ class Told(CachedModel):
     network = types.SimpleNamespace(params=None)
 
     @property
-    def _programs(self):
-        return types.SimpleNamespace(generate=self._generate), None
+    def _engine(self):
+        return types.SimpleNamespace(generate=self._generate)
 
     def _generate(self, params, prompts, sampling, *, seed, numbers, done):
         self.before.append(list(self.told))

@@ -31,11 +31,8 @@ def exported(finished_run) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def base(student, add_weights, tmp_path_factory) -> pathlib.Path:
-    """The same architecture and tokenizer with other weights."""
-    directory = tmp_path_factory.mktemp("base") / "model"
-    shutil.copytree(student, directory)
-    return add_weights(directory)
+def base(other_student) -> pathlib.Path:
+    return other_student
 
 
 def settings(**fields):

@@ -75,6 +75,26 @@ def student(tmp_path_factory, hf_config, write_tokenizer) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def other_student(student, add_weights, tmp_path_factory) -> pathlib.Path:
+    """A causal language model of the student's architecture and tokenizer, with weights that nothing trained."""
+    directory = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(student, directory)
+    return add_weights(directory)
+
+
+@pytest.fixture
+def misfits(other_student, write_tokenizer, tmp_path) -> dict[str, pathlib.Path]:
+    """Copies of `other_student` that do not go with the student: of another tokenizer, and with room for few tokens."""
+    found = {name: tmp_path / name for name in ("other", "short")}
+    for copy in found.values():
+        shutil.copytree(other_student, copy)
+    write_tokenizer(found["other"], ["quite", "other", "words"])
+    config = json.loads((found["short"] / "config.json").read_text())
+    (found["short"] / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16}))
+    return found
+
+
+@pytest.fixture(scope="session")
 def add_weights(tmp_path_factory) -> Callable[[pathlib.Path], pathlib.Path]:
     """Puts weights of small values beside a config.json, those of a causal language model."""
     import jax
