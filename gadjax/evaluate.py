@@ -9,6 +9,9 @@ is given as NAME=FILE, with prompts as gadjax.collect reads them. If its rows ho
 compared with the teacher's. Sets named vicuna, self_instruct, dolly and lmsys are shown under the paper's names. The
 key of APIs comes from OPENAI_API_KEY and is written nowhere.
 
+A source on this machine may go on with +best_of=8+discriminator=DIR. Its answer is then the one of eight draws that an
+exported discriminator scores best. In place of greedy answers, the draws are at temperature 0.8, or +temperature=T.
+
 Every model answers greedily, with at most --max_response_length tokens. What else is measured depends on the flags:
 
 - --judge: the judge writes a reference answer to each prompt (or --references gives them) and rates each answer beside
@@ -20,7 +23,7 @@ Every model answers greedily, with at most --max_response_length tokens. What el
 - --base: the two-sample test. Can a fresh classifier that starts from this checkpoint tell the model's answers, drawn
   at --two_sample_temperature, from the teacher's? 50 % is indistinguishable.
 - --teacher: reverse and forward KL between each model at temperature 1 and an open teacher with the same tokenizer at
-  --teacher_temperature, the temperature that its answers were sampled at.
+  --teacher_temperature, the temperature that its answers were sampled at. A best of several draws has none.
 
 By default both temperatures are that of the sets' `temperature` columns, which gadjax.collect writes, or 1 if there is
 none.
@@ -54,9 +57,8 @@ _SHOWN_FAILURES = 5
 
 def define_flags() -> None:
     """Defines the command's flags; not done on import, so that commands can be imported together."""
-    flags.DEFINE_list(
-        "models", None, "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ...", required=True
-    )
+    sources = "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ..."
+    flags.DEFINE_list("models", None, f"{sources} With +best_of=8+discriminator=DIR: the best of 8.", required=True)
     flags.DEFINE_list("sets", None, "NAME=PROMPTS, a .jsonl, .parquet or .txt file, hf: or tfds:, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
     kinds: dict[str, Any] = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}

@@ -287,7 +287,9 @@ class Evaluation:
             format=schema.FORMAT,
             gadjax=gadjax.__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            models=[schema.EvaluatedModel(s.name, s.given, s.kind, s.step, stage(s.name)) for s in self.sources],
+            models=[
+                schema.EvaluatedModel(s.name, s.given, s.kind, s.step, stage(s.name), s.best_of) for s in self.sources
+            ],
             sets=[
                 schema.EvaluatedSet(one.name, one.path, len(one.prompts), one.sha256, bool(one.teacher))
                 for one in self.sets

@@ -10,7 +10,8 @@ import numpy as np
 
 from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.errors import UserError
-from gadjax.evaluation import kl
+from gadjax.evaluation import best_of, kl, scoring
+from gadjax.evaluation.best_of import BestOfModel
 from gadjax.evaluation.cached_model import CachedModel, Done, ResponseTokens
 from gadjax.evaluation.local_models import LocalModel, inspect, same_vocabulary
 from gadjax.evaluation.model_sources import API, EXPORT, ModelSource, parse_source
@@ -29,7 +30,7 @@ class LocalEvaluation:
     """The models on this machine, which are all checked at once and loaded one at a time.
 
     Attributes:
-      sources: of all models, with the steps of checkpoints filled in.
+      sources: of all models, with the steps of checkpoints and the kinds of discriminators filled in.
       counter: the model whose tokenizer counts lengths: the base, else the first model, else the teacher.
     """
 
@@ -46,12 +47,22 @@ class LocalEvaluation:
           UserError: a model cannot be used, or has no room for a prompt and its answer.
         """
         self.sets, self.settings, self.watch = sets, settings, watch
+        if settings.teacher and (chosen := next((s for s in sources if s.best_of), None)):
+            raise UserError(
+                f"--teacher is for KLs, but the best of several draws has no likelihoods: leave --teacher out, or "
+                f"{chosen.name} ({chosen.given})"
+            )
         self.models = {s.name: inspect(s, dtype=settings.dtype) for s in sources if s.kind != API}
-        self.sources = [self.models[s.name].source if s.name in self.models else s for s in sources]
+        self.discriminators = {
+            name: best_of.inspect_for(local, sets, dtype=settings.dtype)
+            for name, local in self.models.items()
+            if local.source.best_of
+        }
+        self.sources = [self._source(s) for s in sources]
         self.base = self._other(settings.base, "--base")
         self.open_teacher = self._other(settings.teacher, "--teacher")
         self.counter = next(m for m in (self.base, *self.models.values(), self.open_teacher) if m)
-        for local in filter(None, (*self.models.values(), self.open_teacher)):
+        for local in filter(None, (*self.models.values(), *self.discriminators.values(), self.open_teacher)):
             self._check_room(local)
         if self.open_teacher:
             if not self.models:
@@ -77,20 +88,28 @@ class LocalEvaluation:
         return self.models[name].stage if name in self.models else None
 
     def greedy(self, name: str, cache: ResultCache) -> dict[str, list[Response]]:
-        """A model's greedy answers by set. While its weights are loaded, all else that it is asked for is cached."""
+        """A model's greedy answers by set. While its weights are loaded, all else that it is asked for is cached.
+
+        A model with a discriminator gives the best of its draws instead.
+        """
         teacher_draws = self._teacher_draws(cache) if self.open_teacher else {}  # first: it loads another network
-        model = self._cached(self.models[name], cache)
-        found = self._draw(model, 0.0, "answers", self.sets)
+        model = self._model(name, cache)
+        asked = [(0.0, "answers", self.sets)]
         if self.base and self.settings.two_sample_temperature:
-            self._draw(model, self.settings.two_sample_temperature, "samples", self._with_teacher)
-        if self.open_teacher:
+            asked.append((self.settings.two_sample_temperature, "samples", self._with_teacher))
+        if isinstance(model, BestOfModel):
+            for temperature, what, sets in asked:
+                self._prepare(model, temperature, what, sets)
+            model.generator.close()  # the discriminator is loaded next
+        found, *_ = [self._draw(model, *one) for one in asked]
+        if self.open_teacher and isinstance(model, CachedModel):
             self._student_side(model, teacher_draws)
         model.close()
         return found
 
     def sampled(self, name: str, cache: ResultCache, temperature: float) -> dict[str, list[Response]]:
         """A model's answers, one draw each, to the sets that the teacher answered."""
-        model = self._cached(self.models[name], cache)
+        model = self._model(name, cache)
         found = self._draw(model, temperature, "samples", self._with_teacher)
         model.close()
         return found
@@ -127,7 +146,7 @@ class LocalEvaluation:
         if not given:
             return None
         source = parse_source("base" if flag == "--base" else "open-teacher", given, flag)
-        if source.kind == API or (flag == "--base" and source.kind != EXPORT):
+        if source.kind == API or source.best_of or (flag == "--base" and source.kind != EXPORT):
             raise UserError(f"{flag}={given}: expected a Hugging Face directory or hub id, such as a run's export")
         return inspect(source, dtype=self.settings.dtype)
 
@@ -141,8 +160,31 @@ class LocalEvaluation:
     def _cached(self, local: LocalModel, cache: ResultCache) -> CachedModel:
         return CachedModel(local, cache, batch_size=self.settings.batch_size, seed=self.settings.seed)
 
+    def _model(self, name: str, cache: ResultCache) -> CachedModel | BestOfModel:
+        """What answers under a model's name."""
+        model = self._cached(self.models[name], cache)
+        if (how := model.local.source.best_of) is None:
+            return model
+        return BestOfModel(model, self._cached(self.discriminators[name], cache), how.samples, how.temperature)
+
+    def _source(self, source: ModelSource) -> ModelSource:
+        """The source with what is known of its files."""
+        source = self.models[source.name].source if source.name in self.models else source
+        if source.best_of is None:
+            return source
+        kind = scoring.KINDS[self.discriminators[source.name].head]
+        return dataclasses.replace(source, best_of=dataclasses.replace(source.best_of, kind=kind))
+
+    def _prepare(self, model: BestOfModel, temperature: float, what: str, sets: Sequence[PromptSet]) -> None:
+        """Draws all answers among which the best are chosen."""
+        for prompts in sets:
+            ids = model.prompts(prompts.chats)
+            title = f"{model.local.source.name} draws for {what}, {prompts.name}"
+            done = self._done(title, model.samples * len(ids))
+            model.prepare(ids, self.settings.max_response_length, temperature, done=done)
+
     def _draw(
-        self, model: CachedModel, temperature: float, what: str, sets: Sequence[PromptSet]
+        self, model: CachedModel | BestOfModel, temperature: float, what: str, sets: Sequence[PromptSet]
     ) -> dict[str, list[Response]]:
         found = {}
         for prompts in sets:

@@ -1,4 +1,4 @@
-"""Causal language models on this machine: their architecture, tokenizer and identity, checked before they load."""
+"""Models on this machine: their architecture, tokenizer and identity, checked before they load."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gadjax.errors import UserError
 from gadjax.evaluation.model_sources import BEST_STEP, CHECKPOINT, ModelSource
 from gadjax.evaluation.result_cache import digest
 from gadjax.models import layouts, lora
-from gadjax.models.architecture import CAUSAL_LM, ModelConfig
+from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
+from gadjax.rollout.chat_model import Head
 from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.facts import network_model, read_workdir
 
@@ -38,7 +39,7 @@ class Loaded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LocalModel:
-    """A checked causal language model, before its weights are loaded.
+    """A checked model, before its weights are loaded.
 
     Attributes:
       source: where it comes from, with the step if it is a checkpoint.
@@ -48,6 +49,7 @@ class LocalModel:
       tokenizer: of its own.
       eos_ids: end its responses.
       identity: a hash of all that its answers depend on: weights, tokenizer, ends and dtype.
+      head: "lm" of a causal language model, "score" of a token classifier.
     """
 
     source: ModelSource
@@ -57,14 +59,18 @@ class LocalModel:
     tokenizer: ChatTokenizer
     eos_ids: tuple[int, ...]
     identity: str
+    head: Head = "lm"
 
     def load(self, *, training: bool = False) -> Loaded:
-        """Reads the weights: for training in float32, sharded over all devices; else in `dtype` on every device."""
-        decodes = not training
+        """Reads the weights: for training in float32, sharded over all devices; else in `dtype` on every device.
+
+        Those of a token classifier, which does not decode, are always sharded.
+        """
+        decodes = not training and self.head == "lm"
         mesh = meshes.make_mesh(-1, 1, 1) if decodes else meshes.make_mesh(1, -1, 1)
         rules = meshes.DECODING_RULES if decodes else meshes.TRAINING_RULES
-        kept = self.dtype if decodes else "float32"
-        model = Model(dataclasses.replace(self.config, dtype=self.dtype), "lm", mesh)
+        kept = "float32" if training else self.dtype
+        model = Model(dataclasses.replace(self.config, dtype=self.dtype), self.head, mesh)
         abstract = layouts.abstract_params(model, mesh, kept, rules)
         if self.source.kind != CHECKPOINT:
             return Loaded(model, load_params(resolve_model(self.source.where), self.config, abstract), mesh)
@@ -80,7 +86,7 @@ class LocalModel:
 
 
 def inspect(source: ModelSource, *, dtype: str = "auto") -> LocalModel:
-    """Checks a model's files, architecture and tokenizer without loading its weights.
+    """Checks a causal language model's files, architecture and tokenizer without loading its weights.
 
     Args:
       source: of a checkpoint, a directory or a hub id.
@@ -89,11 +95,17 @@ def inspect(source: ModelSource, *, dtype: str = "auto") -> LocalModel:
     Raises:
       UserError: it cannot be loaded, or is no causal language model; the message names it.
     """
-    dtype = resolve_dtype(dtype)
     read = _inspect_checkpoint if source.kind == CHECKPOINT else _inspect_directory
-    source, stage, config, tokenizer, eos_ids, weights = read(source)
-    identity = digest(weights, tokenizer.fingerprint(), eos_ids, dtype)
-    return LocalModel(source, stage, config, dtype, tokenizer, eos_ids, identity)
+    return _local_model(dtype, *read(source))
+
+
+def inspect_discriminator(source: ModelSource, *, dtype: str = "auto") -> LocalModel:
+    """Checks an exported discriminator of either kind (`gadjax.evaluation.scoring`); arguments as for `inspect`.
+
+    Raises:
+      UserError: it cannot be loaded, or is no discriminator; the message names it.
+    """
+    return _local_model(dtype, *_inspect_directory(source, discriminator=True))
 
 
 def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
@@ -101,16 +113,25 @@ def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
     return a.tokenizer.vocabulary_fingerprint() == b.tokenizer.vocabulary_fingerprint()
 
 
-def _inspect_directory(source: ModelSource):
+def _local_model(dtype: str, source, stage, config, tokenizer, eos_ids, weights, head: Head = "lm") -> LocalModel:
+    """The model with its identity; `weights` identifies weights and config."""
+    dtype = resolve_dtype(dtype)
+    identity = digest(weights, tokenizer.fingerprint(), eos_ids, dtype)
+    return LocalModel(source, stage, config, dtype, tokenizer, eos_ids, identity, head)
+
+
+def _inspect_directory(source: ModelSource, *, discriminator: bool = False):
     path = resolve_model(source.where)
     config, hf_config = read_hf_config(path)
     architecture = hf_config["architectures"][0]
-    if not architecture.endswith(CAUSAL_LM):
-        raise UserError(f"{source.given} is a {architecture}, but what is evaluated is a causal language model")
-    check_weights(path, Model(config).abstract_params())
+    head: Head = "score" if discriminator and architecture.endswith(TOKEN_CLASSIFICATION) else "lm"
+    if head == "lm" and not architecture.endswith(CAUSAL_LM):
+        needed = "a discriminator is a token classifier or" if discriminator else "what is evaluated is"
+        raise UserError(f"{source.given} is a {architecture}, but {needed} a causal language model")
+    check_weights(path, Model(config, head).abstract_params())
     tokenizer = load_tokenizer(path)
     files = sorted({file for pattern in _HF_FILES for file in path.glob(pattern)})
-    return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files]
+    return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files], head
 
 
 def _inspect_checkpoint(source: ModelSource):

@@ -135,4 +135,5 @@ def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
 def _note(model: Mapping[str, Any]) -> str:
     stage = stage_title(model["stage"]) if model["stage"] else None
     step = None if model["step"] is None else f"step {model['step']:,}"
-    return ", ".join(filter(None, (stage, step)))
+    best = f"best of {model['best_of']['samples']}" if model["best_of"] else None
+    return ", ".join(filter(None, (stage, step, best)))

@@ -17,6 +17,23 @@ TEACHER = "teacher"  # the teacher's own entry among the scores of a set
 
 
 @dataclasses.dataclass(frozen=True)
+class BestOf:
+    """How a model's answers were chosen, if each is the best of several draws by a discriminator.
+
+    Attributes:
+      samples: draws for each prompt.
+      temperature: of the draws where other models answer greedily.
+      discriminator: directory or hub id.
+      kind: of the discriminator, "score" or "likelihood"; None until its files are read.
+    """
+
+    samples: int
+    temperature: float
+    discriminator: str
+    kind: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluatedModel:
     """A model that was evaluated; `step` and `stage` are those of a run's checkpoint."""
 
@@ -25,6 +42,7 @@ class EvaluatedModel:
     kind: str  # "checkpoint", "export" or "api"
     step: int | None
     stage: str | None
+    best_of: BestOf | None = None  # files of earlier versions lack it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def write_table(directory: pathlib.Path, results: Results) -> pathlib.Path:
 
 def markdown(results: Results) -> str:
     """All tables as Markdown."""
-    parts = []
+    parts = _best_of(results)
     if judge := results.judge:
         parts += [
             f"Judge score by {judge.model} (reference answers: {judge.reference_model}): {_SIGN}; 95 % bootstrap "
@@ -92,9 +92,20 @@ def print_scores(console: Console, results: Results) -> None:
         console.print(f"\n{title}", markup=False, highlight=False, soft_wrap=True)
         console.print(table, highlight=False)
     legend = [f"{name}: {meaning}" for name, meaning in meanings.items() if name in shown]
-    if legend:
-        console.print("\n".join([*legend, "±: half of the 95 % interval"]), markup=False, highlight=False)
+    legend += ["±: half of the 95 % interval"] if legend else []
+    if legend := _best_of(results) + legend:
+        console.print("\n".join(legend), markup=False, highlight=False)
     console.print()
+
+
+def _best_of(results: Results) -> list[str]:
+    """What is said of each model that answers with the best of several draws."""
+    return [
+        f"{model.name}: the best of {how.samples} draws at temperature {how.temperature:g}, by the discriminator "
+        f"{how.discriminator} of kind {how.kind}"
+        for model in results.models
+        if (how := model.best_of)
+    ]
 
 
 def _tested_at(results: Results) -> str:

@@ -66,7 +66,7 @@ def test_the_contract(tmp_path):
         *("verdicts", "run"),
     ]
     assert value["models"][0] == {
-        **{"name": "gad", "source": "/run@200", "kind": "checkpoint", "step": 200, "stage": "gad"},
+        **{"name": "gad", "source": "/run@200", "kind": "checkpoint", "step": 200, "stage": "gad", "best_of": None},
     }
     assert set(value["sets"][0]) == {"name", "path", "prompts", "sha256", "has_teacher"}
     assert set(value["judge"]) == {"model", "base_url", "reference_model", "malformed", "retried"}
@@ -82,6 +82,22 @@ def test_the_contract(tmp_path):
     assert set(value["comparisons"]["vicuna"][0]) == {"a", "b", "win", "tie", "lose", "p", "test"}
     teacher = value["scores"]["vicuna"]["teacher"]
     assert all(teacher[name] is None for name in ("rouge_l", "ngram_f1", "judge", "two_sample", "kl"))
+
+
+def test_the_best_of_several(tmp_path):
+    several = schema.EvaluatedModel("gad", "/r", "export", None, None, schema.BestOf(8, 0.5, "/d", "likelihood"))
+    gpt = schema.EvaluatedModel("gpt", "api:gpt", "api", None, None)
+    path = write_results(tmp_path, results(models=[several, gpt]))
+    assert read_results(tmp_path).models == [several, gpt]
+    value = json.loads(path.read_text())
+    assert set(value["models"][0]["best_of"]) == {"samples", "temperature", "discriminator", "kind"}
+    del value["models"][1]["best_of"]  # as earlier versions wrote it
+    path.write_text(json.dumps(value))
+    assert read_results(tmp_path).models == [several, gpt]
+    value["models"][0]["best_of"]["samples"] = "8"
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r'models.0.best_of.samples` is "8": Input should be a valid integer'):
+        read_results(tmp_path)
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):

@@ -79,6 +79,14 @@ def test_kls():
     assert "Judge score" not in text and "Two-sample" not in text and "ROUGE" not in text
 
 
+def test_the_best_of_several():
+    found = results(scores={"lmsys": {"gad": PLAIN}, "mine": {"gad": PLAIN}}, judge=None, comparisons={})
+    found.models[1] = schema.EvaluatedModel("gad", "b", "export", None, None, schema.BestOf(8, 1.0, "/d", "score"))
+    said = "gad: the best of 8 draws at temperature 1, by the discriminator /d of kind score"
+    assert markdown(found).splitlines()[0] == said
+    assert said in printed(found)
+
+
 def printed(of: schema.Results) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
     print_scores(console, of)

@@ -47,13 +47,14 @@ def write(directory: pathlib.Path, *, run: pathlib.Path | None = None) -> dict[s
         for n in range(PROMPTS)
     ]
     write_rows(directory / "verdicts.jsonl", verdicts)
+    nothing = dict.fromkeys(("step", "stage", "best_of"))
     results = {
         "format": 1,
         "gadjax": "0.0.0",
         "created": "2026-01-02T03:04:05+00:00",
         "models": [
-            {"name": "before", "source": "/models/base", "kind": "export", "step": None, "stage": None},
-            {"name": "GAD", "source": "/runs/one", "kind": "checkpoint", "step": 1200, "stage": "gad"},
+            nothing | {"name": "before", "source": "/models/base", "kind": "export"},
+            nothing | {"name": "GAD", "source": "/runs/one", "kind": "checkpoint", "step": 1200, "stage": "gad"},
         ],
         "sets": [
             {"name": name, "path": f"/sets/{name}.jsonl", "prompts": PROMPTS, "sha256": "ab" * 32, "has_teacher": True}
