@@ -1,4 +1,4 @@
-"""python -m gadjax.generate, against transformers' own greedy generation."""
+"""python -m gadjax.generate, against transformers' own greedy generation, and the best of several against a loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import re
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
+
+from gadjax.rollout.chat_model import CheckedNetwork
+from gadjax.rollout.sampler import Sampling
+from tests.evaluation.alone import Alone
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 
@@ -84,6 +90,50 @@ def test_seeds_and_batches(command, generator, prompts, tmp_path):
     assert answers(limit, "--top_k=1") == answers(limit, "--temperature=0") == answers(limit, "--top_p=0")
 
 
+@pytest.mark.parametrize("kind", ["score", "likelihood"])
+def test_the_best_of_several(command, generator, prompts, other_student, tmp_path, kind):
+    """Against a loop that draws token by token with the same keys, and scores alone."""
+    discriminator = generator.with_name("discriminator") if kind == "score" else other_student
+    said: list[tuple[str, str]] = []
+
+    def answers(*flags: str) -> list[dict]:
+        out = tmp_path / "o.jsonl"
+        given = f"--model={generator}", f"--prompts={prompts}", f"--out={out}", "--batch_size=4", "--seed=5"
+        done = command("gadjax.generate", *given, "--temperature=0.7", "--max_response_length=6", *flags)
+        assert done.status == 0, done.err
+        said.append((done.out, done.err))
+        return read(out)
+
+    chosen = "--best_of=3", f"--discriminator={discriminator}"
+    first, best, every = answers(), answers(*chosen), answers(*chosen, "--all")
+    q, judge = Alone(generator), Alone(discriminator)
+    how = Sampling(6, q.tokenizer.eos_ids, q.tokenizer.pad_id, 0.7)
+    wanted, scores = [], np.zeros((len(QUESTIONS), 3))
+    for number, row in enumerate(first):
+        prompt = q.tokenizer.prompt_ids(row["content"])
+        draws = q.draws(row["content"], how, jax.random.fold_in(jax.random.key(5), number), range(3))
+        assert row["response"] == q.tokenizer.decode(draws[0])  # the answer without --best_of
+        for place, draw in enumerate(draws):
+            if kind == "score":
+                scores[number, place] = judge.score(prompt, draw)
+            else:
+                scores[number, place] = judge.nats(prompt, draw, 1.0) - q.nats(prompt, draw, 0.7)
+            reason = "stop" if draw[-1] in how.eos_ids else "length"
+            wanted.append((row["id"], q.tokenizer.decode(draw), reason, len(draw)))
+    fields = "id", "response", "finish_reason", "tokens"
+    assert [tuple(row[name] for name in fields) for row in every] == wanted
+    np.testing.assert_allclose([row["score"] for row in every], scores.reshape(-1), rtol=1e-4, atol=1e-4)
+    places = scores.argmax(axis=1)
+    assert [row["best"] for row in every] == [n == place for place in places for n in range(3)]
+    assert places.any()  # the first draw is not always the best
+    assert best == [{k: v for k, v in row.items() if k != "best"} for row in every if row["best"]]
+    means = r"mean score (\S+), of all draws (\S+): .*/o\.jsonl\n"
+    found = re.fullmatch("9 answers, each the best of 3: " + means, said[1][0])
+    np.testing.assert_allclose([*map(float, found.groups())], [scores.max(axis=1).mean(), scores.mean()], rtol=1e-2)
+    assert re.fullmatch("27 answers, 3 to each prompt; of the best: " + means, said[2][0])
+    assert "generating 9/9" in said[1][1] and "scoring 27/27" in said[1][1]
+
+
 def test_the_default_limit_is_what_fits(command, generator, prompts, tmp_path):
     """The model has 128 positions; the default asks for 512 tokens."""
     out = tmp_path / "o.jsonl"
@@ -92,6 +142,9 @@ def test_the_default_limit_is_what_fits(command, generator, prompts, tmp_path):
     lines = read(out)
     assert len(lines) == len(QUESTIONS)
     assert all(line["tokens"] < 128 and (line["finish_reason"] == "stop" or line["tokens"] > 64) for line in lines)
+
+
+BEST = {"best_of": "8", "discriminator": "{discriminator}"}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +162,26 @@ def test_the_default_limit_is_what_fits(command, generator, prompts, tmp_path):
         ({"max_response_length": "0"}, "max_response_length"),
         ({"max_response_length": "120"}, "max_position_embeddings is 128, but sequences may reach"),
         ({"dtype": "float16"}, "dtype"),
+        ({"best_of": "0"}, "best_of"),
+        ({"best_of": "8"}, "--best_of=8 needs --discriminator=DIR"),
+        ({"discriminator": "{discriminator}"}, "--discriminator chooses among several answers .* give --best_of=2"),
+        ({"all": "true"}, "--all writes all answers of --best_of, but there is one"),
+        (BEST | {"temperature": "0"}, "--best_of=8 with --temperature=0: all answers to a prompt would be the same"),
+        (BEST | {"top_k": "1"}, "--best_of=8 with --top_k=1"),
+        (BEST | {"top_p": "0"}, "--best_of=8 with --top_p=0"),
+        (BEST | {"discriminator": "{tmp}/absent"}, "absent: no such directory"),
+        (BEST | {"discriminator": "{other}"}, "--discriminator=.*/other has another tokenizer than --model=.*/gen"),
+        (BEST | {"discriminator": "{short}"}, "short, the longest prompt with its response: max_position_embeddings"),
+        (BEST | {"model": "{discriminator}"}, "--model=.*discriminator is a LlamaForTokenClassification"),
     ],
 )
-def test_mistakes(command, generator, prompts, tmp_path, flags, message):
+def test_mistakes(command, generator, prompts, tmp_path, misfits, monkeypatch, flags, message):
+    if "max_response_length" not in flags:  # without a discriminator, prompts are measured once the model is loaded
+        monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
     (tmp_path / "broken.jsonl").write_text("{nothing")
     (tmp_path / "empty.jsonl").write_text("\n")
     given = {"model": generator, "prompts": prompts, "out": tmp_path / "o.jsonl"} | flags
-    places = {"tmp": tmp_path, "discriminator": generator.with_name("discriminator")}
+    places = misfits | {"tmp": tmp_path, "discriminator": generator.with_name("discriminator")}
     done = command("gadjax.generate", *(f"--{name}={str(value).format(**places)}" for name, value in given.items()))
     assert done.status == 2
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
