@@ -129,6 +129,7 @@ def score_answers(
         model, params, _, mesh = network.load(decodes=False)
         return scoring.sequence_values(
             *(model, params, mesh, prompts, responses),
+            pooling=network.pooling,
             temperature=temperature,
             batch_size=min(batch_size, len(answers)),
             done=lambda count: done(before + count),

@@ -44,6 +44,18 @@ def test_with_the_workdir_alone(command, finished_run, tmp_path):
         assert any(np.abs(np.asarray(before[name]) - np.asarray(after[name])).max() > 1e-3 for name in before)
 
 
+def test_a_score_that_is_a_mean_is_exported_as_one(command, finished_run, tmp_path):
+    shutil.copytree(finished_run.workdir, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["discriminator"]["pooling"] = "mean"
+    file.write_text(json.dumps(config))
+    done = command("gadjax.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert done.status == 0, done.err
+    written = [read_hf_config(tmp_path / "out" / name)[1] for name in ("discriminator", "generator")]
+    assert [config.get("gadjax_pooling") for config in written] == ["mean", None]
+
+
 def test_the_card_of_an_earlier_step_knows_no_later_one(command, finished_run, tmp_path):
     """Step 4 is the first of GAD; held-out figures were measured after steps 0, 2, 3, 5 and 6."""
     done = command("gadjax.export", f"--workdir={finished_run.workdir}", "--step=4", f"--out={tmp_path / 'out'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import shutil
 import sys
 import types
 
@@ -99,6 +100,18 @@ def test_transformers_agrees(command, discriminator, data, tmp_path):
     ids = tokenizer(text + "three<|im_end|>", add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         assert scores(out)[0] == pytest.approx(float(network(**ids).logits[0, -1, 0]), abs=1e-4)
+
+
+def test_a_discriminator_of_mean_values(command, discriminator, data, tmp_path):
+    """Its config.json says so, as an export of a run with config.discriminator.pooling=mean."""
+    copy, out = tmp_path / "copy", tmp_path / "scores.jsonl"
+    shutil.copytree(discriminator, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"gadjax_pooling": "mean"}))
+    assert command("gadjax.score", f"--model={copy}", f"--data={data}", f"--out={out}").status == 0
+    alone = Alone(copy)
+    expected = [alone.score(*ids_of(alone, answer), "mean") for answer in read_answers(data)[0]]
+    np.testing.assert_allclose(scores(out), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("flags", [["--temperature=0.5", "--max_response_length=3"], []])

@@ -47,7 +47,8 @@ def score_draws(
     scoring.check_ids(discriminator.config, responses, discriminator.name)
     model, params, _, mesh = discriminator.load(decodes=False)
     size = min(scoring.BATCH, len(draws))
-    values = scoring.sequence_values(model, params, mesh, asked, responses, batch_size=size, done=done)
+    pooling = discriminator.pooling
+    values = scoring.sequence_values(model, params, mesh, asked, responses, pooling=pooling, batch_size=size, done=done)
     nats = np.array([draw.logprobs.sum(dtype=np.float64) for draw in draws])
     return scoring.as_scores(discriminator.head, values, nats).reshape(len(prompts), -1)
 

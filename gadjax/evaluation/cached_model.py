@@ -177,6 +177,7 @@ class CachedModel:
                 *self.network,
                 [prompts[i] for i in chosen],
                 [responses[i] for i in chosen],
+                pooling=self.local.pooling,
                 temperature=temperature,
                 batch_size=min(scoring.BATCH, len(rest)),
                 done=lambda count, start=start: done(found + start + count),  # type: ignore[misc]

@@ -18,6 +18,7 @@ from gadjax.evaluation.model_sources import BEST_STEP, CHECKPOINT, ModelSource
 from gadjax.evaluation.result_cache import digest
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
+from gadjax.models.hf_files import pooling_of
 from gadjax.models.model import Model, Params, cast_params, resolve_dtype
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
@@ -50,6 +51,7 @@ class LocalModel:
       eos_ids: end its responses.
       identity: a hash of all that its answers depend on: weights, tokenizer, ends and dtype.
       head: "lm" of a causal language model, "score" of a token classifier.
+      pooling: of a token classifier's values (`gadjax.models.hf_files.pooling_of`).
     """
 
     source: ModelSource
@@ -60,6 +62,7 @@ class LocalModel:
     eos_ids: tuple[int, ...]
     identity: str
     head: Head = "lm"
+    pooling: str = "last"
 
     def load(self, *, training: bool = False) -> Loaded:
         """Reads the weights: for training in float32, sharded over all devices; else in `dtype` on every device.
@@ -113,11 +116,11 @@ def same_vocabulary(a: LocalModel, b: LocalModel) -> bool:
     return a.tokenizer.vocabulary_fingerprint() == b.tokenizer.vocabulary_fingerprint()
 
 
-def _local_model(dtype: str, source, stage, config, tokenizer, eos_ids, weights, head: Head = "lm") -> LocalModel:
-    """The model with its identity; `weights` identifies weights and config."""
+def _local_model(dtype: str, source, stage, config, tokenizer, eos_ids, weights, *judges) -> LocalModel:
+    """The model with its identity; `weights` identifies weights and config, `judges` are head and pooling."""
     dtype = resolve_dtype(dtype)
     identity = digest(weights, tokenizer.fingerprint(), eos_ids, dtype)
-    return LocalModel(source, stage, config, dtype, tokenizer, eos_ids, identity, head)
+    return LocalModel(source, stage, config, dtype, tokenizer, eos_ids, identity, *judges)
 
 
 def _inspect_directory(source: ModelSource, *, discriminator: bool = False):
@@ -131,7 +134,8 @@ def _inspect_directory(source: ModelSource, *, discriminator: bool = False):
     check_weights(path, Model(config, head).abstract_params())
     tokenizer = load_tokenizer(path)
     files = sorted({file for pattern in _HF_FILES for file in path.glob(pattern)})
-    return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files], head
+    judges = head, pooling_of(hf_config, str(path / "config.json"))
+    return source, None, config, tokenizer, tokenizer.eos_ids, [_hash(file) for file in files], *judges
 
 
 def _inspect_checkpoint(source: ModelSource):

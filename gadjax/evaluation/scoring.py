@@ -2,7 +2,8 @@
 
 The architecture of a discriminator's export tells its kind:
 
-    score       a token classifier with one label: the score is its value at the answer's last token
+    score       a token classifier with one label: the score is its value at the answer's last token, or the mean of
+                its values at all tokens of the answer, as config.discriminator.pooling of its run was
     likelihood  a causal language model phi: the score of an answer y to x is log phi(y | x) - log q(y | x), in nats.
                 phi is at temperature 1; q is the generator that drew y, at the temperature that y was drawn with,
                 untruncated
@@ -25,7 +26,7 @@ from gadjax.data.bins import multiple_of, round_up
 from gadjax.data.packing import one_per_row, padded
 from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer
-from gadjax.distill.forward import response_logprobs, sequence_scores
+from gadjax.distill.forward import per_sequence, response_lengths, response_logprobs, sequence_scores, token_scores
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, Params
@@ -44,6 +45,7 @@ def sequence_values(
     prompts: Sequence[np.ndarray],
     responses: Sequence[Sequence[int] | np.ndarray],
     *,
+    pooling: str = "last",
     temperature: float = 1.0,
     batch_size: int = BATCH,
     done: Callable[[int], None] = lambda count: None,
@@ -51,17 +53,17 @@ def sequence_values(
     """A number for each response, float64 [responses]: its score, or its log-likelihood in nats, by the model's head.
 
     Args:
-      model: with the "score" head, for the head's value at the last token, or with the "lm" head, for
-        log p(response | prompt) under the whole distribution.
+      model: with the "score" head, or with the "lm" head, for log p(response | prompt) under the whole distribution.
       params: its parameters.
       mesh: that the parameters lie on.
       prompts: token ids of each response's prompt.
       responses: token ids, at least one each; at least one response.
+      pooling: of the "score" head's values: that of the "last" token, or the "mean" over the response.
       temperature: of the "lm" head's distribution: divides the logits; above 0.
       batch_size: responses in a batch, rounded up to a multiple of the mesh's batch shards.
       done: called after each batch with the number of responses so far.
     """
-    program = _program(model, mesh)
+    program = _program(model, mesh, pooling)
     size = multiple_of(batch_size, meshes.batch_shards(mesh))
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -139,13 +141,15 @@ def check_ids(config: ModelConfig, responses: Sequence[Sequence[int] | np.ndarra
 
 
 @functools.lru_cache(maxsize=4)
-def _program(model: Model, mesh: Mesh) -> Any:
+def _program(model: Model, mesh: Mesh, pooling: str) -> Any:
     """The values of a batch, compiled once for all models of an architecture: scores [S], or log-probs [S, T]."""
 
     def values(params, fields, temperature):
         rows = one_per_row(*fields)
-        if model.head == "score":
+        if model.head == "score" and pooling == "last":
             return sequence_scores(model, params, rows)
+        if model.head == "score":
+            return per_sequence(token_scores(model, params, rows), rows) / response_lengths(rows)
         return response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)[0]
 
     return jax.jit(values, static_argnums=2, out_shardings=meshes.replicated(mesh))

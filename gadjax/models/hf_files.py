@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from gadjax.errors import UserError
 from gadjax.files import parse_json
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+
+POOLING = "gadjax_pooling"  # field of a token classifier's config.json, where its score is not its last token's value
 
 _PICKLES = ("*.bin*", "*.pt", "*.pth")
 _BLOCKS, _BLOCK = 64, 4096  # of a file, evenly spaced, and the bytes of each; training changes every tensor
@@ -63,6 +65,17 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object; fetch it again")
     return content
+
+
+def pooling_of(hf_config: Mapping[str, Any], where: str) -> Literal["last", "mean"]:
+    """How a token classifier's values become its score, from its config.json; of `where`, for messages.
+
+    "last": its value at the last token of an answer. "mean": the mean of its values at all tokens of the answer.
+    """
+    found = hf_config.get(POOLING, "last")
+    if found not in ("last", "mean"):
+        raise UserError(f"{where}: {POOLING} is {found!r}; expected 'last' or 'mean'")
+    return found
 
 
 def weights_fingerprint(path: pathlib.Path) -> str:

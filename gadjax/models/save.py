@@ -18,14 +18,14 @@ import gadjax
 from gadjax.errors import UserError
 from gadjax.models.adapters import Adapters, fetch, write_peft
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
-from gadjax.models.hf_files import INDEX_FILE, SINGLE_FILE
+from gadjax.models.hf_files import INDEX_FILE, POOLING, SINGLE_FILE
 from gadjax.models.lora import Params
 from gadjax.models.weights import HF_TENSORS, is_stacked, named_leaves
 from gadjax.parallel import processes
 
 # This file marks a directory as an export, which may be replaced.
 MARK = "gadjax.json"
-_CLASSIFIER_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout")
+_CLASSIFIER_FIELDS = ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout", POOLING)
 
 
 def save_pretrained(
@@ -39,6 +39,7 @@ def save_pretrained(
     tokenizer_dir: pathlib.Path | None = None,
     generation_config: dict[str, Any] | None = None,
     model_card: str | None = None,
+    pooling: Literal["last", "mean"] = "last",
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_bytes: float = 2e9,
 ) -> None:
@@ -57,6 +58,7 @@ def save_pretrained(
       tokenizer_dir: directory whose files (tokenizer and chat template) are copied.
       generation_config: contents of generation_config.json, written for a language model only.
       model_card: contents of README.md.
+      pooling: how a scalar head's values become a score (`hf_files.pooling_of`).
       dtype: dtype of the weights in the files.
       max_shard_bytes: largest size of a file of weights; only a single larger tensor exceeds it.
 
@@ -76,7 +78,7 @@ def save_pretrained(
             staging.mkdir(parents=True)
             if tokenizer_dir is not None:
                 shutil.copytree(tokenizer_dir, staging, dirs_exist_ok=True)
-            _write_json(staging / "config.json", _hf_config(config, hf_config, scalar, dtype))
+            _write_json(staging / "config.json", _hf_config(config, hf_config, scalar, pooling, dtype))
             _write_json(staging / MARK, {"kind": kind, "version": gadjax.__version__})
             if generation_config is not None and not scalar:
                 _write_json(staging / "generation_config.json", generation_config)
@@ -99,7 +101,7 @@ def _as_user_error(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{path}: the export cannot be written ({error}); choose another place") from error
 
 
-def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, dtype: str) -> dict[str, Any]:
+def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, pooling: str, dtype: str) -> dict[str, Any]:
     """The config.json of an export: the source's, with the fields that an export changes."""
     out = {name: value for name, value in source.items() if name not in _CLASSIFIER_FIELDS}
     out |= {"model_type": config.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
@@ -107,13 +109,18 @@ def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, dtype:
         out["torch_dtype"] = dtype
     if not scalar:
         return out | {"architectures": [config.family + CAUSAL_LM]}
-    return out | {
-        "architectures": [config.family + TOKEN_CLASSIFICATION],
-        "num_labels": 1,
-        "id2label": {"0": "score"},
-        "label2id": {"score": 0},
-        "classifier_dropout": 0.0,
-    }
+    named = {} if pooling == "last" else {POOLING: pooling}
+    return (
+        out
+        | named
+        | {
+            "architectures": [config.family + TOKEN_CLASSIFICATION],
+            "num_labels": 1,
+            "id2label": {"0": "score"},
+            "label2id": {"score": 0},
+            "classifier_dropout": 0.0,
+        }
+    )
 
 
 def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:

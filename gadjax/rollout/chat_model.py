@@ -15,6 +15,7 @@ from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.models import layouts
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
+from gadjax.models.hf_files import pooling_of
 from gadjax.models.model import Model, Params, resolve_dtype
 from gadjax.models.weights import check_weights, load_params, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
@@ -152,6 +153,7 @@ class CheckedNetwork:
       head: "lm" of a causal language model, "score" of a token classifier.
       config: its architecture, with the dtype of computation.
       tokenizer: of its own.
+      pooling: of a token classifier's values (`gadjax.models.hf_files.pooling_of`).
     """
 
     name: str
@@ -159,6 +161,7 @@ class CheckedNetwork:
     head: Head
     config: ModelConfig
     tokenizer: ChatTokenizer
+    pooling: str
 
     def load(self, *, decodes: bool = True) -> Network:
         """Reads the weights, onto a mesh that splits batches over all devices.
@@ -194,7 +197,8 @@ def check_network(name: str, *heads: Head, dtype: str = "auto", flag: str = "--m
         raise UserError(f"{flag}={name} is a {architecture}, but this command needs {_NEEDED[heads]}")
     config = dataclasses.replace(config, dtype=resolve_dtype(dtype))
     check_weights(path, Model(config, head).abstract_params())
-    return CheckedNetwork(f"{flag}={name}", path, head, config, load_tokenizer(path))
+    pooling = pooling_of(hf_config, str(path / "config.json"))
+    return CheckedNetwork(f"{flag}={name}", path, head, config, load_tokenizer(path), pooling)
 
 
 def load_network(name: str, head: Head, *, dtype: str = "auto") -> Network:

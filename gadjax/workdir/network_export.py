@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from gadjax.config.check import discriminator_checkpoint
+from gadjax.config.check import discriminator_checkpoint, field_value
 from gadjax.metrics import read_heldout, read_stages
 from gadjax.models import lora
 from gadjax.models.adapters import Adapters, merged_params
@@ -52,5 +52,6 @@ def export_network(workdir: pathlib.Path, network: Network, params: Params, step
         tokenizer_dir=workdir / "tokenizer",
         generation_config=facts["generation_config"],
         model_card=card,
+        pooling=field_value(config, "discriminator.pooling") or "last",  # runs of earlier versions lack the field
         dtype=config["export_dtype"],
     )

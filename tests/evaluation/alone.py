@@ -39,9 +39,10 @@ class Alone:
         logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
         return float(logprobs[np.arange(len(response)), response].sum())
 
-    def score(self, prompt: Sequence[int], response: Sequence[int]) -> float:
-        """The head's value at the last token."""
-        return float(self._values([*prompt, *response])[-1])
+    def score(self, prompt: Sequence[int], response: Sequence[int], pooling: str = "last") -> float:
+        """The head's value at the last token, or the mean over the response's."""
+        values = self._values([*prompt, *response])
+        return float(values[-1] if pooling == "last" else values[len(prompt) :].mean())
 
     def _draw(self, ids: list[int], sampling: Sampling, key: jax.Array) -> list[int]:
         drawn: list[int] = []

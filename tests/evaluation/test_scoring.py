@@ -24,16 +24,16 @@ def prompts(other_student) -> list[np.ndarray]:
     return Alone(other_student).tokenizer.prompt_ids_batch(CHATS)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4])
-def test_scores(finished_run, prompts, batch_size):
+@pytest.mark.parametrize(("batch_size", "pooling"), [(1, "last"), (3, "last"), (4, "last"), (3, "mean")])
+def test_scores(finished_run, prompts, batch_size, pooling):
     """The last batch of three is not full, and sequences are of several lengths."""
     export = finished_run.workdir / "export" / "discriminator"
     model, params, _, mesh = check_network(str(export), "score").load()
     counts: list[int] = []
     options = {"batch_size": batch_size, "done": counts.append}
-    found = scoring.sequence_values(model, params, mesh, prompts, RESPONSES, **options)
+    found = scoring.sequence_values(model, params, mesh, prompts, RESPONSES, pooling=pooling, **options)
     alone = Alone(export)
-    expected = [alone.score(*one) for one in zip(prompts, RESPONSES, strict=True)]
+    expected = [alone.score(*one, pooling) for one in zip(prompts, RESPONSES, strict=True)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert counts[-1] == 4 and len(counts) == -(-4 // batch_size) and len(set(expected)) == 4
 

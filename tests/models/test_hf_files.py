@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from gadjax.errors import UserError
-from gadjax.models.hf_files import weights_fingerprint
+from gadjax.models.hf_files import pooling_of, weights_fingerprint
 from tests.models.written_checkpoints import hf_tensors, load, write, write_sharded
 
 
@@ -67,3 +67,8 @@ def test_index_without_a_map(tmp_path, content, message):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=rf"index.json: {message}"):
         load(tmp_path)
+
+
+def test_an_unknown_pooling():
+    with pytest.raises(UserError, match=r"^c\.json: gadjax_pooling is 'max'; expected 'last' or 'mean'"):
+        pooling_of({"gadjax_pooling": "max"}, "c.json")

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gadjax.errors import UserError
 from gadjax.models import save
 from gadjax.models.architecture import ModelConfig
+from gadjax.models.hf_files import pooling_of
 from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
@@ -102,6 +103,18 @@ def test_the_directory_of_a_generator(tmp_path):
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", framework="numpy") as handle:
         assert handle.metadata() == {"format": "pt"}
         assert "lm_head.weight" not in handle.keys()  # noqa: SIM118 (a handle is no mapping)
+
+
+def test_the_config_says_how_values_become_a_score(tmp_path):
+    """Nothing stands for the last token, as in exports of earlier versions."""
+    for pooling in ("last", "mean"):
+        out = tmp_path / pooling
+        source = HF_CONFIG | {"gadjax_pooling": "mean"}
+        save_pretrained(out, random_params("score"), CONFIG, source, kind="discriminator", pooling=pooling)
+        config = json.loads((out / "config.json").read_text())
+        assert config.get("gadjax_pooling", "last") == pooling == pooling_of(config, "config.json")
+    save_pretrained(tmp_path / "lm", random_params("lm"), CONFIG, source, kind="generator", pooling="mean")
+    assert "gadjax_pooling" not in json.loads((tmp_path / "lm" / "config.json").read_text())
 
 
 def test_the_config_of_a_discriminator(tmp_path):
