@@ -53,7 +53,7 @@ class Tiny(LocalModel):
 
 def tiny(name: str, seed: int, eos_ids=EOS) -> Tiny:
     tokenizer = types.SimpleNamespace(pad_id=0)
-    return Tiny(ModelSource(name, name, "export", name), None, CONFIG, "float32", tokenizer, eos_ids, name, seed)
+    return Tiny(ModelSource(name, name, "export", name), None, CONFIG, "float32", tokenizer, eos_ids, name, seed=seed)
 
 
 STUDENT, TEACHER = tiny("student", 1), tiny("teacher", 5)
