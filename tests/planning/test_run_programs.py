@@ -38,6 +38,22 @@ HELDOUT_NAMES = {
     "two-sample update": "update",
     "two-sample scores": "score",
 }
+LIKELIHOOD_NAMES = {
+    "weights for sampling": "decoding_params",
+    "rollout": "sample_batch",
+    "baseline of the discriminator": "baseline_logprobs",
+    "discriminator update": "update_discriminator",
+    "cross-entropy update": "update_supervised",
+    "discriminator's cross-entropy update": "teach_discriminator",
+    "reference": "reference_logprobs",
+    "policy update": "update_policy",
+}
+SODA_NAMES = {
+    "weights for sampling": "decoding_params",
+    "rollout": "sample_batch",
+    "baseline of the preferences": "baseline_logprobs",
+    "preference update": "update_discriminator",
+}
 FIELDS = {
     "stages": ("seqkd", "warmup", "gad"),
     "mesh.data": 2,
@@ -53,6 +69,25 @@ FIELDS = {
     "evaluation.prompts": 7,
     "evaluation.two_sample_folds": 2,
     "evaluation.two_sample_epochs": 2,
+}
+
+
+# Runs that have programs of their own: their fields beside `FIELDS`, and the programs of their steps.
+RUNS = {
+    "paper": ({}, NAMES),
+    "likelihood": (
+        {
+            "stages": ("seqkd", "gad"),
+            "discriminator.kind": "likelihood",
+            "discriminator.init": "generator",
+            "seqkd.train_discriminator": True,
+            "gad.credit": "token",
+            "gad.demonstrations": 0.5,
+            "evaluation.two_sample_folds": 0,
+        },
+        LIKELIHOOD_NAMES,
+    ),
+    "soda": ({"stages": ("soda",), "evaluation.two_sample_folds": 0}, SODA_NAMES),
 }
 
 
@@ -88,7 +123,8 @@ def recorded(monkeypatch, quick_compile, all_devices):
 
     def init(self, method, mesh):
         make(self, method, mesh)
-        for name in set(NAMES.values()) & vars(self).keys():
+        functions = {function for _, names in RUNS.values() for function in names.values()}
+        for name in functions & vars(self).keys():
             setattr(self, name, watched(name, getattr(self, name)))
 
     def init_heldout(self, blueprint):
@@ -105,18 +141,21 @@ def recorded(monkeypatch, quick_compile, all_devices):
     return seen
 
 
-def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path):
+@pytest.mark.parametrize(("fields", "names"), RUNS.values(), ids=RUNS)
+def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path, fields, names):
     """The arrays of a run on eight devices with data of the largest lengths have the plan's shapes and layouts."""
     from gadjax.progress import RunProgress
 
-    setup = dataclasses.replace(prepare_run(tiny_config(FIELDS)), eos_ids=(-1,))  # no sample ends early
+    setup = dataclasses.replace(prepare_run(tiny_config(FIELDS | fields)), eos_ids=(-1,))  # no sample ends early
     with RunProgress(enabled=False) as progress:
         run = TrainingRun(setup, tmp_path, progress)
         longest(run, setup)
         run.train()
     trained = dict(recorded)
     planned = list(run_programs(setup))
-    names = NAMES | HELDOUT_NAMES
+    without = () if setup.config.evaluation.two_sample_folds else ("two-sample",)
+    without += () if "gad" in setup.config.stages else ("held-out scores",)
+    names = names | {name: of for name, of in HELDOUT_NAMES.items() if not (without and name.startswith(without))}
     assert [program.name for program in planned] == list(names)
     for program in planned:
         given = [describe(leaf) for leaf in jax.tree.leaves(program.arguments)]
