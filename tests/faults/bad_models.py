@@ -331,8 +331,8 @@ MODELS = [
         lambda p: p.run(discriminator__init="/nowhere/d"),
     ),
     BadInput(
-        "a language model as discriminator",
-        "is a LlamaForCausalLM, but this command needs a run's export/discriminator",
+        "a language model as discriminator, without its generator",
+        "is a causal language model, whose score compares it with the generator: give --generator=DIR",
         lambda p: p.command("score"),
     ),
     BadInput(
