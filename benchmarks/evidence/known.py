@@ -3,19 +3,24 @@
 The teacher is a decoder of 2 M parameters that learned the demo's 3,000 answers, read at temperature 0.7: its export is
 an exact model at temperature 1. It answers every training prompt ten times. The student has one layer and 0.3 M
 parameters. phi is a model of the teacher's size, fitted to the same answers as the student: all that a larger
-discriminator can know of the teacher.
+discriminator can know of the teacher. Teacher, answers and phi are the same for all seeds. A seed is that of the
+student's weights, its fit and the arms.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 from benchmarks.evidence import answers, networks
 from benchmarks.evidence.arms import Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Shape
+from benchmarks.evidence.runs import Cost
 from benchmarks.evidence.suite import Options, Suite
 from configs.demo import ASSETS
+
+PHI_SEED = 1000  # that of no student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ FULL = Sizes(
     student=Shape(1, 64),
     student_fit=Fit(1500, 3e-3, finish_steps=300),
     phi=Shape(3, 192),
-    phi_fit=Fit(1500, 2e-3, finish_steps=300),
+    phi_fit=Fit(700, 2e-3, finish_steps=200),
     game=Game(),
     settings=Settings(),
 )
@@ -79,27 +84,30 @@ class Known(Suite):
         self.data = Data(self.folder / "train.parquet", self.folder / "heldout.parquet", self.sizes.limit)
 
     def prepare(self, seed: int) -> Scene:
-        sizes, start = self.sizes, {}
+        sizes = self.sizes
         self._make_teacher()
-        for name in ("student", "phi"):
-            shape, how = getattr(sizes, name), getattr(sizes, f"{name}_fit")
-            empty = networks.write_shape(shape, self.folder / "shapes" / name)
-            folder = self.folder / f"{name}-{seed}"
-            start[name] = folder, networks.fit(empty, self.data, how, seed, folder, random=True)
+        student, phi = self.folder / f"student-{seed}", self.folder / "phi"
+        phi_cost = self._fit(sizes.phi, sizes.phi_fit, PHI_SEED, phi)
+        self._fit(sizes.student, sizes.student_fit, seed, student)
         return Scene(
             folder=self.folder,
             seed=seed,
-            start=start["student"][0],
+            start=student,
             seqkd=sizes.student_fit,
             data=self.data,
             game=sizes.game,
-            phi=start["phi"][0],
-            phi_cost=start["phi"][1],
+            phi=phi,
+            phi_cost=phi_cost,
             teacher=self.teacher,
         )
 
     def bench(self, seed: int) -> Bench:
-        return Bench(self.data, self.sizes.settings, self.folder / f"phi-{seed}", self.teacher)
+        del seed
+        return Bench(self.data, self.sizes.settings, self.folder / "phi", self.teacher)
+
+    def _fit(self, shape: Shape, how: Fit, seed: int, folder: pathlib.Path) -> Cost:
+        empty = networks.write_shape(shape, self.folder / "shapes" / folder.name.split("-")[0])
+        return networks.fit(empty, self.data, how, seed, folder, random=True)
 
     def _make_teacher(self) -> None:
         """The teacher and its answers."""
