@@ -16,6 +16,7 @@ from benchmarks.evidence.arms import Scene, make_arm
 from benchmarks.evidence.demo import Demo
 from benchmarks.evidence.known import Known
 from benchmarks.evidence.measure import Bench
+from benchmarks.evidence.paper import Paper
 from benchmarks.evidence.real import Real
 from benchmarks.evidence.suite import Options, Suite
 from benchmarks.harness import report
@@ -24,7 +25,7 @@ from gadjax import commands
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
 
-SUITES: dict[str, type[Suite]] = {"known": Known, "demo": Demo, "real": Real}
+SUITES: dict[str, type[Suite]] = {"known": Known, "demo": Demo, "paper": Paper, "real": Real}
 
 
 def measure(suite: Suite, names: list[str], seeds: list[int], folder: pathlib.Path) -> list[table.Row]:
