@@ -9,59 +9,18 @@ the same command goes on where it stopped. Prints tables; writes DIR/results.jso
 from __future__ import annotations
 
 import argparse
-import pathlib
 
-from benchmarks.evidence import figure, runs, table
-from benchmarks.evidence.arms import Scene, make_arm
+from benchmarks.evidence import figure, table
 from benchmarks.evidence.demo import Demo
 from benchmarks.evidence.known import Known
-from benchmarks.evidence.measure import Bench
 from benchmarks.evidence.paper import Paper
 from benchmarks.evidence.real import Real
-from benchmarks.evidence.suite import Options, Suite
-from benchmarks.harness import report
-from benchmarks.harness.command import progress
+from benchmarks.evidence.suite import Options, Suite, run
 from gadjax import commands
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
 
 SUITES: dict[str, type[Suite]] = {"known": Known, "demo": Demo, "paper": Paper, "real": Real}
-
-
-def measure(suite: Suite, names: list[str], seeds: list[int], folder: pathlib.Path) -> list[table.Row]:
-    """Runs and measures every arm with every seed, and returns a row for each point along each run.
-
-    results.json is written anew after each arm, so that a run that is stopped leaves what it has.
-    """
-    rows: list[table.Row] = []
-    bench = None
-    for seed in seeds:
-        scene = suite.prepare(seed)
-        if bench is None:
-            bench = suite.bench(seed)
-            rows += reference_rows(bench, scene, folder)
-        for name in names:
-            arm = make_arm(name, scene, suite.own)
-            workdir = folder / "arms" / f"{name}-{seed}"
-            runs.train(arm.config, workdir)
-            for updates, step in arm.points.items():
-                cost = runs.cost(workdir, step) + runs.Cost(0.0, arm.preparation.sampled_tokens)
-                row = {"arm": name, "seed": seed, "updates": updates, "baseline": arm.baseline}
-                row |= bench.measure_arm(arm, workdir, updates)
-                row |= {"seconds": cost.seconds, "sampled_tokens": cost.sampled_tokens}
-                rows.append(row | {"preparation_seconds": arm.preparation.seconds})
-                progress(table.shown(rows[-1]))
-            found = {"rows": rows, "differences": table.differences(rows), "conclusions": suite.conclude(rows)[1]}
-            report.write(folder / "results.json", found)
-    return rows
-
-
-def reference_rows(bench: Bench, scene: Scene, folder: pathlib.Path) -> list[table.Row]:
-    """The teacher's own figures: of a fresh draw where the teacher is open, else of its answers."""
-    if scene.teacher is None:
-        return [{"arm": "teacher", "seed": None, "updates": 0, **bench.of_answers()}]
-    figures = bench.measure_model(scene.teacher, folder / "teacher-measured.json")
-    return [{"arm": "teacher", "seed": None, "updates": 0, **figures}]
 
 
 def main() -> None:
@@ -91,7 +50,7 @@ def main() -> None:
             suite.prepare(seed)
         return
     names = arguments.arms.split(",") if arguments.arms else list(suite.arms)
-    rows = measure(suite, names, seeds, arguments.out)
+    rows = run(suite, names, seeds, arguments.out)
     print("\n\n".join(filter(None, [table.text(rows), suite.conclude(rows)[0]])))
     for path in figure.draw(rows, arguments.out / "figure", f"suite {arguments.suite}, seeds {arguments.seeds}"):
         print(path)

@@ -73,20 +73,6 @@ class Scene:
     teacher: pathlib.Path | None = None
 
 
-def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
-    """Sets fields of a config by their dotted names.
-
-    Raises:
-      UserError: this version of gadjax has no such field.
-    """
-    for name, value in fields.items():
-        section, _, field = name.rpartition(".")
-        target = config[section] if section else config
-        if field not in target:
-            raise UserError(f"this gadjax has no field config.{name}")
-        target[field] = value
-
-
 def _game(scene: Scene, fields: Mapping[str, Any]) -> ConfigDict:
     """A run of stage gad as all arms have it, with some fields set."""
     game, config = scene.game, config_of(scene.start, scene.data, scene.seed)
@@ -96,7 +82,7 @@ def _game(scene: Scene, fields: Mapping[str, Any]) -> ConfigDict:
     config.gad.steps, config.gad.generator_learning_rate, config.gad.kl_coefficient = game.updates, game.rate, 0.0
     config.eval_every = 0
     config.checkpoint.every, config.checkpoint.keep = game.every, KEPT
-    set_fields(config, fields)
+    config.update_from_flattened_dict(fields)
     return config
 
 
@@ -234,7 +220,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper-length": ("gad-paper", {"gad.length_correction": True}),
     "paper-demonstrations": ("gad-paper", {"gad.demonstrations": 0.25}),
     # a likelihood discriminator that learns
-    "bt-baseline-policy": ("phi-bt-token", {"discriminator.baseline": "policy"}),
+    "bt-baseline-reference": ("phi-bt-token", {"discriminator.baseline": "reference"}),
     "bt-beta": ("phi-bt-token", {"discriminator.beta": 0.1}),
     "bt-sft": ("phi-bt-token", {"discriminator.sft_coefficient": 1.0}),
     "bt-replay": ("phi-bt-token", {"discriminator.replay_size": 2048}),
@@ -245,10 +231,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "frozen-discount": ("phi-frozen-token", {"gad.discount": 0.9}),
     "frozen-baseline-reference": ("phi-frozen-token", {"gad.reward_baseline": "reference"}),
-    "frozen-bounded": ("phi-frozen-token", {"gad.reward": "bounded"}),
+    "frozen-bounded": ("frozen-sequence", {"gad.reward": "bounded"}),
     "frozen-whitening-running": ("phi-frozen-token", {"gad.whitening": "running"}),
     "frozen-no-clip": ("phi-frozen-token", {"gad.reward_clip": 0.0}),
-    "frozen-length": ("phi-frozen-token", {"gad.length_correction": True}),
+    "frozen-length": ("frozen-sequence", {"gad.length_correction": True}),
     "frozen-demonstrations": ("phi-frozen-token", {"gad.demonstrations": 0.25}),
     "frozen-sft": ("phi-frozen-token", {"gad.sft_coefficient": 1.0}),
 }
@@ -258,7 +244,7 @@ def make_arm(name: str, scene: Scene, own: Mapping[str, Callable[[Scene], Arm]] 
     """The arm of a name; `own` are those of one suite alone.
 
     Raises:
-      UserError: there is no such arm, the suite lacks what it needs, or this gadjax lacks a field of it.
+      UserError: there is no such arm, or the suite lacks what it needs.
     """
     known = _CORE | dict(own)
     if name in known:
@@ -266,6 +252,8 @@ def make_arm(name: str, scene: Scene, own: Mapping[str, Callable[[Scene], Arm]] 
     if name not in OPTIONS:
         raise UserError(f"--arms: there is no arm {name}: choose among {', '.join([*known, *OPTIONS])}")
     baseline, fields = OPTIONS[name]
-    arm = _CORE[baseline](scene)
-    set_fields(arm.config, fields)
-    return dataclasses.replace(arm, name=name, baseline=baseline)
+    arm = make_arm(baseline, scene, own)
+    arm.config.update_from_flattened_dict(fields)
+    own_weights = arm.config.discriminator.init == "generator" or arm.config.discriminator.random_init
+    cost = NOTHING if own_weights else arm.preparation
+    return dataclasses.replace(arm, name=name, baseline=baseline, preparation=cost)

@@ -13,10 +13,9 @@ import jax
 import numpy as np
 
 from benchmarks.evidence import quality
-from gadjax.config.check import field_value
 from gadjax.data.bins import multiple_of, round_up
 from gadjax.data.packing import one_per_row, padded
-from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
+from gadjax.distill.forward import per_sequence, response_lengths, response_logprobs, sequence_scores, token_scores
 from gadjax.models import layouts
 from gadjax.models.model import Model, Params
 from gadjax.models.weights import load_params, read_hf_config
@@ -39,8 +38,8 @@ class Judged:
 def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, judged: Judged) -> dict[str, float]:
     """The accuracy, AUC and raw margin of the discriminator in a run's checkpoint; empty if there is none.
 
-    A likelihood discriminator's score is beta * [log D(y) - log of the baseline that the config names]: the policy
-    that entered the run, or the policy of the same checkpoint.
+    A likelihood discriminator's score is beta * [log D(y) - log of the baseline that the config names], at temperature
+    1: the policy that entered the run, or that of the same checkpoint.
 
     Args:
       workdir: the run's.
@@ -58,7 +57,7 @@ def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, 
         if params is None:
             return {}
         policy_model = _computing(network_model(config, facts, "generator"), mesh)
-        if model.head == "lm" and field_value(config, "discriminator.baseline") == "policy":
+        if model.head == "lm" and config["discriminator"]["baseline"] == "policy":
             base = checkpoints.params(step, "generator", layouts.abstract_params(policy_model, mesh))
         elif model.head == "lm":
             base = load_params(start, read_hf_config(start)[0], layouts.abstract_params(policy_model, mesh))
@@ -67,7 +66,7 @@ def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, 
         scores = _scores(model, params, judged.prompts, responses, config)
         if model.head == "lm":
             own = _scores(policy_model, base, judged.prompts, responses, config)
-            scores = field_value(config, "discriminator.beta") * (scores - own)
+            scores = config["discriminator"]["beta"] * (scores - own)
         sides.append(scores)
     return quality.pair_figures(*sides)
 
@@ -76,7 +75,7 @@ def _scores(
     model: Model, params: Params, prompts: Sequence[Any], responses: Sequence[Any], config: dict[str, Any]
 ) -> np.ndarray:
     """A score head's scores, or a language model's log-likelihoods in nats: [responses]."""
-    program = _program(model, field_value(config, "discriminator.pooling") or "last")
+    program = _program(model, config["discriminator"]["pooling"])
     size = multiple_of(min(_BATCH, len(prompts)), meshes.batch_shards(model.mesh))
     found = np.zeros(len(prompts))
     widths = [round_up(max(map(len, sequences)), 8) for sequences in (prompts, responses)]
@@ -97,8 +96,9 @@ def _program(model: Model, pooling: str) -> Any:
         rows = one_per_row(*fields)
         if model.head == "lm":
             return per_sequence(response_logprobs(model, params, rows, temperature=1.0, chunk=1024)[0], rows)
-        options = {} if pooling == "last" else {"pooling": pooling}
-        return sequence_scores(model, params, rows, **options)
+        if pooling == "mean":
+            return per_sequence(token_scores(model, params, rows), rows) / response_lengths(rows)
+        return sequence_scores(model, params, rows)
 
     return jax.jit(score, out_shardings=meshes.replicated(model.mesh))
 

@@ -27,7 +27,7 @@ from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
 from gadjax.evaluation.local_models import LocalModel, inspect
 from gadjax.evaluation.model_sources import parse_source
 from gadjax.evaluation.result_cache import digest
-from gadjax.evaluation.text import distinct_n
+from gadjax.evaluation.text import coverage, distinct_n
 from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
 from gadjax.models.model import Model
 
@@ -120,7 +120,11 @@ class Bench:
 
     def of_answers(self) -> Figures:
         """The figures of the teacher's own answers."""
-        return {"coverage": quality.coverage(self.asked, self.answers), "length_ratio": 1.0, **_distinct(self.answers)}
+        return {
+            "coverage": coverage(self.asked, self.answers, quality.NAMED),
+            "length_ratio": 1.0,
+            **_distinct(self.answers),
+        }
 
     def _measure(self, source: str) -> tuple[Figures, Judged]:
         model, s = _model(source), self.settings
@@ -137,9 +141,11 @@ class Bench:
                 texts[temperature] = _texts(tokenizer, model.draw(prompts, self.limit, temperature, eos_ids=ends))
         lengths = np.array([[len(draw.tokens) for draw in draws] for draws in drawn])
         figures: Figures = {
-            "coverage": quality.coverage(self.asked, texts[1.0]),
+            "coverage": coverage(self.asked, texts[1.0], quality.NAMED),
             **_distinct(texts[1.0]),
-            "curve": [[t, quality.coverage(self.asked, texts[t]), distinct_n(texts[t], 2)] for t in s.temperatures],
+            "curve": [
+                [t, coverage(self.asked, texts[t], quality.NAMED), distinct_n(texts[t], 2)] for t in s.temperatures
+            ],
             "length_ratio": float(lengths.mean() / np.mean([len(ids) for ids in given])),
             "cut": float(np.mean([not draw.ended for draws in drawn for draw in draws])),
             **self._divergences(model, prompts, drawn, given),

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.evidence import networks, toy
-from benchmarks.evidence.arms import KEPT, Game, Scene, set_fields
+from benchmarks.evidence.arms import KEPT, Game, Scene
 from benchmarks.evidence.known import Known
 from benchmarks.evidence.networks import Fit, config_of
 from benchmarks.evidence.quality import Paired, paired
@@ -82,7 +82,7 @@ def _full(scene: Scene, name: str, fields: dict[str, Any], sizes: Sizes) -> Arm:
     for stage in ("warmup", "gad"):
         config[stage].discriminator_learning_rate = game.paper_discriminator_rate
     config.checkpoint.every, config.checkpoint.keep = game.every, KEPT
-    set_fields(config, fields)
+    config.update_from_flattened_dict(fields)
     points = {updates: updates + sizes.warmup for updates in (0, game.updates)}
     return Arm(name, config, points, scene.start)
 
@@ -96,7 +96,7 @@ def _more_seqkd(scene: Scene, sizes: Sizes) -> Arm:
     """SeqKD for as many updates as warmup and gad make together."""
     arm = _full(scene, "more-seqkd", {}, sizes)
     steps = sizes.warmup + scene.game.updates
-    set_fields(arm.config, {"seqkd.steps": steps, "seqkd.generator_learning_rate": sizes.warmup_rate})
+    arm.config.update_from_flattened_dict({"seqkd.steps": steps, "seqkd.generator_learning_rate": sizes.warmup_rate})
     arm.config.stages = ("seqkd",)
     arm.config.checkpoint.every = sizes.warmup  # the end is saved in any case
     return arm

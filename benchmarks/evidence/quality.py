@@ -1,15 +1,15 @@
-"""Figures of answers and of scores, as pure functions: coverage, AUC, and intervals between arms."""
+"""Figures of answers and of scores, as pure functions: AUC, and intervals between arms."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-_PROMPT = re.compile(r"Write one short sentence about an? (\w+) (\w+) (.+)\.")  # configs/demo_assets/make_prompts.py
+# Finds in the demo's prompts the words that an answer should name: adjective, animal, and the place's last word.
+NAMED = r"^Write one short sentence about an? (\w+) (\w+) (?:.* )?(\w+)\.$"
 
 
 class Paired(NamedTuple):
@@ -19,27 +19,6 @@ class Paired(NamedTuple):
     low: float
     high: float
     seeds: int
-
-
-def wanted_words(prompt: str) -> tuple[str, ...]:
-    """The words that an answer to one of the demo's prompts should name: adjective, animal, and the place's last word.
-
-    Empty for prompts of another wording.
-    """
-    found = _PROMPT.fullmatch(prompt.strip())
-    return (found[1].lower(), found[2].lower(), found[3].split()[-1].lower()) if found else ()
-
-
-def coverage(prompts: Sequence[str], answers: Sequence[str]) -> float | None:
-    """The share of answers that name all the wanted words of their prompts; None if no prompt wants any.
-
-    A word counts inside another one too ("dogs" names the dog).
-    """
-    wanted = [wanted_words(prompt) for prompt in prompts]
-    named = [
-        all(word in answer.lower() for word in words) for words, answer in zip(wanted, answers, strict=True) if words
-    ]
-    return sum(named) / len(named) if named else None
 
 
 def auc(above: np.ndarray, below: np.ndarray) -> float:

@@ -45,15 +45,16 @@ def seqkd(seed: int) -> Spread:
     optimizer = optax.adam(RATE)
 
     @jax.jit
-    def step(mean, state, key):
+    def step(mean, state, number):
+        key = jax.random.fold_in(jax.random.key(seed), number)
         drawn = jax.random.categorical(key, jnp.log(teacher()), shape=(BATCH,))
         update, state = optimizer.update(jax.grad(lambda mean: -jnp.mean(log_probs(mean)[drawn]))(mean), state)
         return optax.apply_updates(mean, update), state
 
     mean = start(seed)
     state = optimizer.init(mean)
-    for key in jax.random.split(jax.random.key(seed), STEPS):
-        mean, state = step(mean, state, key)
+    for number in range(STEPS):
+        mean, state = step(mean, state, number)
     return spread(float(mean))
 
 
@@ -62,8 +63,8 @@ def gad(seed: int) -> Spread:
     policy, judge = optax.adam(RATE), optax.adam(DISCRIMINATOR_RATE)
 
     @jax.jit
-    def step(mean, state, scores, judged, key):
-        first, second = jax.random.split(key)
+    def step(mean, state, scores, judged, number):
+        first, second = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
         given = jax.random.categorical(first, jnp.log(teacher()), shape=(BATCH,))
         own = jax.random.categorical(second, log_probs(mean), shape=(BATCH, GROUP))
         advantages = group_advantages(scores[own])  # of the discriminator before its update
@@ -76,8 +77,8 @@ def gad(seed: int) -> Spread:
 
     mean, scores = start(seed), jnp.zeros(len(DIGITS))
     carry = mean, policy.init(mean), scores, judge.init(scores)
-    for key in jax.random.split(jax.random.key(seed), STEPS):
-        carry = step(*carry, key)
+    for number in range(STEPS):
+        carry = step(*carry, number)
     return spread(float(carry[0]))
 
 

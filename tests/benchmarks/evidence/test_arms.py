@@ -1,0 +1,92 @@
+"""The arms of a suite make equal numbers of generator updates from one start, and each is a config that can run."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from benchmarks.evidence import answers, demo, paper
+from benchmarks.evidence.arms import CORE, OPTIONS, Game, Scene, make_arm
+from benchmarks.evidence.networks import Data, Fit
+from benchmarks.evidence.runs import Cost
+from benchmarks.evidence.suite import Options
+from gadjax.config.check import resolve
+from gadjax.errors import UserError
+
+pytestmark = pytest.mark.quick
+GAME = Game(updates=60, every=20, prompts=16, samples=4, discriminator_steps=40)
+
+
+@pytest.fixture
+def scene(monkeypatch) -> Scene:
+    monkeypatch.setattr(answers, "draw", lambda *_, **__: Cost(1.0, 7))
+    monkeypatch.setattr(answers, "prompts_of", lambda path: [])
+    folder = pathlib.Path("/suite")
+    data = Data(folder / "train.parquet", folder / "heldout.parquet", 64)
+    fit = Fit(100, 3e-3, batch=64, finish_steps=50, finish_rate=1e-3)
+    start, phi, teacher = folder / "student-3", folder / "phi-0", folder / "teacher"
+    return Scene(folder, 3, start, fit, data, GAME, phi, Cost(5.0, 0), teacher)
+
+
+def generator_updates(config) -> int:
+    """The generator's updates in all stages."""
+    total = 0
+    for stage in config.stages:
+        section = config[stage]
+        if section.get("train_generator", True):
+            waits = stage == "warmup" and section.train_discriminator
+            total += section.steps - (section.discriminator_only_steps if waits else 0)
+    return total
+
+
+@pytest.mark.parametrize("name", [*CORE, *OPTIONS, "gad"])
+def test_an_arm_makes_the_updates_at_which_it_is_measured(scene, name):
+    arm = make_arm(name, scene, demo.Demo.own)
+    config = resolve(arm.config)
+    assert arm.name == name and config.seed == 3 and config.student == "/suite/student-3" and not config.random_init
+    assert generator_updates(config) == GAME.updates == max(arm.points) and 0 in arm.points
+    # Every point is a checkpoint that is kept: a multiple of `every`, the end of a stage, or the start itself.
+    ends, total = {0}, 0
+    for stage in config.stages:
+        total += config[stage].steps
+        ends.add(total)
+    assert all(step in ends or step % config.checkpoint.every == 0 for step in arm.points.values())
+    assert config.checkpoint.keep >= len(arm.points) and max(arm.points.values()) == total
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_is_compared_with_the_arm_that_it_changes(scene, name):
+    arm = make_arm(name, scene)
+    other = make_arm(OPTIONS[name][0], scene)
+    assert arm.baseline == other.name and arm.points == other.points
+    assert arm.config.to_dict() != other.config.to_dict()
+
+
+def test_arms_that_are_not_there(scene):
+    with pytest.raises(UserError, match="--arms: there is no arm gan: choose among seqkd, control"):
+        make_arm("gan", scene)
+
+
+def test_what_phi_took_is_beside_every_arm_that_uses_it(scene):
+    cost = {
+        name: make_arm(name, scene).preparation
+        for name in ("control", "gad-paper", "paper-from-generator", "seqkd-on-phi")
+    }
+    assert [c.seconds for c in cost.values()] == [0, 5, 0, 6] and cost["seqkd-on-phi"].sampled_tokens == 7
+
+
+def test_seqkd_on_phi_sees_as_many_answers_as_the_game_samples(scene):
+    config = make_arm("seqkd-on-phi", scene).config
+    assert config.batch_size * config.seqkd.steps == GAME.updates * GAME.prompts * GAME.samples
+    assert config.data.train == "/suite/phi-answers-3.parquet"
+
+
+def test_the_papers_arms_are_its_ablations(scene, tmp_path):
+    suite = paper.Paper(Options(tmp_path))
+    configs = {name: resolve(make_arm(name, scene, suite.own).config) for name in suite.arms}
+    updates = {name: generator_updates(config) for name, config in configs.items()}
+    full = updates.pop("full")
+    assert updates.pop("no-g-warmup") == full - suite.paper_sizes.warmup and set(updates.values()) == {full}
+    assert configs["ce"].discriminator.loss == "ce" and not configs["frozen-d"].gad.train_discriminator
+    assert not configs["no-d-warmup"].warmup.train_discriminator

@@ -1,0 +1,129 @@
+"""A suite of two arms at toy sizes: it is measured against an exact teacher, and what is finished is only read."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence import answers, measure, networks, runs, table
+from benchmarks.evidence.arms import Game, Scene
+from benchmarks.evidence.measure import Bench, Settings
+from benchmarks.evidence.networks import Data, Fit
+from benchmarks.evidence.suite import Options, Suite, run
+from gadjax.data.schema import read_rows
+from gadjax.rollout.chat_model import load_network
+
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+GAME = Game(updates=2, every=1, prompts=4, samples=2, discriminator_steps=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, student, add_weights) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    shutil.copytree(student, folder)
+    (folder / "generation_config.json").write_text("{}")
+    return add_weights(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(model, train_file, heldout_file) -> type[Suite]:
+    class Tiny(Suite):
+        arms = ("control", "oracle-token")
+
+        def __init__(self, options: Options):
+            self.folder, self.data = options.folder, Data(train_file, heldout_file, 12)
+            self.teacher = self.folder / "teacher"
+
+        def prepare(self, seed):
+            networks.at_temperature(model, 0.5, self.teacher)
+            start = Fit(2, 1e-2, batch=8, every=2)
+            networks.fit(model, self.data, start, seed, self.folder / f"student-{seed}", random=False)
+            return Scene(
+                self.folder, seed, self.folder / f"student-{seed}", start, self.data, GAME, teacher=self.teacher
+            )
+
+        def bench(self, seed):
+            settings = Settings(samples=1, temperatures=(1.0,), folds=0)
+            return Bench(self.data, settings, self.teacher, self.teacher)
+
+    return Tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> tuple[Suite, pathlib.Path, list[table.Row]]:
+    folder = tmp_path_factory.mktemp("suite")
+    suite = tiny(Options(folder))
+    return suite, folder, run(suite, suite.arms, [0], folder)
+
+
+def test_every_arm_is_measured_along_its_run(finished):
+    _, folder, rows = finished
+    assert [(r["arm"], r["updates"]) for r in rows] == [
+        ("teacher", 0),
+        *(("control", n) for n in range(3)),
+        *(("oracle-token", n) for n in range(3)),
+    ]
+    for row in rows:
+        assert np.isfinite([row["entropy"], row["nll"], row["reverse_kl_response"], row["forward_kl_token"]]).all()
+    assert all("d_auc" in row for row in rows if row["arm"] == "oracle-token" and row["updates"])
+    assert not any("d_auc" in row for row in rows if row["arm"] == "control")
+    # Both arms start from one student, and only one of them samples.
+    starts = [row["reverse_kl_response"] for row in rows if row["updates"] == 0 and row["seed"] == 0]
+    assert starts[0] == starts[1] > 0
+    sampled = {row["arm"]: row["sampled_tokens"] for row in rows if row["updates"] == 2}
+    assert sampled["control"] == 0 < sampled["oracle-token"]
+    saved = json.loads((folder / "results.json").read_text())["results"]
+    assert len(saved["rows"]) == len(rows) and saved["differences"][0]["baseline"] == "control"
+
+
+def test_the_teacher_has_no_divergence_from_itself(finished):
+    teacher = finished[2][0]
+    assert teacher["reverse_kl_response"] == teacher["forward_kl_token"] == 0
+
+
+def test_what_is_finished_is_read(finished, tiny, monkeypatch):
+    _, folder, rows = finished
+    monkeypatch.setattr(runs, "run", None)  # nothing trains,
+    monkeypatch.setattr(measure.CachedModel, "draw", None)  # and nothing is measured
+    again = run(tiny(Options(folder)), ("control", "oracle-token"), [0], folder)
+    assert again == rows
+
+
+def test_another_measurement_is_made_anew(finished, tiny, monkeypatch):
+    _, folder, _ = finished
+    suite, drawn = tiny(Options(folder)), []
+    monkeypatch.setattr(suite, "bench", lambda seed: Bench(suite.data, Settings(samples=2, folds=0), suite.teacher))
+    original = measure.CachedModel.draw
+    monkeypatch.setattr(measure.CachedModel, "draw", lambda *a, **k: drawn.append(1) or original(*a, **k))
+    monkeypatch.setattr(measure, "write_json", lambda *_: None)  # the other tests' measurements stay
+    rows = run(suite, ("control",), [0], folder)
+    assert drawn and "reverse_kl_response" not in rows[-1]
+
+
+def test_a_copy_at_a_temperature_is_the_model_at_it(model, tmp_path):
+    networks.at_temperature(model, 0.5, tmp_path / "colder")
+    ids, at = np.array([[5, 6, 7]]), np.arange(3)[None]
+    logits = []
+    for folder in (model, tmp_path / "colder"):
+        network = load_network(str(folder), "lm")
+        logits.append(np.asarray(network.model.logits(network.params, ids, at, np.ones_like(ids))))
+    np.testing.assert_allclose(logits[1], logits[0] / 0.5, rtol=2e-5, atol=1e-5)
+
+
+def test_answers_are_drawn_once_and_cut_ones_left_out(model, tmp_path, train_file):
+    ending = tmp_path / "ending"  # a third of its tokens end an answer
+    shutil.copytree(model, ending)
+    (ending / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(100, 200))}))
+    chats, out = answers.prompts_of(train_file, limit=5), tmp_path / "answers.parquet"
+    cost = answers.draw(ending, chats, 20, 3, 0, out)
+    assert 20 <= cost.sampled_tokens <= 60
+    whole = read_rows(out)
+    assert not whole.cut.any() and 0 < len(whole) < 20
+    assert answers.draw(pathlib.Path("gone"), chats, 20, 3, 0, out) == cost
+    answers.draw(ending, chats, 20, 3, 0, tmp_path / "all.parquet", keep_cut=True)
+    rows = read_rows(tmp_path / "all.parquet")
+    assert rows.cut.any() and len(rows) > len(whole)

@@ -1,0 +1,83 @@
+"""The tables of a suite show means, ranges and paired differences, and leave out what was not measured."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from benchmarks.evidence import figure, table
+from benchmarks.evidence.table import cell, differences, last_rows, text
+
+pytestmark = pytest.mark.quick
+
+
+def row(arm, seed, updates, kl, **figures):
+    return {"arm": arm, "seed": seed, "updates": updates, "reverse_kl_response": kl, "baseline": "", **figures}
+
+
+ROWS = [
+    row("teacher", None, 0, 0.0, coverage=0.64, curve=[[0.7, 0.8, 0.3], [1.0, 0.64, 0.4]]),
+    *(row("control", seed, updates, 10.0 + seed - updates / 100) for seed in (0, 1) for updates in (0, 100)),
+    *(
+        row(
+            "game",
+            seed,
+            updates,
+            10.0 + seed - updates / 50 * (1 + seed),
+            baseline="control",
+            curve=[[0.7, 0.5, 0.5], [1.0, 0.2, 0.7]],
+        )
+        for seed in (0, 1)
+        for updates in (0, 100)
+    ),
+]
+
+
+def test_a_cell_has_the_mean_and_the_range():
+    assert cell([1.0, 2.0, 4.5], 2) == "2.50 (1.00–4.50)" and cell([12345.0], 0) == "12,345" and cell([], 2) == "–"
+
+
+def test_the_last_row_of_each_seed_counts():
+    assert [(r["arm"], r["seed"], r["updates"]) for r in last_rows(ROWS)] == [
+        ("teacher", None, 0),
+        ("control", 0, 100),
+        ("control", 1, 100),
+        ("game", 0, 100),
+        ("game", 1, 100),
+    ]
+
+
+def test_differences_are_to_the_named_baseline():
+    (found,) = differences(ROWS)
+    assert (found["arm"], found["baseline"], found["figure"]) == ("game", "control", "reverse_kl_response")
+    assert found["mean"] == pytest.approx(((8 - 9) + (7 - 10)) / 2) and found["low"] < -2 < found["high"]
+    (alone,) = differences([r for r in ROWS if r["seed"] != 1])
+    assert alone["low"] is None and alone["mean"] == pytest.approx(-1.0)
+
+
+def test_text_shows_the_run_the_curve_and_the_difference():
+    shown = text(ROWS)
+    assert "9.50 (9.00–10.00)" in shown  # the control's end
+    assert "10.50 (10.00–11.00)" in shown  # its start
+    assert (
+        "0.500 / 0.500" in shown
+        and "game - control" in shown
+        and "D AUC" not in shown
+        and "forward" not in shown.split("\n", 1)[1]
+    )
+
+
+def test_text_without_figures_is_empty():
+    assert text([]) == ""
+    assert not table.differences([row("a", 0, 0, None, baseline="b"), row("b", 0, 0, 1.0)])
+
+
+def test_the_figure_is_a_vector_and_a_bitmap(tmp_path: pathlib.Path):
+    pytest.importorskip("matplotlib")
+    paths = figure.draw(ROWS, tmp_path / "figure", "title")
+    assert [path.suffix for path in paths] == [".svg", ".png"]
+    assert "control" in paths[0].read_text() and paths[1].read_bytes().startswith(b"\x89PNG")
+    again = figure.draw(ROWS, tmp_path / "again", "title")
+    assert again[0].read_bytes() == paths[0].read_bytes()  # the same figures, the same file
+    figure.draw([row("a", 0, 0, None, nll=2.0)], tmp_path / "other", "without a known teacher")
