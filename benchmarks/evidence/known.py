@@ -53,7 +53,7 @@ FULL = Sizes(
     teacher=Shape(3, 192),
     teacher_fit=Fit(700, 2e-3, batch=32),
     student=Shape(1, 64),
-    student_fit=Fit(1500, 3e-3, finish_steps=300),
+    student_fit=Fit(1500, 3e-3, finish_steps=300, every=300),
     phi=Shape(3, 192),
     phi_fit=Fit(700, 2e-3, finish_steps=200),
     game=Game(),
