@@ -166,6 +166,16 @@ def phi_bt_token(scene: Scene) -> Arm:
     return _likelihood(scene, "phi-bt-token", _phi(scene), TOKEN | learns, scene.phi_cost)
 
 
+def bt_in_seqkd(scene: Scene) -> Arm:
+    """`phi-bt-token` whose first half is SeqKD, in which phi goes on learning by cross entropy too."""
+    arm, half = phi_bt_token(scene), scene.game.updates // 2
+    learns = {"seqkd.train_discriminator": True, "seqkd.discriminator_learning_rate": scene.game.likelihood_rate}
+    lengths = {"seqkd.steps": half, "gad.steps": scene.game.updates - half}
+    arm.config.stages = ("seqkd", "gad")
+    arm.config.update_from_flattened_dict(learns | lengths | {"seqkd.generator_learning_rate": scene.game.rate})
+    return dataclasses.replace(arm, name="bt-in-seqkd", baseline="phi-bt-token")
+
+
 SEQUENCE = {"gad.credit": "sequence", "gad.whitening": "group", "gad.reward_clip": 0.0}
 TOKEN = {"gad.credit": "token", "gad.discount": 0.0, "gad.whitening": "batch", "gad.reward_clip": 4.0}
 
@@ -246,7 +256,7 @@ def make_arm(name: str, scene: Scene, own: Mapping[str, Callable[[Scene], Arm]] 
     Raises:
       UserError: there is no such arm, or the suite lacks what it needs.
     """
-    known = _CORE | dict(own)
+    known = _CORE | {"bt-in-seqkd": bt_in_seqkd} | dict(own)
     if name in known:
         return known[name](scene)
     if name not in OPTIONS:

@@ -40,7 +40,7 @@ def generator_updates(config) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", [*CORE, *OPTIONS, "gad"])
+@pytest.mark.parametrize("name", [*CORE, *OPTIONS, "bt-in-seqkd", "gad"])
 def test_an_arm_makes_the_updates_at_which_it_is_measured(scene, name):
     arm = make_arm(name, scene, demo.Demo.own)
     config = resolve(arm.config)

@@ -80,6 +80,13 @@ def test_every_arm_is_measured_along_its_run(finished):
     assert len(saved["rows"]) == len(rows) and saved["differences"][0]["baseline"] == "control"
 
 
+def test_the_margin_of_the_teacher_as_discriminator_is_both_divergences(finished):
+    """E_p[log p - log q] - E_q[log p - log q], since both were measured on the same answers."""
+    for row in finished[2]:
+        if row["arm"] == "oracle-token" and row["updates"]:
+            assert row["d_margin"] == pytest.approx(row["reverse_kl_response"] + row["forward_kl_response"], rel=1e-4)
+
+
 def test_the_teacher_has_no_divergence_from_itself(finished):
     teacher = finished[2][0]
     assert teacher["reverse_kl_response"] == teacher["forward_kl_token"] == 0
