@@ -3,7 +3,8 @@
     python -m benchmarks.evidence --suite=known --seeds=0,1,2 --out=DIR
 
 An arm is an ordinary run of `gadjax.train` in DIR/arms/ARM-SEED. What is finished in DIR is read and not repeated, so
-the same command goes on where it stopped. Prints tables; writes DIR/results.json, figure.svg and figure.png.
+the same command goes on where it stopped. Prints tables; writes DIR/tables.txt, results.json, figure.svg
+and figure.png.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.evidence import figure, table
+from benchmarks.evidence.arms import check_arms
 from benchmarks.evidence.demo import Demo
 from benchmarks.evidence.known import Known
 from benchmarks.evidence.paper import Paper
@@ -45,13 +47,16 @@ def main() -> None:
     commands.use_compilation_cache()
     given = {name: getattr(arguments, name) for name in ("quick", "size", "teacher", "train", "heldout")}
     suite = SUITES[arguments.suite](Options(arguments.out, **given))
+    names = arguments.arms.split(",") if arguments.arms else list(suite.arms)
+    check_arms(names, suite.own)
     if arguments.prepare:
         for seed in seeds:
             suite.prepare(seed)
         return
-    names = arguments.arms.split(",") if arguments.arms else list(suite.arms)
     rows = run(suite, names, seeds, arguments.out)
-    print("\n\n".join(filter(None, [table.text(rows), suite.conclude(rows)[0]])))
+    tables = "\n\n".join(filter(None, [table.text(rows), suite.conclude(rows)[0]]))
+    (arguments.out / "tables.txt").write_text(tables + "\n", encoding="utf-8")
+    print(tables)
     for path in figure.draw(rows, arguments.out / "figure", f"suite {arguments.suite}, seeds {arguments.seeds}"):
         print(path)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -209,6 +209,7 @@ _CORE: dict[str, Callable[[Scene], Arm]] = {
     "soda": soda,
     "seqkd-on-phi": seqkd_on_phi,
 }
+_MORE: dict[str, Callable[[Scene], Arm]] = {"bt-in-seqkd": bt_in_seqkd}
 CORE = tuple(_CORE)
 RECIPE = "phi-frozen-token"  # what real models are tried with
 
@@ -250,17 +251,23 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def check_arms(names: Iterable[str], own: Mapping[str, Callable[[Scene], Arm]]) -> None:
+    """Raises a `UserError` if one of the names is of no arm; `own` are those of one suite alone."""
+    known = [*_CORE, *own, *_MORE, *OPTIONS]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--arms: there is no arm {unknown[0]}: choose among {', '.join(known)}")
+
+
 def make_arm(name: str, scene: Scene, own: Mapping[str, Callable[[Scene], Arm]] = MappingProxyType({})) -> Arm:
     """The arm of a name; `own` are those of one suite alone.
 
     Raises:
       UserError: there is no such arm, or the suite lacks what it needs.
     """
-    known = _CORE | {"bt-in-seqkd": bt_in_seqkd} | dict(own)
-    if name in known:
-        return known[name](scene)
-    if name not in OPTIONS:
-        raise UserError(f"--arms: there is no arm {name}: choose among {', '.join([*known, *OPTIONS])}")
+    check_arms([name], own)
+    single = _CORE | _MORE | dict(own)
+    if name in single:
+        return single[name](scene)
     baseline, fields = OPTIONS[name]
     arm = make_arm(baseline, scene, own)
     arm.config.update_from_flattened_dict(fields)

@@ -24,6 +24,7 @@ from benchmarks.evidence.text_teacher import TextTeacher
 from gadjax.data.schema import read_rows
 from gadjax.distill.state import state_shardings
 from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
+from gadjax.evaluation.kl import shared_eos
 from gadjax.evaluation.local_models import LocalModel, inspect
 from gadjax.evaluation.model_sources import parse_source
 from gadjax.evaluation.result_cache import digest
@@ -133,7 +134,7 @@ class Bench:
         encoded = tokenizer.response_ids_batch(self.answers, self.ended)
         given = [tuple(ids[: self.limit].tolist()) for ids in encoded]
         # Several draws at temperature 1, and one at each of the others.
-        ends = model.local.eos_ids
+        ends = shared_eos(model.local, self.teacher.local) if self.teacher else model.local.eos_ids
         drawn = [model.draw(prompts, self.limit, 1.0, sample=i, eos_ids=ends) for i in range(s.samples)]
         texts = {1.0: _texts(tokenizer, drawn[0])}
         for temperature in s.temperatures:

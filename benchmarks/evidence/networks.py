@@ -18,7 +18,7 @@ from configs.demo import ASSETS
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
-from gadjax.models.weights import load_params, read_hf_config
+from gadjax.models.weights import load_params, read_hf_config, resolve_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -146,11 +146,12 @@ def at_temperature(model: pathlib.Path, temperature: float, out: pathlib.Path) -
     """
     if (out / "config.json").exists():
         return
-    config, hf_config = read_hf_config(model)
-    params = load_params(model, config, Model(config).abstract_params())
+    path = resolve_model(model)
+    config, hf_config = read_hf_config(path)
+    params = load_params(path, config, Model(config).abstract_params())
     params["final_norm"] = jax.tree.map(lambda weight: weight / temperature, params["final_norm"])
     with tempfile.TemporaryDirectory() as tokenizer:
-        load_tokenizer(model).save(tokenizer)
+        load_tokenizer(path).save(tokenizer)
         save_pretrained(
             out,
             params,
@@ -158,5 +159,5 @@ def at_temperature(model: pathlib.Path, temperature: float, out: pathlib.Path) -
             hf_config,
             kind="generator",
             tokenizer_dir=pathlib.Path(tokenizer),
-            generation_config=json.loads((model / "generation_config.json").read_text()),
+            generation_config=runs.read_json(path / "generation_config.json"),
         )
