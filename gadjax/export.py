@@ -2,7 +2,8 @@
 
     python -m gadjax.export --workdir=/tmp/demo --step=200 --out=DIR
 
-DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTokenClassification with one label.
+DIR/generator loads as AutoModelForCausalLM, DIR/discriminator as AutoModelForTokenClassification with one label, or
+as AutoModelForCausalLM where config.discriminator.kind is likelihood.
 """
 
 from __future__ import annotations

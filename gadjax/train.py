@@ -1,4 +1,4 @@
-r"""Distils a student from a teacher's answers: SeqKD, warmup and GAD, as the config says.
+r"""Distils a student from a teacher's answers: SeqKD, SODA, warmup and GAD, as the config says.
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
     python -m gadjax.train --config=configs/qwen7b.py --config.data.train=my.parquet \

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gadjax.config import reference
 from gadjax.config.fields import FIELDS, STAGES, RunFields
+from gadjax.config.method_checks import check_discriminator, check_rewards
 from gadjax.errors import UserError
 from gadjax.files import is_url, parse_json
 
@@ -39,8 +40,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _check_values(config)
     template_args(config)
     _check_stages(config)
-    _check_discriminator(config)
-    _check_rewards(config)
+    check_discriminator(config)
+    check_rewards(config)
     _check_samples(config)
     _check_checkpoints(config)
     _check_batch(config)
@@ -211,60 +212,6 @@ def _check_stages(config: ConfigDict) -> None:
         raise UserError(
             "stage gad has no discriminator: config.gad.train_discriminator is off and nothing trained one; add the "
             "warmup stage, or name an exported one in config.discriminator.init"
-        )
-
-
-def _check_discriminator(config: ConfigDict) -> None:
-    """Checks what only one kind of discriminator can do, and where its weights come from."""
-    section, stages = config.discriminator, config.stages
-    if section.kind == "score":
-        if "seqkd" in stages and config.seqkd.train_discriminator:
-            raise UserError(
-                "config.seqkd.train_discriminator is on, but a scalar head has no cross entropy on answers: set "
-                "config.discriminator.kind=likelihood, or leave it off"
-            )
-        if section.sft_coefficient:
-            raise UserError(
-                f"config.discriminator.sft_coefficient is {section.sft_coefficient}, but a scalar head has no cross "
-                "entropy on answers: set config.discriminator.kind=likelihood, or leave it at 0"
-            )
-    if "soda" in stages and "seqkd" in stages and config.seqkd.train_discriminator:
-        raise UserError(
-            "config.seqkd.train_discriminator is on, but stage soda, which follows, keeps no discriminator: leave one "
-            "of them out"
-        )
-    if section.random_init and discriminator_checkpoint(config) is None:
-        raise UserError(
-            "config.discriminator.random_init is on, but config.discriminator.init names no folder: give one with the "
-            "config.json of the discriminator"
-        )
-
-
-def _check_rewards(config: ConfigDict) -> None:
-    """Checks that the options of the rewards fit each other."""
-    gad, likelihood = config.gad, config.discriminator.kind == "likelihood"
-    if gad.credit == "token":
-        needs_sequence = {
-            "reward": gad.reward == "bounded",
-            "length_correction": gad.length_correction,
-            "demonstration_reward": bool(gad.demonstrations) and not gad.demonstration_reward,
-        }
-        for name in (name for name, chosen in needs_sequence.items() if chosen):
-            raise UserError(
-                f"config.gad.{name} is {gad[name]}, which needs the reward of a whole response: set "
-                "config.gad.credit=sequence, or choose another value"
-            )
-    compares = gad.reward == "bounded" or (gad.demonstrations and not gad.demonstration_reward)
-    if compares and likelihood and gad.reward_baseline != config.discriminator.baseline:
-        raise UserError(
-            f"config.gad.reward_baseline is {gad.reward_baseline} and config.discriminator.baseline is "
-            f"{config.discriminator.baseline}, but the rewards are compared with the teacher's score: give both one "
-            "value"
-        )
-    if gad.demonstrations and not gad.demonstration_reward and gad.whitening != "group":
-        raise UserError(
-            f"config.gad.whitening is {gad.whitening}, but config.gad.demonstration_reward=0 makes the teacher's "
-            "answer a member of its prompt's group: set config.gad.whitening=group, or give a reward above 0"
         )
 
 

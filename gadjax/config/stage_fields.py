@@ -14,9 +14,9 @@ class DiscriminatorFields(Section):
 
     init: str = ""
     """Where the discriminator starts. "": as a copy of the student. "generator": as a copy of the generator when the
-    first stage with a discriminator begins (after seqkd, for example), which helps if the student starts from random
-    weights. Otherwise a directory or hub id: a causal LM of any size with the student's tokenizer, or an exported
-    discriminator."""
+    first stage with a discriminator begins (after a seqkd that teaches none, for example), which helps if the student
+    starts from random weights. Otherwise a directory or hub id: a causal LM of any size with the student's tokenizer,
+    or an exported discriminator."""
     random_init: bool = False
     """Start from random weights. The folder that init names then needs only config.json and a tokenizer."""
     kind: Literal["score", "likelihood"] = "score"
@@ -27,7 +27,7 @@ class DiscriminatorFields(Section):
     """Factor of a likelihood discriminator's score."""
     baseline: Literal["reference", "policy"] = "policy"
     """π in the loss of a likelihood discriminator: the generator as it entered the stage ("reference"), or as it is now
-    ("policy"), with which φ converges to the teacher whatever the generator does."""
+    ("policy"), with which the loss is least where φ is the teacher, whatever the generator does."""
     pooling: Literal["last", "mean"] = "last"
     """The score of a scalar head: its value at the response's last token, or the mean of its values at all response
     tokens."""
@@ -120,7 +120,7 @@ class GadFields(Section):
     """A sample's reward: the discriminator's score ("raw"), or σ(its score - the teacher's score), between 0 and 1
     ("bounded", as in TextGAIL, arXiv 2004.13796). "bounded" needs sequence credit."""
     reward_baseline: Literal["reference", "policy"] = "policy"
-    """π in the rewards of a likelihood discriminator; the values are those of discriminator.baseline."""
+    """π in the rewards of a likelihood discriminator; the choices mean what they mean for discriminator.baseline."""
     whitening: Literal["group", "batch", "running"] = "group"
     """The rewards that give the mean and the standard deviation by which a reward becomes an advantage: those of the
     prompt's samples (GRPO), of the batch, or of the stage so far."""

@@ -13,10 +13,10 @@ from gadjax.distill.accumulation import accumulate
 from gadjax.distill.forward import (
     of_tokens,
     per_sequence,
-    per_token,
+    pool,
+    pooled_scores,
     response_lengths,
     response_logprobs,
-    sequence_scores,
     token_scores,
 )
 from gadjax.distill.method import Method
@@ -72,7 +72,8 @@ def update_discriminator(
         total = jnp.sum(jnp.where(here, weight, 0.0) * jnp.mean(_pair_losses(method, scores), axis=-1))
         if method.discriminator_sft_coefficient and method.measures_likelihood:
             likelihoods = per_sequence(values, groups).reshape(scores.shape)[:, 0]
-            total -= method.discriminator_sft_coefficient * jnp.sum(likelihoods) / jnp.sum(lengths[:, 0])
+            nll = -jnp.sum(weight * likelihoods) / jnp.sum(weight * lengths[:, 0])
+            total += method.discriminator_sft_coefficient * nll
         return total, (scores, values)
 
     metrics = {}
@@ -115,18 +116,10 @@ def _judge(
         logprobs, _ = response_logprobs(model, params, rows, temperature=1.0, chunk=method.logprob_chunk)
         ratios = per_sequence(logprobs, rows) - compared
         return method.discriminator_beta * jnp.where(rows.last < 0, 0.0, ratios), logprobs
-    if method.discriminator_pooling == "last" and not method.values_tokens:
-        return sequence_scores(model, params, rows), None
+    if not method.values_tokens:
+        return pooled_scores(model, params, rows, method.discriminator_pooling), None
     values = token_scores(model, params, rows)
-    return pooled(method, values, rows), values if method.values_tokens else None
-
-
-def pooled(method: Method, values: jax.Array, rows: Packed) -> jax.Array:
-    """The scores [S] that a scalar head's values [R, K] at the response tokens make (`discriminator.pooling`)."""
-    lengths = response_lengths(rows)
-    if method.discriminator_pooling == "mean":
-        return per_sequence(values, rows) / jnp.maximum(lengths, 1)
-    return per_sequence(jnp.where(rows.step + 1 == per_token(lengths, rows), values, 0.0), rows)
+    return pool(values, rows, method.discriminator_pooling), values
 
 
 def discriminator_metrics(method: Method, scores: jax.Array) -> Metrics:

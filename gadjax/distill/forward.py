@@ -69,6 +69,21 @@ def token_scores(model: Model, params: Params, rows: Packed) -> jax.Array:
     return jnp.where(ends, per_token(_at_last(scores, rows), rows), following)
 
 
+def pooled_scores(model: Model, params: Params, rows: Packed, pooling: str) -> jax.Array:
+    """The score [S] of each sequence by `discriminator.pooling`: the value at its last token, or the mean over all."""
+    if pooling == "last":
+        return sequence_scores(model, params, rows)
+    return pool(token_scores(model, params, rows), rows, pooling)
+
+
+def pool(values: jax.Array, rows: Packed, pooling: str) -> jax.Array:
+    """The scores [S] that the values [R, K] of `token_scores` make."""
+    lengths = response_lengths(rows)
+    if pooling == "mean":
+        return per_sequence(values, rows) / jnp.maximum(lengths, 1)
+    return per_sequence(jnp.where(rows.step + 1 == per_token(lengths, rows), values, 0.0), rows)
+
+
 def _at_last(scores: jax.Array, rows: Packed) -> jax.Array:
     """The values [S] of scores [R, L] at the sequences' last tokens; 0 for sequences of other micro-batches."""
     return jnp.where(rows.last < 0, 0.0, scores.reshape(-1)[rows.last])

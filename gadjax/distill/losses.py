@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+LEAST_STD = 1e-6  # added to a standard deviation of rewards (`docs/algorithm.md`, section 3.3)
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 
@@ -46,7 +47,7 @@ def group_advantages(rewards: jax.Array) -> jax.Array:
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     equal = jnp.max(rewards, axis=-1, keepdims=True) == jnp.min(rewards, axis=-1, keepdims=True)
     std = jnp.std(rewards, axis=-1, ddof=1, keepdims=True)
-    return jnp.where(equal, 0.0, centred / (std + 1e-6))
+    return jnp.where(equal, 0.0, centred / (std + LEAST_STD))
 
 
 def clipped_policy_gradient(
@@ -111,3 +112,22 @@ def sequence_weights(lengths: jax.Array, aggregation: Aggregation, max_response_
     if aggregation == "constant":
         return jnp.broadcast_to(1.0 / (max_response_length * sequences), lengths.shape)
     raise ValueError(f"unknown aggregation {aggregation!r}")
+
+
+def member_weights(
+    members: jax.Array, lengths: jax.Array, aggregation: Aggregation, max_response_length: int
+) -> jax.Array:
+    """Weight of each token of further members of a batch: what `sequence_weights` gives a sampled token of it.
+
+    Args:
+      members: response tokens of the further sequences, [B].
+      lengths, aggregation, max_response_length: those of the batch, as for `sequence_weights`.
+
+    Returns:
+      [B].
+    """
+    sequences = jnp.maximum(jnp.sum(lengths > 0), 1)
+    if aggregation == "sequence_mean":
+        return 1.0 / (jnp.maximum(members, 1) * sequences)
+    whole = jnp.maximum(jnp.sum(lengths), 1) if aggregation == "token_mean" else max_response_length * sequences
+    return jnp.broadcast_to(1.0 / whole, members.shape)

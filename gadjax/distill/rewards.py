@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gadjax.distill.losses import group_advantages
+from gadjax.distill.losses import LEAST_STD, group_advantages
 from gadjax.distill.method import Method
-
-_LEAST_STD = 1e-6  # added to a standard deviation, as in `group_advantages`
 
 
 class Judgement(struct.PyTreeNode):
@@ -34,11 +32,11 @@ class Advantages(NamedTuple):
 
 
 class Statistics(struct.PyTreeNode):
-    """Sums over the rewards of a stage so far: float32 scalars."""
+    """The rewards of a stage so far: float32 scalars."""
 
     count: Any
-    total: Any
-    squares: Any
+    mean: Any
+    deviation: Any  # the sum of squared differences to the mean
 
     @classmethod
     def none(cls) -> Statistics:
@@ -79,17 +77,16 @@ def advantages(
         weight = jnp.ones_like(rewards)
     if method.whitening == "running":
         statistics = added(statistics or Statistics.none(), rewards, weight)
-    given, demonstrations = whitened(method, rewards, weight, statistics), None
-    if method.demonstrations:
-        demonstrations = _demonstrations(method, judged, rewards)
-        if demonstrations is None:  # the teacher's answer is a member of the group, and moves its mean
-            both = group_advantages(jnp.concatenate([_teacher_rewards(method, judged), rewards], axis=-1))
-            demonstrations, given = both[:, 0], both[:, 1:]
-    if method.reward_clip:
-        limit = method.reward_clip
-        given = jnp.clip(given, -limit, limit)
-        demonstrations = None if demonstrations is None else jnp.clip(demonstrations, -limit, limit)
-    return Advantages(given, demonstrations), statistics, metrics
+    limit = method.reward_clip or jnp.inf
+    if not method.demonstrations:
+        given = Advantages(whitened(method, rewards, weight, statistics))
+    elif method.demonstration_reward:
+        fixed = jnp.full(rewards.shape[0], method.demonstration_reward)
+        given = Advantages(whitened(method, rewards, weight, statistics), fixed)
+    else:  # the teacher's answer is a member of the group, and moves its mean
+        both = group_advantages(jnp.concatenate([_teacher_rewards(method, judged), rewards], axis=-1))
+        given = Advantages(both[:, 1:], jnp.clip(both[:, 0], -limit, limit))
+    return given._replace(samples=jnp.clip(given.samples, -limit, limit)), statistics, metrics
 
 
 def token_rewards(method: Method, judged: Judgement, sampled: jax.Array) -> jax.Array:
@@ -132,7 +129,8 @@ def length_slope(rewards: jax.Array, lengths: jax.Array) -> jax.Array:
     """
     longer = _centred(lengths.astype(rewards.dtype))
     spread = jnp.sum(longer**2)
-    return jnp.where(spread > 0, jnp.sum(longer * _centred(rewards)) / jnp.maximum(spread, 1.0), 0.0)
+    slope = jnp.sum(longer * _centred(rewards)) / jnp.where(spread > 0, spread, 1.0)
+    return jnp.where(spread > 0, slope, 0.0)
 
 
 def without_length(rewards: jax.Array, lengths: jax.Array, slope: jax.Array) -> jax.Array:
@@ -145,12 +143,22 @@ def _centred(values: jax.Array) -> jax.Array:
 
 
 def added(statistics: Statistics, rewards: jax.Array, weight: jax.Array) -> Statistics:
-    """The statistics with more rewards; weight 0 leaves a reward out."""
-    return Statistics(
-        count=statistics.count + jnp.sum(weight),
-        total=statistics.total + jnp.sum(weight * rewards),
-        squares=statistics.squares + jnp.sum(weight * rewards**2),
+    """The statistics with more rewards; weight 0 leaves a reward out.
+
+    By the update of Chan, Golub and LeVeque (1983), which does not cancel where the mean is large. Rewards that are not
+    finite leave the statistics as they are: their step is skipped, and the next one must not be.
+    """
+    before, count = statistics.count, jnp.sum(weight)
+    mean = jnp.sum(weight * rewards) / count
+    deviation = jnp.sum(weight * (rewards - mean) ** 2)
+    gap, total = mean - statistics.mean, before + count
+    new = Statistics(
+        count=total,
+        mean=statistics.mean + gap * count / total,
+        deviation=statistics.deviation + deviation + gap**2 * before * count / total,
     )
+    finite = jnp.isfinite(new.mean) & jnp.isfinite(new.deviation)
+    return jax.tree.map(lambda now, old: jnp.where(finite, now, old), new, statistics)
 
 
 def whitened(method: Method, rewards: jax.Array, weight: jax.Array, statistics: Statistics | None) -> jax.Array:
@@ -166,24 +174,23 @@ def whitened(method: Method, rewards: jax.Array, weight: jax.Array, statistics: 
         return group_advantages(rewards)
     if method.whitening == "running":
         assert statistics is not None
-        mean = statistics.total / statistics.count
-        variance = jnp.maximum(statistics.squares / statistics.count - mean**2, 0.0)
+        mean, variance = statistics.mean, statistics.deviation / statistics.count
+        equal = variance == 0
     else:
         axes = tuple(range(1 if method.whitening == "group" else 0, rewards.ndim))
         count = jnp.maximum(jnp.sum(weight, axis=axes, keepdims=True), 1.0)
         mean = jnp.sum(weight * rewards, axis=axes, keepdims=True) / count
         variance = jnp.sum(weight * (rewards - mean) ** 2, axis=axes, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
-    return weight * (rewards - mean) / (jnp.sqrt(variance) + _LEAST_STD)
+        held = weight > 0
+        least, most = (
+            pick(jnp.where(held, rewards, fill), axis=axes, keepdims=True)
+            for pick, fill in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+        )
+        equal = least == most
+    return jnp.where(equal, 0.0, weight * (rewards - mean) / (jnp.sqrt(variance) + LEAST_STD))
 
 
 def _teacher_rewards(method: Method, judged: Judgement) -> jax.Array:
     """The teacher's answers' rewards [B, 1], in the units of `sequence_rewards`."""
     rewards = judged.scores[:, :1]
     return jnp.full_like(rewards, 0.5) if method.reward == "bounded" else rewards
-
-
-def _demonstrations(method: Method, judged: Judgement, rewards: jax.Array) -> jax.Array | None:
-    """The fixed advantages [B] of the teacher's answers; None where their own scores decide."""
-    if not method.demonstration_reward:
-        return None
-    return jnp.full(rewards.shape[0], method.demonstration_reward)

@@ -32,7 +32,8 @@ from gadjax.models.model import Params
 from gadjax.rollout.sampler import Samples, rollout, row_keys
 
 # The phases of a step, and the measurement on held-out prompts between steps.
-Phase = Literal["rollout", "discriminator", "reference", "generator", "measure"]
+# "frozen rollout" samples from the reference.
+Phase = Literal["rollout", "frozen rollout", "discriminator", "reference", "generator", "measure"]
 
 
 def gad_step(
@@ -137,7 +138,7 @@ def soda_step(parts: Parts, state: GadState, batch: Batch, key: jax.Array) -> tu
       key: the same in every step, so that a prompt keeps its sample.
     """
     # One response of the reference to each prompt.
-    state = parts.begin(state, "rollout")
+    state = parts.begin(state, "frozen rollout")
     samples = parts.sample(state, batch, key, frozen=True)
     groups = parts.group_rows(batch, samples)
 
@@ -149,7 +150,8 @@ def soda_step(parts: Parts, state: GadState, batch: Batch, key: jax.Array) -> tu
     state = parts.begin(state, "generator")
     as_critic = state.replace(discriminator=state.generator)
     generator, _, metrics = parts.update_discriminator(as_critic, groups, baseline, train=True)
-    renamed = {f"generator/{name.removeprefix('discriminator/')}": value for name, value in metrics.items()}
+    prefix = "discriminator/"
+    renamed = {"generator/" + name.removeprefix(prefix): metrics[name] for name in metrics if name.startswith(prefix)}
     return state.replace(generator=generator), renamed, samples
 
 

@@ -1,4 +1,7 @@
-"""The optimizer steps by policy gradient and by cross entropy. Sections are those of `docs/algorithm.md`."""
+"""The optimizer steps by policy gradient and by cross entropy, and the log-probs that they and the discriminator read.
+
+Sections are those of `docs/algorithm.md`.
+"""
 
 from __future__ import annotations
 
@@ -142,12 +145,14 @@ def _update_policy_once(method, base, state, reference, rows, sampled, advantage
     total, gradients, sums = accumulate(loss, state.params, (reference, rows))
     # The cross-entropy term on the teacher's answers.
     if method.sft_coefficient:
-        supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher)
+        supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher, method.generator)
         total += method.sft_coefficient * supervised
         gradients = jax.tree.map(lambda g, e: g + method.sft_coefficient * e, gradients, extra)
-    # The teacher's answers as members of the groups. A token of theirs weighs as a sampled one, times their share.
+    # The teacher's answers as members of the groups. They weigh as samples do, times their share.
     if demonstrations is not None:
-        weight = _demonstration_share(method, state) * demonstrations / (jnp.sum(lengths) * method.ppo_minibatches)
+        weight = _demonstration_share(method, state) * demonstrations / method.ppo_minibatches
+        limit = method.sampling.max_response_length
+        weight *= losses.member_weights(response_lengths(teacher), lengths, method.aggregation, limit)
         demonstrated, extra = _demonstration_gradients(method, base, state.params, teacher, weight)
         total += demonstrated
         gradients = jax.tree.map(jnp.add, gradients, extra)
@@ -198,17 +203,18 @@ def update_supervised(
     optimizer = getattr(method, f"{network}_optimizer")
     total, gradients, entropy = _supervised_gradients(method, base, state.params, teacher, getattr(method, network))
     state, norm = apply_gradients(optimizer, state, gradients)
+    loss = "generator/loss" if network == "generator" else "discriminator/nll"  # its loss is that on pairs
     return state, {
-        f"{network}/loss": total,
+        loss: total,
         f"{network}/grad_norm": norm,
         f"{network}/entropy": jnp.sum(entropy) / jnp.sum(teacher.mask),
         f"{network}/skipped": state.skipped,
     }
 
 
-def _supervised_gradients(method, base, params, teacher, model=None):
-    """Cross entropy per token, its gradient, and the sum of the entropies of each micro-batch [M]."""
-    tokens, model = jnp.sum(teacher.mask), model or method.generator
+def _supervised_gradients(method, base, params, teacher, model):
+    """Cross entropy of a model in nats a token, its gradient, and the sum of the entropies of each micro-batch [M]."""
+    tokens = jnp.sum(teacher.mask)
 
     def loss(params, rows):
         logprobs, entropy = response_logprobs(

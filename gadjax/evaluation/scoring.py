@@ -26,7 +26,7 @@ from gadjax.data.bins import multiple_of, round_up
 from gadjax.data.packing import one_per_row, padded
 from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer
-from gadjax.distill.forward import per_sequence, response_lengths, response_logprobs, sequence_scores, token_scores
+from gadjax.distill.forward import pooled_scores, response_logprobs
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.model import Model, Params
@@ -146,10 +146,8 @@ def _program(model: Model, mesh: Mesh, pooling: str) -> Any:
 
     def values(params, fields, temperature):
         rows = one_per_row(*fields)
-        if model.head == "score" and pooling == "last":
-            return sequence_scores(model, params, rows)
         if model.head == "score":
-            return per_sequence(token_scores(model, params, rows), rows) / response_lengths(rows)
+            return pooled_scores(model, params, rows, pooling)
         return response_logprobs(model, params, rows, temperature=temperature, chunk=_LOGITS_AT_ONCE)[0]
 
     return jax.jit(values, static_argnums=2, out_shardings=meshes.replicated(mesh))

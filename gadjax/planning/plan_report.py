@@ -13,7 +13,7 @@ from gadjax.planning.search import Suggestion
 _BOUNDS = ("compute", "memory", "links", "host")
 _SAMPLED = ("rollout", "held-out answers", "two-sample answers")
 _MOVED = ("weights for sampling", "held-out weights for sampling")
-_DISCRIMINATOR = ("discriminator update", "rewards", "held-out scores")
+_DISCRIMINATOR = ("discriminator update", "baseline of the discriminator", "rewards", "held-out scores")
 _COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
 

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gadjax import hub
-from gadjax.config.check import field_value, resolve
+from gadjax.config.check import discriminator_checkpoint, field_value, resolve
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as meshes
@@ -134,11 +134,12 @@ def checked(config: ConfigDict) -> ConfigDict:
 def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
     """A run's blueprint on devices that need not be here, from the student's config.json."""
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-    architecture = read_architecture(config.student)
+    student, named = (read_architecture(config.student), config.student), discriminator_checkpoint(config)
+    discriminator = None if named is None else (read_architecture(named), named)
     return Blueprint(
         config=config,
         mesh=mesh,
-        **make_networks(config, mesh, (architecture, config.student)),
+        **make_networks(config, mesh, student, discriminator),
         **_NO_TOKENIZER,
         prompt_width=config.data.max_prompt_length,
         heldout_prompts=(config.evaluation.prompts or _MANY_PROMPTS) if config.data.heldout else 0,

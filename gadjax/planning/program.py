@@ -19,6 +19,7 @@ from gadjax.trainer.offload import Offload, Phase, read_part
 # The phase before each phase. The rollout's weights are cast or moved in the rollout's own phase.
 _BEFORE: dict[Phase, Phase] = {
     "rollout": "generator",
+    "frozen rollout": "generator",
     "discriminator": "rollout",
     "reference": "discriminator",
     "generator": "reference",

@@ -14,6 +14,7 @@ from gadjax.distill import rows as sequences
 from gadjax.distill.method import Baseline, Method
 from gadjax.distill.rows import PackedByHost
 from gadjax.distill.state import GadState
+from gadjax.distill.steps import Phase
 from gadjax.parallel import mesh as meshes
 from gadjax.planning.heldout_programs import heldout_programs
 from gadjax.planning.program import RunProgram, make_program, rollout_trips
@@ -94,7 +95,8 @@ def _judged(blueprint: Blueprint, method: Method) -> tuple:
 def _sampling(blueprint: Blueprint, stages: tuple[str, ...], *, frozen: bool = False) -> Iterator[RunProgram]:
     """Laying out the weights, and the rollout. `frozen`: of the reference, which draws one sample a prompt."""
     config, moves = blueprint.config, blueprint.mesh.size > 1
-    make = functools.partial(_of_step, blueprint, stages, model=blueprint.sampler, phase="rollout")
+    phase: Phase = "frozen rollout" if frozen else "rollout"
+    make = functools.partial(_of_step, blueprint, stages, model=blueprint.sampler, phase=phase)
     if moves:  # one device casts weights outside of a program
         params: Any = lambda state: state.reference if frozen else state.generator.params  # noqa: E731
         yield make("weights for sampling", "decoding_params", lambda programs, state: (params(state),))
@@ -192,7 +194,8 @@ def group_rows(blueprint: Blueprint, method: Method) -> tuple[Packed, jax.ShapeD
     if blueprint.config.discriminator.replay_size and method.num_samples > 1:
         past = past_groups(share, blueprint.config.batch_size)
         replayed = {name: np.resize(value, (past, *value.shape[1:])) for name, value in fresh.items()}
-    lay_out = PackedByHost(row_shape(blueprint, "discriminator", 1 + method.num_samples))
+    network = "discriminator" if method.num_samples > 1 else "generator"  # stage soda draws one
+    lay_out = PackedByHost(row_shape(blueprint, network, 1 + method.num_samples))
     rows, weight = pack_groups(method, fresh, replayed, share, lay_out)
     return abstract_rows(blueprint.mesh, rows), _whole(blueprint, weight.shape, weight.dtype)
 

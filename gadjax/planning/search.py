@@ -74,7 +74,7 @@ def suggest(
 def _moves(plan: Plan) -> Iterator[list[dict[str, Any]]]:
     """For each setting, changes to neighbouring values, the most promising first."""
     config, fits = plan.config, not plan.misfits
-    if "warmup" in config.stages or "gad" in config.stages:
+    if set(config.stages) & {"soda", "warmup", "gad"}:
         slots = [plan.slots * 2, plan.slots // 2]
         yield [{"rollout.slots": n} for n in (slots if fits else slots[::-1]) if 0 < n <= plan.samples]
         tensor = plan.decoding_mesh["tensor"]

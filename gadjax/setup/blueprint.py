@@ -152,13 +152,13 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
         generator_optimizer=optimizer(section.generator_learning_rate),
         generator_micro_batches=_micro_batches(blueprint, "generator", stage),
     )
-    if stage != "gad":  # the generator's update is one optimizer step on the teacher's answers
+    if stage != "gad":  # the generator's update is one optimizer step
         fields |= dict(ppo_minibatches=1, ppo_epochs=1)
     if stage == "soda":
         fields |= preferences(config) | dict(
             discriminator=blueprint.generator,
             discriminator_optimizer=fields["generator_optimizer"],
-            discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
+            discriminator_micro_batches=fields["generator_micro_batches"],
         )
     elif uses_discriminator(config, stage):
         fields |= dict(
@@ -166,6 +166,8 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
             discriminator_optimizer=optimizer(section.discriminator_learning_rate),
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
         )
+    if stage == "seqkd":
+        fields |= dict(updates_per_step=1)  # by cross entropy
     return Method.from_config(config, **fields)
 
 
@@ -193,12 +195,13 @@ def _micro_batches(blueprint: Blueprint, network: str, stage: str) -> int:
     if chosen := config.micro_batches[network]:
         return chosen
     # The prompts of an update, the responses to each prompt, and how many times as many there are with replayed ones.
-    prompts, samples = config.batch_size, 1 if stage == "soda" else config.rollout.num_samples
+    prompts, samples = config.batch_size, config.rollout.num_samples
     group, times = 1, 1.0
     if network == "discriminator":
-        replays = config.discriminator.replay_size and stage != "soda"
-        replayed = config.discriminator.replay_share if replays else 0.0
+        replayed = config.discriminator.replay_share if config.discriminator.replay_size else 0.0
         group, times = 1 + samples, 1 / (1 - replayed)
+    elif stage == "soda":
+        group = 2  # the teacher's answer and the sample
     elif stage == "gad":
         group, prompts = samples, prompts // config.gad.ppo_minibatches
     shape, alone = blueprint.row_shape(group), blueprint.row_shape(1)

@@ -22,6 +22,7 @@ from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fing
 from gadjax.errors import UserError
 from gadjax.models import lora
 from gadjax.models.architecture import CAUSAL_LM
+from gadjax.models.hf_files import pooling_of
 from gadjax.models.weights import check_weights, read_hf_config, resolve_model
 from gadjax.parallel import mesh as meshes
 from gadjax.progress import ProgressCallback
@@ -65,6 +66,11 @@ def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, do
             raise UserError(
                 f"config.discriminator.init {named} is a {hf_discriminator['architectures'][0]}, but "
                 "config.discriminator.kind=likelihood needs a causal language model: name one"
+            )
+        if not is_language_model and (own := pooling_of(hf_discriminator, named)) != config.discriminator.pooling:
+            raise UserError(
+                f"config.discriminator.init {named} was trained with discriminator.pooling={own}, and "
+                f"config.discriminator.pooling is {config.discriminator.pooling}: set it to {own}"
             )
         if needs_trained_discriminator(config) and config.discriminator.kind == "score" and is_language_model:
             raise UserError(

@@ -14,6 +14,7 @@ from gadjax.distill.steps import Phase
 # The parts that each phase reads. All others may wait in host memory.
 _USED: dict[Phase, tuple[str, ...]] = {
     "rollout": ("generator.params",),
+    "frozen rollout": ("reference",),
     "discriminator": ("discriminator.params", "discriminator.opt_state"),
     "reference": ("reference",),
     "generator": ("generator.params", "generator.opt_state"),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gadjax.data.packing import Packed
 from gadjax.distill import steps, updates
 from gadjax.distill.discriminator import update_discriminator
-from gadjax.distill.forward import per_sequence, response_logprobs, sequence_scores
+from gadjax.distill.forward import per_sequence, pooled_scores, response_logprobs
 from gadjax.distill.method import Method
 from gadjax.distill.rewards import advantages
 from gadjax.distill.state import state_shardings
@@ -125,7 +125,7 @@ class HeldOutPrograms:
         likelihoods = functools.partial(_log_likelihoods, blueprint.generator, config.logprob_chunk)
         self.likelihoods = jax.jit(likelihoods, out_shardings=whole)
         self.compares = blueprint.discriminator.head == "lm"
-        score: Any = functools.partial(_scores, blueprint.discriminator)
+        score: Any = functools.partial(_scores, blueprint.discriminator, config.discriminator.pooling)
         if self.compares:
             score = functools.partial(_ratios, blueprint)
         self.scores = jax.jit(score, out_shardings=whole)
@@ -149,24 +149,25 @@ def prompts_at_once(blueprint: Blueprint) -> int:
     return min(_PROMPTS_AT_ONCE, max(1, cached // blueprint.sequence_length)) if slots else _PROMPTS_AT_ONCE
 
 
-def _log_likelihoods(model: Model, chunk: int, params: Params, rows: Packed) -> jax.Array:
+def _log_likelihoods(model: Model, chunk: int, params: Params, rows: Packed, *, temperature: float = 1.0) -> jax.Array:
     def micro_batch(rows):
-        logprobs, _ = response_logprobs(model, params, rows, temperature=1.0, chunk=chunk)
+        logprobs, _ = response_logprobs(model, params, rows, temperature=temperature, chunk=chunk)
         return per_sequence(logprobs, rows)
 
     return jnp.sum(jax.lax.map(micro_batch, rows), axis=0)
 
 
-def _scores(model: Model, networks: tuple[Params], rows: Packed) -> jax.Array:
-    return jnp.sum(jax.lax.map(lambda rows: sequence_scores(model, networks[0], rows), rows), axis=0)
+def _scores(model: Model, pooling: str, networks: tuple[Params], rows: Packed) -> jax.Array:
+    return jnp.sum(jax.lax.map(lambda rows: pooled_scores(model, networks[0], rows, pooling), rows), axis=0)
 
 
 def _ratios(blueprint: Blueprint, networks: tuple[Params, Params], rows: Packed) -> jax.Array:
-    """The scores of a likelihood discriminator against the generator as it is."""
-    models, chunk = (blueprint.discriminator, blueprint.generator), blueprint.config.logprob_chunk
-    both = zip(models, networks, strict=True)
-    critic, generator = (_log_likelihoods(model, chunk, params, rows) for model, params in both)
-    return blueprint.config.discriminator.beta * (critic - generator)
+    """The scores of a likelihood discriminator against the generator as it is, at the rollout's temperature."""
+    config, (critic, generator) = blueprint.config, networks
+    ours = _log_likelihoods(blueprint.discriminator, config.logprob_chunk, critic, rows)
+    scaled = config.rollout.temperature
+    theirs = _log_likelihoods(blueprint.generator, config.logprob_chunk, generator, rows, temperature=scaled)
+    return config.discriminator.beta * (ours - theirs)
 
 
 def jit_to_move(decoding_params: Callable[..., Params], mesh: Mesh) -> Any:

@@ -58,7 +58,8 @@ class StageSteps:
         """Compiles the rollout, whose shapes do not depend on the data. `state` is abstract."""
         config, programs = self.setup.config, self.programs
         if self.setup.mesh.size > 1:
-            programs.decoding_params.lower(state.generator.params, base=state.base).compile()
+            params = state.reference if self.stage == "soda" else state.generator.params
+            programs.decoding_params.lower(params, base=state.base).compile()
         batch = programs.abstract_batch(config.batch_size, self.setup.prompt_width)
         programs.sample_batch.lower(decoding_weights(self.setup, state), *batch).compile()
 
@@ -120,14 +121,15 @@ class CompiledParts:
     def __init__(self, steps: StageSteps, step: int):
         self.setup, self.programs, self.replay = steps.setup, steps.programs, steps.replay
         self.method: Method = steps.method
-        self.section = steps.section
+        self.section, self.stage = steps.section, steps.stage
         self.offload, self.meter, self.packer, self.step = steps.offload, steps.meter, steps.packer, step
         self.stopwatch = Stopwatch()
         lora = self.setup.generator.config.lora
         self.training_passes = throughput.TRAINING_ADAPTERS if lora else throughput.TRAINING
 
     def begin(self, state: GadState, phase: Phase) -> GadState:
-        self.stopwatch.start("generator" if phase == "reference" else phase)
+        timed = {"reference": "generator", "frozen rollout": "rollout"}
+        self.stopwatch.start(timed.get(phase, phase))
         return self.offload.arrange(state, phase)
 
     def sample(self, state: GadState, batch: Batch, key: jax.Array, *, frozen: bool = False) -> Samples:
@@ -168,7 +170,8 @@ class CompiledParts:
         if self.replay.groups and self.section.get("train_discriminator"):
             past = past_groups(config.discriminator.replay_share, count)
             replayed = self.replay.draw(past, (config.seed, self.step))
-        lay_out = PackedByHost(row_shape(self.setup, "discriminator", 1 + self.method.num_samples))
+        network = "generator" if self.stage == "soda" else "discriminator"
+        lay_out = PackedByHost(row_shape(self.setup, network, 1 + self.method.num_samples))
         rows, weight = pack_groups(self.method, fresh, replayed, config.discriminator.replay_share, lay_out)
         return GroupRows(rows, place_rows(self.setup.mesh, rows), weight, fresh)
 

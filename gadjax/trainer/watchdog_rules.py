@@ -155,7 +155,12 @@ def _both(warmup: str, gad: str) -> dict[str, str]:
     return {"warmup": warmup, "gad": gad}
 
 
+def _lengths(warmup: str, gad: str) -> dict[str, str]:
+    return {"soda": _CLOSER, **_both(warmup, gad)}
+
+
 _CALMER = "lower config.{stage}.generator_learning_rate"
+_CLOSER = "raise config.soda.beta, lower config.soda.generator_learning_rate, or end the stage earlier"
 _HACKED = "read samples.jsonl: answers that please the discriminator without being better call for "
 
 
@@ -199,16 +204,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _longer,
             True,
             0.9,
-            _both(_TEACHING, _LOOSE + '; config.gad.aggregation="constant" has no bias by length'),
+            _lengths(_TEACHING, _LOOSE + '; config.gad.aggregation="constant" has no bias by length'),
         ),
-        Rule(*_LENGTH, _shorter, False, 1.1, _both(_TEACHING, _LOOSE)),
+        Rule(*_LENGTH, _shorter, False, 1.1, _lengths(_TEACHING, _LOOSE)),
         Rule(
             "response/truncated",
             "answers cut at the limit, as a share,",
             _cut,
             True,
             0.8,
-            _both(_ENDLESS + _CALMER, _ENDLESS + _LOOSE),
+            _lengths(_ENDLESS + _CALMER, _ENDLESS + _LOOSE),
         ),
     ),
     "kl": (
@@ -245,7 +250,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             False,
             1.2,
             dict.fromkeys(
-                ("warmup", "gad"),
+                ("soda", "warmup", "gad"),
                 _BUSY
                 + "with config.rollout.slots below batch_size * num_samples, the place of an answer that ended is "
                 "taken by the next",
@@ -257,7 +262,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _slower,
             False,
             1.2,
-            dict.fromkeys(("seqkd", "warmup", "gad"), _UPDATES),
+            dict.fromkeys(("seqkd", "soda", "warmup", "gad"), _UPDATES),
         ),
     ),
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gadjax
+from gadjax.config.check import uses_discriminator
 from gadjax.setup.blueprint import discriminator_head
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 
@@ -26,7 +27,7 @@ _LIKELIHOOD = (
     "text-generation",
     f"The discriminator of a model distilled with gadjax by {_METHOD}. It is a language model φ of the teacher's "
     "answers. Its score of an answer is log φ(answer) - log q(answer), where q is the student that wrote it. A higher "
-    "score is more like the teacher's answers. It was trained against this one student and is no general reward model.",
+    "score is more like the teacher's answers. It is meant for this one student and is no general reward model.",
 )
 _STAGES = {
     "seqkd": "cross entropy on the teacher's answers",
@@ -103,7 +104,8 @@ def _adapters(config: Mapping[str, Any]) -> str:
 
 def _stage(stage: str, steps: int, config: Mapping[str, Any]) -> str:
     networks = ("generator", "discriminator")
-    frozen = [network for network in networks if not config.get(stage, {}).get(f"train_{network}", True)]
+    shown = networks if uses_discriminator(config, stage) else networks[:1]
+    frozen = [network for network in shown if not config.get(stage, {}).get(f"train_{network}", True)]
     note = f" (here the {' and '.join(frozen)} stayed as it was)" if frozen else ""
     return f"{stage_title(stage)}, {steps:,} {'step' if steps == 1 else 'steps'}: {_STAGES[stage]}{note}."
 

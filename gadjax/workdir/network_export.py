@@ -34,9 +34,10 @@ def export_network(workdir: pathlib.Path, network: Network, params: Params, step
         params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), adapters)
     # A discriminator that is grown from the generator started from the student's weights, which may be random.
     named = discriminator_checkpoint(config) if network == "discriminator" else None
+    random = config["random_init"] if named is None else field_value(config, "discriminator.random_init")
     card = model_card(
         kind=network,
-        base_model=named or ("" if config["random_init"] else config["student"]),
+        base_model="" if random else named or config["student"],
         config=config,
         data_counts=facts["data"],
         figures=read_heldout(metrics, last_step=step),

@@ -44,10 +44,21 @@ _FIXED = (
     "discriminator.init",
     "discriminator.random_init",
     "discriminator.kind",
+    "discriminator.baseline",
+    "seqkd.train_discriminator",
+    "gad.whitening",
     "discriminator.replay_size",
 )
 # The values that runs had before gadjax had the field.
-_EARLIER = {"lora.rank": 0, "discriminator.random_init": False, "discriminator.kind": "score"}
+_EARLIER = {
+    "lora.rank": 0,
+    "discriminator.random_init": False,
+    "discriminator.kind": "score",
+    "discriminator.baseline": "policy",
+    "seqkd.train_discriminator": False,
+    "gad.whitening": "group",
+}
+_PARTS = ("discriminator.kind", "discriminator.baseline", "seqkd.train_discriminator", "gad.whitening")
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -159,6 +170,13 @@ def _obstacle(setup: Setup, workdir: pathlib.Path, stage: str) -> str | None:
             f"the adapters of --workdir {workdir} stand on the weights of {config['student']} as they were then, which "
             f"its checkpoints do not hold, and config.student is {setup.config.student}: use another --workdir"
         )
+    # The checkpoint must have the parts of the state that the run needs.
+    for field in _PARTS:
+        if (old := _value(config, field)) != (new := _value(setup.config, field)):
+            return (
+                f"config.{field} was {old} and is {new}, so the checkpoint of --workdir {workdir} has other parts than "
+                "the run needs: use another --workdir"
+            )
     # The networks must compute the same.
     state = abstract_state(setup, stage)
     networks = {network: part for network in NETWORKS if (part := getattr(state, network)) is not None}

@@ -153,12 +153,25 @@ def test_a_demonstration_has_its_own_advantage_or_joins_the_group(case):
 @pytest.mark.parametrize("credit", ["sequence", "token"])
 @pytest.mark.parametrize("whitening", ["group", "batch", "running"])
 def test_equal_rewards_move_nothing(case, credit, whitening):
-    ones = jax.tree.map(np.ones_like, case.judged)
+    same = jax.tree.map(lambda leaf: np.full_like(leaf, 10.3), case.judged)
     found, _, _ = rewards.advantages(
         method(credit=credit, whitening=whitening, discriminator_kind="score"),
-        ones,
+        same,
         case.sampled,
         LENGTHS,
         Statistics.none(),
     )
-    np.testing.assert_allclose(found.samples, 0.0, atol=1e-6)
+    np.testing.assert_array_equal(found.samples, 0.0)
+
+
+def test_statistics_neither_cancel_nor_keep_what_is_not_finite(case):
+    """A mean of 1,000 beside a deviation of 0.01; and a NaN in one step, after which the next one is as before."""
+    running = method(discriminator_kind="score", whitening="running")
+    scores = 1000 + 0.01 * np.random.default_rng(1).normal(size=(B, 1 + N)).astype(np.float32)
+    judged = case.judged.replace(scores=scores)
+    found, statistics, _ = rewards.advantages(running, judged, case.sampled, LENGTHS, Statistics.none())
+    pool = scores[:, 1:].astype(np.float64)
+    np.testing.assert_allclose(found.samples, (pool - pool.mean()) / pool.std(), rtol=2e-2, atol=2e-2)
+    broken = judged.replace(scores=np.where(np.arange(1 + N) == 2, np.float32("nan"), scores))
+    _, after, _ = rewards.advantages(running, broken, case.sampled, LENGTHS, statistics)
+    jax.tree.map(np.testing.assert_array_equal, after, statistics)

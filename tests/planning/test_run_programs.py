@@ -81,6 +81,7 @@ RUNS = {
             "discriminator.kind": "likelihood",
             "discriminator.init": "generator",
             "seqkd.train_discriminator": True,
+            "seqkd.discriminator_learning_rate": 1e-3,
             "gad.credit": "token",
             "gad.demonstrations": 0.5,
             "evaluation.two_sample_folds": 0,

@@ -22,6 +22,7 @@ FIELDS = {
     "discriminator.sft_coefficient": 0.5,
     "discriminator.replay_size": 16,
     "seqkd.train_discriminator": True,
+    "seqkd.discriminator_learning_rate": 1e-3,
     "gad.credit": "token",
     "gad.discount": 0.5,
     "gad.whitening": "running",
@@ -43,7 +44,7 @@ def test_all_stages_train_both_networks(finished):
     workdir, figures = finished
     rows = [row for row in untimed(workdir) if row["kind"] == "train"]
     assert [row["stage"] for row in rows] == ["seqkd", "seqkd", "warmup", "warmup", "gad", "gad"]
-    assert rows[1]["discriminator/loss"] < rows[0]["discriminator/loss"], "SeqKD teaches the discriminator"
+    assert rows[1]["discriminator/nll"] < rows[0]["discriminator/nll"], "SeqKD teaches the discriminator"
     assert all(row["discriminator/nll"] > 0 and "reward/length_slope" in row for row in rows if row["stage"] == "gad")
     assert {"discriminator_accuracy", "discriminator_margin"} <= figures["gad"].keys()
 

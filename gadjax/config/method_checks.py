@@ -1,0 +1,115 @@
+"""Checks that the options of the discriminator and of the rewards fit each other."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from gadjax.config.fields import FIELDS
+from gadjax.errors import UserError
+
+_OWN = ("", "generator")  # values of discriminator.init that name no checkpoint
+
+# Fields that are read with a certain value of another field alone: (field, the other field, its value).
+_READ_WITH = (
+    ("discriminator.beta", "discriminator.kind", "likelihood"),
+    ("discriminator.baseline", "discriminator.kind", "likelihood"),
+    ("discriminator.sft_coefficient", "discriminator.kind", "likelihood"),
+    ("discriminator.pooling", "discriminator.kind", "score"),
+    ("gad.reward_baseline", "discriminator.kind", "likelihood"),
+    ("gad.discount", "gad.credit", "token"),
+    ("gad.length_correction", "gad.credit", "sequence"),
+    ("gad.reward", "gad.credit", "sequence"),
+)
+
+
+def check_discriminator(config: ConfigDict) -> None:
+    """Checks what only one kind of discriminator can do, and where its weights come from.
+
+    Raises:
+      UserError: naming the field and the remedy.
+    """
+    section, taught = config.discriminator, "seqkd" in config.stages and config.seqkd.train_discriminator
+    if taught and section.kind == "score":
+        raise UserError(
+            "config.seqkd.train_discriminator is on, but a scalar head has no cross entropy on answers: set "
+            "config.discriminator.kind=likelihood, or leave it off"
+        )
+    if taught and "soda" in config.stages:
+        raise UserError(
+            "config.seqkd.train_discriminator is on, but stage soda, which follows, keeps no discriminator: leave one "
+            "of them out"
+        )
+    equal = config.seqkd.discriminator_learning_rate == config.seqkd.generator_learning_rate
+    if taught and section.init in _OWN and equal:
+        raise UserError(
+            "config.seqkd.train_discriminator is on, and the discriminator would be the generator's twin: it starts "
+            "from the same weights and sees the same answers at the same learning rate. Leave it off and set "
+            "config.discriminator.init=generator, or give it another checkpoint or learning rate"
+        )
+    if section.random_init and section.init in _OWN:
+        raise UserError(
+            "config.discriminator.random_init is on, but config.discriminator.init names no folder: give one with the "
+            "config.json of the discriminator"
+        )
+    trains = (stage for stage in config.stages if config[stage].get("train_discriminator"))
+    if section.random_init and not any(trains):
+        raise UserError(
+            "config.discriminator.random_init is on, but no stage trains the discriminator: set "
+            "config.gad.train_discriminator=True, or leave it off"
+        )
+
+
+def check_rewards(config: ConfigDict) -> None:
+    """Checks that no option is without effect, and that what is compared has one unit.
+
+    Raises:
+      UserError: naming the field and the remedy.
+    """
+    gad = config.gad
+    for field, other, wanted in _READ_WITH:
+        value, default = _value(config, field), FIELDS[field].default
+        if value != default and _value(config, other) != wanted:
+            raise UserError(
+                f"config.{field} is {value}, but it is only read with config.{other}={wanted}: set that, or leave "
+                f"config.{field} at {default}"
+            )
+    if gad.demonstration_steps and not gad.demonstrations:
+        raise UserError(
+            f"config.gad.demonstration_steps is {gad.demonstration_steps}, but config.gad.demonstrations is 0: give a "
+            "share, or leave it at 0"
+        )
+    if gad.reward_baseline == "reference" and config.discriminator.baseline == "policy":
+        raise UserError(
+            "config.gad.reward_baseline=reference needs config.discriminator.baseline=reference, which computes those "
+            "log-probs: set both, or leave both at policy"
+        )
+    if gad.demonstrations and not gad.demonstration_reward:
+        _check_own_score(config)
+    bounded = gad.reward == "bounded" and config.discriminator.kind == "likelihood"
+    if bounded and gad.reward_baseline != config.discriminator.baseline:
+        raise UserError(_two_baselines(config))
+
+
+def _check_own_score(config: ConfigDict) -> None:
+    """Checks that the teacher's answer can be a member of its prompt's group."""
+    gad, why = config.gad, "makes the teacher's answer a member of its prompt's group"
+    for field, wanted in (("credit", "sequence"), ("whitening", "group"), ("length_correction", False)):
+        if gad[field] != wanted:
+            raise UserError(
+                f"config.gad.{field} is {gad[field]}, but config.gad.demonstration_reward=0 {why}: set "
+                f"config.gad.{field}={wanted}, or give a reward above 0"
+            )
+    if config.discriminator.kind == "likelihood" and gad.reward_baseline != config.discriminator.baseline:
+        raise UserError(_two_baselines(config))
+
+
+def _two_baselines(config: ConfigDict) -> str:
+    return (
+        f"config.gad.reward_baseline is {config.gad.reward_baseline} and config.discriminator.baseline is "
+        f"{config.discriminator.baseline}, but the rewards are compared with the teacher's score: give both one value"
+    )
+
+
+def _value(config: ConfigDict, field: str) -> object:
+    section, _, name = field.partition(".")
+    return config[section][name]
