@@ -241,7 +241,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"gad.credit": "sequence", "gad.whitening": "group", "gad.reward_clip": 0.0},
     ),
     "frozen-discount": ("phi-frozen-token", {"gad.discount": 0.9}),
-    "frozen-baseline-reference": ("phi-frozen-token", {"gad.reward_baseline": "reference"}),
+    "frozen-baseline-reference": (
+        "phi-frozen-token",
+        {"gad.reward_baseline": "reference", "discriminator.baseline": "reference"},
+    ),
     "frozen-bounded": ("frozen-sequence", {"gad.reward": "bounded"}),
     "frozen-whitening-running": ("phi-frozen-token", {"gad.whitening": "running"}),
     "frozen-no-clip": ("phi-frozen-token", {"gad.reward_clip": 0.0}),
