@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,7 @@ from gadjax.errors import UserError
 from gadjax.rollout.chat_model import load_network
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
+from gadjax.workdir.resume import check_workdir
 from tests.runs import assert_same_run, stop_before, untimed
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
@@ -104,3 +106,36 @@ def test_soda_runs_and_goes_on_where_it_stopped(tiny_config, tmp_path):
     stop_before(tiny_config(fields), tmp_path / "run", 3)
     run(tiny_config(fields), tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("gad.whitening", "group"), ("discriminator.baseline", "policy"), ("seqkd.train_discriminator", False)],
+)
+def test_a_checkpoint_without_the_parts_of_another_run_is_refused(finished, tiny_config, field, value):
+    """Even with --force: it has statistics, a reference or a discriminator that the other run has not, or lacks them."""
+    workdir, _ = finished
+    setup = prepare_run(tiny_config(FIELDS | {field: value}))
+    with pytest.raises(UserError, match=rf"config\.{field}: .* use another --workdir, or --force"):
+        check_workdir(setup, workdir)
+    with pytest.raises(UserError, match=rf"--force: config\.{field} was .*other parts"):
+        check_workdir(setup, workdir, force=True)
+
+
+@pytest.mark.slow  # two runs with adapters, a minute
+@pytest.mark.parametrize("stages", [("seqkd", "gad"), ("soda",)])
+def test_adapters(tiny_config, student, add_weights, tmp_path, stages):
+    """A likelihood discriminator of adapters, and SODA: merged exports, and adapters for causal models."""
+    weighty = add_weights(shutil.copytree(student, tmp_path / "student"))
+    fields = {"student": str(weighty), "random_init": False, "lora.rank": 2, "stages": stages, "checkpoint.every": 1}
+    fields |= {"discriminator.kind": "likelihood", "gad.credit": "token"} if "gad" in stages else {}
+    stop_before(tiny_config(fields), tmp_path / "run", 1)
+    run(tiny_config(fields), tmp_path / "run")
+    run(tiny_config(fields), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    networks = ("generator", "discriminator")[: 1 + ("gad" in stages)]
+    for network in networks:
+        export = tmp_path / "run" / "export" / network
+        assert load_network(str(export), "lm").params
+        adapter = json.loads((export / "adapter" / "adapter_config.json").read_text())
+        assert adapter["task_type"] == "CAUSAL_LM" and adapter["modules_to_save"] is None
