@@ -113,7 +113,7 @@ def test_soda_runs_and_goes_on_where_it_stopped(tiny_config, tmp_path):
     [("gad.whitening", "group"), ("discriminator.baseline", "policy"), ("seqkd.train_discriminator", False)],
 )
 def test_a_checkpoint_without_the_parts_of_another_run_is_refused(finished, tiny_config, field, value):
-    """Even with --force: it has statistics, a reference or a discriminator that the other run has not, or lacks them."""
+    """Even with --force: statistics, a reference or a discriminator would be missing, or left over."""
     workdir, _ = finished
     setup = prepare_run(tiny_config(FIELDS | {field: value}))
     with pytest.raises(UserError, match=rf"config\.{field}: .* use another --workdir, or --force"):
