@@ -175,7 +175,7 @@ def whitened(method: Method, rewards: jax.Array, weight: jax.Array, statistics: 
     if method.whitening == "running":
         assert statistics is not None
         mean, variance = statistics.mean, statistics.deviation / statistics.count
-        equal = variance == 0
+        equal = variance <= (LEAST_STD * mean) ** 2  # rounding of equal rewards
     else:
         axes = tuple(range(1 if method.whitening == "group" else 0, rewards.ndim))
         count = jnp.maximum(jnp.sum(weight, axis=axes, keepdims=True), 1.0)

@@ -12,13 +12,15 @@ pytestmark = pytest.mark.quick
 LIKELIHOOD = {"discriminator.kind": "likelihood"}
 TAUGHT = {**LIKELIHOOD, "stages": ("seqkd", "gad"), "seqkd.train_discriminator": True}
 
+EQUAL_RATES = {"seqkd.generator_learning_rate": 1e-3, "seqkd.discriminator_learning_rate": 1e-3}
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"stages": ("seqkd", "gad"), "seqkd.train_discriminator": True}, "seqkd.train_discriminator.*kind=likelihood"),
         ({**TAUGHT, "stages": ("seqkd", "soda", "gad")}, "seqkd.train_discriminator.*soda"),
-        (TAUGHT, "seqkd.train_discriminator.*twin"),
+        ({**TAUGHT, **EQUAL_RATES}, "seqkd.train_discriminator.*twin"),
         ({"discriminator.random_init": True}, "discriminator.random_init.*names no folder"),
         (
             {

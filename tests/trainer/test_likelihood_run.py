@@ -11,6 +11,7 @@ from gadjax.errors import UserError
 from gadjax.rollout.chat_model import load_network
 from gadjax.setup.prepare import prepare_run
 from gadjax.train import run
+from gadjax.trainer.watchdog_rules import RULES
 from gadjax.workdir.resume import check_workdir
 from tests.runs import assert_same_run, stop_before, untimed
 
@@ -103,6 +104,9 @@ def test_soda_runs_and_goes_on_where_it_stopped(tiny_config, tmp_path):
     fields = {"stages": ("seqkd", "soda"), "soda.steps": 3, "checkpoint.every": 1, "checkpoint.keep": 10}
     figures = run(tiny_config(fields), tmp_path / "whole")
     assert "soda" in figures and not (tmp_path / "whole" / "export" / "discriminator").exists()
+    rows = [row for row in untimed(tmp_path / "whole") if row["kind"] == "train" and row["stage"] == "soda"]
+    watched = {rule.figure for rules in RULES.values() for rule in rules if "soda" in rule.advice}
+    assert {figure for figure in watched if not figure.startswith("speed/")} <= rows[0].keys()
     stop_before(tiny_config(fields), tmp_path / "run", 3)
     run(tiny_config(fields), tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
