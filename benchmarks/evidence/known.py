@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 
 from benchmarks.evidence import answers, networks
-from benchmarks.evidence.arms import Game, Scene
+from benchmarks.evidence.arms import CORE, RECIPE, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Shape
 from benchmarks.evidence.runs import Cost
@@ -77,6 +77,8 @@ QUICK = Sizes(
 
 class Known(Suite):
     """The suite in a folder."""
+
+    arms = (*CORE, RECIPE)
 
     def __init__(self, options: Options):
         self.folder, self.sizes = options.folder, QUICK if options.quick else FULL
