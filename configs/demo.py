@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
 
     config.eval_every = 200
     config.evaluation.prompts = 128
+    config.evaluation.coverage = r"about an? (\w+) (\w+) .* (\w+)\."  # the adjective, the animal and the place
     config.evaluation.two_sample_folds = 2
     config.evaluation.two_sample_epochs = 5
     config.evaluation.two_sample_learning_rate = 1e-3
