@@ -123,7 +123,7 @@ def seqkd_on_phi(scene: Scene) -> Arm:
 
 
 def soda(scene: Scene) -> Arm:
-    """Stage soda: no discriminator learns, and the student's own answers are drawn once."""
+    """Stage soda: no discriminator learns, and a prompt keeps the student's own answer."""
     config = _game(scene, {"soda.steps": scene.game.updates, "soda.generator_learning_rate": scene.game.rate})
     config.stages = ("soda",)
     return Arm("soda", config, _points(scene), scene.start, "control")
@@ -236,10 +236,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "bt-sft": ("phi-bt-token", {"discriminator.sft_coefficient": 1.0}),
     "bt-replay": ("phi-bt-token", {"discriminator.replay_size": 2048}),
     # a frozen one
-    "frozen-sequence": (
-        "phi-frozen-token",
-        {"gad.credit": "sequence", "gad.whitening": "group", "gad.reward_clip": 0.0},
-    ),
+    "frozen-sequence": ("phi-frozen-token", SEQUENCE),
     "frozen-discount": ("phi-frozen-token", {"gad.discount": 0.9}),
     "frozen-baseline-reference": (
         "phi-frozen-token",

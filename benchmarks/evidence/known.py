@@ -2,8 +2,8 @@
 
 The teacher is a decoder of 2 M parameters that learned the demo's 3,000 answers, read at temperature 0.7: its export is
 an exact model at temperature 1. It answers every training prompt ten times. The student has one layer and 0.3 M
-parameters. phi is a model of the teacher's size, fitted to the same answers as the student: all that a larger
-discriminator can know of the teacher. Teacher, answers and phi are the same for all seeds. A seed is that of the
+parameters. phi is a model of the teacher's size, fitted to the same answers as the student: what a larger
+discriminator learns from the same answers. Teacher, answers and phi are the same for all seeds. A seed is that of the
 student's weights, its fit and the arms.
 """
 

@@ -15,6 +15,7 @@ _READ_WITH = (
     ("discriminator.baseline", "discriminator.kind", "likelihood"),
     ("discriminator.sft_coefficient", "discriminator.kind", "likelihood"),
     ("discriminator.pooling", "discriminator.kind", "score"),
+    ("discriminator.bt_temperature", "discriminator.loss", "bt"),
     ("gad.reward_baseline", "discriminator.kind", "likelihood"),
     ("gad.discount", "gad.credit", "token"),
     ("gad.length_correction", "gad.credit", "sequence"),
@@ -43,13 +44,19 @@ def check_discriminator(config: ConfigDict) -> None:
     if taught and section.init in _OWN and equal:
         raise UserError(
             "config.seqkd.train_discriminator is on, and the discriminator would be the generator's twin: it starts "
-            "from the same weights and sees the same answers at the same learning rate. Leave it off and set "
-            "config.discriminator.init=generator, or give it another checkpoint or learning rate"
+            "from the same weights and sees the same answers at the same learning rate. Give it another checkpoint "
+            "(config.discriminator.init) or learning rate"
         )
     if section.random_init and section.init in _OWN:
         raise UserError(
             "config.discriminator.random_init is on, but config.discriminator.init names no folder: give one with the "
             "config.json of the discriminator"
+        )
+    warms = "warmup" in config.stages and config.warmup.train_discriminator
+    if section.kind == "likelihood" and section.init in _OWN and "gad" in config.stages and not (taught or warms):
+        raise UserError(
+            "config.discriminator.kind=likelihood has learned nothing when stage gad begins: name a fitted checkpoint "
+            "in config.discriminator.init, or teach it in stage seqkd (config.seqkd.train_discriminator) or warmup"
         )
     trains = (stage for stage in config.stages if config[stage].get("train_discriminator"))
     if section.random_init and not any(trains):
@@ -60,7 +67,7 @@ def check_discriminator(config: ConfigDict) -> None:
 
 
 def check_rewards(config: ConfigDict) -> None:
-    """Checks that no option is without effect, and that what is compared has one unit.
+    """Checks that options are set only with those that read them, and that what is compared has one unit.
 
     Raises:
       UserError: naming the field and the remedy.

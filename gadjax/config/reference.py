@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from gadjax.config.fields import FIELDS, RunFields
 
 _KINDS = {str: "text", bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple of names"}
-_BOUNDS = {"ge": "at least {}", "gt": "above {}", "lt": "below {}"}
+_BOUNDS = {"ge": "at least {}", "gt": "above {}", "lt": "below {}", "le": "at most {}"}
 _NOTE = "<!-- Written by `python -m gadjax.config > docs/config.md` from gadjax/config/. Change it there. -->\n\n"
 
 

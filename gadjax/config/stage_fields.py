@@ -27,7 +27,7 @@ class DiscriminatorFields(Section):
     """Factor of a likelihood discriminator's score."""
     baseline: Literal["reference", "policy"] = "policy"
     """π in the loss of a likelihood discriminator: the generator as it entered the stage ("reference"), or as it is now
-    ("policy"), with which the loss is least where φ is the teacher, whatever the generator does."""
+    ("policy"). With "policy", beta equal to bt_temperature and no replay, the loss is least where φ is the teacher."""
     pooling: Literal["last", "mean"] = "last"
     """The score of a scalar head: its value at the response's last token, or the mean of its values at all response
     tokens."""
