@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 DISCRIMINATOR = {"discriminator/loss", "discriminator/accuracy", "discriminator/margin"}
 ROLLOUT = {"reward/mean", "reward/std", "response/length_mean", "response/length_p95", "response/truncated", "tokens"}
 GENERATOR = {"generator/loss", "generator/grad_norm", "generator/skipped", "generator/entropy"}
-POLICY = {"generator/kl", "generator/sampler_gap", "generator/clipped"}
+POLICY = {"generator/kl", "generator/sampler_gap", "generator/clipped", "reward/length_slope"}
 HELDOUT = {
     "nll",
     "rouge_l",
@@ -38,7 +38,7 @@ HELDOUT = {
     "discriminator_accuracy",
     "discriminator_margin",
 }
-TWO_SAMPLE = {"two_sample", "two_sample_low", "two_sample_high"}
+SAMPLED = {"sampled_length_mean", "sampled_distinct_2", "two_sample", "two_sample_low", "two_sample_high"}
 
 
 def train_lines(workdir: pathlib.Path) -> list[dict]:
@@ -106,7 +106,7 @@ class TestFinishedRun:
         assert when == [(0, "before"), (2, "warmup"), (3, "warmup"), (5, "gad"), (6, "gad")]
         for line in lines:
             # At the ends of stages; random weights before them need no test.
-            expected = HELDOUT | (TWO_SAMPLE if line["step"] in (3, 6) else set())
+            expected = HELDOUT | (SAMPLED if line["step"] in (3, 6) else set())
             assert names(line) == {f"heldout/{name}" for name in expected}
         assert list(finished_run.figures) == ["before", "warmup", "gad"]
         assert finished_run.figures == read_heldout(finished_run.workdir / "metrics.jsonl")

@@ -52,7 +52,7 @@ class HeldOut:
         longest = sorted(map(len, self.prompts))[:size][-1]  # of the first queue, which has the shortest
         sampling = self.setup.sampling(self.setup.config.evaluation.temperature)
         weights, queue = decoding_weights(self.setup, state), engine.abstract_queue(size, queue_width(longest))
-        engine.sample.lower(weights, *queue, sampling, slots).compile()
+        engine.sample.lower(weights, *queue, sampling, slots, 1).compile()
 
     def figures(self, generator: Params, discriminator: Params | None = None) -> tuple[dict[str, float], Answers]:
         """The held-out figures, and the answers that they were measured on.

@@ -101,7 +101,7 @@ def test_two_processes_are_one_run(together, tiny_config, fields, one_device_con
     assert (workdir / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
     assert_same_exports(workdir, alone, tolerance=1e-4)
     assert "8 cpu (data 2 x fsdp 2 x tensor 2, 2 processes)" in first.out
-    for text in ("reading config", "held out:", "SeqKD 0/2", "n-gram", "export"):
+    for text in ("reading config", "held out:", "SeqKD 0/2", "ROUGE-L", "export"):
         assert text in first.out
         assert text not in second.out, "its own lines are of Gloo's threads, one in another"
 
