@@ -127,7 +127,7 @@ def test_a_checkpoint_without_the_parts_of_another_run_is_refused(finished, tiny
 
 
 @pytest.mark.slow  # two runs with adapters, a minute
-@pytest.mark.parametrize("stages", [("seqkd", "gad"), ("soda",)])
+@pytest.mark.parametrize("stages", [("warmup", "gad"), ("soda",)])
 def test_adapters(tiny_config, student, add_weights, tmp_path, stages):
     """A likelihood discriminator of adapters, and SODA: merged exports, and adapters for causal models."""
     weighty = add_weights(shutil.copytree(student, tmp_path / "student"))
