@@ -168,7 +168,8 @@ def phi_bt_token(scene: Scene) -> Arm:
 
 def bt_in_seqkd(scene: Scene) -> Arm:
     """`phi-bt-token` whose first half is SeqKD, in which phi goes on learning by cross entropy too."""
-    arm, half = phi_bt_token(scene), scene.game.updates // 2
+    arm, game = phi_bt_token(scene), scene.game
+    half = max(1, game.updates // (2 * game.every)) * game.every  # a stage counts its own steps between checkpoints
     learns = {"seqkd.train_discriminator": True, "seqkd.discriminator_learning_rate": scene.game.likelihood_rate}
     lengths = {"seqkd.steps": half, "gad.steps": scene.game.updates - half}
     arm.config.stages = ("seqkd", "gad")

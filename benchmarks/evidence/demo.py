@@ -58,8 +58,7 @@ def gad(scene: Scene) -> Arm:
     config.gad.steps, config.batch_size, config.rollout.num_samples = game.updates, game.prompts, game.samples
     config.data.heldout, config.eval_every, config.evaluation.two_sample_folds = "", 0, 0
     before = config.warmup.steps = min(config.warmup.steps, game.updates)
-    # The ends of the stages are saved in any case.
-    config.checkpoint.every, config.checkpoint.keep = before + game.every, KEPT
+    config.checkpoint.every, config.checkpoint.keep = game.every, KEPT
     points = {updates: before + updates for updates in (0, game.every, game.updates)}
     return Arm("gad", config, points, scene.start, "control")
 
