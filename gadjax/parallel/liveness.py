@@ -4,7 +4,7 @@ Each process has a thread that meets the others at a barrier every few seconds, 
 that does not come is gone. JAX's own heartbeats are a second line of defence. They end a process by an abort with a
 stack trace, and after an exception in a collective JAX would still wait for the dead process at exit. They are the only
 defence while weights are read, since Python's threads wait for the disk then. Process 0 holds the barrier: if it is
-gone, JAX aborts the others at once.
+gone, the others end at once, by JAX's abort or by the watch, whichever notices first.
 """
 
 from __future__ import annotations
