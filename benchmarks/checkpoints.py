@@ -24,11 +24,11 @@ from benchmarks.harness.batches import Shape, make_batch
 from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from benchmarks.update import config_fields
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
 
-DEFAULT_CADENCE = get_config().checkpoint.every  # steps
+DEFAULT_CADENCE = default_config().checkpoint.every  # steps
 COLUMNS = ("every", "step, s", "checkpoint, MB", "a save, s of waiting", "waiting", "slower")
 
 

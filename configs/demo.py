@@ -9,26 +9,24 @@ SeqKD teaches the language quickly, since it samples nothing. Warmup lets the di
 GAD then lowers the held-out negative log-likelihood from 2.73 to 2.62 nats per token (README, "The demo").
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
-from configs import base
-
-ASSETS = pathlib.Path(__file__).parent / "demo_assets"
+from gadjax.config import default_config
+from gadjax.config.shipped import demo_assets
 
 
 def get_config() -> ConfigDict:
     """SeqKD, warmup and GAD in about five minutes on two cores."""
-    config = base.get_config()
-    config.student = str(ASSETS)
+    assets = demo_assets()
+    config = default_config()
+    config.student = str(assets)
     config.random_init = True
     config.stages = ("seqkd", "warmup", "gad")
     config.batch_size = 16
     config.remat = "none"
 
-    config.data.train = str(ASSETS / "train.parquet")
-    config.data.heldout = str(ASSETS / "heldout.parquet")
+    config.data.train = str(assets / "train.parquet")
+    config.data.heldout = str(assets / "heldout.parquet")
     config.data.max_prompt_length = 64
     config.data.max_response_length = 64
     config.row_length = 128

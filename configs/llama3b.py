@@ -10,12 +10,12 @@ The paper's result, GPT-4o score on LMSYS: 44.0 before, 47.6 with SeqKD, 48.1 wi
 
 from ml_collections import ConfigDict
 
-from configs import base
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """One epoch of warmup and two of GAD, 256 prompts x 8 samples a step."""
-    config = base.get_config()
+    config = default_config()
     config.student = "meta-llama/Llama-3.2-3B-Instruct"
     config.rollout.slots = 64
     config.offload.optimizer = True

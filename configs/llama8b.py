@@ -9,12 +9,12 @@ The paper's result, GPT-4o score on LMSYS: 46.9 before, 49.7 with SeqKD, 50.3 wi
 
 from ml_collections import ConfigDict
 
-from configs import base
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """One epoch of warmup and two of GAD, 256 prompts x 8 samples a step."""
-    config = base.get_config()
+    config = default_config()
     config.student = "meta-llama/Llama-3.1-8B-Instruct"
     config.rollout.slots = 512
     return config

@@ -9,12 +9,12 @@ The paper's result, GPT-4o score on LMSYS: 50.0 before, 50.6 with SeqKD, 52.1 wi
 
 from ml_collections import ConfigDict
 
-from configs import base
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """One epoch of warmup and two of GAD, 256 prompts x 8 samples a step."""
-    config = base.get_config()
+    config = default_config()
     config.student = "Qwen/Qwen2.5-14B-Instruct"
     config.rollout.slots = 1024
     return config

@@ -9,12 +9,13 @@ it has no result for this setting, and gadjax has none yet.
 
 from ml_collections import ConfigDict
 
-from configs import qwen14b
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """Rank 32, and an eighth of the paper's batch: 32 prompts x 8 samples a step."""
-    config = qwen14b.get_config().unlock()
+    config = default_config()
+    config.student = "Qwen/Qwen2.5-14B-Instruct"
     config.lora.rank = 32
     config.lora.alpha = 64.0
     for stage in (config.warmup, config.gad):
@@ -23,4 +24,4 @@ def get_config() -> ConfigDict:
     config.batch_size = 32
     # Four prompts at a time: 11 GiB of key-value caches, beside the base and the copy of it for sampling.
     config.rollout.slots = 32
-    return config.lock()
+    return config

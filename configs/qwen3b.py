@@ -10,12 +10,12 @@ The paper's result, GPT-4o score on LMSYS: 45.8 before, 47.5 with SeqKD, 48.9 wi
 
 from ml_collections import ConfigDict
 
-from configs import base
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """One epoch of warmup and two of GAD, 256 prompts x 8 samples a step."""
-    config = base.get_config()
+    config = default_config()
     config.student = "Qwen/Qwen2.5-3B-Instruct"
     config.rollout.slots = 128
     config.offload.optimizer = True

@@ -13,12 +13,12 @@ pruned student that has much to relearn; they are not the paper's.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from gadjax.config import default_config
 
 
 def get_config() -> ConfigDict:
     """60 steps of warmup and 40 of GAD."""
-    config = base.get_config()
+    config = default_config()
     config.batch_size = 4
     config.remat = "none"
 

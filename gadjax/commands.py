@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HOST_MEMORY_FRACTION = 0.75
 
 _CONFIG = "config"
+_CONFIG_FLAGS = (f"--{_CONFIG}", f"-{_CONFIG}")
 _CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # in control groups, version 2
 
 
@@ -46,7 +47,7 @@ def define_config() -> None:
     """Defines --config=FILE and, for every field that the file has, --config.FIELD=VALUE."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file(_CONFIG, None, "The run's config: a Python file with get_config().")
+    config_flags.DEFINE_config_file(_CONFIG, None, "The run's config: a shipped one's name, or a Python file.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_CONFIG])  # --help shows the command's own flags
 
 
@@ -58,11 +59,11 @@ def read_config() -> ConfigDict:
     """
     config = flags.FLAGS[_CONFIG].value
     if config is None:
-        raise UserError("no config: give --config=configs/demo.py or another file with get_config()")
+        raise UserError("no config: give --config=demo, another name that `gadjax config` lists, or a file of yours")
     try:
         config.lock()  # if the file could not be loaded, any use of its config raises the error
     except OSError as error:
-        raise UserError(f"--config cannot be read: {_reason(error)}") from None
+        raise UserError(_unread(error)) from None
     return config
 
 
@@ -137,21 +138,22 @@ def _parse(argv: list[str]) -> list[str]:
             raise UserError(
                 f"the argument {argument!r} is not valid UTF-8: rename the file, or mend the text"
             ) from None
-    argv = [_expand_home(argument) for argument in argv]
+    if _CONFIG in flags.FLAGS:
+        argv = _with_config_paths(argv)
     try:
         rest = flags.FLAGS(argv)
-    except SystemExit:  # absl has printed the help; the config's fields are no flags of its own
+    except SystemExit:  # absl has printed the help, and would exit with 1; the config's fields are no flags of its own
         if _CONFIG in flags.FLAGS and "--helpxml" not in argv:
             from gadjax.config.reference import describe_fields
 
             print("\n" + describe_fields(width=80))
-        raise
+        raise SystemExit(0) from None
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"--config cannot be read: {_reason(error)}") from None
+        raise UserError(_unread(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises these for a wrong override; so may the author's code in the config's file.
         if not any(argument.startswith(f"--{_CONFIG}") for argument in argv) or _raised_in_config(error, argv):
@@ -164,10 +166,23 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def _expand_home(argument: str) -> str:
-    """The argument, with "~" replaced in --config=~/FILE: the file is read while flags are parsed."""
-    name, _, file = argument.partition("=")
-    return f"{name}={files.expand(file)}" if name == f"--{_CONFIG}" and file.startswith("~") else argument
+def _with_config_paths(argv: list[str]) -> list[str]:
+    """The arguments, with the config's path in --config: the file is read while flags are parsed.
+
+    Raises:
+      UserError: --config names a config that is not shipped.
+    """
+    from gadjax.config.shipped import config_path
+
+    found = []
+    for before, argument in itertools.pairwise(["", *argv]):
+        name, equals, given = argument.partition("=")
+        if name in _CONFIG_FLAGS and equals:
+            argument = f"{name}={config_path(given)}"
+        elif before in _CONFIG_FLAGS:
+            argument = config_path(argument)
+        found.append(argument)
+    return found
 
 
 def _check_numbers() -> None:
@@ -187,13 +202,19 @@ def _check_numbers() -> None:
 
 def _raised_in_config(error: BaseException, argv: list[str]) -> bool:
     """Whether the error was raised while code of the config's file ran."""
-    names = (f"--{_CONFIG}", f"-{_CONFIG}")
-    given = {value for name, value in itertools.pairwise(argv) if name in names}
-    given |= {value for name, _, value in (argument.partition("=") for argument in argv) if name in names}
+    given = {value for name, value in itertools.pairwise(argv) if name in _CONFIG_FLAGS}
+    given |= {value for name, _, value in (argument.partition("=") for argument in argv) if name in _CONFIG_FLAGS}
     paths = tuple(value.partition(":")[0] for value in given if value)  # FILE:ARGUMENT passes an argument to it
     return any(frame.filename.endswith(paths) for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _reason(error: OSError) -> str:
-    """The reason alone: ml_collections puts it last, after the places where it looked for the file."""
-    return str(error).splitlines()[-1].strip()
+def _unread(error: OSError) -> str:
+    """The message for a config's file that cannot be read, with the shipped config of its name if there is one.
+
+    ml_collections puts the reason last, after the places where it looked for the file.
+    """
+    from gadjax.config.shipped import hint
+
+    reason = str(error).splitlines()[-1].strip()
+    absent = reason.rpartition(": ")[2].strip("'") if "No such file" in reason else ""
+    return f"--config cannot be read: {reason}{hint(absent) if absent else ''}"

@@ -75,7 +75,7 @@ def run(
     With several processes (`gadjax.parallel.processes.start`, or `jax.distributed.initialize`) all of them call this.
 
     Args:
-      config: from `configs/base.py`'s `get_config()`, with at least `student` and `data.train` set.
+      config: from `gadjax.config.load_config`, with at least `student` and `data.train` set.
       workdir: a local folder, made where it does not exist.
       profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into WORKDIR/profile.
       force: continues where the workdir's run had another seed, data or the like, as `--force` does.

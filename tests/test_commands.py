@@ -32,10 +32,13 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no config: give --config=configs/demo.py"),
+        ([], "no config: give --config=demo"),
         (["--config=configs/nowhere.py"], "--config cannot be read: .*No such file or directory: 'configs/nowhere.py'"),
         (["--config=configs/nowhere.py", "--config.seed=1"], "--config cannot be read: .*'configs/nowhere.py'"),
-        (["--config=configs"], "--config cannot be read: .*configs"),
+        (["--config=configs"], r"--config=configs: gadjax ships no config of this name\. There are base, demo, "),
+        (["--config", "qwen14"], r"--config=qwen14: .*; did you mean qwen14b\? There are "),
+        (["--config=somewhere/demo.py"], r"'somewhere/demo\.py'; the shipped one is --config=demo$"),
+        (["--config=configs/"], "--config cannot be read: .*configs"),
         ([CONFIG, "--config.batchsize=8"], r"a --config\.FIELD is not in the config: .*batchsize"),
         ([CONFIG, "--config.gad.lr=8"], r"a --config\.FIELD is not in the config: .*lr"),
         ([CONFIG, "--config.batch_size=many"], r"--config\.batch_size=many"),
@@ -121,7 +124,7 @@ def test_home_in_paths(command, tmp_path, monkeypatch):
     from gadjax.trainer import session
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.py").write_text("from configs.base import get_config\n")
+    (tmp_path / "mine.py").write_text("from gadjax.config import default_config as get_config\n")
     seen = []
     monkeypatch.setattr(session, "train_and_export", lambda config, workdir, *rest, **more: seen.append(workdir))
     assert command("gadjax.train", "--config=~/mine.py", "--workdir=~/run").status == 0

@@ -17,7 +17,8 @@ from benchmarks.evidence.networks import Data, Fit, Shape
 from benchmarks.evidence.runs import Arm
 from benchmarks.evidence.suite import Options, Suite
 from benchmarks.evidence.text_teacher import TextTeacher
-from configs import demo
+from gadjax.config import load_config
+from gadjax.config.shipped import demo_assets
 
 SYSTEM = "You write one short sentence in simple words for a small child."  # of the collection, as its temperature
 TEMPERATURE = 0.5
@@ -52,7 +53,7 @@ QUICK = Sizes(
 
 def gad(scene: Scene) -> Arm:
     """The demo's stages warmup and gad, as configs/demo.py has them but for the lengths that the arms share."""
-    config, game = demo.get_config(), scene.game
+    config, game = load_config("demo"), scene.game
     config.student, config.random_init, config.seed = str(scene.start), False, scene.seed
     config.stages = ("warmup", "gad")
     config.gad.steps, config.batch_size, config.rollout.num_samples = game.updates, game.prompts, game.samples
@@ -72,11 +73,12 @@ class Demo(Suite):
     def __init__(self, options: Options):
         self.folder, self.sizes = options.folder, QUICK if options.quick else FULL
         self.text_teacher = TextTeacher(options.teacher, TEMPERATURE, SYSTEM) if options.teacher else None
-        self.data = Data(demo.ASSETS / "train.parquet", demo.ASSETS / "heldout.parquet", 64)
+        assets = demo_assets()
+        self.data = Data(assets / "train.parquet", assets / "heldout.parquet", 64)
 
     def prepare(self, seed: int) -> Scene:
         sizes, start, phi = self.sizes, self.folder / f"student-{seed}", self.folder / f"phi-{seed}"
-        networks.fit(demo.ASSETS, self.data, sizes.seqkd, seed, start, random=True)
+        networks.fit(demo_assets(), self.data, sizes.seqkd, seed, start, random=True)
         empty = networks.write_shape(sizes.phi, self.folder / "shapes" / "phi")
         cost = networks.fit(empty, self.data, sizes.phi_fit, seed, phi, random=True)
         return Scene(self.folder, seed, start, sizes.seqkd, self.data, sizes.game, phi, cost)

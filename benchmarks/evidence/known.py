@@ -18,7 +18,7 @@ from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Shape
 from benchmarks.evidence.runs import Cost
 from benchmarks.evidence.suite import Options, Suite
-from configs.demo import ASSETS
+from gadjax.config.shipped import demo_assets
 
 PHI_SEED = 1000  # that of no student
 
@@ -114,7 +114,8 @@ class Known(Suite):
     def _make_teacher(self) -> None:
         """The teacher and its answers."""
         sizes = self.sizes
-        demo = Data(ASSETS / "train.parquet", ASSETS / "heldout.parquet", sizes.limit)
+        assets = demo_assets()
+        demo = Data(assets / "train.parquet", assets / "heldout.parquet", sizes.limit)
         if not (self.teacher / "config.json").exists():
             empty = networks.write_shape(sizes.teacher, self.folder / "shapes" / "teacher")
             learnt = self.folder / "teacher-at-1"

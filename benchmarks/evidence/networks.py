@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.evidence import runs
 from benchmarks.evidence.runs import Cost
-from configs import base
-from configs.demo import ASSETS
+from gadjax.config import default_config
+from gadjax.config.shipped import demo_assets
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
@@ -36,7 +36,7 @@ class Shape:
         inner = -(-8 * self.width // (3 * multiple)) * multiple  # three matrices with as many weights as two of 4 x
         sizes = {"hidden_size": self.width, "intermediate_size": inner, "num_hidden_layers": self.layers}
         heads = {"num_attention_heads": self.width // 32, "num_key_value_heads": self.width // 32, "head_dim": 32}
-        return json.loads((ASSETS / "config.json").read_text()) | sizes | heads | {"tie_word_embeddings": False}
+        return json.loads((demo_assets() / "config.json").read_text()) | sizes | heads | {"tie_word_embeddings": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Data:
 
 def config_of(student: pathlib.Path, data: Data, seed: int) -> ConfigDict:
     """The config that all runs of a suite share: small networks in float32, nothing measured along the run."""
-    config = base.get_config()
+    config = default_config()
     config.student, config.seed = str(student), seed
     config.remat = "none"
     config.data.train = str(data.train)
@@ -101,7 +101,7 @@ def write_shape(shape: Shape, folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
     for name in TOKENIZER:
-        shutil.copyfile(ASSETS / name, folder / name)
+        shutil.copyfile(demo_assets() / name, folder / name)
     return folder
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.harness.models import write_models
 from benchmarks.workers.protocol import serve
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.distill import state as states
 from gadjax.distill.state import GadState, TrainState
 from gadjax.models import layouts
@@ -50,7 +50,7 @@ class StepRun:
           models: directories by "generator", "discriminator" and "reference".
           fields: of the config, by dotted names.
         """
-        config = get_config().unlock()
+        config = default_config().unlock()
         config.stages, config.student, config.remat = ("gad",), models["generator"], "dots"
         config.update_from_flattened_dict(fields)
         blueprint = make_blueprint(checked(config), jax.devices()[:1])

@@ -1,1 +1,6 @@
-"""A run's config: `fields` declares every field, `check` holds the rules, `reference` describes the fields as text."""
+"""A run's config: its fields, the checks, and the configs that gadjax ships."""
+
+from gadjax.config.fields import default_config
+from gadjax.config.shipped import load_config
+
+__all__ = ["default_config", "load_config"]

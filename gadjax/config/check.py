@@ -135,7 +135,7 @@ def _check_names(config: ConfigDict) -> None:
     found = set(_flat_names(config))
     for field in FIELDS:
         if field not in found:
-            raise UserError(f"config.{field} is missing: start from get_config() of configs/base.py")
+            raise UserError(f"config.{field} is missing: start from default_config() of gadjax.config")
     for field in sorted(found - FIELDS.keys()):
         raise UserError(f"config.{field} is not a field of a run: see docs/config.md for those that are")
 

@@ -2,7 +2,7 @@
 
 Those of the discriminator and of the stages are in `gadjax.config.stage_fields`, all others here.
 
-The defaults are the paper's values (arXiv 2511.10643). All else is derived: `configs/base.py`, the checks of
+The defaults are the paper's values (arXiv 2511.10643). All else is derived: the config `base`, the checks of
 `gadjax.config.check`, the list in `python -m gadjax.train --help`, and the page docs/config.md. A string below a field
 describes it. `ge` is "at least", `gt` "above", `lt` "below"; a `Literal` lists the choices.
 """
@@ -239,7 +239,7 @@ WATCHDOGS: tuple[str, ...] = typing.get_args(Watchdog)
 
 
 def default_config() -> ConfigDict:
-    """A config of every field with its default."""
+    """A config of every field with its default. It is locked: a field that is not there cannot be set."""
     config: dict[str, Any] = {}
     for name, field in FIELDS.items():
         *sections, last = name.split(".")
@@ -247,4 +247,4 @@ def default_config() -> ConfigDict:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = field.default
-    return ConfigDict(config)
+    return ConfigDict(config).lock()

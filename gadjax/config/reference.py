@@ -13,7 +13,7 @@ from gadjax.config.fields import FIELDS, RunFields
 
 _KINDS = {str: "text", bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple of names"}
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "lt": "below {}", "le": "at most {}"}
-_NOTE = "<!-- Written by `python -m gadjax.config > docs/config.md` from gadjax/config/. Change it there. -->\n\n"
+_NOTE = "<!-- Written by `gadjax config --fields > docs/config.md` from gadjax/config/. Change it there. -->\n\n"
 
 
 def kind(field: FieldInfo) -> str:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import gadjax
 from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
 from gadjax.evaluation.api import Endpoint, Say
@@ -34,6 +33,7 @@ from gadjax.evaluation.verdicts import JudgeEndpoints, Judgements, References, a
 from gadjax.files import expand, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
+from gadjax.version import __version__
 
 VERDICTS = "verdicts.jsonl"
 CACHE = "cache"
@@ -285,7 +285,7 @@ class Evaluation:
         workdir = next((source.workdir for source in self.sources if source.workdir), None)
         return Results(
             format=schema.FORMAT,
-            gadjax=gadjax.__version__,
+            gadjax=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             models=[
                 schema.EvaluatedModel(s.name, s.given, s.kind, s.step, stage(s.name), s.best_of) for s in self.sources

@@ -14,7 +14,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-import gadjax
 from gadjax.errors import UserError
 from gadjax.models.adapters import Adapters, fetch, write_peft
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
@@ -22,6 +21,7 @@ from gadjax.models.hf_files import INDEX_FILE, POOLING, SINGLE_FILE
 from gadjax.models.lora import Params
 from gadjax.models.weights import HF_TENSORS, is_stacked, named_leaves
 from gadjax.parallel import processes
+from gadjax.version import __version__
 
 # This file marks a directory as an export, which may be replaced.
 MARK = "gadjax.json"
@@ -79,7 +79,7 @@ def save_pretrained(
             if tokenizer_dir is not None:
                 shutil.copytree(tokenizer_dir, staging, dirs_exist_ok=True)
             _write_json(staging / "config.json", _hf_config(config, hf_config, scalar, pooling, dtype))
-            _write_json(staging / MARK, {"kind": kind, "version": gadjax.__version__})
+            _write_json(staging / MARK, {"kind": kind, "version": __version__})
             if generation_config is not None and not scalar:
                 _write_json(staging / "generation_config.json", generation_config)
             if model_card is not None:

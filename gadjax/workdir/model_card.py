@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import gadjax
 from gadjax.config.check import uses_discriminator
 from gadjax.setup.blueprint import discriminator_head
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
+from gadjax.version import __version__
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
 _KINDS = {  # the hub's pipeline tag, and what the model is
@@ -127,7 +127,7 @@ def _config_section(config: Mapping[str, Any]) -> str:
     text = json.dumps(_clean(config), indent=2, ensure_ascii=False, default=str)
     # The fence must be longer than any run of backticks in the config, which a chat template may have.
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    heading = f"<summary>The run's config (gadjax {gadjax.__version__})</summary>"
+    heading = f"<summary>The run's config (gadjax {__version__})</summary>"
     return f"<details>\n{heading}\n\n{fence}json\n{text}\n{fence}\n\n</details>"
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gadjax.config import default_config, load_config, shipped
 from gadjax.config.check import discriminator_checkpoint, field_value, grows_from_generator, resolve, template_args
 from gadjax.config.fields import FIELDS, STAGES
 from gadjax.errors import UserError
@@ -15,10 +16,8 @@ pytestmark = pytest.mark.quick
 NAN = math.nan
 
 
-def test_defaults_are_the_papers(repo):
-    from configs.base import get_config
-
-    config = get_config()
+def test_defaults_are_the_papers():
+    config = default_config()
     assert config.batch_size == 256
     assert (config.rollout.num_samples, config.rollout.temperature) == (8, 0.8)
     assert (config.data.max_prompt_length, config.data.max_response_length) == (2048, 1536)
@@ -36,13 +35,12 @@ def test_defaults_are_the_papers(repo):
     assert config.discriminator.replay_size == config.gad.sft_coefficient == config.gad.importance_cap == 0
 
 
-def test_every_config_of_the_repository_resolves(repo):
-    import importlib
-
-    names = sorted(path.stem for path in (repo / "configs").glob("*.py") if path.stem != "__init__")
-    assert {"base", "demo", "qwen3b", "qwen7b", "qwen14b", "llama3b", "llama8b", "smollm2_135m"} <= set(names)
-    for name in names:
-        config = importlib.import_module(f"configs.{name}").get_config()
+def test_every_shipped_config_resolves(repo):
+    assert shipped.folder() == repo / "configs"
+    names = {"base", "demo", "qwen3b", "qwen7b", "qwen14b", "llama3b", "llama8b", "smollm2_135m"}
+    assert names <= set(shipped.names())
+    for name in shipped.names():
+        config = load_config(name)
         config.student = config.student or "student"
         config.data.train = config.data.train or "train.parquet"
         assert resolve(config).stages, name
@@ -57,7 +55,9 @@ def test_a_config_without_a_field(tiny_config, field):
     for part in sections:
         section = section[part]
     del section[name]
-    with pytest.raises(UserError, match=rf"^config\.{field} is missing: start from get_config\(\) of configs/base.py$"):
+    with pytest.raises(
+        UserError, match=rf"^config\.{field} is missing: start from default_config\(\) of gadjax.config$"
+    ):
         resolve(config)
 
 

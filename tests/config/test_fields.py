@@ -5,8 +5,9 @@ from __future__ import annotations
 import ml_collections
 import pytest
 
+from gadjax.config import default_config, load_config
 from gadjax.config.check import field_value, reference, resolve
-from gadjax.config.fields import FIELDS, STAGES, WATCHDOGS, default_config
+from gadjax.config.fields import FIELDS, STAGES, WATCHDOGS
 
 pytestmark = pytest.mark.quick
 
@@ -24,11 +25,15 @@ def test_every_field_is_described_in_sentences():
         assert field.description and field.description.rstrip().endswith("."), name
 
 
-def test_base_is_the_declaration(repo):
-    from configs.base import get_config
+def test_base_is_the_declaration():
+    base = load_config("base")
+    assert isinstance(base, ml_collections.ConfigDict)
+    assert base.to_dict() == default_config().to_dict()
 
-    assert get_config().to_dict() == default_config().to_dict() and get_config().is_locked
-    assert isinstance(get_config(), ml_collections.ConfigDict)
+
+def test_a_misspelt_field_cannot_be_set():
+    with pytest.raises(AttributeError, match="batchsize"):
+        default_config().batchsize = 8
 
 
 def test_a_config_is_no_other_runs():
@@ -57,7 +62,7 @@ def test_what_a_field_takes(name, kind, choices, bounds):
 
 
 def test_the_page_is_current(repo):
-    """Write it anew with `python -m gadjax.config > docs/config.md`."""
+    """Write it anew with `gadjax config --fields > docs/config.md`."""
     assert (repo / "docs" / "config.md").read_text(encoding="utf-8") == reference.page()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.data.packing import Packed, RowShape, pack
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
@@ -191,7 +191,7 @@ class Tiny:
 
 def tiny_config(**settings: Any) -> Any:
     """The default config with a few settings fit for the size; `settings` as in `Tiny.trainer`."""
-    config = get_config().unlock()
+    config = default_config().unlock()
     settings = {
         "rollout__num_samples": N,
         "remat": "none",

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.data.packing import Packed, RowShape
 from gadjax.distill.method import Method
 from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
@@ -23,7 +23,7 @@ SHAPE = RowShape(row_length=17, row_multiple=2)
 PACKED = PackedByHost(SHAPE)
 SHARED = PackedByHost(dataclasses.replace(SHAPE, share=True))
 METHOD = Method.from_config(
-    get_config(), generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N
+    default_config(), generator=None, sampling=Sampling(T, (1,)), generator_optimizer=optax.identity(), num_samples=N
 )
 
 

@@ -23,7 +23,7 @@ def plan(name: str, message: str, topology: str) -> BadInput:
 
 
 CONFIGS = [
-    BadInput("no config", "no config: give --config=configs/demo.py", lambda p: ["gadjax.train"]),
+    BadInput("no config", "no config: give --config=demo", lambda p: ["gadjax.train"]),
     BadInput(
         "no such config", "--config cannot be read: .*nowhere.py", lambda p: ["gadjax.train", "--config=nowhere.py"]
     ),

@@ -18,10 +18,10 @@ from tests.faults.bad_settings import CONFIGS, FLAGS, TOPOLOGIES
 CORPUS = [*PARQUET, *PROMPTS, *MODELS, *CONFIGS, *FLAGS, *TOPOLOGIES]
 
 CONFIG = """
-from configs.base import get_config as base
+from gadjax.config import default_config
 
 def get_config():
-    config = base()
+    config = default_config()
     config.student, config.random_init = {student!r}, True
     config.data.train, config.data.heldout = {train!r}, ""
     config.data.max_prompt_length, config.data.max_response_length = 48, 8

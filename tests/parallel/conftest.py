@@ -80,11 +80,11 @@ def train_together(tmp_path_factory, tiny_config, repo, compilation_cache, free_
 
 def _config_file(config: dict[str, Any]) -> str:
     values = dict(_flat(config))
-    return f"""from configs.base import get_config as base
+    return f"""from gadjax.config import default_config
 
 
 def get_config():
-    config = base().unlock()
+    config = default_config().unlock()
     config.update_from_flattened_dict({values!r})
     return config.lock()
 """

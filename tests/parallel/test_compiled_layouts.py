@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.data.packing import Packed
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
@@ -51,7 +51,7 @@ def abstract(shape, sharding, dtype=jnp.int32):
 
 def method(model: Model) -> Method:
     return Method.from_config(
-        get_config(),
+        default_config(),
         generator=model,
         sampling=Sampling(T, (2,)),
         generator_optimizer=OPTIMIZER,

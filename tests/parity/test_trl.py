@@ -26,7 +26,7 @@ import pytest
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
 
-from configs.base import get_config  # noqa: E402
+from gadjax.config import default_config  # noqa: E402
 from gadjax.data.packing import pack  # noqa: E402
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill.losses import group_advantages  # noqa: E402
@@ -167,7 +167,7 @@ def our_loss(
         update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
     )
     method = Method.from_config(
-        get_config(),
+        default_config(),
         generator=Table(),
         sampling=Sampling(T, (0,), temperature=TEMPERATURE),
         generator_optimizer=keep_gradient,

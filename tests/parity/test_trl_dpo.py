@@ -19,7 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
 
-from configs.base import get_config  # noqa: E402
+from gadjax.config import default_config  # noqa: E402
 from gadjax.data.packing import pack  # noqa: E402
 from gadjax.distill import state as states  # noqa: E402
 from gadjax.distill.discriminator import update_discriminator  # noqa: E402
@@ -88,7 +88,7 @@ def test_the_loss_and_its_gradient():
             init=lambda params: jax.tree.map(jnp.zeros_like, params),
             update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
         )
-        config = get_config()
+        config = default_config()
         config.soda.beta = BETA
         method = Method.from_config(
             config,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import torch
 
-from configs.base import get_config
+from gadjax.config import default_config
 from gadjax.data.packing import pack
 from gadjax.distill.method import Method
 from gadjax.rollout.sampler import Sampling
@@ -158,7 +158,7 @@ def policy_inputs(data: Data, micro_batches: int, dtype: type) -> tuple[Any, np.
 
 def method_of(generator: Any, discriminator: Any, optimizer: optax.GradientTransformation, **fields: Any) -> Method:
     return Method.from_config(
-        get_config(),
+        default_config(),
         generator=generator,
         sampling=Sampling(T, (2,), temperature=TEMPERATURE),
         generator_optimizer=optimizer,

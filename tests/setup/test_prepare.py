@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from gadjax.config import load_config
 from gadjax.errors import UserError
 from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
@@ -232,9 +233,7 @@ def test_warmup_that_ends_before_the_generator_s_part(no_weights, tiny_config, t
 
 def test_the_demo_as_it_is_shipped(all_devices):
     """Config, tokenizer and data of the repository work together."""
-    from configs.demo import get_config
-
-    config = get_config()
+    config = load_config("demo")
     setup = prepare_run(config)
     assert tuple(stage_lengths(setup)) == config.stages == ("seqkd", "warmup", "gad")
     assert len(setup.train) > 2000 and len(setup.heldout) >= config.evaluation.prompts

@@ -33,9 +33,9 @@ def tiny_config(student, train_file, heldout_file) -> Callable[..., Any]:
     """A config of a few small steps from random weights; the argument's dotted fields replace its own."""
 
     def make(fields: dict[str, Any] | None = None) -> Any:
-        from configs.base import get_config
+        from gadjax.config import default_config
 
-        config = get_config().unlock()
+        config = default_config().unlock()
         config.student = str(student)
         config.random_init = True
         config.data.train, config.data.heldout = str(train_file), str(heldout_file)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence.quality import NAMED, auc, pair_figures, paired
-from configs.demo import ASSETS
+from gadjax.config.shipped import demo_assets
 from gadjax.data.schema import read_rows
 from gadjax.evaluation.text import coverage
 
@@ -62,7 +62,7 @@ def test_an_answer_covers_adjective_animal_and_place():
 
 
 def test_the_demos_teacher_covers_two_thirds_of_its_prompts():
-    rows = read_rows(ASSETS / "heldout.parquet")
+    rows = read_rows(demo_assets() / "heldout.parquet")
     whole = [i for i in range(len(rows)) if not rows.cut[i]]
     asked, answers = [rows.messages(i)[-1]["content"] for i in whole], [rows.answer(i) for i in whole]
     assert coverage(asked, answers, NAMED) == pytest.approx(0.64, abs=0.005)
