@@ -49,6 +49,50 @@ def without_optimizations() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+# What a run's programs do not depend on: how long it is, what it writes, and how often it looks.
+_OF_THE_LOOP = (
+    "checkpoint",
+    "eval_every",
+    "log",
+    "offload",
+    "seed",
+    "seqkd.steps",
+    "warmup.steps",
+    "gad.steps",
+    "soda.steps",
+)
+
+
+@pytest.fixture(scope="module")
+def shared_programs() -> Iterator[None]:
+    """Runs of equal settings share their programs: a module traces each once, where every run would do so again.
+
+    Compiled programs come from the cache anyway; tracing and lowering take most of such a run. Not for tests that
+    replace what a program traces, or count what is compiled.
+    """
+    from gadjax.distill import state
+    from gadjax.trainer import heldout, stage_steps
+
+    make_heldout, kept = heldout.HeldOutPrograms, {}
+
+    def heldout_programs(setup: Any) -> Any:
+        config = setup.config.to_dict()
+        for name in _OF_THE_LOOP:
+            section, _, field = name.rpartition(".")
+            del (config[section] if section else config)[field]
+        fields = (setup.mesh, setup.generator, setup.sampler, setup.discriminator, setup.eos_ids, setup.prompt_width)
+        key = repr(config), *fields
+        if key not in kept:
+            kept[key] = make_heldout(setup)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "adamw", functools.cache(state.adamw))  # equal optimizers are one, so that methods compare
+        patch.setattr(stage_steps, "Programs", functools.cache(stage_steps.Programs))
+        patch.setattr(heldout, "HeldOutPrograms", heldout_programs)
+        yield
+
+
 @pytest.fixture
 def nothing_compiled_yet(tmp_path: pathlib.Path) -> Iterator[None]:
     """Programs that other tests compiled are out of reach: this test counts compilations, or takes their time."""

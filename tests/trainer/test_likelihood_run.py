@@ -15,7 +15,7 @@ from gadjax.trainer.watchdog_rules import RULES
 from gadjax.workdir.resume import check_workdir
 from tests.runs import assert_same_run, stop_before, untimed
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 FIELDS = {
     "stages": ("seqkd", "warmup", "gad"),
@@ -38,7 +38,7 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_config, tmp_path_factory, one_device, quick_compile):
+def finished(tiny_config, tmp_path_factory, one_device, quick_compile, shared_programs):
     workdir = tmp_path_factory.mktemp("likelihood") / "run"
     return workdir, run(tiny_config(FIELDS), workdir)
 
@@ -52,11 +52,11 @@ def test_all_stages_train_both_networks(finished):
     assert {"discriminator_accuracy", "discriminator_margin"} <= figures["gad"].keys()
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
-def test_an_interrupted_run_is_the_uninterrupted_one(finished, tiny_config, tmp_path, step):
-    """In each stage, with statistics of the rewards, replayed groups and an annealed share."""
+def test_an_interrupted_run_is_the_uninterrupted_one(finished, tiny_config, tmp_path):
+    """Stopped in each stage, with statistics of the rewards, replayed groups and an annealed share."""
     workdir, _ = finished
-    stop_before(tiny_config(FIELDS), tmp_path / "run", step)
+    for step in (1, 3, 5):
+        stop_before(tiny_config(FIELDS), tmp_path / "run", step)
     run(tiny_config(FIELDS), tmp_path / "run")
     assert_same_run(tmp_path / "run", workdir)
 
