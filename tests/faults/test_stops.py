@@ -16,7 +16,7 @@ from gadjax.trainer.stage_steps import StageSteps
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import assert_same_run
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 
 @pytest.fixture
@@ -42,16 +42,17 @@ def copied(finished_run, tmp_path) -> pathlib.Path:
     return shutil.copytree(finished_run.workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("export"))
 
 
-@pytest.mark.parametrize("step", [0, 3])
-def test_sigterm(finished_run, tiny_config, rich_fields, told_to_stop, tmp_path, step):
-    """The step in progress is finished and saved; the handler is gone with the run."""
+def test_sigterm(finished_run, tiny_config, rich_fields, told_to_stop, tmp_path):
+    """In the first step and in a later stage: the step in progress is finished and saved; the handler is gone then."""
     before = signal.getsignal(signal.SIGTERM)
-    told_to_stop(step)
     config = tiny_config(rich_fields)
-    with pytest.raises(Stopped, match=rf"^stopped and saved at step {step + 1}; the same command goes on from there$"):
-        run(config, tmp_path)
-    assert Checkpoints(tmp_path).steps()[-1] == step + 1
-    assert signal.getsignal(signal.SIGTERM) is before
+    for step in (0, 3):
+        told_to_stop(step)
+        saved = rf"^stopped and saved at step {step + 1}; the same command goes on from there$"
+        with pytest.raises(Stopped, match=saved):
+            run(config, tmp_path)
+        assert Checkpoints(tmp_path).steps()[-1] == step + 1
+        assert signal.getsignal(signal.SIGTERM) is before
     run(config, tmp_path)
     assert_same_run(tmp_path, finished_run.workdir)
 
