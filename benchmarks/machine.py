@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from benchmarks.harness import command, report
+from benchmarks.harness.limits import Limits
 from benchmarks.harness.measure import Spread, interleave
 from benchmarks.harness.peers import Worker
 from gadjax.errors import run_command
@@ -26,7 +27,8 @@ def main() -> None:
     rows, shape, gigabytes = (_ROWS, _SHAPE, 1.0) if not arguments.quick else _QUICK.values()
     command.say_how_busy()
     with Worker("machine") as worker:
-        sides: dict[str, Any] = {"peak": lambda: {"rate": worker.call("peak")}}
+        limits = Limits(worker, quick=arguments.quick)
+        sides: dict[str, Any] = {"peak": lambda: {"rate": limits.peak()}}
         sides["bandwidth"] = lambda: {"rate": worker.call("bandwidth", gigabytes=gigabytes)}
         for count in rows:
             fields = {"rows": count, "inputs": shape[0], "outputs": shape[1], "count": shape[2]}

@@ -137,6 +137,7 @@ def main() -> None:
     with command.workers("gadjax_sampling", "hf_sampling", arguments) as (ours, theirs), Worker("machine") as machine:
         model = arguments.model or ours.call("write_models", folder=str(models.FOLDER), fields=fields)["generator"]
         config = ModelConfig.from_hf(models.read_fields(model), str(model))
+        limits = Limits(machine, quick=arguments.quick)
         for side in filter(None, (ours, theirs)):
             side.call("load", path=str(model))
         for kind in kinds:
@@ -144,7 +145,7 @@ def main() -> None:
                 if kind == "skewed" and count == 1:
                     continue  # a row that ends leaves nobody waiting
                 case = Case(kind, count, sizes, config, ours)
-                results.append(measure(case, ours, theirs, Limits(machine), arguments.rounds))
+                results.append(measure(case, ours, theirs, limits, arguments.rounds))
                 command.progress(" ".join(line(results[-1])))
         versions = theirs.call("versions", names=peers.TORCH.packages) if theirs else None
     print(report.table(COLUMNS, [line(result) for result in results]))

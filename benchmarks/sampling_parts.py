@@ -87,7 +87,7 @@ def main() -> None:
         model = arguments.model or ours.call("write_models", folder=str(models.FOLDER), fields=fields)["generator"]
         config = ModelConfig.from_hf(models.read_fields(model), str(model))
         ours.call("load", path=str(model))
-        limits = Limits(machine)
+        limits = Limits(machine, quick=arguments.quick)
         results = [measure(ours, limits, config, (count, *sizes), arguments.rounds) for count in slots]
     print(report.table(COLUMNS, [line for result in results for line in lines(result)]))
     report.write(arguments.out, results)

@@ -96,7 +96,7 @@ def main() -> None:
                 checked.call("load", path=path)
                 answers = checked.call("run", **common, temperature=0.0, slots=len(prompts), eos=[])["answers"]
             greedy = agreement(answers, theirs.call("sample", **common, temperature=0.0)["answers"])
-        result = measure(shape, sides, Limits(machine), config, arguments.rounds)
+        result = measure(shape, sides, Limits(machine, quick=arguments.quick), config, arguments.rounds)
         versions = theirs.call("versions", names=peers.TUNIX.packages) if theirs else None
     print(report.table(COLUMNS, lines(result)))
     if greedy is not None:

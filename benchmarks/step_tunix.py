@@ -56,7 +56,7 @@ def measure(shape: Shape, fields: dict[str, Any], arguments: Any) -> dict[str, A
             processes["tunix"] = theirs
             sides["tunix"] = functools.partial(theirs.call, "step", prompts=batch["prompt"])
         first = {name: turn()["seconds"] for name, turn in sides.items()}  # compiles
-        limits = Limits(machine)
+        limits = Limits(machine, quick=arguments.quick)
         least = {"machine": lambda: {"seconds": least_seconds(limits, config, shape)}}
         found = interleave(sides | least, arguments.rounds)
         memory = {name: worker.call("peak_memory") for name, worker in processes.items()}

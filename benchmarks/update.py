@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.harness import command, models, peers, report
 from benchmarks.harness.batches import Shape, make_batch
-from benchmarks.harness.limits import update_flops
+from benchmarks.harness.limits import Limits, update_flops
 from benchmarks.harness.measure import Spread, interleave, pairwise
 from benchmarks.harness.peers import Worker
 from gadjax.errors import run_command
@@ -58,14 +58,14 @@ def disagreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, 
     return found
 
 
-def measure(kind: str, shape: Shape, sides: dict[str, Worker], machine: Worker, config: ModelConfig, rounds: int):
+def measure(kind: str, shape: Shape, sides: dict[str, Worker], limits: Limits, config: ModelConfig, rounds: int):
     """Runs all turns of one kind of lengths and summarises them."""
     batch, samples = make_batch(shape, ragged=kind == "ragged")
     lengths = [n for group in samples["lengths"] for n in group]
     flops = update_flops(config, batch["prompt_length"], batch["teacher_length"], lengths)
     turns = {name: functools.partial(side.call, "step", batch=batch, samples=samples) for name, side in sides.items()}
     first = {name: turn() for name, turn in turns.items()}  # compiles, and starts from equal weights
-    found = interleave(turns | {"machine": lambda: {"seconds": flops / machine.call("peak")}}, rounds)
+    found = interleave(turns | {"machine": lambda: {"seconds": flops / limits.peak()}}, rounds)
     seconds = {name: [turn["seconds"] for turn in found[name]] for name in found}
     result = {
         "lengths": kind,
@@ -116,7 +116,8 @@ def main() -> None:
             if theirs:
                 theirs.call("load", models=directories, settings=torch_settings(arguments.bucket))
                 sides["torch"] = theirs
-            results.append(measure(kind, shape, sides, machine, config, arguments.rounds))
+            limits = Limits(machine, quick=arguments.quick)
+            results.append(measure(kind, shape, sides, limits, config, arguments.rounds))
             results[-1]["peak_memory"] = {name: side.call("peak_memory") for name, side in sides.items()}
             versions = theirs.call("versions", names=peers.TORCH.packages) if theirs else None
         if theirs:

@@ -64,12 +64,13 @@ def update_flops(config: ModelConfig, prompts: Sequence[int], teacher: Sequence[
 class Limits:
     """The machine's rates. A worker measures them each time, next to what they are compared with."""
 
-    def __init__(self, worker: Worker):
-        self._worker = worker
+    def __init__(self, worker: Worker, *, quick: bool = False):
+        """`quick`: the large product is a small one, which shows that it works and measures nothing."""
+        self._worker, self._large = worker, 128 if quick else 2048
 
     def peak(self) -> float:
         """Operations per second of a large matrix product."""
-        return self._worker.call("peak")
+        return self._worker.call("peak", size=self._large)
 
     def bandwidth(self, gigabytes: float) -> float:
         """Bytes per second of reading an array of this size."""

@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.workers.protocol import serve
 
 _REPEATS = 3  # of which the best counts: a rate is what the machine can do
-_LARGE = 2048
 _RUN = 2**18  # numbers that are read one after another
 
 # x [rows, in] with a weight stored [in, out], and stored [out, in].
@@ -64,10 +63,9 @@ def products(rows: int, kinds: list[tuple[int, int, int]]) -> float:
     return sum(min(layouts(rows, *kind).values()) for kind in kinds)
 
 
-def peak() -> float:
-    """Operations per second of a large square product."""
-    seconds = min(layouts(_LARGE, _LARGE, _LARGE, 1).values())
-    return 2 * _LARGE**3 / seconds
+def peak(size: int) -> float:
+    """Operations per second of a product of two square matrices of this size."""
+    return 2 * size**3 / min(layouts(size, size, size, 1).values())
 
 
 def bandwidth(gigabytes: float) -> float:
