@@ -115,11 +115,14 @@ def seqkd_on_phi(scene: Scene) -> Arm:
     """SeqKD on as many answers of phi as the game samples."""
     game, phi = scene.game, _phi(scene)
     out = scene.folder / f"phi-answers-{scene.seed}.parquet"
-    chats, count = answers.prompts_of(scene.data.train), game.updates * game.prompts * game.samples
-    cost = scene.phi_cost + answers.draw(phi, chats, count, scene.data.limit, scene.seed, out)
-    scene = dataclasses.replace(scene, data=dataclasses.replace(scene.data, train=out))
-    batch = game.prompts * game.samples
-    return _supervised(scene, "seqkd-on-phi", batch, game.rate, baseline="control", preparation=cost)
+    data, batch = scene.data, game.prompts * game.samples
+
+    def make() -> Cost:
+        return answers.draw(phi, answers.prompts_of(data.train), game.updates * batch, data.limit, scene.seed, out)
+
+    scene = dataclasses.replace(scene, data=dataclasses.replace(data, train=out))
+    others = {"baseline": "control", "preparation": scene.phi_cost, "make": make}
+    return _supervised(scene, "seqkd-on-phi", batch, game.rate, **others)
 
 
 def soda(scene: Scene) -> Arm:

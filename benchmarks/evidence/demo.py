@@ -9,12 +9,13 @@ the system prompt of the collection.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from benchmarks.evidence import networks
 from benchmarks.evidence.arms import KEPT, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
-from benchmarks.evidence.networks import Data, Fit, Shape
-from benchmarks.evidence.runs import Arm
+from benchmarks.evidence.networks import Data, Fit, Fitting, Shape
+from benchmarks.evidence.runs import Arm, Cost
 from benchmarks.evidence.suite import Options, Suite
 from benchmarks.evidence.text_teacher import TextTeacher
 from gadjax.config import load_config
@@ -76,12 +77,20 @@ class Demo(Suite):
         assets = demo_assets()
         self.data = Data(assets / "train.parquet", assets / "heldout.parquet", 64)
 
-    def prepare(self, seed: int) -> Scene:
+    def share(self) -> None:
+        networks.write_shape(self.sizes.phi, self.folder / "shapes" / "phi")
+
+    def networks(self, seed: int) -> Mapping[str, Fitting]:
+        empty, sizes = self.folder / "shapes" / "phi", self.sizes
+        student, phi = self.folder / f"student-{seed}", self.folder / f"phi-{seed}"
+        return {
+            "student": Fitting(demo_assets(), self.data, sizes.seqkd, seed, student, random=True),
+            "phi": Fitting(empty, self.data, sizes.phi_fit, seed, phi, random=True),
+        }
+
+    def scene(self, seed: int, costs: Mapping[str, Cost]) -> Scene:
         sizes, start, phi = self.sizes, self.folder / f"student-{seed}", self.folder / f"phi-{seed}"
-        networks.fit(demo_assets(), self.data, sizes.seqkd, seed, start, random=True)
-        empty = networks.write_shape(sizes.phi, self.folder / "shapes" / "phi")
-        cost = networks.fit(empty, self.data, sizes.phi_fit, seed, phi, random=True)
-        return Scene(self.folder, seed, start, sizes.seqkd, self.data, sizes.game, phi, cost)
+        return Scene(self.folder, seed, start, sizes.seqkd, self.data, sizes.game, phi, costs["phi"])
 
     def bench(self, seed: int) -> Bench:
         base = self.folder / f"student-{seed}"

@@ -10,12 +10,12 @@ student's weights, its fit and the arms.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+from collections.abc import Mapping
 
 from benchmarks.evidence import answers, networks
 from benchmarks.evidence.arms import CORE, RECIPE, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
-from benchmarks.evidence.networks import Data, Fit, Shape
+from benchmarks.evidence.networks import Data, Fit, Fitting, Shape
 from benchmarks.evidence.runs import Cost
 from benchmarks.evidence.suite import Options, Suite
 from gadjax.config.shipped import demo_assets
@@ -85,21 +85,27 @@ class Known(Suite):
         self.teacher = self.folder / "teacher"
         self.data = Data(self.folder / "train.parquet", self.folder / "heldout.parquet", self.sizes.limit)
 
-    def prepare(self, seed: int) -> Scene:
-        sizes = self.sizes
+    def share(self) -> None:
         self._make_teacher()
-        student, phi = self.folder / f"student-{seed}", self.folder / "phi"
-        phi_cost = self._fit(sizes.phi, sizes.phi_fit, PHI_SEED, phi)
-        self._fit(sizes.student, sizes.student_fit, seed, student)
+        for name in ("student", "phi"):
+            networks.write_shape(getattr(self.sizes, name), self.folder / "shapes" / name)
+
+    def networks(self, seed: int) -> Mapping[str, Fitting]:
+        return {
+            "phi": self._fitting("phi", self.sizes.phi_fit, PHI_SEED, "phi"),
+            "student": self._fitting("student", self.sizes.student_fit, seed, f"student-{seed}"),
+        }
+
+    def scene(self, seed: int, costs: Mapping[str, Cost]) -> Scene:
         return Scene(
             folder=self.folder,
             seed=seed,
-            start=student,
-            seqkd=sizes.student_fit,
+            start=self.folder / f"student-{seed}",
+            seqkd=self.sizes.student_fit,
             data=self.data,
-            game=sizes.game,
-            phi=phi,
-            phi_cost=phi_cost,
+            game=self.sizes.game,
+            phi=self.folder / "phi",
+            phi_cost=costs["phi"],
             teacher=self.teacher,
         )
 
@@ -107,9 +113,8 @@ class Known(Suite):
         del seed
         return Bench(self.data, self.sizes.settings, self.folder / "phi", self.teacher)
 
-    def _fit(self, shape: Shape, how: Fit, seed: int, folder: pathlib.Path) -> Cost:
-        empty = networks.write_shape(shape, self.folder / "shapes" / folder.name.split("-")[0])
-        return networks.fit(empty, self.data, how, seed, folder, random=True)
+    def _fitting(self, shape: str, how: Fit, seed: int, name: str) -> Fitting:
+        return Fitting(self.folder / "shapes" / shape, self.data, how, seed, self.folder / name, random=True)
 
     def _make_teacher(self) -> None:
         """The teacher and its answers."""
@@ -119,7 +124,7 @@ class Known(Suite):
         if not (self.teacher / "config.json").exists():
             empty = networks.write_shape(sizes.teacher, self.folder / "shapes" / "teacher")
             learnt = self.folder / "teacher-at-1"
-            networks.fit(empty, demo, sizes.teacher_fit, 0, learnt, random=True)
+            Fitting(empty, demo, sizes.teacher_fit, 0, learnt, random=True).fit()
             networks.at_temperature(learnt, sizes.temperature, self.teacher)
         parts = [(demo.train, sizes.prompts, sizes.answers, self.data.train)]
         parts += [(demo.heldout, sizes.heldout_prompts, 1, self.data.heldout)]

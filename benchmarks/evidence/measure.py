@@ -101,23 +101,51 @@ class Bench:
         """The figures at one point of an arm's run; those of the start are shared by all arms."""
         step = arm.points[updates]
         if not step:
-            return self.measure_model(arm.start, arm.start.with_name(f"{arm.start.name}-measured.json"))
+            return self.measure_start(arm.start)
         source = f"{workdir}@{step}"
 
         def measured() -> Figures:
             figures, judged = self._measure(source)
             return figures | scores_of_checkpoint(workdir, step, arm.start, judged)
 
-        return self._once(source, workdir / f"measured-{updates}.json", measured)
+        return self._once(source, _kept_of_arm(workdir, updates), measured)
+
+    def measure_start(self, start: pathlib.Path) -> Figures:
+        """The figures of the student in a folder, from which arms start; kept beside it."""
+        return self.measure_model(start, _kept_of_start(start))
+
+    def has_measured_model(self, source: pathlib.Path, kept: pathlib.Path) -> bool:
+        """Whether `measure_model` has nothing left to do."""
+        return self._found(str(source), kept) is not None
+
+    def has_measured_start(self, start: pathlib.Path) -> bool:
+        """Whether `measure_start` has nothing left to do."""
+        return self.has_measured_model(start, _kept_of_start(start))
+
+    def has_measured_arm(self, arm: Arm, workdir: pathlib.Path) -> bool:
+        """Whether `measure_arm` has nothing left to do at any point of an arm's finished run."""
+        return all(
+            self._found(f"{workdir}@{step}", _kept_of_arm(workdir, updates)) is not None
+            if step
+            else self.has_measured_start(arm.start)
+            for updates, step in arm.points.items()
+        )
 
     def _once(self, source: str, kept: pathlib.Path, measured: Callable[[], Figures]) -> Figures:
         """What `measured` returns, unless the file has it of the same model and bench."""
-        key = digest(self.key, _inspect(source).identity)
+        figures = self._found(source, kept)
+        if figures is None:
+            figures = measured()
+            write_json(kept, {"key": self._key_of(source), "figures": figures})
+        return figures
+
+    def _found(self, source: str, kept: pathlib.Path) -> Figures | None:
+        """What the file has of the same model and bench, or None."""
         found = read_json(kept)
-        if found is None or found["key"] != key:
-            found = {"key": key, "figures": measured()}
-            write_json(kept, found)
-        return found["figures"]
+        return found["figures"] if found is not None and found["key"] == self._key_of(source) else None
+
+    def _key_of(self, source: str) -> str:
+        return digest(self.key, _inspect(source).identity)
 
     def of_answers(self) -> Figures:
         """The figures of the teacher's own answers."""
@@ -198,6 +226,14 @@ class Bench:
         model = Model(dataclasses.replace(loaded.model.config, remat=remat), "score", loaded.mesh)
         optimizer = adamw_for(self.settings.rate)
         return Classifier(model, optimizer, state_shardings(model, optimizer, loaded.mesh)), loaded.params
+
+
+def _kept_of_start(start: pathlib.Path) -> pathlib.Path:
+    return start.with_name(f"{start.name}-measured.json")
+
+
+def _kept_of_arm(workdir: pathlib.Path, updates: int) -> pathlib.Path:
+    return workdir / f"measured-{updates}.json"
 
 
 def _inspect(source: str) -> LocalModel:

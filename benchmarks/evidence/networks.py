@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import shutil
 import tempfile
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -99,16 +99,20 @@ def config_of(student: pathlib.Path, data: Data, seed: int) -> ConfigDict:
 def write_shape(shape: Shape, folder: pathlib.Path) -> pathlib.Path:
     """Writes the folder of a network without weights, with the demo's tokenizer, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
-    for name in TOKENIZER:
-        shutil.copyfile(demo_assets() / name, folder / name)
+    contents = {name: (demo_assets() / name).read_bytes() for name in TOKENIZER}
+    contents["config.json"] = (json.dumps(shape.config(), indent=2) + "\n").encode()
+    for name, content in contents.items():
+        path = folder / name
+        if not path.exists() or path.read_bytes() != content:  # another process may be reading it
+            path.write_bytes(content)
     return folder
 
 
-def fit(student: pathlib.Path, data: Data, how: Fit, seed: int, folder: pathlib.Path, *, random: bool) -> Cost:
-    """Fits a network to answers, writes the best as the folder `folder`, and returns what it took.
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """A network that is fitted to answers by cross entropy, and its folder.
 
-    Args:
+    Attributes:
       student: the folder of the network that it starts from.
       data: the answers.
       how: lengths and rates.
@@ -116,27 +120,53 @@ def fit(student: pathlib.Path, data: Data, how: Fit, seed: int, folder: pathlib.
       folder: the export. The runs are beside it, as FOLDER.fit and FOLDER.finish.
       random: whether the start has random weights.
     """
-    workdirs = [folder.with_name(f"{folder.name}.{part}") for part in ("fit", "finish")]
-    parts = [(how.steps, how.rate), (how.finish_steps, how.finish_rate)]
-    spent = Cost()
-    for number, ((steps, rate), workdir) in enumerate(zip(parts, workdirs, strict=True)):
-        if not steps:
-            continue
-        config = config_of(student, data, seed)
-        config.random_init = random and number == 0
+
+    student: pathlib.Path
+    data: Data
+    how: Fit
+    seed: int
+    folder: pathlib.Path
+    random: bool
+
+    def fit(self) -> Cost:
+        """Fits it, writes the best as its folder, and returns what it took. What is there already is only read."""
+        spent = Cost()
+        for config, workdir, out in self._runs():
+            runs.train(config, workdir)
+            spent += runs.cost(workdir)
+            runs.export(workdir, out)
+        return spent
+
+    def is_fitted(self) -> bool:
+        """Whether `fit` has nothing left to do."""
+        return all(
+            runs.is_finished(config, workdir) and (out / "config.json").exists()
+            for config, workdir, out in self._runs()
+        )
+
+    def _runs(self) -> Iterator[tuple[ConfigDict, pathlib.Path, pathlib.Path]]:
+        """The config and workdir of each run, and the folder of its best checkpoint."""
+        how, folder = self.how, self.folder
+        first = folder.with_name(f"{folder.name}.fit")
+        best = first / "best" if how.finish_steps else folder
+        yield self._config(self.student, how.steps, how.rate, random=self.random), first, best
+        if how.finish_steps:
+            config = self._config(best, how.finish_steps, how.finish_rate, random=False)
+            yield config, folder.with_name(f"{folder.name}.finish"), folder
+
+    def _config(self, student: pathlib.Path, steps: int, rate: float, *, random: bool) -> ConfigDict:
+        """The config of a run that starts from `student`."""
+        config = config_of(student, self.data, self.seed)
+        config.random_init = random
         config.stages = ("seqkd",)
-        config.batch_size = how.batch
+        config.batch_size = self.how.batch
         config.optimizer.clip_norm = 1.0
         config.seqkd.steps, config.seqkd.generator_learning_rate = steps, rate
-        config.data.heldout = str(data.heldout)
+        config.data.heldout = str(self.data.heldout)
         config.evaluation.prompts, config.evaluation.shown = 0, 0
-        config.eval_every = how.every
+        config.eval_every = self.how.every
         config.checkpoint.every, config.checkpoint.keep, config.checkpoint.best = steps, 1, "nll"
-        runs.train(config, workdir)
-        spent += runs.cost(workdir)
-        student = folder if number or not how.finish_steps else workdir / "best"
-        runs.export(workdir, student)
-    return spent
+        return config
 
 
 def at_temperature(model: pathlib.Path, temperature: float, out: pathlib.Path) -> None:

@@ -9,16 +9,16 @@ not made again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.evidence import networks, toy
+from benchmarks.evidence import toy
 from benchmarks.evidence.arms import KEPT, Game, Scene
 from benchmarks.evidence.known import Known
-from benchmarks.evidence.networks import Fit, config_of
+from benchmarks.evidence.networks import Fit, Fitting, config_of
 from benchmarks.evidence.quality import Paired, paired
-from benchmarks.evidence.runs import Arm
+from benchmarks.evidence.runs import Arm, Cost
 from benchmarks.evidence.suite import Options
 from benchmarks.evidence.table import Row, by_seed, last_rows
 from benchmarks.harness import report
@@ -115,6 +115,7 @@ class Paper(Known):
     """The suite in a folder."""
 
     arms = (*_VARIANTS, "larger-d", "more-seqkd")
+    measures_start = False
 
     def __init__(self, options: Options):
         super().__init__(options)
@@ -126,12 +127,13 @@ class Paper(Known):
         }
         self.own = own | {"larger-d": partial(_larger, sizes=sizes), "more-seqkd": partial(_more_seqkd, sizes=sizes)}
 
-    def prepare(self, seed: int) -> Scene:
-        scene, sizes = super().prepare(seed), self.paper_sizes
-        start = self.folder / f"early-{seed}"
-        empty = networks.write_shape(self.sizes.student, self.folder / "shapes" / "student")
-        networks.fit(empty, self.data, sizes.start, seed, start, random=True)
-        return dataclasses.replace(scene, start=start, game=sizes.game)
+    def networks(self, seed: int) -> Mapping[str, Fitting]:
+        student = self._fitting("student", self.paper_sizes.start, seed, f"early-{seed}")
+        return dict(super().networks(seed)) | {"student": student}
+
+    def scene(self, seed: int, costs: Mapping[str, Cost]) -> Scene:
+        start, sizes = self.folder / f"early-{seed}", self.paper_sizes
+        return dataclasses.replace(super().scene(seed, costs), start=start, seqkd=sizes.start, game=sizes.game)
 
     def conclude(self, rows: Sequence[Row]) -> tuple[str, Any]:
         found = [*self._toy_claims(), *judge(CLAIMS, rows)]

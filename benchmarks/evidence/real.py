@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from benchmarks.evidence import networks
 from benchmarks.evidence.arms import RECIPE, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
-from benchmarks.evidence.networks import Data, Fit
+from benchmarks.evidence.networks import Data, Fit, Fitting
+from benchmarks.evidence.runs import Cost
 from benchmarks.evidence.suite import Options, Suite
 from benchmarks.prune_layers import prune
 from gadjax.errors import UserError
@@ -99,24 +101,28 @@ class Real(Suite):
         self.data = Data(given["train"], given["heldout"], self.sizes.limit, self.sizes.prompt_limit, keep_cut=True)
         self.teacher = self.folder / "teacher"
 
-    def prepare(self, seed: int) -> Scene:
-        sizes = self.sizes
+    def share(self) -> None:
         networks.at_temperature(self.original, TEMPERATURE, self.teacher)
-        folders, costs = {}, {}
-        for name, layers in (("student", sizes.student), ("phi", sizes.phi)):
-            folders[name] = self.folder / f"{name}-{seed}"
-            pruned = self._pruned(name, layers)
-            costs[name] = networks.fit(pruned, self.data, sizes.fit, seed, folders[name], random=False)
-        start, phi = folders["student"], folders["phi"]
-        game, data = sizes.game, self.data
-        return Scene(self.folder, seed, start, sizes.fit, data, game, phi, costs["phi"], self.teacher)
+        for role, layers in (("student", self.sizes.student), ("phi", self.sizes.phi)):
+            if not (self._pruned(role) / "config.json").exists():
+                prune(str(self.original), layers, self._pruned(role))
+
+    def networks(self, seed: int) -> Mapping[str, Fitting]:
+        return {
+            role: Fitting(
+                self._pruned(role), self.data, self.sizes.fit, seed, self.folder / f"{role}-{seed}", random=False
+            )
+            for role in ("student", "phi")
+        }
+
+    def scene(self, seed: int, costs: Mapping[str, Cost]) -> Scene:
+        start, phi = (self.folder / f"{role}-{seed}" for role in ("student", "phi"))
+        sizes = self.sizes
+        return Scene(self.folder, seed, start, sizes.fit, self.data, sizes.game, phi, costs["phi"], self.teacher)
 
     def bench(self, seed: int) -> Bench:
-        return Bench(self.data, self.sizes.settings, self.folder / "student-pruned", self.teacher)
+        return Bench(self.data, self.sizes.settings, self._pruned("student"), self.teacher)
 
-    def _pruned(self, name: str, layers: str) -> pathlib.Path:
-        """The teacher with these layers alone."""
-        folder = self.folder / f"{name}-pruned"
-        if not (folder / "config.json").exists():
-            prune(str(self.original), layers, folder)
-        return folder
+    def _pruned(self, role: str) -> pathlib.Path:
+        """The folder of the teacher with some of its layers alone."""
+        return self.folder / f"{role}-pruned"

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,7 +55,9 @@ class Arm:
       points: the generator's updates at which it is measured, with the run's step; step 0 is the start itself.
       start: the folder of the student that it starts from.
       baseline: the arm that it is compared with; "" for none.
-      preparation: what it needs beside the start and the teacher's answers, such as a larger discriminator.
+      preparation: the cost of what it needs beside the start and the teacher's answers, such as a larger
+        discriminator.
+      make: makes what else it needs, which no other arm does, and returns the cost.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Arm:
     start: pathlib.Path
     baseline: str = ""
     preparation: Cost = NOTHING
+    make: Callable[[], Cost] = lambda: NOTHING
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -72,13 +75,22 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
     Raises:
       UserError: the config cannot work, or the folder holds another run.
     """
-    mark = workdir / _MARK
-    resolved = json.dumps(resolve(config).to_dict(), indent=2, sort_keys=True) + "\n"
-    if mark.exists() and mark.read_text() == resolved:
+    if is_finished(config, workdir):
         return
     progress(f"run: {workdir}")
     run(config, workdir)
-    replace(mark, resolved.encode())
+    replace(workdir / _MARK, _resolved(config).encode())
+
+
+def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the folder holds the run of this config from its beginning to its end."""
+    mark = workdir / _MARK
+    return mark.exists() and mark.read_text() == _resolved(config)
+
+
+def _resolved(config: ConfigDict) -> str:
+    """The whole config as text."""
+    return json.dumps(resolve(config).to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def export(workdir: pathlib.Path, out: pathlib.Path) -> None:

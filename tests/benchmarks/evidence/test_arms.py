@@ -70,11 +70,21 @@ def test_arms_that_are_not_there(scene):
 
 
 def test_what_phi_took_is_beside_every_arm_that_uses_it(scene):
-    cost = {
-        name: make_arm(name, scene).preparation
-        for name in ("control", "gad-paper", "paper-from-generator", "seqkd-on-phi")
-    }
+    names = ("control", "gad-paper", "paper-from-generator", "seqkd-on-phi")
+    made = {name: make_arm(name, scene) for name in names}
+    cost = {name: arm.preparation + arm.make() for name, arm in made.items()}
     assert [c.seconds for c in cost.values()] == [0, 5, 0, 6] and cost["seqkd-on-phi"].sampled_tokens == 7
+
+
+def test_answers_of_phi_are_drawn_when_the_arm_runs_and_not_when_it_is_looked_at(scene, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(answers, "draw", lambda *given, **_: drawn.append(given) or Cost(1.0, 7))
+    arm = make_arm("seqkd-on-phi", scene)
+    assert not drawn
+    arm.make()
+    ((model, _, count, limit, seed, out),) = drawn
+    assert (model, count, limit, seed) == (scene.phi, GAME.updates * GAME.prompts * GAME.samples, 64, 3)
+    assert str(out) == arm.config.data.train
 
 
 def test_seqkd_on_phi_sees_as_many_answers_as_the_game_samples(scene):

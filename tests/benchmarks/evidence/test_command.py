@@ -14,6 +14,7 @@ import pytest
         (["--suite=known", "--seeds=0,one"], "--seeds=0,one: write numbers with commas between them, such as 0,1,2"),
         (["--suite=demo", "--arms=control,gan"], "--arms: there is no arm gan: choose among seqkd, control"),
         (["--suite=real", "--teacher=/t"], "suite real needs --train, --heldout: a folder and files of answers"),
+        (["--suite=known", "--jobs=0"], "--jobs=0: at least 1"),
     ],
 )
 def test_bad_arguments(command, tmp_path, arguments, message):

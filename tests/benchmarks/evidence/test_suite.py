@@ -9,16 +9,26 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks.evidence import answers, measure, networks, runs, table
+from benchmarks.evidence import answers, jobs, measure, networks, runs, table
 from benchmarks.evidence.arms import Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
-from benchmarks.evidence.networks import Data, Fit
-from benchmarks.evidence.suite import Options, Suite, run
+from benchmarks.evidence.networks import Data, Fit, Fitting
+from benchmarks.evidence.suite import Options, Suite
+from benchmarks.evidence.work import Work
 from gadjax.data.schema import read_rows
 from gadjax.rollout.chat_model import load_network
 
 pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
 GAME = Game(updates=2, every=1, prompts=4, samples=2, discriminator_steps=1)
+START = Fit(2, 1e-2, batch=8, every=2)
+
+
+def run(suite: Suite, names, folder: pathlib.Path) -> list[table.Row]:
+    """Does all of the suite's work in this process, and returns its rows."""
+    work = Work(suite, names, [0], folder)
+    suite.share()
+    assert not jobs.in_turn(work.tasks, work.ended)
+    return work.rows
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +48,15 @@ def tiny(model, train_file, heldout_file) -> type[Suite]:
             self.folder, self.data = options.folder, Data(train_file, heldout_file, 12)
             self.teacher = self.folder / "teacher"
 
-        def prepare(self, seed):
+        def share(self):
             networks.at_temperature(model, 0.5, self.teacher)
-            start = Fit(2, 1e-2, batch=8, every=2)
-            networks.fit(model, self.data, start, seed, self.folder / f"student-{seed}", random=False)
-            return Scene(
-                self.folder, seed, self.folder / f"student-{seed}", start, self.data, GAME, teacher=self.teacher
-            )
+
+        def networks(self, seed):
+            return {"student": Fitting(model, self.data, START, seed, self.folder / f"student-{seed}", random=False)}
+
+        def scene(self, seed, costs):
+            start = self.folder / f"student-{seed}"
+            return Scene(self.folder, seed, start, START, self.data, GAME, teacher=self.teacher)
 
         def bench(self, seed):
             settings = Settings(samples=1, temperatures=(1.0,), folds=0)
@@ -57,7 +69,7 @@ def tiny(model, train_file, heldout_file) -> type[Suite]:
 def finished(tiny, tmp_path_factory) -> tuple[Suite, pathlib.Path, list[table.Row]]:
     folder = tmp_path_factory.mktemp("suite")
     suite = tiny(Options(folder))
-    return suite, folder, run(suite, suite.arms, [0], folder)
+    return suite, folder, run(suite, suite.arms, folder)
 
 
 def test_every_arm_is_measured_along_its_run(finished):
@@ -96,8 +108,30 @@ def test_what_is_finished_is_read(finished, tiny, monkeypatch):
     _, folder, rows = finished
     monkeypatch.setattr(runs, "run", None)  # nothing trains,
     monkeypatch.setattr(measure.CachedModel, "draw", None)  # and nothing is measured
-    again = run(tiny(Options(folder)), ("control", "oracle-token"), [0], folder)
+    again = run(tiny(Options(folder)), ("control", "oracle-token"), folder)
     assert again == rows
+
+
+def test_what_is_finished_needs_no_process(finished, tiny, tmp_path):
+    """Every task says that it is done, but not an arm that was not run, or one whose measurement is gone."""
+    _, folder, _ = finished
+    done = {task.name: task.is_done() for task in Work(tiny(Options(folder)), ("control", "soda"), [0], folder).tasks}
+    assert done == {"student-0": True, "teacher": True, "start-0": True, "control-0": True, "soda-0": False}
+    measured = folder / "arms" / "control-0" / "measured-1.json"
+    moved = measured.rename(tmp_path / "moved.json")
+    again = Work(tiny(Options(folder)), ("control",), [0], folder)
+    assert not again.tasks[-1].is_done()
+    moved.rename(measured)
+    assert again.tasks[-1].is_done()
+
+
+def test_processes_find_their_tasks_by_name_and_the_rows_are_in_the_order_of_the_command(finished, tiny):
+    """Another process has done the tasks: what they left is read, whichever ended first."""
+    _, folder, rows = finished
+    work = Work(tiny(Options(folder)), ("control", "oracle-token"), [0], folder)
+    for name in ("oracle-token-0", "start-0", "teacher", "control-0"):
+        work.ended(name)
+    assert work.rows == rows
 
 
 def test_another_measurement_is_made_anew(finished, tiny, monkeypatch):
@@ -107,7 +141,7 @@ def test_another_measurement_is_made_anew(finished, tiny, monkeypatch):
     original = measure.CachedModel.draw
     monkeypatch.setattr(measure.CachedModel, "draw", lambda *a, **k: drawn.append(1) or original(*a, **k))
     monkeypatch.setattr(measure, "write_json", lambda *_: None)  # the other tests' measurements stay
-    rows = run(suite, ("control",), [0], folder)
+    rows = run(suite, ("control",), folder)
     assert drawn and "reverse_kl_response" not in rows[-1]
 
 
