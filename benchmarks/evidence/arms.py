@@ -1,7 +1,7 @@
 """The arms of a suite: configs of `gadjax.train` that start from one trained student, at equal generator updates.
 
 `make_arm` makes them by name. An arm that changes one option of another one is in `OPTIONS`, and is compared with that
-one.
+one too.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _supervised(scene: Scene, name: str, batch: int, rate: float, **others: Any)
 
 def seqkd(scene: Scene) -> Arm:
     """SeqKD goes on as it ended, from fresh moments."""
-    return _supervised(scene, "seqkd", scene.seqkd.batch, scene.seqkd.last_rate, baseline="control")
+    return _supervised(scene, "seqkd", scene.seqkd.batch, scene.seqkd.last_rate)
 
 
 def control(scene: Scene) -> Arm:
@@ -121,15 +121,14 @@ def seqkd_on_phi(scene: Scene) -> Arm:
         return answers.draw(phi, answers.prompts_of(data.train), game.updates * batch, data.limit, scene.seed, out)
 
     scene = dataclasses.replace(scene, data=dataclasses.replace(data, train=out))
-    others = {"baseline": "control", "preparation": scene.phi_cost, "make": make}
-    return _supervised(scene, "seqkd-on-phi", batch, game.rate, **others)
+    return _supervised(scene, "seqkd-on-phi", batch, game.rate, preparation=scene.phi_cost, make=make)
 
 
 def soda(scene: Scene) -> Arm:
     """Stage soda: no discriminator learns, and a prompt keeps the student's own answer."""
     config = _game(scene, {"soda.steps": scene.game.updates, "soda.generator_learning_rate": scene.game.rate})
     config.stages = ("soda",)
-    return Arm("soda", config, _points(scene), scene.start, "control")
+    return Arm("soda", config, _points(scene), scene.start)
 
 
 def gad_paper(scene: Scene) -> Arm:
@@ -145,7 +144,7 @@ def gad_paper(scene: Scene) -> Arm:
     config = _game(scene, {"discriminator.init": str(scene.phi or "generator"), **rates, **warmup})
     config.stages = ("warmup", "gad")
     points = _points(scene, game.discriminator_steps)
-    return Arm("gad-paper", config, points, scene.start, "control", scene.phi_cost)
+    return Arm("gad-paper", config, points, scene.start, preparation=scene.phi_cost)
 
 
 def oracle_sequence(scene: Scene) -> Arm:
@@ -177,7 +176,7 @@ def bt_in_seqkd(scene: Scene) -> Arm:
     lengths = {"seqkd.steps": half, "gad.steps": scene.game.updates - half}
     arm.config.stages = ("seqkd", "gad")
     arm.config.update_from_flattened_dict(learns | lengths | {"seqkd.generator_learning_rate": scene.game.rate})
-    return dataclasses.replace(arm, name="bt-in-seqkd", baseline="phi-bt-token")
+    return dataclasses.replace(arm, name="bt-in-seqkd", changes="phi-bt-token")
 
 
 SEQUENCE = {"gad.credit": "sequence", "gad.whitening": "group", "gad.reward_clip": 0.0}
@@ -187,7 +186,7 @@ TOKEN = {"gad.credit": "token", "gad.discount": 0.0, "gad.whitening": "batch", "
 def _likelihood(scene: Scene, name: str, network: pathlib.Path, fields: Mapping[str, Any], cost: Cost) -> Arm:
     frozen = {"discriminator.kind": "likelihood", "discriminator.init": str(network), "gad.train_discriminator": False}
     config = _game(scene, frozen | {"gad.reward_baseline": "policy"} | fields)
-    return Arm(name, config, _points(scene), scene.start, "control", cost)
+    return Arm(name, config, _points(scene), scene.start, preparation=cost)
 
 
 def _phi(scene: Scene) -> pathlib.Path:
@@ -272,9 +271,9 @@ def make_arm(name: str, scene: Scene, own: Mapping[str, Callable[[Scene], Arm]] 
     single = _CORE | _MORE | dict(own)
     if name in single:
         return single[name](scene)
-    baseline, fields = OPTIONS[name]
-    arm = make_arm(baseline, scene, own)
+    changed, fields = OPTIONS[name]
+    arm = make_arm(changed, scene, own)
     arm.config.update_from_flattened_dict(fields)
     own_weights = arm.config.discriminator.init == "generator" or arm.config.discriminator.random_init
     cost = NOTHING if own_weights else arm.preparation
-    return dataclasses.replace(arm, name=name, baseline=baseline, preparation=cost)
+    return dataclasses.replace(arm, name=name, changes=changed, preparation=cost)

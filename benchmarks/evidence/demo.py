@@ -62,7 +62,7 @@ def gad(scene: Scene) -> Arm:
     before = config.warmup.steps = min(config.warmup.steps, game.updates)
     config.checkpoint.every, config.checkpoint.keep = game.every, KEPT
     points = {updates: before + updates for updates in (0, game.every, game.updates)}
-    return Arm("gad", config, points, scene.start, "control")
+    return Arm("gad", config, points, scene.start)
 
 
 class Demo(Suite):

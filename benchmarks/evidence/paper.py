@@ -115,6 +115,7 @@ class Paper(Known):
     """The suite in a folder."""
 
     arms = (*_VARIANTS, "larger-d", "more-seqkd")
+    rivals = ("full", "more-seqkd")
     measures_start = False
 
     def __init__(self, options: Options):

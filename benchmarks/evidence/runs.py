@@ -54,7 +54,7 @@ class Arm:
       config: of the run.
       points: the generator's updates at which it is measured, with the run's step; step 0 is the start itself.
       start: the folder of the student that it starts from.
-      baseline: the arm that it is compared with; "" for none.
+      changes: the arm that it is but for one change; "" for none.
       preparation: the cost of what it needs beside the start and the teacher's answers, such as a larger
         discriminator.
       make: makes what else it needs, which no other arm does, and returns the cost.
@@ -64,7 +64,7 @@ class Arm:
     config: ConfigDict
     points: Mapping[int, int]
     start: pathlib.Path
-    baseline: str = ""
+    changes: str = ""
     preparation: Cost = NOTHING
     make: Callable[[], Cost] = lambda: NOTHING
 

@@ -41,11 +41,14 @@ class Suite(abc.ABC):
     Attributes:
       arms: the names of those that run unless others are asked for.
       own: arms that no other suite has, by name.
+      rivals: the arms that the others have to beat, and that are compared among themselves: a later one with earlier
+        ones.
       measures_start: whether what arms start from is a point of their runs.
     """
 
     arms: ClassVar[Sequence[str]] = CORE
     own: ClassVar[Mapping[str, Callable[[Scene], Arm]]] = {}
+    rivals: ClassVar[Sequence[str]] = ("control", "seqkd")
     measures_start: ClassVar[bool] = True
 
     @abc.abstractmethod
@@ -75,6 +78,11 @@ class Suite(abc.ABC):
     @abc.abstractmethod
     def bench(self, seed: int) -> Bench:
         """What models are measured with, in whichever seed; fresh classifiers start from a model of `seed`."""
+
+    def rivals_of(self, arm: Arm) -> list[str]:
+        """The arms that an arm is compared with: the one that it changes, and the suite's rivals."""
+        before = self.rivals[: self.rivals.index(arm.name)] if arm.name in self.rivals else self.rivals
+        return [*dict.fromkeys(filter(None, [arm.changes, *before]))]
 
     def conclude(self, rows: Sequence[Row]) -> tuple[str, Any]:
         """A text for people to stand below the tables, and the same as JSON values."""

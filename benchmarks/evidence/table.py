@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.evidence.quality import paired
 from benchmarks.harness import report
 
-Row = dict[str, Any]  # `arm`, `seed` (None for the teacher), `updates`, and figures; `baseline` names another arm
+Row = dict[str, Any]  # `arm`, `seed` (None for the teacher), `updates`, and figures; `rivals` names other arms
 
 # The title of a table, and its columns: (figure, heading, digits).
 BLOCKS: dict[str, list[tuple[str, str, int]]] = {
@@ -41,16 +41,18 @@ BLOCKS: dict[str, list[tuple[str, str, int]]] = {
         ("preparation_seconds", "and to prepare", 0),
     ],
 }
-COMPARED = (
-    "reverse_kl_response",
-    "reverse_kl_token",
-    "forward_kl_response",
-    "nll",
-    "two_sample",
-    "coverage",
-    "distinct_2",
-    "entropy",
-)
+# What arms are compared by, and whether the difference is told in per cent too.
+COMPARED = {
+    "reverse_kl_token": True,
+    "forward_kl_response": True,
+    "length_ratio": True,
+    "distinct_2": True,
+    "coverage": True,
+    "reverse_kl_response": False,
+    "nll": False,
+    "two_sample": False,
+    "entropy": False,
+}
 ALONG = (("reverse_kl_response", 2), ("coverage", 3), ("d_auc", 3))
 
 
@@ -78,19 +80,37 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 
 def differences(rows: Sequence[Row]) -> list[Row]:
-    """Each arm minus its baseline after most updates, for every figure that both have.
+    """Each arm minus each of its rivals, at every point that both were measured at, for every figure that both have.
+
+    A point at which nothing differs is left out: both are still the student that they start from.
 
     Returns:
-      Rows of `arm`, `baseline`, `figure`, `mean`, `low`, `high`, `seeds`; the interval is None with one seed.
+      Rows of `arm`, `rival`, `updates`, `figure`, `mean`, `low`, `high`, `seeds` and `percent`, the mean in per cent of
+      the rival's. The interval is None with one seed, and `percent` where it says nothing.
     """
-    last, found = last_rows(rows), []
-    baselines = {row["arm"]: row["baseline"] for row in last if row.get("baseline")}
-    for arm, baseline in baselines.items():
-        for figure in COMPARED:
-            own, other = by_seed(last, arm, figure), by_seed(last, baseline, figure)
-            if own.keys() & other.keys():
-                gap = {k: None if v != v else v for k, v in paired(own, other)._asdict().items()}
-                found.append({"arm": arm, "baseline": baseline, "figure": figure, **gap})
+    rivals = {row["arm"]: row["rivals"] for row in rows if row.get("rivals")}
+    found = []
+    for arm, others in rivals.items():
+        for updates in sorted({row["updates"] for row in rows if row["arm"] == arm}):
+            here = [row for row in rows if row["updates"] == updates]
+            for rival in others:
+                gaps = _gaps(here, arm, rival)
+                if any(gap["mean"] or gap["low"] or gap["high"] for gap in gaps):
+                    found += [{"arm": arm, "rival": rival, "updates": updates, **gap} for gap in gaps]
+    return found
+
+
+def _gaps(rows: Sequence[Row], arm: str, rival: str) -> list[Row]:
+    """The differences of two arms at one point, by figure."""
+    found = []
+    for figure, in_percent in COMPARED.items():
+        own, other = by_seed(rows, arm, figure), by_seed(rows, rival, figure)
+        if not own.keys() & other.keys():
+            continue
+        gap = {name: None if value != value else value for name, value in paired(own, other)._asdict().items()}
+        against = statistics.mean(other[seed] for seed in own.keys() & other.keys())
+        percent = 100 * gap["mean"] / against if in_percent and against else None
+        found.append({"figure": figure, **gap, "percent": percent})
     return found
 
 
@@ -145,15 +165,37 @@ def _curve(rows: Sequence[Row]) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> str:
-    lines = []
+    """A table for each arm and point: the differences from each of its rivals."""
+    points: dict[tuple[str, int], list[Row]] = {}
     for gap in differences(rows):
-        interval = "–" if gap["low"] is None else f"{gap['low']:+.3f} to {gap['high']:+.3f}"
-        pair = f"{gap['arm']} - {gap['baseline']}"
-        lines.append([pair, gap["figure"], f"{gap['mean']:+.3f}", interval, str(gap["seeds"])])
-    if not lines:
-        return ""
-    title = "Differences after the last update, paired by seed, with 95 % intervals (Student's t over seeds)"
-    return f"{title}\n" + report.table(["arm - baseline", "figure", "mean", "interval", "seeds"], lines)
+        points.setdefault((gap["arm"], gap["updates"]), []).append(gap)
+    parts = []
+    for (arm, updates), gaps in points.items():
+        rivals = list(dict.fromkeys(gap["rival"] for gap in gaps))
+        by_name = {(gap["figure"], gap["rival"]): gap for gap in gaps}
+        lines = [
+            [figure, *(text for rival in rivals for text in _difference(by_name.get((figure, rival))))]
+            for figure in dict.fromkeys(gap["figure"] for gap in gaps)
+        ]
+        heads = [head for rival in rivals for head in (f"minus {rival}", f"{_seeds(gaps, rival)}, in %")]
+        parts.append(report.table([f"{arm}, {updates} updates", *heads], lines))
+    title = "Differences, paired by seed, with 95 % intervals (Student's t over seeds)"
+    return "\n\n".join([title, *parts]) if parts else ""
+
+
+def _seeds(gaps: Sequence[Row], rival: str) -> str:
+    """How many seeds an arm and its rival share, in words."""
+    count = max(gap["seeds"] for gap in gaps if gap["rival"] == rival)
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def _difference(gap: Row | None) -> tuple[str, str]:
+    """A difference with its interval, and in per cent."""
+    if gap is None:
+        return "–", "–"
+    interval = "" if gap["low"] is None else f" ({gap['low']:+.3f} to {gap['high']:+.3f})"
+    percent = "–" if gap["percent"] is None else f"{gap['percent']:+.1f}"
+    return f"{gap['mean']:+.3f}{interval}", percent
 
 
 def _arms(rows: Sequence[Row]) -> list[str]:

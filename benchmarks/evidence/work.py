@@ -122,7 +122,7 @@ class Work:
         rows: list[Row] = []
         for updates, step in arm.points.items():
             cost = runs.cost(workdir, step) + runs.Cost(0.0, before.sampled_tokens)
-            row = {"arm": name, "seed": seed, "updates": updates, "baseline": arm.baseline}
+            row = {"arm": name, "seed": seed, "updates": updates, "rivals": self._suite.rivals_of(arm)}
             row |= self._bench.measure_arm(arm, workdir, updates)
             row |= {"seconds": cost.seconds, "sampled_tokens": cost.sampled_tokens}
             rows.append(row | {"preparation_seconds": before.seconds})

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from benchmarks.evidence import answers, demo, paper
+from benchmarks.evidence import answers, demo, known, paper
 from benchmarks.evidence.arms import CORE, OPTIONS, Game, Scene, make_arm
 from benchmarks.evidence.networks import Data, Fit
 from benchmarks.evidence.runs import Cost
@@ -60,8 +60,19 @@ def test_an_arm_makes_the_updates_at_which_it_is_measured(scene, name):
 def test_an_option_is_compared_with_the_arm_that_it_changes(scene, name):
     arm = make_arm(name, scene)
     other = make_arm(OPTIONS[name][0], scene)
-    assert arm.baseline == other.name and arm.points == other.points
+    assert arm.changes == other.name and arm.points == other.points
     assert arm.config.to_dict() != other.config.to_dict()
+
+
+def test_every_arm_has_rivals_and_none_is_its_own(scene, tmp_path):
+    suite = known.Known(Options(tmp_path))
+    rivals = {name: suite.rivals_of(make_arm(name, scene)) for name in (*CORE, *OPTIONS)}
+    assert rivals.pop("control") == [] and rivals.pop("seqkd") == ["control"]
+    for name, found in rivals.items():
+        assert found == ([OPTIONS[name][0]] if name in OPTIONS else []) + ["control", "seqkd"]
+    of_paper = paper.Paper(Options(tmp_path))
+    assert of_paper.rivals_of(make_arm("ce", scene, of_paper.own)) == ["full", "more-seqkd"]
+    assert not set(of_paper.rivals) - set(of_paper.arms)
 
 
 def test_arms_that_are_not_there(scene):

@@ -30,9 +30,11 @@ def test_the_known_suite(command, tmp_path):
         "benchmarks.evidence", "--suite=known", "--quick", "--seeds=0,1", "--arms=control,soda", f"--out={out}"
     )
     assert finished.status == 0, finished.err
-    assert "soda - control" in finished.out and (out / "figure.svg").exists() and (out / "figure.png").exists()
+    assert "soda, 2 updates" in finished.out and "minus control" in finished.out
+    assert (out / "figure.svg").exists() and (out / "figure.png").exists()
     results = json.loads((out / "results.json").read_text())["results"]
     assert {(row["arm"], row["seed"]) for row in results["rows"] if row["seed"] is not None} == {
         (arm, seed) for arm in ("control", "soda") for seed in (0, 1)
     }
     assert all(gap["seeds"] == 2 and gap["low"] is not None for gap in results["differences"])
+    assert {gap["updates"] for gap in results["differences"]} == {1, 2}

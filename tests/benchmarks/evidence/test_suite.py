@@ -89,7 +89,7 @@ def test_every_arm_is_measured_along_its_run(finished):
     sampled = {row["arm"]: row["sampled_tokens"] for row in rows if row["updates"] == 2}
     assert sampled["control"] == 0 < sampled["oracle-token"]
     saved = json.loads((folder / "results.json").read_text())["results"]
-    assert len(saved["rows"]) == len(rows) and saved["differences"][0]["baseline"] == "control"
+    assert len(saved["rows"]) == len(rows) and saved["differences"][0]["rival"] == "control"
 
 
 def test_the_margin_of_the_teacher_as_discriminator_is_both_divergences(finished):

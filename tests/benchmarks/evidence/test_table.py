@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 
 def row(arm, seed, updates, kl, **figures):
-    return {"arm": arm, "seed": seed, "updates": updates, "reverse_kl_response": kl, "baseline": "", **figures}
+    return {"arm": arm, "seed": seed, "updates": updates, "reverse_kl_response": kl, "rivals": [], **figures}
 
 
 ROWS = [
@@ -25,7 +25,7 @@ ROWS = [
             seed,
             updates,
             10.0 + seed - updates / 50 * (1 + seed),
-            baseline="control",
+            rivals=["control", "absent"],
             curve=[[0.7, 0.5, 0.5], [1.0, 0.2, 0.7]],
         )
         for seed in (0, 1)
@@ -48,12 +48,62 @@ def test_the_last_row_of_each_seed_counts():
     ]
 
 
-def test_differences_are_to_the_named_baseline():
-    (found,) = differences(ROWS)
-    assert (found["arm"], found["baseline"], found["figure"]) == ("game", "control", "reverse_kl_response")
+def test_differences_are_to_the_rivals_that_are_there():
+    (found,) = differences(ROWS)  # at the start nothing differs
+    assert (found["arm"], found["rival"], found["figure"]) == ("game", "control", "reverse_kl_response")
+    assert found["updates"] == 100 and found["percent"] is None
     assert found["mean"] == pytest.approx(((8 - 9) + (7 - 10)) / 2) and found["low"] < -2 < found["high"]
     (alone,) = differences([r for r in ROWS if r["seed"] != 1])
     assert alone["low"] is None and alone["mean"] == pytest.approx(-1.0)
+
+
+def arm(name: str, *rivals: str, **figures: list[list[float]]) -> list[table.Row]:
+    """Rows of an arm: figures by update (0, 50, 100) and seed."""
+    return [
+        {"arm": name, "seed": seed, "updates": 50 * i, "rivals": list(rivals)}
+        | {figure: values[i][seed] for figure, values in figures.items()}
+        for seed in (0, 1)
+        for i in range(3)
+    ]
+
+
+SEVERAL = [
+    *arm("control", reverse_kl_token=[[0.4, 0.2], [0.5, 0.3], [0.4, 0.4]], entropy=[[1, 1], [1, 1], [1, 1]]),
+    *arm("seqkd", "control", reverse_kl_token=[[0.4, 0.2], [0.2, 0.3], [0.1, 0.3]]),
+    *arm(
+        "option",
+        "game",
+        "control",
+        "seqkd",
+        reverse_kl_token=[[0.4, 0.2], [0.3, 0.1], [0.2, 0.2]],
+        entropy=[[1, 1], [0.9, 0.7], [0.5, 0.5]],
+    ),
+]
+
+
+def test_differences_are_at_every_point_and_in_per_cent_of_the_rival():
+    found = {(g["arm"], g["rival"], g["updates"], g["figure"]): g for g in differences(SEVERAL)}
+    assert {key[:3] for key in found} == {
+        (name, rival, updates)
+        for name, rival in [("seqkd", "control"), ("option", "control"), ("option", "seqkd")]
+        for updates in (50, 100)
+    }
+    gap = found["option", "control", 50, "reverse_kl_token"]
+    assert gap["mean"] == pytest.approx(-0.2) and gap["percent"] == pytest.approx(-50) and gap["seeds"] == 2
+    # Equal means that hide differences of the seeds are a difference: 0.1 and -0.1.
+    gap = found["option", "seqkd", 100, "reverse_kl_token"]
+    assert gap["mean"] == pytest.approx(0) and gap["high"] == pytest.approx(-gap["low"]) and gap["high"] > 0.5
+    assert found["option", "control", 100, "entropy"]["percent"] is None
+    assert ("option", "seqkd", 100, "entropy") not in found
+
+
+def test_text_has_a_small_table_for_each_arm_and_point():
+    _, *parts = text(SEVERAL).split("option, ")
+    assert len(parts) == 2 and parts[0].startswith("50 updates")
+    head, first, second = (" ".join(line.split()) for line in parts[0].splitlines()[:3])
+    assert head == "50 updates minus control 2 seeds, in % minus seqkd 2 seeds, in %"
+    assert first == "reverse_kl_token -0.200 (-0.200 to -0.200) -50.0 -0.050 (-1.956 to +1.856) -20.0"
+    assert second == "entropy -0.200 (-1.471 to +1.071) – – –"
 
 
 def test_text_shows_the_run_the_curve_and_the_difference():
@@ -62,7 +112,7 @@ def test_text_shows_the_run_the_curve_and_the_difference():
     assert "10.50 (10.00–11.00)" in shown  # its start
     assert (
         "0.500 / 0.500" in shown
-        and "game - control" in shown
+        and "game, 100 updates  " in shown
         and "D AUC" not in shown
         and "forward" not in shown.split("\n", 1)[1]
     )
@@ -70,7 +120,7 @@ def test_text_shows_the_run_the_curve_and_the_difference():
 
 def test_text_without_figures_is_empty():
     assert text([]) == ""
-    assert not table.differences([row("a", 0, 0, None, baseline="b"), row("b", 0, 0, 1.0)])
+    assert not table.differences([row("a", 0, 0, None, rivals=["b"]), row("b", 0, 0, 1.0)])
 
 
 def test_the_figure_is_a_vector_and_a_bitmap(tmp_path: pathlib.Path):
