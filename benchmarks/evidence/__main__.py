@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=expand, help="folder of the runs and of the results")
     parser.add_argument("--arms", default="", help="comma-separated; by default the suite's own")
     parser.add_argument("--jobs", type=int, default=1, help="processes that fit networks and run arms at a time")
+    parser.add_argument("--best_of", type=int, default=0, help="draws of which an arm's discriminator picks one; 0: no")
     parser.add_argument("--prepare", action="store_true", help="make what the arms start from, and end")
     parser.add_argument("--size", default="cpu", choices=("cpu", "gpu"), help="of suite real")
     parser.add_argument("--teacher", type=expand, help="folder of SmolLM2-135M-Instruct, for suites demo and real")
@@ -58,6 +59,8 @@ def main() -> int:
         raise UserError(f"--seeds={arguments.seeds}: write numbers with commas between them, such as 0,1,2") from None
     if arguments.jobs < 1:
         raise UserError(f"--jobs={arguments.jobs}: at least 1")
+    if arguments.best_of not in (0, *range(2, 1000)):
+        raise UserError(f"--best_of={arguments.best_of}: from 2 to 999 draws, or 0 to leave it out")
     if arguments.jobs > 1:  # else the first process takes most of a GPU's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     commands.use_compilation_cache()
@@ -65,7 +68,7 @@ def main() -> int:
     suite = SUITES[arguments.suite](Options(arguments.out, **given))
     names = list(dict.fromkeys(arguments.arms.split(","))) if arguments.arms else list(suite.arms)
     check_arms(names, suite.own)
-    work = Work(suite, names, seeds, arguments.out)
+    work = Work(suite, names, seeds, arguments.out, arguments.best_of)
     if arguments.task:
         next(task for task in work.tasks if task.name == arguments.task).do()
         return 0

@@ -22,6 +22,7 @@ from benchmarks.evidence.networks import Data
 from benchmarks.evidence.runs import Arm, read_json, write_json
 from benchmarks.evidence.text_teacher import TextTeacher
 from gadjax.data.schema import read_rows
+from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.distill.state import state_shardings
 from gadjax.evaluation.cached_model import CachedModel, ResponseTokens
 from gadjax.evaluation.kl import shared_eos
@@ -54,8 +55,8 @@ class Settings:
     rate: float = 1e-3
 
 
-class _Memory(dict):
-    """A cache of draws and likelihoods that lasts as long as the process: the figures themselves are kept on disk."""
+class Memory(dict):
+    """A cache of draws and values that lasts as long as the process: the figures themselves are kept on disk."""
 
     add = dict.update
 
@@ -88,14 +89,15 @@ class Bench:
         self.asked = [chat[-1]["content"] for chat in self.chats]
         self.answers, self.ended = [rows.answer(i) for i in chosen], [not rows.cut[i] for i in chosen]
         self.limit = data.limit
+        self.draws = Memory()  # of models whose draws several arms need
         self.teacher, self.text_teacher = _model(str(teacher)) if teacher else None, text_teacher
-        identities = [_inspect(str(base)).identity, self.teacher and self.teacher.local.identity]
+        identities = [local_model(str(base)).identity, self.teacher and self.teacher.local.identity]
         identities.append(text_teacher and text_teacher.name)
         self.key = digest(dataclasses.asdict(settings), data.limit, self.chats, self.answers, identities)
 
     def measure_model(self, source: pathlib.Path, kept: pathlib.Path) -> Figures:
         """The figures of a model in a folder, kept in the file `kept` and read if they are there."""
-        return self._once(str(source), kept, lambda: self._measure(str(source))[0])
+        return once(self.key_of(str(source)), kept, lambda: self._measure(str(source))[0])
 
     def measure_arm(self, arm: Arm, workdir: pathlib.Path, updates: int) -> Figures:
         """The figures at one point of an arm's run; those of the start are shared by all arms."""
@@ -108,7 +110,7 @@ class Bench:
             figures, judged = self._measure(source)
             return figures | scores_of_checkpoint(workdir, step, arm.start, judged)
 
-        return self._once(source, _kept_of_arm(workdir, updates), measured)
+        return once(self.key_of(source), _kept_of_arm(workdir, updates), measured)
 
     def measure_start(self, start: pathlib.Path) -> Figures:
         """The figures of the student in a folder, from which arms start; kept beside it."""
@@ -116,7 +118,7 @@ class Bench:
 
     def has_measured_model(self, source: pathlib.Path, kept: pathlib.Path) -> bool:
         """Whether `measure_model` has nothing left to do."""
-        return self._found(str(source), kept) is not None
+        return found(self.key_of(str(source)), kept) is not None
 
     def has_measured_start(self, start: pathlib.Path) -> bool:
         """Whether `measure_start` has nothing left to do."""
@@ -125,27 +127,15 @@ class Bench:
     def has_measured_arm(self, arm: Arm, workdir: pathlib.Path) -> bool:
         """Whether `measure_arm` has nothing left to do at any point of an arm's finished run."""
         return all(
-            self._found(f"{workdir}@{step}", _kept_of_arm(workdir, updates)) is not None
+            found(self.key_of(f"{workdir}@{step}"), _kept_of_arm(workdir, updates)) is not None
             if step
             else self.has_measured_start(arm.start)
             for updates, step in arm.points.items()
         )
 
-    def _once(self, source: str, kept: pathlib.Path, measured: Callable[[], Figures]) -> Figures:
-        """What `measured` returns, unless the file has it of the same model and bench."""
-        figures = self._found(source, kept)
-        if figures is None:
-            figures = measured()
-            write_json(kept, {"key": self._key_of(source), "figures": figures})
-        return figures
-
-    def _found(self, source: str, kept: pathlib.Path) -> Figures | None:
-        """What the file has of the same model and bench, or None."""
-        found = read_json(kept)
-        return found["figures"] if found is not None and found["key"] == self._key_of(source) else None
-
-    def _key_of(self, source: str) -> str:
-        return digest(self.key, _inspect(source).identity)
+    def key_of(self, source: str, *more: Any) -> str:
+        """What names the figures of a model with this bench; `more` is what else they depend on."""
+        return digest(self.key, local_model(source).identity, *more)
 
     def of_answers(self) -> Figures:
         """The figures of the teacher's own answers."""
@@ -158,9 +148,7 @@ class Bench:
     def _measure(self, source: str) -> tuple[Figures, Judged]:
         model, s = _model(source), self.settings
         tokenizer = model.local.tokenizer
-        prompts = model.prompts(self.chats)
-        encoded = tokenizer.response_ids_batch(self.answers, self.ended)
-        given = [tuple(ids[: self.limit].tolist()) for ids in encoded]
+        prompts, given = model.prompts(self.chats), self._given(tokenizer)
         # Several draws at temperature 1, and one at each of the others.
         ends = shared_eos(model.local, self.teacher.local) if self.teacher else model.local.eos_ids
         drawn = [model.draw(prompts, self.limit, 1.0, sample=i, eos_ids=ends) for i in range(s.samples)]
@@ -180,27 +168,57 @@ class Bench:
             **self._divergences(model, prompts, drawn, given),
         }
         if s.folds:
-            figures["two_sample"] = self._two_sample(prompts, given, [draw.tokens for draw in drawn[0]])
+            figures["two_sample"] = self._two_sample(prompts, given, drawn[0])
         model.close()
         return figures, Judged(prompts, given, [draw.tokens for draw in drawn[0]])
 
+    def of_draws(self, tokenizer: ChatTokenizer, prompts: list[np.ndarray], draws: Sequence[ResponseTokens]) -> Figures:
+        """The figures of answers without likelihoods of their own, one to each prompt.
+
+        `teacher_nats` is the log-likelihood that a teacher with known likelihoods gives to a token of theirs.
+        """
+        texts, given = _texts(tokenizer, draws), self._given(tokenizer)
+        tokens = sum(len(draw.tokens) for draw in draws)
+        figures: Figures = {
+            "coverage": coverage(self.asked, texts, quality.NAMED),
+            "distinct_2": distinct_n(texts, 2),
+            "length_ratio": tokens / sum(map(len, given)),
+        }
+        if self.settings.folds:
+            figures["two_sample"] = self._two_sample(prompts, given, draws)
+        of_teacher = self._of_teacher(tokenizer, prompts, draws)
+        return figures if of_teacher is None else figures | {"teacher_nats": float(of_teacher.sum() / tokens)}
+
+    def _given(self, tokenizer: ChatTokenizer) -> list[tuple[int, ...]]:
+        """The teacher's answers as token ids."""
+        return [tuple(ids[: self.limit].tolist()) for ids in tokenizer.response_ids_batch(self.answers, self.ended)]
+
+    def _of_teacher(
+        self, tokenizer: ChatTokenizer, prompts: list[np.ndarray], draws: Sequence[ResponseTokens]
+    ) -> np.ndarray | None:
+        """The teacher's log-likelihoods of draws from all prompts, once or several times over; None without it."""
+        times = len(draws) // len(prompts)
+        if self.teacher:
+            return self.teacher.log_likelihoods(prompts * times, [draw.tokens for draw in draws], 1.0)
+        if self.text_teacher:
+            texts, ended = _texts(tokenizer, draws), [draw.ended for draw in draws]
+            return self.text_teacher.log_likelihoods(self.chats * times, texts, ended)
+        return None
+
     def _divergences(self, model: CachedModel, prompts: list[np.ndarray], drawn: list, given: list) -> Figures:
         """Entropy, negative log-likelihood and, with an open teacher, both divergences."""
-        responses = [draw.tokens for draws in drawn for draw in draws]
-        repeated = prompts * len(drawn)
+        draws = [draw for draws in drawn for draw in draws]
+        responses, repeated = [draw.tokens for draw in draws], prompts * len(drawn)
         tokens, answer_tokens = sum(map(len, responses)), sum(map(len, given))
         own, of_answers = model.log_likelihoods(repeated, responses, 1.0), model.log_likelihoods(prompts, given, 1.0)
         figures: Figures = {"entropy": float(-own.sum() / tokens), "nll": float(-of_answers.sum() / answer_tokens)}
-        if self.teacher:
-            of_teacher = self.teacher.log_likelihoods(repeated, responses, 1.0)
-            answers_of_teacher = self.teacher.log_likelihoods(prompts, given, 1.0)
-        elif self.text_teacher:
-            draws = [draw for draws in drawn for draw in draws]
-            texts, ended = _texts(model.local.tokenizer, draws), [draw.ended for draw in draws]
-            of_teacher = self.text_teacher.log_likelihoods(self.chats * len(drawn), texts, ended)
-            answers_of_teacher = self.text_teacher.log_likelihoods(self.chats, self.answers, self.ended)
-        else:
+        of_teacher = self._of_teacher(model.local.tokenizer, prompts, draws)
+        if of_teacher is None:
             return figures
+        if self.teacher:
+            answers_of_teacher = self.teacher.log_likelihoods(prompts, given, 1.0)
+        else:
+            answers_of_teacher = self.text_teacher.log_likelihoods(self.chats, self.answers, self.ended)
         reverse = (own - of_teacher).reshape(len(drawn), -1).mean(axis=0)
         forward = answers_of_teacher - of_answers
         return figures | {
@@ -212,20 +230,35 @@ class Bench:
             "forward_kl_response_se": _standard_error(forward),
         }
 
-    def _two_sample(self, prompts, given, drawn) -> float:
+    def _two_sample(self, prompts, given, draws: Sequence[ResponseTokens]) -> float:
         """The accuracy of fresh classifiers, 0.5 where the two cannot be told apart."""
         classifier, params = self._classifier
         s = self.settings
-        sides = [[np.array(ids, np.int32) for ids in side] for side in (given, drawn)]
+        sides = [[np.array(ids, np.int32) for ids in side] for side in (given, [draw.tokens for draw in draws])]
         return two_sample_test(classifier, params, prompts, *sides, folds=s.folds, epochs=s.epochs).accuracy
 
     @functools.cached_property
     def _classifier(self):
-        loaded = _inspect(str(self.base)).load(training=True)
+        loaded = local_model(str(self.base)).load(training=True)
         remat = "none" if jax.default_backend() == "cpu" else "full"
         model = Model(dataclasses.replace(loaded.model.config, remat=remat), "score", loaded.mesh)
         optimizer = adamw_for(self.settings.rate)
         return Classifier(model, optimizer, state_shardings(model, optimizer, loaded.mesh)), loaded.params
+
+
+def once(key: str, kept: pathlib.Path, measured: Callable[[], Figures]) -> Figures:
+    """The figures that a file has under a key; else what `measured` returns, which the file then has."""
+    figures = found(key, kept)
+    if figures is None:
+        figures = measured()
+        write_json(kept, {"key": key, "figures": figures})
+    return figures
+
+
+def found(key: str, kept: pathlib.Path) -> Figures | None:
+    """The figures that a file has under a key, or None."""
+    content = read_json(kept)
+    return content["figures"] if content is not None and content["key"] == key else None
 
 
 def _kept_of_start(start: pathlib.Path) -> pathlib.Path:
@@ -236,16 +269,16 @@ def _kept_of_arm(workdir: pathlib.Path, updates: int) -> pathlib.Path:
     return workdir / f"measured-{updates}.json"
 
 
-def _inspect(source: str) -> LocalModel:
-    """In float32 on every platform: bfloat16 would blur divergences."""
+def local_model(source: str) -> LocalModel:
+    """The model of a folder or of WORKDIR@STEP, in float32 on every platform: bfloat16 would blur divergences."""
     return inspect(parse_source("model", source), dtype="float32")
 
 
 def _model(source: str) -> CachedModel:
-    return CachedModel(_inspect(source), _Memory())  # type: ignore[arg-type]
+    return CachedModel(local_model(source), Memory())  # type: ignore[arg-type]
 
 
-def _texts(tokenizer: Any, draws: Sequence[ResponseTokens]) -> list[str]:
+def _texts(tokenizer: ChatTokenizer, draws: Sequence[ResponseTokens]) -> list[str]:
     return [tokenizer.decode(draw.tokens) for draw in draws]
 
 

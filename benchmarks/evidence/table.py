@@ -53,6 +53,13 @@ COMPARED = {
     "two_sample": False,
     "entropy": False,
 }
+BEST_OF = [
+    ("coverage", "coverage", 3),
+    ("distinct_2", "distinct-2", 3),
+    ("length_ratio", "length/teacher's", 3),
+    ("two_sample", "two-sample", 3),
+    ("teacher_nats", "teacher's log p/token", 3),
+]
 ALONG = (("reverse_kl_response", 2), ("coverage", 3), ("d_auc", 3))
 
 
@@ -120,7 +127,7 @@ def text(rows: Sequence[Row]) -> str:
     for title, columns in BLOCKS.items():
         parts.append(_block(title, last, columns))
     parts += [_along(rows, figure, digits) for figure, digits in ALONG]
-    parts += [_curve(last), _differences(rows)]
+    parts += [_curve(last), _best_of(last), _differences(rows)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -162,6 +169,26 @@ def _curve(rows: Sequence[Row]) -> str:
         lines.append([arm, *(f"{covered:.3f} / {distinct:.3f}" for covered, distinct in means)])
     title = "Coverage / distinct-2 by temperature: a student that is only sharper moves along its curve"
     return f"{title}\n" + report.table(["arm", *(f"{t:g}" for t in temperatures)], lines)
+
+
+def _best_of(rows: Sequence[Row]) -> str:
+    """What an arm's discriminator chooses among draws of the arm's start and of its end, beside single draws."""
+    measured = [row for row in rows if row.get("best_of")]
+    if not measured:
+        return ""
+    samples = measured[0]["best_of"]["samples"]
+    ways = {"plain": "a draw", "best": f"best of {samples}"}
+    flat = [
+        {"arm": f"{row['arm']}, {end}, {text}", "seed": row["seed"], **row["best_of"][end][way]}
+        for arm in _arms(measured)
+        for end in ("start", "end")
+        for way, text in ways.items()
+        for row in measured
+        if row["arm"] == arm
+    ]
+    return _block(
+        f"The best of {samples} draws by the arm's last discriminator, at both ends of the arm", flat, BEST_OF
+    )
 
 
 def _differences(rows: Sequence[Row]) -> str:

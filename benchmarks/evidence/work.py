@@ -9,6 +9,7 @@ from functools import partial
 
 from benchmarks.evidence import runs, table
 from benchmarks.evidence.arms import Scene, make_arm
+from benchmarks.evidence.best_of import has_measured_best_of, measure_best_of
 from benchmarks.evidence.jobs import Task
 from benchmarks.evidence.measure import Bench
 from benchmarks.evidence.runs import Arm
@@ -27,14 +28,18 @@ class Work:
       tasks: in an order in which none needs a later one.
     """
 
-    def __init__(self, suite: Suite, names: Sequence[str], seeds: Sequence[int], folder: pathlib.Path):
+    def __init__(
+        self, suite: Suite, names: Sequence[str], seeds: Sequence[int], folder: pathlib.Path, best_of: int = 0
+    ):
         """
         Args:
           suite: whose work it is.
           names: of the arms.
           seeds: of the arms; classifiers of the measurements start from a model of the first.
           folder: of the results.
+          best_of: draws among which an arm's discriminator chooses; 0 leaves that out.
         """
+        self._best_of = best_of
         self._suite, self._names, self._seeds, self._folder = suite, names, seeds, folder
         self._scene = functools.cache(suite.prepare)
         self._rows: dict[str, list[Row]] = {}  # by the task's name, as the next
@@ -104,11 +109,12 @@ class Work:
         return scene.teacher is None or self._bench.has_measured_model(scene.teacher, kept)
 
     def _measure_start(self, seed: int) -> None:
-        if self._suite.measures_start:
+        if self._suite.measures_start or self._best_of:
             self._bench.measure_start(self._scene(seed).start)
 
     def _has_measured_start(self, seed: int) -> bool:
-        return not self._suite.measures_start or self._bench.has_measured_start(self._scene(seed).start)
+        needed = self._suite.measures_start or self._best_of
+        return not needed or self._bench.has_measured_start(self._scene(seed).start)
 
     def _arm(self, name: str, seed: int) -> tuple[Arm, pathlib.Path]:
         """An arm and its workdir."""
@@ -126,12 +132,16 @@ class Work:
             row |= self._bench.measure_arm(arm, workdir, updates)
             row |= {"seconds": cost.seconds, "sampled_tokens": cost.sampled_tokens}
             rows.append(row | {"preparation_seconds": before.seconds})
+        if self._best_of and (found := measure_best_of(self._bench, arm, workdir, self._best_of)):
+            rows[-1]["best_of"] = found
         self._rows[_name(name, seed)] = rows
         return rows
 
     def _has_run(self, name: str, seed: int) -> bool:
         arm, workdir = self._arm(name, seed)
-        return runs.is_finished(arm.config, workdir) and self._bench.has_measured_arm(arm, workdir)
+        if not (runs.is_finished(arm.config, workdir) and self._bench.has_measured_arm(arm, workdir)):
+            return False
+        return not self._best_of or has_measured_best_of(self._bench, arm, workdir, self._best_of)
 
 
 def _name(arm: str, seed: int) -> str:

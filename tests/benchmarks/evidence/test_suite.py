@@ -23,9 +23,9 @@ GAME = Game(updates=2, every=1, prompts=4, samples=2, discriminator_steps=1)
 START = Fit(2, 1e-2, batch=8, every=2)
 
 
-def run(suite: Suite, names, folder: pathlib.Path) -> list[table.Row]:
+def run(suite: Suite, names, folder: pathlib.Path, best_of: int = 0) -> list[table.Row]:
     """Does all of the suite's work in this process, and returns its rows."""
-    work = Work(suite, names, [0], folder)
+    work = Work(suite, names, [0], folder, best_of)
     suite.share()
     assert not jobs.in_turn(work.tasks, work.ended)
     return work.rows
@@ -132,6 +132,38 @@ def test_processes_find_their_tasks_by_name_and_the_rows_are_in_the_order_of_the
     for name in ("oracle-token-0", "start-0", "teacher", "control-0"):
         work.ended(name)
     assert work.rows == rows
+
+
+def test_the_best_of_several_draws_is_what_the_discriminator_prefers(finished, tiny, monkeypatch):
+    """The arm's discriminator is the teacher, so the choice can be made by hand: by log p - log q."""
+    _, folder, rows = finished
+    suite, names = tiny(Options(folder)), ("control", "oracle-token")
+    again = run(suite, names, folder, best_of=3)
+    assert [{**row, "best_of": None} for row in again] == [{**row, "best_of": None} for row in rows]
+    (found,) = [row["best_of"] for row in again if "best_of" in row]  # the control has no discriminator
+    assert again[-1]["arm"] == "oracle-token" and found == again[-1]["best_of"] and found["samples"] == 3
+    bench = suite.bench(0)
+    start, teacher = (
+        measure.CachedModel(measure.local_model(str(model)), measure.Memory())
+        for model in (folder / "student-0", suite.teacher)
+    )
+    prompts = start.prompts(bench.chats)
+    draws = [[draw.tokens for draw in start.draw(prompts, 12, 1.0, sample=i)] for i in range(3)]
+    p, q = (np.array([model.log_likelihoods(prompts, of, 1.0) for of in draws]) for model in (teacher, start))
+    lengths = np.array([[len(tokens) for tokens in of] for of in draws])
+    chosen = (p - q).argmax(axis=0), np.arange(len(prompts))
+    assert len(set(chosen[0])) > 1  # not always the same draw
+    best, plain = found["start"]["best"], found["start"]["plain"]
+    assert best["teacher_nats"] == pytest.approx(p[chosen].sum() / lengths[chosen].sum(), rel=1e-4)
+    assert best["length_ratio"] / plain["length_ratio"] == pytest.approx(lengths[chosen].sum() / lengths[0].sum())
+    assert plain["teacher_nats"] == pytest.approx(p[0].sum() / lengths[0].sum(), rel=1e-4)
+    assert plain["distinct_2"] == rows[-3]["distinct_2"]  # those of the start, and below of the end
+    assert found["end"]["plain"]["distinct_2"] == rows[-1]["distinct_2"] and found["end"]["best"] != best
+    # It is kept, and another number of draws is not the same.
+    monkeypatch.setattr(measure.CachedModel, "draw", None)
+    assert run(tiny(Options(folder)), names, folder, best_of=3) == again
+    done = [Work(tiny(Options(folder)), names, [0], folder, best_of).tasks[-1].is_done() for best_of in (0, 3, 2)]
+    assert done == [True, True, False]
 
 
 def test_another_measurement_is_made_anew(finished, tiny, monkeypatch):

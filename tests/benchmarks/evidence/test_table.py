@@ -118,6 +118,23 @@ def test_text_shows_the_run_the_curve_and_the_difference():
     )
 
 
+def test_text_shows_the_best_of_several_beside_a_draw():
+    ends = {
+        end: {"plain": {"coverage": at, "two_sample": None}, "best": {"coverage": at + 0.1, "two_sample": None}}
+        for end, at in (("start", 0.5), ("end", 0.7))
+    }
+    rows = [row("game", seed, 100, 1.0, best_of={"samples": 8, **ends}) for seed in (0, 1)]
+    shown = text([*ROWS, *rows]).split("The best of 8 draws")[1].split("\n\n")[0].splitlines()[1:]
+    assert [" ".join(line.split()) for line in shown] == [
+        "arm coverage",
+        "game, start, a draw 0.500 (0.500–0.500)",
+        "game, start, best of 8 0.600 (0.600–0.600)",
+        "game, end, a draw 0.700 (0.700–0.700)",
+        "game, end, best of 8 0.800 (0.800–0.800)",
+    ]
+    assert "The best of" not in text(ROWS)
+
+
 def test_text_without_figures_is_empty():
     assert text([]) == ""
     assert not table.differences([row("a", 0, 0, None, rivals=["b"]), row("b", 0, 0, 1.0)])
