@@ -100,17 +100,22 @@ class Bench:
         return once(self.key_of(str(source)), kept, lambda: self._measure(str(source))[0])
 
     def measure_arm(self, arm: Arm, workdir: pathlib.Path, updates: int) -> Figures:
-        """The figures at one point of an arm's run; those of the start are shared by all arms."""
+        """The figures at one point of an arm's run; those of the start are shared by all arms.
+
+        Before the last update the curve and the two-sample test are left out. The test takes longer than all other
+        figures together.
+        """
         step = arm.points[updates]
         if not step:
             return self.measure_start(arm.start)
-        source = f"{workdir}@{step}"
+        whole = updates == max(arm.points)
 
         def measured() -> Figures:
-            figures, judged = self._measure(source)
+            figures, judged = self._measure(f"{workdir}@{step}", whole=whole)
             return figures | scores_of_checkpoint(workdir, step, arm.start, judged)
 
-        return once(self.key_of(source), _kept_of_arm(workdir, updates), measured)
+        kept, figures = _kept_of_arm(workdir, updates), self._found_of_arm(arm, workdir, updates)
+        return once(self._key_of_arm(arm, workdir, updates), kept, measured) if figures is None else figures
 
     def measure_start(self, start: pathlib.Path) -> Figures:
         """The figures of the student in a folder, from which arms start; kept beside it."""
@@ -127,11 +132,20 @@ class Bench:
     def has_measured_arm(self, arm: Arm, workdir: pathlib.Path) -> bool:
         """Whether `measure_arm` has nothing left to do at any point of an arm's finished run."""
         return all(
-            found(self.key_of(f"{workdir}@{step}"), _kept_of_arm(workdir, updates)) is not None
-            if step
-            else self.has_measured_start(arm.start)
+            self._found_of_arm(arm, workdir, updates) is not None if step else self.has_measured_start(arm.start)
             for updates, step in arm.points.items()
         )
+
+    def _key_of_arm(self, arm: Arm, workdir: pathlib.Path, updates: int) -> str:
+        on_the_way = [] if updates == max(arm.points) else ["on the way"]
+        return self.key_of(f"{workdir}@{arm.points[updates]}", *on_the_way)
+
+    def _found_of_arm(self, arm: Arm, workdir: pathlib.Path, updates: int) -> Figures | None:
+        """The figures that are kept of a point of an arm's run, or None."""
+        kept = _kept_of_arm(workdir, updates)
+        figures = found(self._key_of_arm(arm, workdir, updates), kept)
+        # All figures serve on the way too: they were measured at every point once.
+        return found(self.key_of(f"{workdir}@{arm.points[updates]}"), kept) if figures is None else figures
 
     def key_of(self, source: str, *more: Any) -> str:
         """What names the figures of a model with this bench; `more` is what else they depend on."""
@@ -145,29 +159,31 @@ class Bench:
             **_distinct(self.answers),
         }
 
-    def _measure(self, source: str) -> tuple[Figures, Judged]:
+    def _measure(self, source: str, *, whole: bool = True) -> tuple[Figures, Judged]:
+        """The figures of a model, and what a discriminator judges; `whole`: with the curve and the two-sample test."""
         model, s = _model(source), self.settings
         tokenizer = model.local.tokenizer
         prompts, given = model.prompts(self.chats), self._given(tokenizer)
-        # Several draws at temperature 1, and one at each of the others.
+        # Several draws at temperature 1, and for the curve one at each of the others.
         ends = shared_eos(model.local, self.teacher.local) if self.teacher else model.local.eos_ids
         drawn = [model.draw(prompts, self.limit, 1.0, sample=i, eos_ids=ends) for i in range(s.samples)]
         texts = {1.0: _texts(tokenizer, drawn[0])}
         for temperature in s.temperatures:
-            if temperature not in texts:
+            if whole and temperature not in texts:
                 texts[temperature] = _texts(tokenizer, model.draw(prompts, self.limit, temperature, eos_ids=ends))
         lengths = np.array([[len(draw.tokens) for draw in draws] for draws in drawn])
         figures: Figures = {
             "coverage": coverage(self.asked, texts[1.0], quality.NAMED),
             **_distinct(texts[1.0]),
-            "curve": [
-                [t, coverage(self.asked, texts[t], quality.NAMED), distinct_n(texts[t], 2)] for t in s.temperatures
-            ],
             "length_ratio": float(lengths.mean() / np.mean([len(ids) for ids in given])),
             "cut": float(np.mean([not draw.ended for draws in drawn for draw in draws])),
             **self._divergences(model, prompts, drawn, given),
         }
-        if s.folds:
+        if whole:
+            figures["curve"] = [
+                [t, coverage(self.asked, texts[t], quality.NAMED), distinct_n(texts[t], 2)] for t in s.temperatures
+            ]
+        if whole and s.folds:
             figures["two_sample"] = self._two_sample(prompts, given, drawn[0])
         model.close()
         return figures, Judged(prompts, given, [draw.tokens for draw in drawn[0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import answers, jobs, measure, networks, runs, table
-from benchmarks.evidence.arms import Game, Scene
+from benchmarks.evidence.arms import Game, Scene, make_arm
 from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Fitting
 from benchmarks.evidence.suite import Options, Suite
@@ -90,6 +91,21 @@ def test_every_arm_is_measured_along_its_run(finished):
     assert sampled["control"] == 0 < sampled["oracle-token"]
     saved = json.loads((folder / "results.json").read_text())["results"]
     assert len(saved["rows"]) == len(rows) and saved["differences"][0]["rival"] == "control"
+
+
+def test_what_takes_long_is_measured_at_the_ends_alone(finished, tiny):
+    _, folder, rows = finished
+    assert [("curve" in row) for row in rows if row["arm"] == "control"] == [True, False, True]
+    # Figures that were measured when all points had them serve still; others of the same key do not serve at the end.
+    suite = tiny(Options(folder))
+    bench, arm, workdir = suite.bench(0), make_arm("control", suite.prepare(0)), folder / "arms" / "control-0"
+    kept = workdir / "measured-1.json"
+    now = kept.read_text()
+    runs.write_json(kept, {"key": bench.key_of(f"{workdir}@1"), "figures": {"entropy": 7.0}})
+    assert bench.has_measured_arm(arm, workdir) and bench.measure_arm(arm, workdir, 1) == {"entropy": 7.0}
+    kept.write_text(now)
+    sooner = dataclasses.replace(arm, points={0: 0, 1: 1})  # it ends where the other is on the way
+    assert bench.has_measured_arm(arm, workdir) and not bench.has_measured_arm(sooner, workdir)
 
 
 def test_the_margin_of_the_teacher_as_discriminator_is_both_divergences(finished):
