@@ -80,7 +80,7 @@ def main() -> int:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         failed = jobs.side_by_side(tasks, arguments.jobs, _command, environment, arguments.out / "logs", work.ended)
-    if not arguments.prepare:
+    if work.rows:
         _conclude(suite, work, f"suite {arguments.suite}, seeds {arguments.seeds}", arguments.out)
     for name, reason in failed.items():
         progress(f"error: {name}: {reason}")
