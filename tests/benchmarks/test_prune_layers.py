@@ -16,6 +16,8 @@ from gadjax.models.model import Model
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_the_layers_that_were_kept(tmp_path, student, hf_config):
     fields = hf_config(num_hidden_layers=4, layer_types=["full_attention"] * 4)
