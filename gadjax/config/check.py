@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from gadjax.config import reference
 from gadjax.config.fields import FIELDS, STAGES, RunFields
-from gadjax.config.method_checks import check_discriminator, check_rewards
+from gadjax.config.method_checks import check_discriminator, check_rewards, check_schedules
 from gadjax.errors import UserError
 from gadjax.files import is_url, parse_json
 
@@ -42,6 +42,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _check_stages(config)
     check_discriminator(config)
     check_rewards(config)
+    check_schedules(config)
     _check_samples(config)
     _check_checkpoints(config)
     _check_batch(config)

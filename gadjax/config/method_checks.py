@@ -66,6 +66,27 @@ def check_discriminator(config: ConfigDict) -> None:
         )
 
 
+def check_schedules(config: ConfigDict) -> None:
+    """Checks that a stage is as long as its learning rates need.
+
+    Raises:
+      UserError: naming the field and the remedy.
+    """
+    for stage in config.stages:
+        section = config[stage]
+        if section.schedule != "constant" and not section.steps:
+            raise UserError(
+                f"config.{stage}.schedule is {section.schedule}, but the stage's length is given in epochs: set "
+                f"config.{stage}.steps, or leave the schedule at constant"
+            )
+        steps = section.steps - (section.discriminator_only_steps if stage == "warmup" else 0)
+        if section.steps and section.rise_steps and section.rise_steps >= steps:
+            raise UserError(
+                f"config.{stage}.rise_steps is {section.rise_steps}, but the stage updates the generator in {steps} "
+                f"steps: lower it, or raise config.{stage}.steps"
+            )
+
+
 def check_rewards(config: ConfigDict) -> None:
     """Checks that options are set only with those that read them, and that what is compared has one unit.
 

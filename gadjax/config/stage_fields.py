@@ -47,13 +47,23 @@ class DiscriminatorFields(Section):
     """Share of past samples in each update when replay_size is above 0; between 0 and 1."""
 
 
-class SeqKDFields(Section):
-    """Stage seqkd: cross entropy on the teacher's answers. Every stage's learning rates are constant."""
+class StageFields(Section):
+    """What every stage has."""
+
+    steps: int = 0
+    """Length of the stage in steps; 0: epochs decides."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The stage's learning rates: constant, or falling to 0 at the stage's end along a line or half a cosine. If they
+    fall, steps gives the length. A run that continues with another length goes on along the new curve."""
+    rise_steps: int = Field(0, ge=0)
+    """Steps at the stage's start over which the learning rates rise linearly; 0: they start at their full height."""
+
+
+class SeqKDFields(StageFields):
+    """Stage seqkd: cross entropy on the teacher's answers."""
 
     epochs: float = 3.0
     """Length of the stage in passes over the training data; used if steps is 0."""
-    steps: int = 0
-    """Length of the stage in steps; 0: epochs decides."""
     generator_learning_rate: float = 5e-6
     """Learning rate of the generator."""
     train_discriminator: bool = False
@@ -62,27 +72,23 @@ class SeqKDFields(Section):
     """Learning rate of the discriminator."""
 
 
-class SodaFields(Section):
+class SodaFields(StageFields):
     """Stage soda: DPO (arXiv 2305.18290) that prefers the teacher's answer to one sample of the student as it entered
     the stage, as in SODA (arXiv 2604.03873). It has no discriminator."""
 
     epochs: float = 1.0
     """Length of the stage in passes over the training data; used if steps is 0."""
-    steps: int = 0
-    """Length of the stage in steps; 0: epochs decides."""
     generator_learning_rate: float = 1e-6
     """Learning rate of the generator."""
     beta: float = Field(0.1, gt=0)
     """Factor of the log-ratios in the DPO loss: the higher, the closer the student stays to where it started."""
 
 
-class WarmupFields(Section):
+class WarmupFields(StageFields):
     """Stage warmup: cross entropy for the generator, while the discriminator learns on the generator's samples."""
 
     epochs: float = 1.0
     """Length of the stage in passes over the training data; used if steps is 0."""
-    steps: int = 0
-    """Length of the stage in steps; 0: epochs decides."""
     generator_learning_rate: float = 1e-6
     """Learning rate of the generator."""
     discriminator_learning_rate: float = 1e-6
@@ -95,13 +101,11 @@ class WarmupFields(Section):
     """False: the discriminator stays as it entered the stage (an ablation)."""
 
 
-class GadFields(Section):
+class GadFields(StageFields):
     """Stage gad: policy gradient on the discriminator's score, while the discriminator learns on the same samples."""
 
     epochs: float = 2.0
     """Length of the stage in passes over the training data; used if steps is 0."""
-    steps: int = 0
-    """Length of the stage in steps; 0: epochs decides."""
     generator_learning_rate: float = 1e-6
     """Learning rate of the generator."""
     discriminator_learning_rate: float = 1e-6

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +47,57 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh:
     )
 
 
+LearningRate = float | Callable[[jax.Array], jax.Array]  # constant, or of the number of updates so far
+
+
+def learning_rate(
+    peak: float, schedule: Literal["constant", "linear", "cosine"], *, rise: int, updates: int
+) -> LearningRate:
+    """The learning rate of a stage's updates.
+
+    Args:
+      peak: the highest rate.
+      schedule: how it falls after the rise: not at all, or to 0 after the last update.
+      rise: updates at the start over which it rises linearly; the first has peak / (rise + 1).
+      updates: all updates of the stage; of no effect on a constant rate.
+    """
+    if schedule == "constant" and not rise:
+        return peak
+    falls = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, updates - rise),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, updates - rise),
+    }
+    fall = falls[schedule]()
+    if not rise:
+        return fall
+    return optax.join_schedules([optax.linear_schedule(peak / (rise + 1), peak, rise), fall], [rise])
+
+
 def adamw(
-    learning_rate: float, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float
+    learning_rate: LearningRate, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
-    """AdamW after a clip of the gradient's global norm (`docs/algorithm.md`, section 3)."""
-    update = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    """AdamW after a clip of the gradient's global norm (`docs/algorithm.md`, section 3).
+
+    A learning rate that changes is read at the `step` of the updated state. The optimizer keeps no count of its own, so
+    that its state is the same with every schedule, and a run may continue with another one.
+    """
+    if callable(learning_rate):
+        moments = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+        update = optax.chain(moments, optax.add_decayed_weights(weight_decay), _descend(learning_rate))
+    else:
+        update = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip), update)
+
+
+def _descend(rate: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the rate at `step`."""
+
+    def update(updates: Params, state: Any, params: Params | None = None, *, step: jax.Array, **others: Any):
+        del params, others
+        return jax.tree.map(lambda leaf: -rate(step) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -69,7 +115,8 @@ def apply_gradients(
     """
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(gradients, state.opt_state, state.params, step=state.step)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
     skip = (~finite).astype(jnp.int32)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import field_value, keeps_statistics, needs_reference, uses_discriminator
@@ -144,12 +145,19 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     """The settings of a stage's steps."""
     config, section = blueprint.config, blueprint.config[stage]
     moments = {name: config.optimizer[name] for name in ("b1", "b2", "eps", "weight_decay")}
-    optimizer: Any = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
+    adamw = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
+
+    def optimizer(network: str) -> optax.GradientTransformation:
+        per_step, steps = updates_per_step(config, stage)[network]
+        rise, updates = section.rise_steps * per_step, steps * per_step
+        peak = section[f"{network}_learning_rate"]
+        return adamw(states.learning_rate(peak, section.schedule, rise=rise, updates=updates))
+
     fields = dict(
         generator=blueprint.generator,
         sampler=blueprint.sampler,
         sampling=blueprint.sampling(config.rollout.temperature),
-        generator_optimizer=optimizer(section.generator_learning_rate),
+        generator_optimizer=optimizer("generator"),
         generator_micro_batches=_micro_batches(blueprint, "generator", stage),
     )
     if stage != "gad":  # the generator's update is one optimizer step
@@ -163,12 +171,21 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
     elif uses_discriminator(config, stage):
         fields |= dict(
             discriminator=blueprint.discriminator,
-            discriminator_optimizer=optimizer(section.discriminator_learning_rate),
+            discriminator_optimizer=optimizer("discriminator"),
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
         )
     if stage == "seqkd":
         fields |= dict(updates_per_step=1)  # by cross entropy
     return Method.from_config(config, **fields)
+
+
+def updates_per_step(config: ConfigDict, stage: str) -> dict[str, tuple[int, int]]:
+    """For each network, its updates in a step of the stage, and the steps that update it; 0 steps if epochs decide."""
+    section = config[stage]
+    waits = section.discriminator_only_steps if stage == "warmup" and section.train_discriminator else 0
+    generator = config.gad.ppo_minibatches * config.gad.ppo_epochs if stage == "gad" else 1
+    discriminator = config.discriminator.updates_per_step if stage in ("warmup", "gad") else 1
+    return {"generator": (generator, max(section.steps - waits, 0)), "discriminator": (discriminator, section.steps)}
 
 
 def preferences(config: ConfigDict) -> dict[str, Any]:

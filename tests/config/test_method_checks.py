@@ -43,6 +43,15 @@ EQUAL_RATES = {"seqkd.generator_learning_rate": 1e-3, "seqkd.discriminator_learn
         ({"gad.discount": 0.5}, "gad.discount.*credit=token"),
         ({"gad.credit": "token", "gad.reward": "bounded"}, "gad.reward is bounded.*credit=sequence"),
         ({"gad.credit": "token", "gad.length_correction": True}, "gad.length_correction.*credit=sequence"),
+        (
+            {"stages": ("seqkd",), "seqkd.steps": 0, "seqkd.schedule": "cosine"},
+            "seqkd.schedule is cosine.*set config.seqkd.steps",
+        ),
+        (
+            {"warmup.steps": 20, "warmup.discriminator_only_steps": 10, "warmup.rise_steps": 10},
+            "warmup.rise_steps is 10.*generator in 10 steps: lower it",
+        ),
+        ({"gad.steps": 5, "gad.rise_steps": 5}, "gad.rise_steps is 5.*raise config.gad.steps"),
         ({"gad.demonstration_steps": 5}, "gad.demonstration_steps.*gad.demonstrations is 0"),
         ({**LIKELIHOOD, "gad.reward_baseline": "reference"}, "gad.reward_baseline=reference needs"),
         (

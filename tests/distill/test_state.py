@@ -3,9 +3,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from gadjax.distill.state import TrainState, adamw, apply_gradients, create
+from gadjax.distill.state import TrainState, adamw, apply_gradients, create, learning_rate
 
 SETTINGS = dict(b1=0.9, b2=0.99, eps=1e-3, weight_decay=0.1)
 LEARNING_RATE, CLIP = 0.05, 0.2
@@ -54,6 +55,40 @@ def test_updates_are_clipped_adamw_on_every_parameter(optimizer, params):
             expected[name] -= LEARNING_RATE * (move + SETTINGS["weight_decay"] * expected[name])
     for name in params:
         np.testing.assert_allclose(state.params[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rise", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1, 1]),
+        ("constant", 2, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", 0, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("linear", 2, [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", 0, [(1 + np.cos(np.pi * k / 6)) / 2 for k in range(6)]),
+        ("cosine", 3, [1 / 4, 2 / 4, 3 / 4, 1, 3 / 4, 1 / 4]),
+    ],
+)
+def test_learning_rates_rise_and_fall_over_the_updates(schedule, rise, expected):
+    rate = learning_rate(LEARNING_RATE, schedule, rise=rise, updates=6)
+    rates = [rate(jnp.int32(step)) if callable(rate) else rate for step in range(6)]
+    np.testing.assert_allclose(rates, LEARNING_RATE * np.array(expected), rtol=1e-6)
+
+
+def test_a_rate_that_changes_gives_optax_updates_from_the_same_state(params):
+    """Against optax.adamw with the schedule. A constant rate leaves a state of the same structure behind."""
+    rate = learning_rate(LEARNING_RATE, "cosine", rise=1, updates=4)
+    ours = adamw(rate, clip=CLIP, **SETTINGS)
+    theirs = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(rate, **SETTINGS))
+    state, constant = create(params, ours), create(params, adamw(LEARNING_RATE, clip=CLIP, **SETTINGS))
+    assert jax.tree.structure(state) == jax.tree.structure(constant)
+    expected, memory = params, theirs.init(params)
+    for step in range(4):
+        gradients = like(params, step, 1.0)
+        state, _ = apply_gradients(ours, state, gradients)
+        updates, memory = theirs.update(gradients, memory, expected)
+        expected = optax.apply_updates(expected, updates)
+        for name in params:
+            np.testing.assert_allclose(state.params[name], expected[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -8,7 +8,7 @@ import pytest
 from gadjax.errors import UserError
 from gadjax.planning import run_programs as planned
 from gadjax.planning.planner import checked, make_blueprint
-from gadjax.setup.blueprint import make_method
+from gadjax.setup.blueprint import make_method, updates_per_step
 
 pytestmark = pytest.mark.quick
 
@@ -42,6 +42,16 @@ def test_micro_batches_that_are_given(tiny_config):
 def test_a_stage_without_samples_has_larger_slices(tiny_config):
     found = make_method(blueprint(tiny_config, {"micro_batches.tokens": 56 * 4}, 1), "warmup")
     assert (found.generator_micro_batches, found.discriminator_micro_batches) == (2, 4)
+
+
+def test_updates_of_a_stage(tiny_config):
+    """What a schedule of learning rates spans: each network's own updates."""
+    fields = {"discriminator.updates_per_step": 3, "gad.ppo_minibatches": 2, "gad.ppo_epochs": 4}
+    lengths = {"seqkd.steps": 5, "warmup.steps": 20, "gad.steps": 0, "warmup.discriminator_only_steps": 8}
+    config = checked(tiny_config({"data.heldout": "", "stages": ("seqkd", "warmup", "gad")} | fields | lengths))
+    assert updates_per_step(config, "seqkd") == {"generator": (1, 5), "discriminator": (1, 5)}
+    assert updates_per_step(config, "warmup") == {"generator": (1, 12), "discriminator": (3, 20)}
+    assert updates_per_step(config, "gad") == {"generator": (8, 0), "discriminator": (3, 0)}
 
 
 @pytest.mark.parametrize("fields", [{}, {"row_length": 320}, {"gad.ppo_minibatches": 4}, {"gad.sft_coefficient": 1.0}])

@@ -11,6 +11,8 @@ import pytest
 from tests.support.compiling import on_one_device, without_optimizations
 
 RICH = {
+    "gad.schedule": "cosine",
+    "gad.rise_steps": 1,
     "warmup.steps": 3,
     "gad.steps": 3,
     "gad.ppo_minibatches": 2,

@@ -217,6 +217,8 @@ def test_what_may_change_does(continued, tiny_config, rich_fields, train_file, s
         "gad.steps": 4,
         "warmup.steps": 9,
         "gad.generator_learning_rate": 1e-4,
+        "gad.schedule": "linear",
+        "gad.rise_steps": 2,
         "gad.kl_coefficient": 0.0,
         "dtype": "bfloat16",
         "remat": "full",
