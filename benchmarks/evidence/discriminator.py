@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.evidence import quality
-from gadjax.evaluation.scoring import as_scores, sequence_values
+from gadjax.evaluation.local_models import Loaded
+from gadjax.evaluation.scoring import as_scores, sequence_values, token_nats
 from gadjax.models import layouts
 from gadjax.models.weights import load_params
 from gadjax.parallel import mesh as meshes
@@ -20,15 +21,24 @@ from gadjax.workdir.facts import network_model, read_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What a discriminator judges: the token ids of prompts, of the teacher's answers, and of one sample to each."""
+    """What a discriminator judges: the token ids of prompts, of the teacher's answers, and of one sample to each.
+
+    `ended` says which samples end with an EOS; the others were cut.
+    """
 
     prompts: Sequence[np.ndarray]
     teacher: Sequence[Sequence[int]]
     student: Sequence[Sequence[int]]
+    ended: Sequence[bool]
 
 
-def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, judged: Judged) -> dict[str, float]:
+def scores_of_checkpoint(
+    workdir: pathlib.Path, step: int, start: pathlib.Path, judged: Judged, teacher: Loaded | None = None
+) -> dict[str, float]:
     """The accuracy, AUC and raw margin of the discriminator in a run's checkpoint; empty if there is none.
+
+    Where it is a likelihood phi and the teacher p is at hand, also how far phi's token rewards log phi - log q agree
+    with the true ones, log p - log q, on the samples (`quality.token_figures`). q is the checkpoint's policy.
 
     A likelihood discriminator's score is beta * [log D(y) - log of the baseline that the config names], at temperature
     1: the policy that entered the run, or that of the same checkpoint.
@@ -38,6 +48,7 @@ def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, 
       step: of the checkpoint.
       start: the folder of the student that the run started from.
       judged: the pairs.
+      teacher: the teacher itself, if it reads the student's tokens.
     """
     config, facts = read_workdir(workdir)
     mesh, settings = meshes.make_mesh(data=1, fsdp=-1, tensor=1), config["discriminator"]
@@ -49,10 +60,10 @@ def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, 
         params = checkpoints.params(step, "discriminator", layouts.abstract_params(model, mesh))
         if params is None:
             return {}
-        abstract, compared = layouts.abstract_params(policy, mesh), None
-        if model.head == "lm" and settings["baseline"] == "policy":
-            compared = checkpoints.params(step, "generator", abstract)
-        elif model.head == "lm":
+        abstract, compared, current = layouts.abstract_params(policy, mesh), None, None
+        if model.head == "lm":
+            compared = current = checkpoints.params(step, "generator", abstract)
+        if model.head == "lm" and settings["baseline"] == "reference":
             compared = load_params(start, policy.config, abstract)
     sides = []
     for answers in (judged.teacher, judged.student):
@@ -60,4 +71,12 @@ def scores_of_checkpoint(workdir: pathlib.Path, step: int, start: pathlib.Path, 
         nats = None if compared is None else sequence_values(policy, compared, mesh, judged.prompts, answers)
         beta = 1.0 if compared is None else settings["beta"]
         sides.append(beta * as_scores(model.head, values, nats))
-    return quality.pair_figures(*sides)
+    figures = quality.pair_figures(*sides)
+    if current is None or teacher is None:
+        return figures
+    own, true, drawn = (
+        token_nats(*network, judged.prompts, judged.student)
+        for network in ((model, params, mesh), (teacher.model, teacher.params, teacher.mesh), (policy, current, mesh))
+    )
+    rewards = [[of_token - q for of_token, q in zip(nats, drawn, strict=True)] for nats in (own, true)]
+    return figures | quality.token_figures(*rewards, judged.ended)

@@ -112,7 +112,8 @@ class Bench:
 
         def measured() -> Figures:
             figures, judged = self._measure(f"{workdir}@{step}", whole=whole)
-            return figures | scores_of_checkpoint(workdir, step, arm.start, judged)
+            teacher = self.teacher and self.teacher.network
+            return figures | scores_of_checkpoint(workdir, step, arm.start, judged, teacher)
 
         kept, figures = _kept_of_arm(workdir, updates), self._found_of_arm(arm, workdir, updates)
         return once(self._key_of_arm(arm, workdir, updates), kept, measured) if figures is None else figures
@@ -186,7 +187,7 @@ class Bench:
         if whole and s.folds:
             figures["two_sample"] = self._two_sample(prompts, given, drawn[0])
         model.close()
-        return figures, Judged(prompts, given, [draw.tokens for draw in drawn[0]])
+        return figures, Judged(prompts, given, *zip(*((draw.tokens, draw.ended) for draw in drawn[0]), strict=True))
 
     def of_draws(self, tokenizer: ChatTokenizer, prompts: list[np.ndarray], draws: Sequence[ResponseTokens]) -> Figures:
         """The figures of answers without likelihoods of their own, one to each prompt.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,27 @@ def pair_figures(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:
     teacher, student = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
     right = (teacher > student).mean() + (teacher == student).mean() / 2
     return {"d_accuracy": float(right), "d_auc": auc(teacher, student), "d_margin": float((teacher - student).mean())}
+
+
+def token_figures(rewards: Sequence[np.ndarray], true: Sequence[np.ndarray], ended: Sequence[bool]) -> dict[str, float]:
+    """How far token rewards are right: `d_token_correlation`, and `d_end_bias`.
+
+    Args:
+      rewards: of each token of some answers, by a discriminator.
+      true: the same by the teacher itself.
+      ended: whether the last token of an answer is its EOS; at least one has a token before its EOS.
+
+    Returns:
+      The correlation of the two over all tokens. And the mean difference of the two at the token before the EOS, which
+      decides that the answer ends here; both are standardised over all tokens first. Below 0, the discriminator drives
+      towards longer answers than the teacher would.
+    """
+    found, expected = (np.concatenate([np.asarray(one, np.float64) for one in both]) for both in (rewards, true))
+    found, expected = ((values - values.mean()) / values.std() for values in (found, expected))
+    ends = np.cumsum([len(one) for one in rewards])
+    before = ends[[end and len(one) > 1 for one, end in zip(rewards, ended, strict=True)]] - 2
+    gap = (found - expected)[before].mean()
+    return {"d_token_correlation": float((found * expected).mean()), "d_end_bias": float(gap)}
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:

@@ -35,6 +35,8 @@ BLOCKS: dict[str, list[tuple[str, str, int]]] = {
         ("d_accuracy", "D accuracy", 3),
         ("d_auc", "D AUC", 3),
         ("d_margin", "D margin", 2),
+        ("d_token_correlation", "token rewards' r", 3),
+        ("d_end_bias", "end bias", 2),
         ("updates", "updates", 0),
         ("sampled_tokens", "sampled tokens", 0),
         ("seconds", "seconds", 0),

@@ -15,7 +15,7 @@ a chat as the same ids.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,22 +63,51 @@ def sequence_values(
       batch_size: responses in a batch, rounded up to a multiple of the mesh's batch shards.
       done: called after each batch with the number of responses so far.
     """
+    values = np.zeros(len(responses))
+    by_row = _by_row(model, params, mesh, prompts, responses, pooling, temperature, batch_size)
+    for finished, chosen, found in by_row:
+        for i, row in zip(chosen, found, strict=False):
+            # Nats are summed in float64: float32 would cost digits that differences need.
+            values[i] = row if model.head == "score" else row[: len(responses[i])].sum()
+        done(finished)
+    return values
+
+
+def token_nats(
+    model: Model,
+    params: Params,
+    mesh: Mesh,
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[Sequence[int] | np.ndarray],
+    *,
+    temperature: float = 1.0,
+    batch_size: int = BATCH,
+) -> list[np.ndarray]:
+    """log p of each token of each response in nats: arrays float64 [its length], whose sums `sequence_values` returns.
+
+    The arguments are those of `sequence_values`; the model has the "lm" head.
+    """
+    nats: list[np.ndarray] = [np.zeros(0)] * len(responses)
+    for _, chosen, found in _by_row(model, params, mesh, prompts, responses, "last", temperature, batch_size):
+        for i, row in zip(chosen, found, strict=False):
+            nats[i] = row[: len(responses[i])]
+    return nats
+
+
+def _by_row(
+    model: Model, params: Params, mesh: Mesh, prompts, responses, pooling: str, temperature: float, batch_size: int
+) -> Iterator[tuple[int, list[int], np.ndarray]]:
+    """Batches of similar lengths: the responses so far, those of the batch, and what `_program` returns for them."""
     program = _program(model, mesh, pooling)
     size = multiple_of(batch_size, meshes.batch_shards(mesh))
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    values = np.zeros(len(responses))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         filled = np.resize(chosen, size).tolist()  # the last batch repeats responses, so that all have as many rows
         fields = [array for of_all in (prompts, responses) for array in _padded([of_all[i] for i in filled])]
         fields = meshes.place(tuple(fields), meshes.rows(mesh))
-        found = np.asarray(program(params, fields, temperature), np.float64)
-        for i, row in zip(chosen, found, strict=False):
-            # Nats are summed in float64: float32 would cost digits that differences need.
-            values[i] = row if model.head == "score" else row[: len(responses[i])].sum()
-        done(start + len(chosen))
-    return values
+        yield start + len(chosen), chosen, np.asarray(program(params, fields, temperature), np.float64)
 
 
 def as_scores(head: str, values: np.ndarray, drawn_nats: np.ndarray | None) -> np.ndarray:

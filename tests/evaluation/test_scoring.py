@@ -47,6 +47,10 @@ def test_likelihoods(other_student, prompts, temperature, decodes):
     alone = Alone(other_student)
     expected = [alone.nats(*one, temperature) for one in zip(prompts, RESPONSES, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    tokens = scoring.token_nats(model, params, mesh, prompts, RESPONSES, **options)
+    for prompt, response, nats in zip(prompts, RESPONSES, tokens, strict=True):
+        starts = [alone.nats(prompt, response[:length], temperature) for length in range(1, len(response) + 1)]
+        np.testing.assert_allclose(nats, np.diff([0.0, *starts]), rtol=1e-4, atol=1e-5)
 
 
 def test_on_all_devices(all_devices, finished_run, other_student, prompts):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.evidence.quality import NAMED, auc, pair_figures, paired
+from benchmarks.evidence.quality import NAMED, auc, pair_figures, paired, token_figures
 from gadjax.config.shipped import demo_assets
 from gadjax.data.schema import read_rows
 from gadjax.evaluation.text import coverage
@@ -28,6 +28,23 @@ def test_pairs_are_of_one_prompt_and_the_auc_is_of_all():
     found = pair_figures(np.array([1.0, 101.0]), np.array([0.0, 100.0]))
     assert found == {"d_accuracy": 1.0, "d_auc": 0.75, "d_margin": 1.0}
     assert pair_figures(np.zeros(2), np.zeros(2))["d_accuracy"] == 0.5
+
+
+def test_token_rewards_are_compared_with_the_true_ones():
+    """A scale and a shift are no error. A lower reward at the token before the last one is a bias of the end."""
+    rng = np.random.default_rng(1)
+    true, ended = [rng.normal(size=length) for length in (5, 1, 8, 4)], [True, True, True, False]
+    found = token_figures([3 * one + 2 for one in true], true, ended)
+    assert found == {"d_token_correlation": pytest.approx(1), "d_end_bias": pytest.approx(0, abs=1e-9)}
+    lower = [one - 4 * (np.arange(len(one)) == len(one) - 2) for one in true]
+    rewards, expected = np.concatenate(lower), np.concatenate(true)
+    gaps = [
+        (rewards[i] - rewards.mean()) / rewards.std() - (expected[i] - expected.mean()) / expected.std()
+        for i in (3, 12)
+    ]
+    biased = token_figures(lower, true, ended)
+    assert biased["d_end_bias"] == pytest.approx(np.mean(gaps)) and np.mean(gaps) < 0
+    assert biased["d_token_correlation"] == pytest.approx(np.corrcoef(rewards, expected)[0, 1])
 
 
 def test_a_paired_interval_is_students():
