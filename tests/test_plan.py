@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.support.environment import quick_environment
+
 REPO = pathlib.Path(__file__).parents[1]
 V6E = ("--config.micro_batches.tokens=10752",)  # of its 31 GiB
 TINY = (
@@ -29,6 +31,8 @@ NO_HELDOUT = "--config.data.train=unnamed"
 def plan(*arguments, timeout=400):
     """Runs the command in a process of its own, because it sets JAX's platform before JAX is imported."""
     clean = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    if any(argument.startswith("--topology=cpu") for argument in arguments):
+        clean |= quick_environment()
     command = [sys.executable, "-m", "gadjax.plan", *arguments]
     return subprocess.run(command, cwd=REPO, env=clean, capture_output=True, text=True, timeout=timeout)
 

@@ -26,6 +26,12 @@ def set_xla_flags(devices: int) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags + [flag for flag in wanted if flag.partition("=")[0] not in given])
 
 
+def quick_environment() -> dict[str, str]:
+    """Variables of a process that a test starts: it compiles as `quick_compile` does, for devices of its own."""
+    flags = (flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    return {"XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def share_compiled_programs(config: pytest.Config) -> None:
     """Names a folder for compiled programs in the environment, unless it names one; removes it when pytest ends.
 
