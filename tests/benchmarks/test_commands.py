@@ -8,16 +8,23 @@ import sys
 import pytest
 
 from benchmarks.growth import growth
-from benchmarks.harness import models
+from benchmarks.harness import models, peers
 from benchmarks.harness.parts import PARTS
 from benchmarks.sampling_tunix import agreement
 from benchmarks.update import CHECKED, disagreement
+from tests.support.environment import quick_environment
+
+
+@pytest.fixture(scope="module")
+def models_folder(tmp_path_factory):
+    """Where the first benchmark that needs a model writes it."""
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture
-def benchmark(command, monkeypatch, tmp_path):
+def benchmark(command, monkeypatch, tmp_path, models_folder):
     """Runs `python -m benchmarks.NAME --quick`, and returns its result and its JSON."""
-    monkeypatch.setattr(models, "FOLDER", tmp_path / "models")
+    monkeypatch.setattr(models, "FOLDER", models_folder)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads spin as they wait for each other
 
     def run(name, *arguments):
@@ -26,6 +33,13 @@ def benchmark(command, monkeypatch, tmp_path):
         return finished, json.loads(out.read_text())["results"] if out.exists() else None
 
     return run
+
+
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Workers compile as `quick_compile` does."""
+    environment = peers._environment
+    monkeypatch.setattr(peers, "_environment", lambda: environment() | quick_environment())
 
 
 def test_machine(benchmark):
@@ -69,6 +83,7 @@ def test_sampling_beside_transformers(benchmark):
     assert "gadjax / HF" in finished.out
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_updates_beside_torch(benchmark):
     pytest.importorskip("torch")
     finished, results = benchmark("update", f"--peer_python={sys.executable}", "--rounds=1")
@@ -79,6 +94,7 @@ def test_updates_beside_torch(benchmark):
     assert case["ratio"]["low"] > 0
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("name", ["sampling_tunix", "step_tunix"])
 def test_alone(benchmark, name):
     finished, results = benchmark(name, "--alone", "--rounds=1")
