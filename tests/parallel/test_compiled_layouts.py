@@ -27,6 +27,9 @@ from gadjax.planning.hlo_costs import largest_buffers
 from gadjax.rollout.sampler import TOKEN_STEPS, Sampling, rollout, row_keys
 from gadjax.trainer.programs import SAMPLED_FROM, Programs
 
+# Layouts are the partitioner's work, which comes before what is skipped.
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 # No two sizes are equal, so that a shape tells which array it is.
 CONFIG = ModelConfig(
     architecture="Qwen2ForCausalLM",
