@@ -8,10 +8,8 @@ The long version, of three stages and 50 kills, prints its counts:
 from __future__ import annotations
 
 import collections
-import json
 import pathlib
 import random
-import shutil
 import time
 from typing import Any
 
@@ -58,13 +56,13 @@ def server(repo, compilation_cache):
 
 
 @pytest.fixture
-def start(server, student, hf_config, tiny_config, tmp_path):
-    """A run of a student of one layer, which compiles sooner, in a folder of this name."""
-    small = shutil.copytree(student, tmp_path / "student")
-    (small / "config.json").write_text(json.dumps(hf_config(num_hidden_layers=1)))
+def start(server, small_student, tiny_config, tmp_path):
+    """A run of a student of one layer in a folder of this name."""
 
     def make(name: str, fields: dict[str, Any]) -> Run:
-        config = tiny_config({"student": str(small), "discriminator.replay_size": 16, "checkpoint.every": 1} | fields)
+        config = tiny_config(
+            {"student": str(small_student), "discriminator.replay_size": 16, "checkpoint.every": 1} | fields
+        )
         return Run(config, tmp_path / name, server)
 
     return make

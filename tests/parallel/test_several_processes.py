@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import shutil
@@ -34,11 +33,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
-def fields(student, hf_config, tmp_path_factory):
-    """The fields of a run with a student of one layer, which compiles sooner."""
-    small = shutil.copytree(student, tmp_path_factory.mktemp("student") / "small")
-    (small / "config.json").write_text(json.dumps(hf_config(num_hidden_layers=1)))
-    return FIELDS | {"student": str(small)}
+def fields(small_student):
+    """The fields of a run with a student of one layer."""
+    return FIELDS | {"student": str(small_student)}
 
 
 @pytest.fixture(scope="module")

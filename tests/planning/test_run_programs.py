@@ -143,11 +143,12 @@ def recorded(monkeypatch, quick_compile, all_devices):
 
 
 @pytest.mark.parametrize(("fields", "names"), RUNS.values(), ids=RUNS)
-def test_arguments_are_the_trainers(recorded, tiny_config, tmp_path, fields, names):
+def test_arguments_are_the_trainers(recorded, tiny_config, small_student, tmp_path, fields, names):
     """The arrays of a run on eight devices with data of the largest lengths have the plan's shapes and layouts."""
     from gadjax.progress import RunProgress
 
-    setup = dataclasses.replace(prepare_run(tiny_config(FIELDS | fields)), eos_ids=(-1,))  # no sample ends early
+    config = tiny_config(FIELDS | {"student": str(small_student)} | fields)
+    setup = dataclasses.replace(prepare_run(config), eos_ids=(-1,))  # no sample ends early
     with RunProgress(enabled=False) as progress:
         run = TrainingRun(setup, tmp_path, progress)
         longest(run, setup)

@@ -75,6 +75,14 @@ def student(tmp_path_factory, hf_config, write_tokenizer) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def small_student(tmp_path_factory, student, hf_config) -> pathlib.Path:
+    """The student with one layer: its runs compile sooner."""
+    directory = shutil.copytree(student, tmp_path_factory.mktemp("small") / "student")
+    (directory / "config.json").write_text(json.dumps(hf_config(num_hidden_layers=1)))
+    return directory
+
+
+@pytest.fixture(scope="session")
 def other_student(student, add_weights, tmp_path_factory) -> pathlib.Path:
     """A causal language model of the student's architecture and tokenizer, with weights that nothing trained."""
     directory = tmp_path_factory.mktemp("other") / "model"
