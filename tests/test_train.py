@@ -22,7 +22,7 @@ from gadjax.train import run
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import untimed
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "shared_programs")
 
 DISCRIMINATOR = {"discriminator/loss", "discriminator/accuracy", "discriminator/margin"}
 ROLLOUT = {"reward/mean", "reward/std", "response/length_mean", "response/length_p95", "response/truncated", "tokens"}
@@ -213,7 +213,7 @@ def exports(workdir: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def seqkd_run(tiny_config, one_device, quick_compile, tmp_path_factory):
+def seqkd_run(tiny_config, one_device, quick_compile, shared_programs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("seqkd")
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 3})
     assert list(run(config, workdir)) == ["before", "seqkd"]

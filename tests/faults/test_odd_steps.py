@@ -23,7 +23,7 @@ from gadjax.trainer import stage_steps
 from gadjax.trainer.stage_steps import CompiledParts
 from gadjax.workdir.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 GAD = {"stages": ("gad",), "gad.kl_coefficient": 0.1, "gad.sft_coefficient": 0.5}  # of all tests: compiled once
 GAD |= {f"gad.{network}_learning_rate": 1e-3 for network in ("generator", "discriminator")}

@@ -13,7 +13,7 @@ from gadjax.trainer.heldout import HeldOut
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import stop_before
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 # Of the measurement before training, and of those after steps 1 to 6.
 NLL = (9.0, 3.0, 2.0, float("nan"), 1.0, 1.5, 1.25, 1.75)

@@ -29,7 +29,7 @@ from gadjax.workdir.facts import network_model, read_workdir
 from gadjax.workdir.resume import check_workdir
 from tests.runs import stop_before, untimed
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 FIELDS = {
     "random_init": False,
@@ -67,7 +67,7 @@ def adapted(tiny_config, weighty):
 
 
 @pytest.fixture(scope="module")
-def finished(adapted, tmp_path_factory, one_device, quick_compile):
+def finished(adapted, tmp_path_factory, one_device, quick_compile, shared_programs):
     """The run's workdir, its held-out figures, and the states that entered each step."""
     workdir, states, original = tmp_path_factory.mktemp("lora") / "run", [], StageSteps.run
 

@@ -23,7 +23,7 @@ from gadjax.workdir.checkpoints import Checkpoints
 from gadjax.workdir.resume import check_workdir
 from tests.runs import Gone, stop_before, untimed
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 
 def test_an_interrupted_run_is_the_uninterrupted_one(finished_run, tiny_config, rich_fields, tmp_path):

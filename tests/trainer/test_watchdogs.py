@@ -209,7 +209,7 @@ def any_kl_is_too_much(monkeypatch):
     monkeypatch.setitem(RULES, "kl", (condition,))
 
 
-@pytest.mark.usefixtures("quick_compile", "one_device", "any_kl_is_too_much")
+@pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs", "any_kl_is_too_much")
 def test_stop_on(tiny_config, tmp_path, capsys):
     """Stopped with a checkpoint, and again where nothing changed; what goes on then is the run that did not stop."""
     fields = {"stages": ("gad",), "gad.steps": 3, "data.heldout": "", "log.tensorboard": True}

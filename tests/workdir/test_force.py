@@ -14,7 +14,7 @@ from gadjax.train import run
 from gadjax.workdir import disk
 from gadjax.workdir.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 
 @pytest.fixture
