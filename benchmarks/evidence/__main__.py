@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from benchmarks.evidence import figure, jobs, table
 from benchmarks.evidence.arms import check_arms
 from benchmarks.evidence.demo import Demo
-from benchmarks.evidence.known import Known
+from benchmarks.evidence.known import Known, Weak
 from benchmarks.evidence.paper import Paper
 from benchmarks.evidence.real import Real
 from benchmarks.evidence.suite import Options, Suite
@@ -32,7 +32,7 @@ from gadjax import commands
 from gadjax.errors import UserError, run_command
 from gadjax.files import expand
 
-SUITES: dict[str, type[Suite]] = {"known": Known, "demo": Demo, "paper": Paper, "real": Real}
+SUITES: dict[str, type[Suite]] = {"known": Known, "weak": Weak, "demo": Demo, "paper": Paper, "real": Real}
 
 
 def main() -> int:

@@ -235,6 +235,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper-demonstrations": ("gad-paper", {"gad.demonstrations": 0.25}),
     # a likelihood discriminator that learns
     "bt-baseline-reference": ("phi-bt-token", {"discriminator.baseline": "reference"}),
+    "bt-rate": ("phi-bt-token", {"gad.discriminator_learning_rate": 1e-5}),
     "bt-beta": ("phi-bt-token", {"discriminator.beta": 0.1}),
     "bt-sft": ("phi-bt-token", {"discriminator.sft_coefficient": 1.0}),
     "bt-replay": ("phi-bt-token", {"discriminator.replay_size": 2048}),

@@ -1,16 +1,20 @@
-"""Suite `known`: a teacher whose likelihoods are exact, so that what an arm does to the student can be computed.
+"""Suites `known` and `weak`: a teacher whose likelihoods are exact, so that what an arm does can be computed.
 
 The teacher is a decoder of 2 M parameters that learned the demo's 3,000 answers, read at temperature 0.7: its export is
 an exact model at temperature 1. It answers every training prompt ten times. The student has one layer and 0.3 M
 parameters. phi is a model of the teacher's size, fitted to the same answers as the student: what a larger
 discriminator learns from the same answers. Teacher, answers and phi are the same for all seeds. A seed is that of the
 student's weights, its fit and the arms.
+
+In `weak` the student has half the width. All networks have one layer, which learns the demo's fixed form sooner, and so
+phi is clearly better than the student.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 from benchmarks.evidence import answers, networks
 from benchmarks.evidence.arms import CORE, RECIPE, Game, Scene
@@ -59,6 +63,16 @@ FULL = Sizes(
     game=Game(),
     settings=Settings(),
 )
+WEAK = Sizes(
+    teacher=Shape(1, 256),
+    teacher_fit=Fit(500, 2e-3, batch=32, finish_steps=100, finish_rate=2e-4, every=50),
+    student=Shape(1, 32),
+    student_fit=Fit(2000, 5e-3, finish_steps=400, finish_rate=5e-4, every=200),
+    phi=Shape(1, 256),
+    phi_fit=Fit(1000, 2e-3, finish_steps=300),
+    game=Game(updates=50, every=25),
+    settings=Settings(),
+)
 QUICK = Sizes(
     teacher=Shape(1, 64),
     teacher_fit=Fit(60, 5e-3, batch=32, every=60),
@@ -79,9 +93,10 @@ class Known(Suite):
     """The suite in a folder."""
 
     arms = (*CORE, RECIPE)
+    full: ClassVar[Sizes] = FULL
 
     def __init__(self, options: Options):
-        self.folder, self.sizes = options.folder, QUICK if options.quick else FULL
+        self.folder, self.sizes = options.folder, QUICK if options.quick else self.full
         self.teacher = self.folder / "teacher"
         self.data = Data(self.folder / "train.parquet", self.folder / "heldout.parquet", self.sizes.limit)
 
@@ -131,3 +146,9 @@ class Known(Suite):
         for seed, (file, limit, count, out) in enumerate(parts):
             chats = answers.prompts_of(file, limit)
             answers.draw(self.teacher, chats, count * len(chats), sizes.limit, seed, out)
+
+
+class Weak(Known):
+    """The suite with a weaker student."""
+
+    full = WEAK

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from benchmarks.evidence.demo import Demo
-from benchmarks.evidence.known import Known
+from benchmarks.evidence.known import Known, Weak
 from benchmarks.evidence.paper import Paper
 from benchmarks.evidence.real import Real
 from benchmarks.evidence.suite import Options
@@ -30,7 +30,7 @@ def test_the_tasks_of_the_known_suite(tmp_path):
     assert [task.name for task in work.networks] == ["phi", "student-0", "student-3"]
 
 
-@pytest.mark.parametrize("suite", [Known, Demo, Paper, Real])
+@pytest.mark.parametrize("suite", [Known, Weak, Demo, Paper, Real])
 def test_no_task_needs_a_later_one(suite, tmp_path):
     work = Work(suite(Options(tmp_path, **GIVEN)), suite.arms, [0, 1], tmp_path)
     before: set[str] = set()
