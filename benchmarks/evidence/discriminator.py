@@ -34,7 +34,7 @@ class Judged:
 
 def scores_of_checkpoint(
     workdir: pathlib.Path, step: int, start: pathlib.Path, judged: Judged, teacher: Loaded | None = None
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The accuracy, AUC and raw margin of the discriminator in a run's checkpoint; empty if there is none.
 
     Where it is a likelihood phi and the teacher p is at hand, also how far phi's token rewards log phi - log q agree
@@ -71,7 +71,7 @@ def scores_of_checkpoint(
         nats = None if compared is None else sequence_values(policy, compared, mesh, judged.prompts, answers)
         beta = 1.0 if compared is None else settings["beta"]
         sides.append(beta * as_scores(model.head, values, nats))
-    figures = quality.pair_figures(*sides)
+    figures: dict[str, float | None] = {**quality.pair_figures(*sides)}
     if current is None or teacher is None:
         return figures
     own, true, drawn = (

@@ -46,19 +46,19 @@ def token_figures(rewards: Sequence[np.ndarray], true: Sequence[np.ndarray], end
     Args:
       rewards: of each token of some answers, by a discriminator.
       true: the same by the teacher itself.
-      ended: whether the last token of an answer is its EOS; at least one has a token before its EOS.
+      ended: whether the last token of an answer is its EOS.
 
     Returns:
       The correlation of the two over all tokens. And the mean difference of the two at the token before the EOS, which
       decides that the answer ends here; both are standardised over all tokens first. Below 0, the discriminator drives
-      towards longer answers than the teacher would.
+      towards longer answers than the teacher would. It is None where no answer ended.
     """
     found, expected = (np.concatenate([np.asarray(one, np.float64) for one in both]) for both in (rewards, true))
     found, expected = ((values - values.mean()) / values.std() for values in (found, expected))
     ends = np.cumsum([len(one) for one in rewards])
     before = ends[[end and len(one) > 1 for one, end in zip(rewards, ended, strict=True)]] - 2
-    gap = (found - expected)[before].mean()
-    return {"d_token_correlation": float((found * expected).mean()), "d_end_bias": float(gap)}
+    gap = float((found - expected)[before].mean()) if len(before) else None
+    return {"d_token_correlation": float((found * expected).mean()), "d_end_bias": gap}
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:

@@ -36,6 +36,7 @@ def test_token_rewards_are_compared_with_the_true_ones():
     true, ended = [rng.normal(size=length) for length in (5, 1, 8, 4)], [True, True, True, False]
     found = token_figures([3 * one + 2 for one in true], true, ended)
     assert found == {"d_token_correlation": pytest.approx(1), "d_end_bias": pytest.approx(0, abs=1e-9)}
+    assert token_figures(true, true, [False] * 4)["d_end_bias"] is None
     lower = [one - 4 * (np.arange(len(one)) == len(one) - 2) for one in true]
     rewards, expected = np.concatenate(lower), np.concatenate(true)
     gaps = [
