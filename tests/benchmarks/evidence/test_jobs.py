@@ -90,6 +90,15 @@ def test_a_process_has_its_share_of_the_cores(run, tmp_path):
     assert (tmp_path / "logs" / "cores.log").read_text() == f"{mine[::2]}\n"
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where the tests' own process was started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
 def test_a_signal_ends_all_processes(run, tmp_path, number, error):
     pid = tmp_path / "pid"
