@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 
@@ -52,6 +53,8 @@ def _run() -> None:
         print(f"gadjax {__version__}")
     elif name in COMMANDS:
         sys.argv = [sys.argv[0], *rest]
+        if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+            sys.path.insert(0, os.getcwd())  # as python -m does: a config may import a module beside it
         runpy.run_module(f"gadjax.{name}", run_name="__main__", alter_sys=True)
     elif name.startswith("-"):
         raise UserError(f"{name}: the command comes first, such as gadjax train {name}; gadjax --help lists them")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import resource
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 import gadjax
+from gadjax import cli
 from gadjax.cli import COMMANDS
 
 pytestmark = pytest.mark.quick
@@ -107,3 +109,14 @@ class TestConfig:
         told = command("gadjax", "config", "dem")
         assert told.status == 2 and told.err.startswith("error: dem: gadjax ships no config of this name; did you mean")
         assert command("gadjax", "config", "demo", "--fields").status == 2
+
+
+def test_a_config_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    """An installed script has its own folder on sys.path, where python -m has the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(sys, "argv", ["gadjax", "train"])
+    found: list[str] = []
+    monkeypatch.setattr(runpy, "run_module", lambda name, **_: found.extend([name, sys.path[0]]))
+    cli._run()
+    assert found == ["gadjax.train", str(tmp_path)]

@@ -24,7 +24,7 @@ ENDS = ("start", "end")  # of an arm
 def measure_best_of(bench: Bench, arm: Arm, workdir: pathlib.Path, samples: int) -> Figures:
     """The figures of plain draws (`plain`) and of the best of `samples` (`best`), by end; {} without a discriminator.
 
-    Those of the best are kept in the run's folder, and read if they are there.
+    The figures of the best draws are kept in the run's folder, and read if they are there.
 
     Args:
       bench: measures.

@@ -50,15 +50,8 @@ def in_turn(tasks: Sequence[Task], ended: Callable[[str], object]) -> dict[str, 
     for task in tasks:
         if task.name in failed:
             continue
-        try:
+        with _noted(task.name, tasks, failed):
             task.do()
-        except Stopped:  # on request: the rest must not begin
-            raise
-        except Exception as error:
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            _fail(task.name, first_line(error), tasks, failed)
-        else:
             ended(task.name)
     return failed
 
@@ -93,15 +86,11 @@ def side_by_side(
             task = next(ready, None) if free else None
             if task is not None:
                 waiting.remove(task)
-                try:
-                    there = task.is_done()
-                except UserError as error:
-                    _fail(task.name, first_line(error), tasks, failed)
-                    continue
-                if there:
-                    done.add(task.name)
-                    ended(task.name)
-                else:
+                with _noted(task.name, tasks, failed):
+                    if task.is_done():
+                        ended(task.name)
+                        done.add(task.name)
+                if task.name not in done and task.name not in failed:
                     log = logs / f"{task.name}.log"
                     progress(f"{task.name} begins; its output: {log}")
                     running.append(_Process(task.name, command(task.name), environment, log, free.pop(0)))
@@ -110,11 +99,12 @@ def side_by_side(
             for process in [process for process in running if process.status() is not None]:
                 running.remove(process)
                 free.append(process.cores)
-                if process.status() == 0:
-                    done.add(process.name)
-                    ended(process.name)
-                else:
+                if process.status():
                     _fail(process.name, process.complaint(), tasks, failed)
+                    continue
+                with _noted(process.name, tasks, failed):
+                    ended(process.name)
+                    done.add(process.name)
     return failed
 
 
@@ -127,8 +117,21 @@ def shares(jobs: int, cores: Collection[int]) -> list[frozenset[int]]:
 
 
 def _cores() -> set[int]:
-    """Those that this process may use; empty where the system does not say."""
+    """The cores that this process may use; empty where the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@contextlib.contextmanager
+def _noted(name: str, tasks: Sequence[Task], failed: dict[str, str]) -> Iterator[None]:
+    """An error in the block is that of one task: it is noted, and the block left. A stop on request is passed on."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        _fail(name, first_line(error), tasks, failed)
 
 
 def _fail(name: str, reason: str, tasks: Sequence[Task], failed: dict[str, str]) -> None:
@@ -194,8 +197,13 @@ def _ended(running: list[_Process]) -> Iterator[None]:
         for process in running:
             process.ask_to_stop()
         deadline = time.monotonic() + _GRACE
-        for process in running:
-            process.wait(max(0.0, deadline - time.monotonic()))
+        try:
+            for process in running:
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except BaseException:  # a second Ctrl-C or SIGTERM
+            for process in running:
+                process.wait(0.0)
+            raise
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ parameters. phi is a model of the teacher's size, fitted to the same answers as 
 discriminator learns from the same answers. Teacher, answers and phi are the same for all seeds. A seed is that of the
 student's weights, its fit and the arms.
 
-In `weak` the student has half the width. All networks have one layer, which learns the demo's fixed form sooner, and so
-phi is clearly better than the student.
+In `weak` the student has half the width. All networks have one layer, which learns the demo's fixed form sooner: phi is
+meant to be clearly better than the student.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from benchmarks.evidence import answers, networks
+from benchmarks.evidence import answers, networks, runs
 from benchmarks.evidence.arms import CORE, RECIPE, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Fitting, Shape
 from benchmarks.evidence.runs import Cost
 from benchmarks.evidence.suite import Options, Suite
 from gadjax.config.shipped import demo_assets
+from gadjax.errors import UserError
 
 PHI_SEED = 1000  # that of no student
 
@@ -136,11 +137,14 @@ class Known(Suite):
         sizes = self.sizes
         assets = demo_assets()
         demo = Data(assets / "train.parquet", assets / "heldout.parquet", sizes.limit)
-        if not (self.teacher / "config.json").exists():
+        there = runs.read_json(self.teacher / "config.json")
+        if there is None:
             empty = networks.write_shape(sizes.teacher, self.folder / "shapes" / "teacher")
             learnt = self.folder / "teacher-at-1"
             Fitting(empty, demo, sizes.teacher_fit, 0, learnt, random=True).fit()
             networks.at_temperature(learnt, sizes.temperature, self.teacher)
+        elif (there["num_hidden_layers"], there["hidden_size"]) != dataclasses.astuple(sizes.teacher):
+            raise UserError(f"--out={self.folder} holds the teacher of another suite: give each suite its own folder")
         parts = [(demo.train, sizes.prompts, sizes.answers, self.data.train)]
         parts += [(demo.heldout, sizes.heldout_prompts, 1, self.data.heldout)]
         for seed, (file, limit, count, out) in enumerate(parts):

@@ -33,6 +33,7 @@ from gadjax.evaluation.text import coverage, distinct_n
 from gadjax.evaluation.two_sample import Classifier, adamw_for, two_sample_test
 from gadjax.models.model import Model
 
+_VERSION = 2  # of the figures: raised when one is added, so that points measured before are measured again
 Figures = dict[str, Any]  # numbers by name; None where there is nothing to measure. `curve` is a list
 
 
@@ -93,7 +94,7 @@ class Bench:
         self.teacher, self.text_teacher = _model(str(teacher)) if teacher else None, text_teacher
         identities = [local_model(str(base)).identity, self.teacher and self.teacher.local.identity]
         identities.append(text_teacher and text_teacher.name)
-        self.key = digest(dataclasses.asdict(settings), data.limit, self.chats, self.answers, identities)
+        self.key = digest(_VERSION, dataclasses.asdict(settings), data.limit, self.chats, self.answers, identities)
 
     def measure_model(self, source: pathlib.Path, kept: pathlib.Path) -> Figures:
         """The figures of a model in a folder, kept in the file `kept` and read if they are there."""

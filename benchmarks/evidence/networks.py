@@ -45,9 +45,9 @@ class Fit:
 
     Attributes:
       steps, rate: of the first run.
-      finish_steps, finish_rate: of a second run, which starts from the best checkpoint of the first. Learning rates of
-        gadjax are constant, and the end of a fit at a high rate is a noisy one: arms at a lower rate would seem to
-        help whatever they do.
+      finish_steps, finish_rate: of a second run, which starts from the best checkpoint of the first. Each run's
+        rate is constant, and the end of a fit at a high rate is a noisy one: arms at a lower rate would seem to help
+        whatever they do.
       batch: answers in a step.
       every: steps between measurements, which choose the best checkpoint.
     """

@@ -40,7 +40,9 @@ def pair_figures(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:
     return {"d_accuracy": float(right), "d_auc": auc(teacher, student), "d_margin": float((teacher - student).mean())}
 
 
-def token_figures(rewards: Sequence[np.ndarray], true: Sequence[np.ndarray], ended: Sequence[bool]) -> dict[str, float]:
+def token_figures(
+    rewards: Sequence[np.ndarray], true: Sequence[np.ndarray], ended: Sequence[bool]
+) -> dict[str, float | None]:
     """How far token rewards are right: `d_token_correlation`, and `d_end_bias`.
 
     Args:
@@ -51,9 +53,12 @@ def token_figures(rewards: Sequence[np.ndarray], true: Sequence[np.ndarray], end
     Returns:
       The correlation of the two over all tokens. And the mean difference of the two at the token before the EOS, which
       decides that the answer ends here; both are standardised over all tokens first. Below 0, the discriminator drives
-      towards longer answers than the teacher would. It is None where no answer ended.
+      towards longer answers than the teacher would. It is None where no answer ended, and both are where all rewards of
+      one side are equal.
     """
     found, expected = (np.concatenate([np.asarray(one, np.float64) for one in both]) for both in (rewards, true))
+    if found.std() == 0 or expected.std() == 0:
+        return {"d_token_correlation": None, "d_end_bias": None}
     found, expected = ((values - values.mean()) / values.std() for values in (found, expected))
     ends = np.cumsum([len(one) for one in rewards])
     before = ends[[end and len(one) > 1 for one, end in zip(rewards, ended, strict=True)]] - 2

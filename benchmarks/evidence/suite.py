@@ -63,7 +63,7 @@ class Suite(abc.ABC):
     def networks(self, seed: int) -> Mapping[str, Fitting]:
         """The networks that the arms of a seed need, by their role; none is made from another one.
 
-        Those with one folder are the same network, which several seeds share.
+        Networks with one folder are the same, which several seeds share.
         """
 
     @abc.abstractmethod

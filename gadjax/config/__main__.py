@@ -15,6 +15,7 @@ from gadjax.errors import run_command
 
 
 def main() -> None:
+    """Prints what the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="gadjax config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

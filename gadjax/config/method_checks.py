@@ -79,12 +79,20 @@ def check_schedules(config: ConfigDict) -> None:
                 f"config.{stage}.schedule is {section.schedule}, but the stage's length is given in epochs: set "
                 f"config.{stage}.steps, or leave the schedule at constant"
             )
-        steps = section.steps - (section.discriminator_only_steps if stage == "warmup" else 0)
-        if section.steps and section.rise_steps and section.rise_steps >= steps:
+        waits = steps_without_generator(config, stage)
+        if section.steps and section.rise_steps >= max(section.steps - waits, 1):
+            whose = f" that train the generator, after {waits} that don't" if waits else ""
             raise UserError(
-                f"config.{stage}.rise_steps is {section.rise_steps}, but the stage updates the generator in {steps} "
-                f"steps: lower it, or raise config.{stage}.steps"
+                f"config.{stage}.rise_steps is {section.rise_steps}, but the stage has {section.steps - waits} steps"
+                f"{whose}: lower it, or raise config.{stage}.steps"
             )
+
+
+def steps_without_generator(config: ConfigDict, stage: str) -> int:
+    """Steps at the stage's start that train the discriminator alone, where the stage trains the generator later."""
+    section = config[stage]
+    waits = stage == "warmup" and section.train_generator and section.train_discriminator
+    return section.discriminator_only_steps if waits else 0
 
 
 def check_rewards(config: ConfigDict) -> None:

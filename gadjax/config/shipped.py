@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 
 from ml_collections import ConfigDict
 
@@ -96,9 +97,13 @@ def load_config(config: str | os.PathLike[str]) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UserError(f"config {path}: expected a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    found = get_config() if callable(get_config) else None
+    sys.modules[_MODULE] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        found = get_config() if callable(get_config) else None
+    finally:
+        del sys.modules[_MODULE]
     if not isinstance(found, ConfigDict):
         raise UserError(f"config {path}: expected a function get_config() that returns a ConfigDict")
     return found

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import field_value, keeps_statistics, needs_reference, uses_discriminator
+from gadjax.config.method_checks import steps_without_generator
 from gadjax.data.packing import RowShape
 from gadjax.distill import state as states
 from gadjax.distill.method import Method
@@ -182,10 +183,12 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
 def updates_per_step(config: ConfigDict, stage: str) -> dict[str, tuple[int, int]]:
     """For each network, its updates in a step of the stage, and the steps that update it; 0 steps if epochs decide."""
     section = config[stage]
-    waits = section.discriminator_only_steps if stage == "warmup" and section.train_discriminator else 0
     generator = config.gad.ppo_minibatches * config.gad.ppo_epochs if stage == "gad" else 1
     discriminator = config.discriminator.updates_per_step if stage in ("warmup", "gad") else 1
-    return {"generator": (generator, max(section.steps - waits, 0)), "discriminator": (discriminator, section.steps)}
+    return {
+        "generator": (generator, max(section.steps - steps_without_generator(config, stage), 0)),
+        "discriminator": (discriminator, section.steps),
+    }
 
 
 def preferences(config: ConfigDict) -> dict[str, Any]:

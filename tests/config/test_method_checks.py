@@ -49,7 +49,7 @@ EQUAL_RATES = {"seqkd.generator_learning_rate": 1e-3, "seqkd.discriminator_learn
         ),
         (
             {"warmup.steps": 20, "warmup.discriminator_only_steps": 10, "warmup.rise_steps": 10},
-            "warmup.rise_steps is 10.*generator in 10 steps: lower it",
+            "warmup.rise_steps is 10.*has 10 steps that train the generator, after 10 that don.t: lower it",
         ),
         ({"gad.steps": 5, "gad.rise_steps": 5}, "gad.rise_steps is 5.*raise config.gad.steps"),
         ({"gad.demonstration_steps": 5}, "gad.demonstration_steps.*gad.demonstrations is 0"),

@@ -51,6 +51,16 @@ def test_loading_leaves_no_module():
     assert set(sys.modules) == before
 
 
+def test_a_config_may_hold_a_dataclass(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom gadjax.config import default_config\n\n\n"
+        "@dataclasses.dataclass\nclass Size:\n    steps: int = 7\n\n\n"
+        "def get_config():\n    config = default_config()\n    config.gad.steps = Size().steps\n    return config\n"
+    )
+    assert load_config(path).gad.steps == 7
+
+
 def test_every_config_says_what_it_is():
     assert all(len(shipped.describe(name)) > 20 for name in shipped.names())
 

@@ -54,6 +54,21 @@ def test_updates_of_a_stage(tiny_config):
     assert updates_per_step(config, "gad") == {"generator": (8, 0), "discriminator": (3, 0)}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"warmup.train_generator": False, "warmup.steps": 8},  # the generator waits for longer than the stage
+        {"warmup.train_discriminator": False, "warmup.steps": 12},
+        {"warmup.steps": 22},
+    ],
+)
+def test_schedules_of_warmup(tiny_config, fields):
+    """Where only one network is trained, steps for the discriminator alone are of no effect."""
+    rates = {"warmup.schedule": "cosine", "warmup.rise_steps": 7, "warmup.discriminator_only_steps": 10}
+    method = make_method(blueprint(tiny_config, rates | fields, 1), "warmup")
+    assert method.generator_optimizer is not None
+
+
 @pytest.mark.parametrize("fields", [{}, {"row_length": 320}, {"gad.ppo_minibatches": 4}, {"gad.sft_coefficient": 1.0}])
 @pytest.mark.parametrize("tokens", [400, 1000])
 def test_no_micro_batch_has_more_tokens(tiny_config, fields, tokens):

@@ -276,5 +276,6 @@ def test_method_is_the_config(tiny_config):
     gad, seqkd = (make_method(setup, stage) for stage in ("gad", "seqkd"))
     assert (gad.kl_coefficient, gad.clip, gad.num_samples, gad.sampling.temperature) == (0.5, 0.2, 2, 1.0)
     assert gad.bt_temperature == 2.0
-    assert make_method(prepare_run(tiny_config({"discriminator.loss": "ce"})), "warmup").discriminator_loss == "ce"
+    setup = prepare_run(tiny_config({"discriminator.loss": "ce"}))
+    assert all(make_method(setup, stage).discriminator_loss == "ce" for stage in ("warmup", "gad"))
     assert seqkd.discriminator is None

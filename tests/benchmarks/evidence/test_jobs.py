@@ -139,3 +139,20 @@ def test_in_this_process_a_failure_does_not_stop_the_others_either(capsys):
     assert "ZeroDivisionError" in printed and "UserError" not in printed  # a defect keeps its traceback
     with pytest.raises(Stopped):
         in_turn([Task("stops", lambda: fail(Stopped("stopped")), bool)], ended.append)
+
+
+def test_a_result_that_cannot_be_read_is_one_tasks_failure(tmp_path, capsys):
+    """Whether a task asks if it is done, or its end is written down: the others run all the same."""
+
+    def unreadable() -> bool:
+        raise ValueError("not JSON")
+
+    def ended(name: str) -> None:
+        if name == "unwritten":
+            raise OSError("no space left")
+
+    tasks = [Task("unread", bool, unreadable), Task("unwritten", bool, lambda: True), Task("good", bool, lambda: True)]
+    for done in (side_by_side(tasks, 1, lambda _: [], {}, tmp_path, ended), in_turn(tasks[1:], ended)):
+        assert done.pop("unwritten") == "no space left" and "good" not in done
+        assert done in ({"unread": "not JSON"}, {})
+    assert "ValueError: not JSON" in capsys.readouterr().err

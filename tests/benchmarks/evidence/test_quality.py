@@ -37,6 +37,8 @@ def test_token_rewards_are_compared_with_the_true_ones():
     found = token_figures([3 * one + 2 for one in true], true, ended)
     assert found == {"d_token_correlation": pytest.approx(1), "d_end_bias": pytest.approx(0, abs=1e-9)}
     assert token_figures(true, true, [False] * 4)["d_end_bias"] is None
+    equal = [np.ones_like(one) for one in true]
+    assert token_figures(equal, true, ended) == {"d_token_correlation": None, "d_end_bias": None}
     lower = [one - 4 * (np.arange(len(one)) == len(one) - 2) for one in true]
     rewards, expected = np.concatenate(lower), np.concatenate(true)
     gaps = [

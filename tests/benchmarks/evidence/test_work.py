@@ -12,6 +12,7 @@ from benchmarks.evidence.paper import Paper
 from benchmarks.evidence.real import Real
 from benchmarks.evidence.suite import Options
 from benchmarks.evidence.work import Work
+from gadjax.errors import UserError
 
 pytestmark = pytest.mark.quick
 GIVEN = {name: pathlib.Path("/given") for name in ("teacher", "train", "heldout")}
@@ -43,3 +44,10 @@ def test_no_task_needs_a_later_one(suite, tmp_path):
 def test_suite_paper_fits_no_student_that_its_arms_do_not_start_from(tmp_path):
     work = Work(Paper(Options(tmp_path)), ["full"], [0], tmp_path)
     assert [task.name for task in work.networks] == ["phi", "early-0"]
+
+
+def test_a_teacher_of_another_suite_is_refused(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text('{"num_hidden_layers": 3, "hidden_size": 192}')
+    with pytest.raises(UserError, match=r"--out=.* holds the teacher of another suite: give each suite its own folder"):
+        Weak(Options(tmp_path)).share()
