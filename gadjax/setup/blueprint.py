@@ -145,14 +145,14 @@ def adapters(config: Mapping[str, Any]) -> Lora | None:
 def make_method(blueprint: Blueprint, stage: str) -> Method:
     """The settings of a stage's steps."""
     config, section = blueprint.config, blueprint.config[stage]
-    moments = {name: config.optimizer[name] for name in ("b1", "b2", "eps", "weight_decay")}
-    adamw = functools.partial(states.adamw, **moments, clip=config.optimizer.clip_norm)
+    settings = {name: config.optimizer[name] for name in ("b1", "b2", "eps", "weight_decay")}
 
     def optimizer(network: str) -> optax.GradientTransformation:
         per_step, steps = updates_per_step(config, stage)[network]
         rise, updates = section.rise_steps * per_step, steps * per_step
         peak = section[f"{network}_learning_rate"]
-        return adamw(states.learning_rate(peak, section.schedule, rise=rise, updates=updates))
+        rate = states.learning_rate(peak, section.schedule, rise=rise, updates=updates)
+        return states.adamw(rate, clip=config.optimizer.clip_norm, **settings)
 
     fields = dict(
         generator=blueprint.generator,
