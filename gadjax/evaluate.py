@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gadjax import commands
+from gadjax.callable_module import make_callable
 from gadjax.evaluation.settings import EvaluationSettings, help_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def run(
     models: Mapping[str, str], sets: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str], **settings: Any
 ) -> Results:
     """Evaluates models on sets of prompts and writes `out`, as the command does.
+
+    `gadjax.evaluate(...)` is this function.
 
     Args:
       models: sources by name, as in --models.
@@ -137,6 +140,8 @@ def _list(lines: Sequence[str]) -> None:
     if len(lines) > _SHOWN_FAILURES:
         print(f"  and {len(lines) - _SHOWN_FAILURES} more", file=sys.stderr)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     define_flags()

@@ -30,7 +30,7 @@ from gadjax.files import keeping, replace
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
 BEGINS, ENDS = "begins", "ends"  # states of a watchdog's warning
 _METRIC = ("kind", "stage", "step")  # fields that every line of metrics.jsonl has
-_SAMPLE = ("step", "stage")  # the same for samples.jsonl
+SAMPLE = ("step", "stage")  # the same for samples.jsonl
 
 Figures = Mapping[str, Any]  # by name: Python numbers, numpy scalars, or arrays of one element
 
@@ -139,7 +139,7 @@ class SampleLog:
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int | None = None, write: bool = True):
         """Opens the file; arguments and errors are those of `MetricsLogger`."""
-        self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, _SAMPLE, write)
+        self._lines = _JsonLines(pathlib.Path(workdir) / "samples.jsonl", resume_step, SAMPLE, write)
 
     def sync(self) -> None:
         """Waits until the file is on the disk."""
@@ -173,7 +173,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = pathlib.Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the workdir of a run that has made steps")
-    records = [record for _, record in _read_lines(path, _METRIC)]
+    records = [record for _, record in read_lines(path, _METRIC)]
     for record in records:
         record |= {name: float(text) for name, text in record.pop("nonfinite", {}).items()}
     return records
@@ -221,7 +221,7 @@ class _JsonLines:
             return
         lines = []
         if resume_step is not None and path.exists():
-            for line, record in _read_lines(path, fields):
+            for line, record in read_lines(path, fields):
                 if record["step"] <= resume_step:
                     lines.append(line + b"\n")
                     self.kept.append(record)
@@ -324,7 +324,7 @@ class _WandB:
         self._run.finish()
 
 
-def _read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[bytes, dict[str, Any]]]:
+def read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[bytes, dict[str, Any]]]:
     """Yields each whole line and its record, which must have `fields`. A torn last line is left out."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:

@@ -10,15 +10,31 @@ Only the student's config.json is read. The exit status is 1 if the run does not
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import subprocess
 import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from gadjax import commands
+from gadjax.callable_module import make_callable
 from gadjax.errors import UserError
 from gadjax.planning.targets import devices, parse_topology, prepare_process
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 FLAGS = flags.FLAGS
+_CONFIG_FILE = """import json
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(json.loads({text!r}))
+"""
 
 
 def define_flags() -> None:
@@ -31,6 +47,42 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "suggest", False, "Search mesh, micro-batches, rollout slots, remat and offload for the fastest plan that fits."
     )
+
+
+def run(config: ConfigDict | str | os.PathLike[str], topology: str, *, suggest: bool = False) -> dict[str, Any]:
+    """Plans a run and returns what --json prints: whether it `fits`, `memory`, `step_seconds`, `programs`, and more.
+
+    `gadjax.plan(...)` is this function. It compiles in a process of its own, which looks for no accelerator: JAX here
+    stays as it is.
+
+    Args:
+      config: the name of a shipped config, the path of a file with `get_config()`, or a `ConfigDict`.
+      topology: CHIP:SHAPE, as --topology takes it: "v5p:2x4x4", "h100:2x8", "cpu:8".
+      suggest: searches for the fastest settings that fit, and returns them as `suggested`.
+
+    Raises:
+      UserError: the config or the topology cannot work, or the package that compiles for it is not installed.
+    """
+    from ml_collections import ConfigDict
+
+    from gadjax.config import load_config
+
+    parse_topology(topology)
+    values = (config if isinstance(config, ConfigDict) else load_config(config)).to_dict()
+    package = str(pathlib.Path(__file__).parent.parent)
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "config.py"
+        file.write_text(_CONFIG_FILE.format(text=json.dumps(values)), encoding="utf-8")
+        command = [sys.executable, "-m", "gadjax.plan", f"--config={file}", f"--topology={topology}", "--json"]
+        command += ["--suggest"] if suggest else []
+        told = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    if told.stdout:  # the status is 1 if the run does not fit
+        return json.loads(told.stdout)
+    *_, last = told.stderr.splitlines() or [f"exit status {told.returncode}"]
+    if told.returncode == 2 and last.startswith("error: "):
+        raise UserError(last.removeprefix("error: "))
+    raise RuntimeError(f"planning failed:\n{told.stderr}")
 
 
 def main(argv: list[str]) -> int:
@@ -54,6 +106,8 @@ def main(argv: list[str]) -> int:
     print(json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by))
     return 1 if plan.misfits else 0
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     define_flags()

@@ -6,6 +6,7 @@ The time left is our own estimate, over a number of steps: rich's is over a numb
 from __future__ import annotations
 
 import collections
+import importlib.util
 import math
 import os
 import pathlib
@@ -157,7 +158,7 @@ class _Task:
         self._console, self._clock, self._printed = console, clock, clock()
         self._ends: collections.deque[tuple[int, float]] = collections.deque(maxlen=_RECENT + 1)
         self._bar: _Bar | None = None
-        if console.is_interactive and not console.quiet:
+        if _draws_bars(console) and not console.quiet:
             self._bar = _Bar(
                 SpinnerColumn("line"),  # turns during steps that take minutes
                 TextColumn("{task.description}"),
@@ -256,6 +257,13 @@ class AnswerProgress(_Task):
             teacher.limits.pauses and f"{teacher.limits.allowed} at once",
         )
         return [figure for figure in figures if figure]
+
+
+def _draws_bars(console: Console) -> bool:
+    """Whether rich can draw a bar that moves: on a terminal, and in a notebook that has ipywidgets."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_interactive
 
 
 def _duration(seconds: float, hours: bool = False) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gadjax.data.schema import Messages
-    from gadjax.rollout.chat_model import CheckedNetwork
+    from gadjax.rollout.chat_model import CheckedNetwork, Network
 FLAGS = flags.FLAGS
 _TEMPERATURE = 0.8  # that of gadjax.generate and of a run's rollout, unless the user says otherwise
 
@@ -93,6 +93,7 @@ def score_answers(
     max_response_length: int = 0,
     batch_size: int = 16,
     done: Callable[[int], None] = lambda count: None,
+    load: Callable[[CheckedNetwork], Network] = lambda network: network.load(decodes=False),
 ) -> np.ndarray:
     """[answers] float64, the discriminator's score of each answer.
 
@@ -104,6 +105,7 @@ def score_answers(
       max_response_length: longer responses are cut here, and have no end of turn; 0 cuts none.
       batch_size: answers that are scored at once, rounded up to a multiple of the mesh's batch shards.
       done: called after each batch with the number of answers so far, twice as many in all if there is a generator.
+      load: reads the weights of a network. They are freed before those of the other come, unless `load` keeps them.
 
     Raises:
       UserError: generator and discriminator read a chat as other tokens, or a model has no room for an answer.
@@ -126,7 +128,7 @@ def score_answers(
 
     def values(network: CheckedNetwork, temperature: float, before: int) -> np.ndarray:
         """The network's values. Its weights are freed on return, so that one network is in memory at a time."""
-        model, params, _, mesh = network.load(decodes=False)
+        model, params, _, mesh = load(network)
         return scoring.sequence_values(
             *(model, params, mesh, prompts, responses),
             pooling=network.pooling,

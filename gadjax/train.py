@@ -27,12 +27,15 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
+import traceback
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gadjax import commands
-from gadjax.errors import UserError
+from gadjax.callable_module import make_callable
+from gadjax.errors import Stopped, UserError
 from gadjax.files import expand, is_url
 
 if TYPE_CHECKING:
@@ -64,19 +67,22 @@ def define_flags() -> None:
 
 
 def run(
-    config: ConfigDict,
-    workdir: str | os.PathLike[str] = "runs/default",
+    config: ConfigDict | str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
     profile: tuple[int, int] | None = None,
     *,
     force: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
 
-    With several processes (`gadjax.parallel.processes.start`, or `jax.distributed.initialize`) all of them call this.
+    `gadjax.train(config, workdir)` is this function. Called again, also after Ctrl-C or in another process, it goes on
+    from the last checkpoint; if the run is finished, it returns the figures once more. With several processes
+    (`gadjax.parallel.processes.start`, or `jax.distributed.initialize`) all of them call this.
 
     Args:
-      config: from `gadjax.config.load_config`, with at least `student` and `data.train` set.
-      workdir: a local folder, made where it does not exist.
+      config: the name of a shipped config, the path of a file with `get_config()`, or a `ConfigDict` from
+        `gadjax.load_config`. At least `student` and `data.train` must be set.
+      workdir: a local folder, made where it does not exist; None is runs/NAME of a name or file, else runs/default.
       profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into WORKDIR/profile.
       force: continues where the workdir's run had another seed, data or the like, as `--force` does.
 
@@ -87,14 +93,26 @@ def run(
       UserError: the config, a file or the workdir cannot work, or `config.stop_on` stopped the run; the message says
         what to change.
     """
+    from ml_collections import ConfigDict
+
+    from gadjax.config import load_config
     from gadjax.trainer.session import train_and_export
 
+    if workdir is None:
+        workdir = f"runs/{'default' if isinstance(config, ConfigDict) else pathlib.Path(config).stem}"
+    if not isinstance(config, ConfigDict):
+        config = load_config(config)
     if is_url(workdir):
         raise UserError(
             f"--workdir={workdir}: logs are appended to, which takes a local folder; give one, and for the checkpoints "
             f"--config.checkpoint.directory={workdir}"
         )
-    return train_and_export(config, expand(workdir), profile, force=force)
+    try:
+        return train_and_export(config, expand(workdir), profile, force=force)
+    except (KeyboardInterrupt, Stopped, UserError) as error:
+        # A notebook keeps the traceback of the last error, whose frames would keep the networks on the devices.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def main(argv: list[str]) -> None:
@@ -112,6 +130,8 @@ def main(argv: list[str]) -> None:
     processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     run(config, FLAGS.workdir or f"runs/{commands.config_name()}", profile, force=FLAGS.force)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     define_flags()

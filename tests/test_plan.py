@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+import gadjax
+from gadjax.errors import UserError
 from tests.support.environment import quick_environment
 
 REPO = pathlib.Path(__file__).parents[1]
@@ -100,6 +102,16 @@ def test_errors_are_one_line(arguments, message):
     told = plan(*arguments)
     assert told.returncode == 2
     assert message in told.stderr and "Traceback" not in told.stderr and told.stdout == ""
+
+
+def test_in_python_too_an_error_is_one_line():
+    """Checked in this process where it can be; the other process's line is raised too."""
+    with pytest.raises(UserError, match=r"--topology=v7:8 is not known"):
+        gadjax.plan("demo", "v7:8")
+    config = gadjax.load_config("demo")
+    config.batch_size = 0
+    with pytest.raises(UserError, match=r"^config\.batch_size is 0: it must be at least 1$"):
+        gadjax.plan(config, "cpu:1")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The terminal's view of a run: a moving bar, plain lines elsewhere, the stages' table in 80 columns."""
 
+import importlib.util
 import io
 import itertools
 import re
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gadjax import progress
 from gadjax.progress import RunProgress, figures_that_matter, stage_table
 
 FIGURES = {
@@ -260,3 +262,13 @@ def test_tasks_on_a_terminal():
 def test_figures_that_matter():
     metrics = {"generator/loss": np.float32(1.5), "discriminator/accuracy": 0.5, "discriminator/loss": 7.0}
     assert figures_that_matter(metrics) == {"loss": 1.5, "D acc": 0.5}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_notebook_has_bars_where_it_has_widgets(monkeypatch, installed):
+    """A terminal needs none."""
+    found = importlib.util.find_spec("rich") if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    assert progress._draws_bars(Console(force_jupyter=True)) is installed
+    assert progress._draws_bars(Console(force_jupyter=False, force_terminal=True, force_interactive=True))
+    assert not progress._draws_bars(Console(force_jupyter=False, force_terminal=False))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gadjax.data.schema import Messages
@@ -17,6 +15,7 @@ from gadjax.evaluation.settings import EvaluationSettings
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.client import TeacherClient
 from gadjax.teacher.collector import ask_many
+from gadjax.teacher.in_loop import finish
 from gadjax.teacher.protocol import RequestSettings, request_fields
 from gadjax.teacher.usage import expected_tokens
 
@@ -109,29 +108,7 @@ def ask_all(
     if not missing:
         return {}
     say(f"{what}: {estimate(missing.values(), sampling.max_tokens, endpoint.settings.prices)}")
-    return _finish(_ask(endpoint, model, sampling, missing, cache, lambda count: watch(what, count, len(missing))))
-
-
-def _finish(asking: Coroutine[Any, Any, dict[str, str]]) -> dict[str, str]:
-    """The coroutine's result. It runs in another thread if this one has a running loop, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(asking)
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
-
-    async def noted() -> dict[str, str]:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
-        return await asking
-
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        ends = thread.submit(asyncio.run, noted())
-        try:
-            return ends.result()
-        except KeyboardInterrupt:  # only this thread got it: the other one would go on asking
-            for loop, task in running:
-                loop.call_soon_threadsafe(task.cancel)
-            raise
+    return finish(_ask(endpoint, model, sampling, missing, cache, lambda count: watch(what, count, len(missing))))
 
 
 async def _ask(endpoint, model, sampling, questions, cache, done) -> dict[str, str]:

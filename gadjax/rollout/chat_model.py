@@ -27,6 +27,7 @@ Head = Literal["lm", "score"]
 _ARCHITECTURE: dict[Head, str] = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
 _NEEDED = {
     ("lm",): "a causal language model, such as a run's export/generator",
+    ("lm", "score"): "a causal language model or a discriminator, such as a run's export/generator",
     ("score",): "a run's export/discriminator",
     ("score", "lm"): "a discriminator, such as a run's export/discriminator",
 }

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import pathlib
-import signal
-import threading
 from collections.abc import Callable
 
 import pytest
 
 from gadjax.errors import UserError
-from gadjax.evaluation import api, local_evaluation
+from gadjax.evaluation import local_evaluation
 from gadjax.evaluation.evaluator import Evaluation
 from gadjax.evaluation.settings import EvaluationSettings
 from tests.evaluation.api_evaluation import quality, write_prompts
@@ -117,25 +113,3 @@ def test_in_a_notebook(tmp_path):
         assert results.scores["v"]["good"].judge.judged == 12
         server.verdict = lambda *_: pytest.fail("asked again")
         assert asyncio.run(cell(server)).scores == results.scores
-
-
-def test_an_interrupt_in_a_notebook_ends_what_is_under_way():
-    ended = []
-
-    async def asking() -> dict[str, str]:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(True)
-
-    async def cell() -> None:
-        api._finish(asking())
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
-    try:
-        with contextlib.closing(asyncio.new_event_loop()) as loop, pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(cell())
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert ended == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+from collections.abc import Container
 
 
 def sources(package: pathlib.Path) -> dict[str, str]:
@@ -22,16 +23,18 @@ def room(module: str) -> str:
 
 def graph(texts: dict[str, str]) -> dict[str, set[str]]:
     """Which of the modules each one imports, wherever the import stands."""
-    return {module: _imported(text) & texts.keys() - {module} for module, text in texts.items()}
+    return {module: _imported(text, texts) & texts.keys() - {module} for module, text in texts.items()}
 
 
-def _imported(text: str) -> set[str]:
+def _imported(text: str, modules: Container[str]) -> set[str]:
+    """Names of modules. `from PACKAGE import MODULE` takes the module; what the package itself defines, it does not."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in modules else node.module for name in found}
     return names
 
 
