@@ -20,7 +20,7 @@ def define_flags() -> None:
     """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
     flags.DEFINE_string("system", "", "System message, if any.")
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+    flags.DEFINE_float("temperature", commands.TEMPERATURE, "0 is greedy.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer(
         "max_response_length",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import runpy
 import sys
 
-from gadjax.errors import UserError, run_command
+from gadjax.errors import UserError, run_command, unknown
 from gadjax.version import __version__
 
 COMMANDS = {
@@ -59,10 +58,6 @@ def _run() -> None:
     elif name.startswith("-"):
         raise UserError(f"{name}: the command comes first, such as gadjax train {name}; gadjax --help lists them")
     else:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        guess = f"; did you mean {close[0]}?" if close else "."
-        raise UserError(f"gadjax has no command {name!r}{guess} The commands are {', '.join(COMMANDS)}")
-
-
-if __name__ == "__main__":
-    main()
+        raise UserError(
+            f"gadjax has no command {name!r}{unknown(name, COMMANDS)} The commands are {', '.join(COMMANDS)}"
+        )

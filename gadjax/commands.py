@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Share of the host's memory for offloaded state. XLA's pool doubles as it grows, so it takes nearly all that it may.
 HOST_MEMORY_FRACTION = 0.75
+TEMPERATURE = 0.8  # that answers are drawn at, as in a run's rollout, unless the user says otherwise
 
 _CONFIG = "config"
 _CONFIG_FLAGS = (f"--{_CONFIG}", f"-{_CONFIG}")

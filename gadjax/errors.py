@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -22,6 +23,12 @@ class Stopped(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What follows "there is no X of this name" in a message: the known name that was perhaps meant, or the stop."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def run_command(main: Callable[[], int | None]) -> None:

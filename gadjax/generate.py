@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gadjax.rollout.engine import Completion
     from gadjax.rollout.sampler import Sampling
 FLAGS = flags.FLAGS
-_LIMIT = 512  # tokens of a response, unless the user says otherwise
+LIMIT = 512  # tokens of a response, unless the user says otherwise
 
 
 def define_flags() -> None:
@@ -42,13 +42,13 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
     flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0)
+    flags.DEFINE_float("temperature", commands.TEMPERATURE, "0 is greedy.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass.", lower_bound=0, upper_bound=1)
     flags.DEFINE_integer("top_k", 0, "Draw from the likeliest k tokens; 0: from all.", lower_bound=0)
     flags.DEFINE_integer(
         "max_response_length",
         None,
-        f"Most tokens of a response; default: {_LIMIT}, or fewer if the model has no room.",
+        f"Most tokens of a response; default: {LIMIT}, or fewer if the model has no room.",
         lower_bound=1,
     )
     flags.DEFINE_integer("batch_size", 64, "Prompts decoded at once.", lower_bound=1)
@@ -117,7 +117,7 @@ def _answer_best(prompts: Sequence[Prompt], write: Callable[[dict[str, Any]], No
     chats, tokenizer = [prompt.content for prompt in prompts], generator.tokenizer
     scoring.check_tokenizers(tokenizer, discriminator.tokenizer, chats, (generator.name, discriminator.name))
     ids = tokenizer.prompt_ids_batch(chats)
-    limit, fit = FLAGS.max_response_length or _LIMIT, FLAGS.max_response_length is None
+    limit, fit = FLAGS.max_response_length or LIMIT, FLAGS.max_response_length is None
     limits = response_limits(generator.config, ids, limit, fit=fit)
     longest = max(len(prompt) + most for prompt, most in zip(ids, limits, strict=True))
     where = f"{discriminator.name}, the longest prompt with its response"
@@ -149,7 +149,7 @@ def _draw(generator: CheckedNetwork, chats: Sequence[Messages], done: Callable[[
 
 def _sampling(model: ChatModel) -> Sampling:
     return model.sampling(
-        max_response_length=FLAGS.max_response_length or _LIMIT,
+        max_response_length=FLAGS.max_response_length or LIMIT,
         temperature=FLAGS.temperature,
         top_p=FLAGS.top_p,
         top_k=FLAGS.top_k,

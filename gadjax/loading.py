@@ -8,17 +8,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gadjax.commands import TEMPERATURE
 from gadjax.errors import UserError
 from gadjax.files import expand
+from gadjax.generate import LIMIT
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gadjax.data.schema import Messages
     from gadjax.rollout.chat_model import ChatModel, CheckedNetwork, Network
-
-TEMPERATURE = 0.8  # of gadjax.generate
-LIMIT = 512  # tokens of an answer, as in gadjax.generate
 
 
 class LoadedModel:

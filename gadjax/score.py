@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gadjax.data.schema import Messages
     from gadjax.rollout.chat_model import CheckedNetwork, Network
 FLAGS = flags.FLAGS
-_TEMPERATURE = 0.8  # that of gadjax.generate and of a run's rollout, unless the user says otherwise
 
 
 def define_flags() -> None:
@@ -43,7 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
     flags.DEFINE_string("generator", None, "Directory or hub id of the generator, for a discriminator that needs it.")
     flags.DEFINE_float(
-        "temperature", None, f"That --generator draws with; default: {_TEMPERATURE}. Above 0.", lower_bound=0
+        "temperature", None, f"That --generator draws with; default: {commands.TEMPERATURE}. Above 0.", lower_bound=0
     )
     flags.DEFINE_integer("max_response_length", 0, "Cut longer responses here, as the run did; 0: none.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 16, "Responses scored at once.", lower_bound=1)
@@ -89,7 +88,7 @@ def score_answers(
     answers: Sequence[ScoredRow],
     *,
     generator: CheckedNetwork | None = None,
-    temperature: float = _TEMPERATURE,
+    temperature: float = commands.TEMPERATURE,
     max_response_length: int = 0,
     batch_size: int = 16,
     done: Callable[[int], None] = lambda count: None,
@@ -206,7 +205,7 @@ def main(argv: list[str]) -> None:
                 discriminator,
                 answers,
                 generator=generator,
-                temperature=FLAGS.temperature or _TEMPERATURE,
+                temperature=FLAGS.temperature or commands.TEMPERATURE,
                 max_response_length=FLAGS.max_response_length,
                 batch_size=FLAGS.batch_size,
                 done=done,

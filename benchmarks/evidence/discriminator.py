@@ -60,23 +60,30 @@ def scores_of_checkpoint(
         params = checkpoints.params(step, "discriminator", layouts.abstract_params(model, mesh))
         if params is None:
             return {}
-        abstract, compared, current = layouts.abstract_params(policy, mesh), None, None
-        if model.head == "lm":
-            compared = current = checkpoints.params(step, "generator", abstract)
-        if model.head == "lm" and settings["baseline"] == "reference":
-            compared = load_params(start, policy.config, abstract)
-    sides = []
-    for answers in (judged.teacher, judged.student):
-        values = sequence_values(model, params, mesh, judged.prompts, answers, pooling=settings["pooling"])
-        nats = None if compared is None else sequence_values(policy, compared, mesh, judged.prompts, answers)
-        beta = 1.0 if compared is None else settings["beta"]
-        sides.append(beta * as_scores(model.head, values, nats))
-    figures: dict[str, float | None] = {**quality.pair_figures(*sides)}
-    if current is None or teacher is None:
+        if model.head == "score":
+            pooling = settings["pooling"]
+            scores = (
+                sequence_values(model, params, mesh, judged.prompts, answers, pooling=pooling)
+                for answers in (judged.teacher, judged.student)
+            )
+            return quality.pair_figures(*scores)
+        abstract = layouts.abstract_params(policy, mesh)
+        current = checkpoints.params(step, "generator", abstract)
+    compared = current if settings["baseline"] == "policy" else load_params(start, policy.config, abstract)
+
+    def nats(network: Loaded, answers: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return token_nats(*network, judged.prompts, answers)
+
+    phi, baseline = Loaded(model, params, mesh), Loaded(policy, compared, mesh)
+    of_phi, of_baseline = ([nats(net, side) for side in (judged.teacher, judged.student)] for net in (phi, baseline))
+    sums = ([np.array([tokens.sum() for tokens in side]) for side in sides] for sides in (of_phi, of_baseline))
+    scores = (settings["beta"] * as_scores("lm", *both) for both in zip(*sums, strict=True))
+    figures: dict[str, float | None] = {**quality.pair_figures(*scores)}
+    if teacher is None:
         return figures
-    own, true, drawn = (
-        token_nats(*network, judged.prompts, judged.student)
-        for network in ((model, params, mesh), (teacher.model, teacher.params, teacher.mesh), (policy, current, mesh))
+    drawn = of_baseline[1] if compared is current else nats(Loaded(policy, current, mesh), judged.student)
+    rewards = (
+        [of_token - q for of_token, q in zip(side, drawn, strict=True)]
+        for side in (of_phi[1], nats(teacher, judged.student))
     )
-    rewards = [[of_token - q for of_token, q in zip(nats, drawn, strict=True)] for nats in (own, true)]
     return figures | quality.token_figures(*rewards, judged.ended)

@@ -11,7 +11,12 @@ from ml_collections import ConfigDict
 
 from gadjax.config import reference
 from gadjax.config.fields import FIELDS, STAGES, RunFields
-from gadjax.config.method_checks import check_discriminator, check_rewards, check_schedules
+from gadjax.config.method_checks import (
+    check_discriminator,
+    check_rewards,
+    check_schedules,
+    steps_without_generator,
+)
 from gadjax.errors import UserError
 from gadjax.files import is_url, parse_json
 
@@ -110,11 +115,11 @@ def needs_trained_discriminator(config: ConfigDict) -> bool:
 
 def check_warmup_length(config: ConfigDict, steps: int) -> None:
     """Raises a `UserError` if warmup of this many steps ends before it has trained the generator."""
-    section = config.warmup
-    if section.train_generator and section.train_discriminator and section.discriminator_only_steps >= steps:
+    waits = steps_without_generator(config, "warmup")
+    if waits >= steps:
         raise UserError(
-            f"config.warmup.discriminator_only_steps {section.discriminator_only_steps} leaves the generator none of "
-            f"warmup's {steps} steps: lower it, lengthen warmup, or set config.warmup.train_generator=False"
+            f"config.warmup.discriminator_only_steps {waits} leaves the generator none of warmup's {steps} steps: "
+            "lower it, lengthen warmup, or set config.warmup.train_generator=False"
         )
 
 

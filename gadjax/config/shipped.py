@@ -7,7 +7,6 @@ They are the folder configs/ of the repository. A wheel holds the same folder in
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import os
 import pathlib
@@ -16,7 +15,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from gadjax.errors import UserError
+from gadjax.errors import UserError, unknown
 from gadjax.files import expand
 
 _NAME = re.compile(r"[\w-]+")
@@ -59,11 +58,9 @@ def shipped_path(name: str, flag: str = "") -> pathlib.Path:
     known = names()
     if name in known:
         return folder() / f"{name}.py"
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f"; did you mean {close[0]}?" if close else "."
     raise UserError(
-        f"{flag}{name}: gadjax ships no config of this name{guess} There are {', '.join(known)}. Your own are files: "
-        "give the path, with .py at its end"
+        f"{flag}{name}: gadjax ships no config of this name{unknown(name, known)} There are {', '.join(known)}. "
+        "Your own are files: give the path, with .py at its end"
     )
 
 

@@ -95,7 +95,8 @@ def _descend(rate: Callable[[jax.Array], jax.Array]) -> optax.GradientTransforma
 
     def update(updates: Params, state: Any, params: Params | None = None, *, step: jax.Array, **others: Any):
         del params, others
-        return jax.tree.map(lambda leaf: -rate(step) * leaf, updates), state
+        factor = -rate(step)
+        return jax.tree.map(lambda leaf: factor * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -64,12 +64,8 @@ def sequence_values(
       done: called after each batch with the number of responses so far.
     """
     values = np.zeros(len(responses))
-    by_row = _by_row(model, params, mesh, prompts, responses, pooling, temperature, batch_size)
-    for finished, chosen, found in by_row:
-        for i, row in zip(chosen, found, strict=False):
-            # Nats are summed in float64: float32 would cost digits that differences need.
-            values[i] = row if model.head == "score" else row[: len(responses[i])].sum()
-        done(finished)
+    for i, value in _by_response(model, params, mesh, prompts, responses, pooling, temperature, batch_size, done):
+        values[i] = value.sum()
     return values
 
 
@@ -87,17 +83,27 @@ def token_nats(
 
     The arguments are those of `sequence_values`; the model has the "lm" head.
     """
-    nats: list[np.ndarray] = [np.zeros(0)] * len(responses)
-    for _, chosen, found in _by_row(model, params, mesh, prompts, responses, "last", temperature, batch_size):
-        for i, row in zip(chosen, found, strict=False):
-            nats[i] = row[: len(responses[i])]
-    return nats
+    found = _by_response(
+        *(model, params, mesh, prompts, responses), "last", temperature, batch_size, done=lambda count: None
+    )
+    return [nats for _, nats in sorted(found, key=lambda one: one[0])]
 
 
-def _by_row(
-    model: Model, params: Params, mesh: Mesh, prompts, responses, pooling: str, temperature: float, batch_size: int
-) -> Iterator[tuple[int, list[int], np.ndarray]]:
-    """Batches of similar lengths: the responses so far, those of the batch, and what `_program` returns for them."""
+def _by_response(
+    model: Model,
+    params: Params,
+    mesh: Mesh,
+    prompts,
+    responses,
+    pooling: str,
+    temperature: float,
+    batch_size: int,
+    done,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each response, with its score or with the nats of its tokens.
+
+    They are float64: float32 would cost digits of sums, which differences need.
+    """
     program = _program(model, mesh, pooling)
     size = multiple_of(batch_size, meshes.batch_shards(mesh))
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -107,7 +113,10 @@ def _by_row(
         filled = np.resize(chosen, size).tolist()  # the last batch repeats responses, so that all have as many rows
         fields = [array for of_all in (prompts, responses) for array in _padded([of_all[i] for i in filled])]
         fields = meshes.place(tuple(fields), meshes.rows(mesh))
-        yield start + len(chosen), chosen, np.asarray(program(params, fields, temperature), np.float64)
+        found = np.asarray(program(params, fields, temperature), np.float64)
+        for i, row in zip(chosen, found, strict=False):
+            yield i, row if model.head == "score" else row[: len(responses[i])]
+        done(start + len(chosen))
 
 
 def as_scores(head: str, values: np.ndarray, drawn_nats: np.ndarray | None) -> np.ndarray:

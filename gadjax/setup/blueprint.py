@@ -160,6 +160,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
         sampling=blueprint.sampling(config.rollout.temperature),
         generator_optimizer=optimizer("generator"),
         generator_micro_batches=_micro_batches(blueprint, "generator", stage),
+        updates_per_step=updates_per_step(config, stage)["discriminator"][0],
     )
     if stage != "gad":  # the generator's update is one optimizer step
         fields |= dict(ppo_minibatches=1, ppo_epochs=1)
@@ -175,8 +176,6 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
             discriminator_optimizer=optimizer("discriminator"),
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
         )
-    if stage == "seqkd":
-        fields |= dict(updates_per_step=1)  # by cross entropy
     return Method.from_config(config, **fields)
 
 
@@ -202,7 +201,6 @@ def preferences(config: ConfigDict) -> dict[str, Any]:
         discriminator_sft_coefficient=0.0,
         discriminator_loss="bt",
         bt_temperature=1.0,
-        updates_per_step=1,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gadjax.config.method_checks import steps_without_generator
 from gadjax.data.packing import Packed, RowShape
 from gadjax.distill.method import Baseline, Method
 from gadjax.distill.rewards import Advantages, Judgement, Statistics
@@ -106,8 +107,7 @@ class StageSteps:
 
     def _trains_generator(self, stage_step: int) -> bool:
         """Whether this step updates the generator: not in the first steps of a warmup that trains both networks."""
-        waits = self.stage == "warmup" and self.section.train_discriminator
-        return self.section.train_generator and stage_step >= (self.section.discriminator_only_steps if waits else 0)
+        return self.section.train_generator and stage_step >= steps_without_generator(self.setup.config, self.stage)
 
 
 class CompiledParts:
