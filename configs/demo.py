@@ -2,8 +2,8 @@
 
     python -m gadjax.train --config=configs/demo.py --workdir=/tmp/demo
 
-Hardware: two CPU cores and 3 GB; the run takes about five minutes. Data and student are in configs/demo_assets, whose
-README says how they were made.
+Hardware: two CPU cores and 3 GB; the run takes 5 to 13 minutes, by machine. Data and student are in
+configs/demo_assets, whose README says how they were made.
 
 SeqKD teaches the language quickly, since it samples nothing. Warmup lets the discriminator catch up with the student.
 GAD then lowers the held-out negative log-likelihood from 2.73 to 2.62 nats per token (README, "The demo").
@@ -16,7 +16,7 @@ from gadjax.config.shipped import demo_assets
 
 
 def get_config() -> ConfigDict:
-    """SeqKD, warmup and GAD in about five minutes on two cores."""
+    """SeqKD, warmup and GAD in a few minutes on two cores."""
     assets = demo_assets()
     config = default_config()
     config.student = str(assets)
