@@ -31,6 +31,9 @@ are asked again, in at most three batches.
 Answers that were cut, filtered, refused or empty are kept, counted, and marked in `finish_reason`. By default, training
 leaves them out.
 
+--heldout=500 writes the answers to 500 of the prompts to a file of its own, teacher.heldout.parquet beside
+teacher.parquet, on which a run measures its student (--config.data.heldout). A hash of the prompt chooses them.
+
 --inspect=FILE shows what such a file, or a ledger, holds. --publish=FILE --out=DATA_DIR/NAME/VERSION writes it as a
 TFDS dataset, which training reads as tfds:DATA_DIR/NAME/VERSION/train, or as tfds:NAME/train if TFDS_DATA_DIR is
 DATA_DIR.
@@ -104,6 +107,7 @@ def define_flags(into: flags.FlagValues = FLAGS) -> None:
     number("batch_price", 0.5, "Prices with --batch, as a part of the others.", lower_bound=0)
     integer("batch_size", 50_000, "Requests in a batch, at most.", lower_bound=1, upper_bound=50_000)
     number("batch_poll", 60.0, "Seconds between looks at the batches.", lower_bound=0.01)
+    integer("heldout", 0, "Prompts whose answers go to OUT's .heldout.parquet instead, to measure on.", lower_bound=0)
     boolean("dry_run", False, "Print what the command would take, and end.")
     string("inspect", None, "Teacher's Parquet or ledger: print what it holds, and end.")
     string("publish", None, "Teacher's Parquet: write it as a TFDS dataset to --out, and end.")

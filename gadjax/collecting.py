@@ -31,6 +31,7 @@ class Collection:
 
     Attributes:
       out: the Parquet file, which is there if `rows` is above 0.
+      heldout: the Parquet file of the held-out prompts, where some were wanted.
       asked: answers that were wanted, in all.
       rows: answers in the file, those of earlier runs included.
       received: answers that this run received.
@@ -46,6 +47,7 @@ class Collection:
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unasked: int = 0
     interrupted: bool = False
+    heldout: pathlib.Path | None = None
 
 
 def collect(settings: flags.FlagValues) -> Collection:
@@ -63,9 +65,16 @@ def collect(settings: flags.FlagValues) -> Collection:
             f"--n={settings.n} with --temperature=0 pays {settings.n} times for one answer; raise --temperature"
         )
 
+    from gadjax.data.heldout import rank
     from gadjax.data.prompts import read_prompts
 
     prompts = read_prompts(settings.prompts)
+    different = len({rank(prompt.content) for prompt in prompts})
+    if settings.heldout >= different:
+        raise UserError(
+            f"--heldout={settings.heldout}: {settings.prompts} has {different} different prompts; leave some "
+            "to train on"
+        )
     if settings.system:
         for prompt in prompts:
             if prompt.content[0]["role"] == "system":
@@ -106,12 +115,15 @@ async def _run(
         print("\n".join(estimate(prompts, [one.prompt for one in to_ask], **names, **options)), flush=True)
 
     asked = collector.questions(prompts, settings.n)
+    heldout = collector.heldout_path(out) if settings.heldout else None
     async with _teacher(settings) as teacher:
         if settings.dry_run and not ledger_path.exists():
             show_estimate(asked)
             return Collection(out, len(asked))
         with Ledger(ledger_path) as ledger:
             collector.check_complete(out, ledger)
+            if heldout:
+                collector.check_complete(heldout, ledger)
             budget = Budget(prices, ledger, settings.budget) if prices else None
             missing = [one for one in asked if collector.key(teacher, one) not in ledger]
             batches = Batches(out)
@@ -129,12 +141,13 @@ async def _run(
             result = await _ask(settings, teacher, asked, ledger, budget, batches)
             places = {prompt.id: place for place, prompt in enumerate(prompts)}
             asked.sort(key=lambda one: places[one.prompt.id])
-            tally = collector.write_parquet(out, teacher, asked, ledger)
+            tally = collector.write_parquet(out, teacher, asked, ledger, settings.heldout)
             kept = len(asked) - len(missing)
             counts = f"{tally.rows - result.received} from before, {teacher.retries} attempts repeated"
             if others := tally.rows - kept - result.received:
                 counts += f", {others} to other prompts or with other settings"
-            print(f"{tally.rows} answers ({counts}): {out if tally.rows else 'no file is written'}")
+            files = f"{out}, {heldout}" if heldout else out
+            print(f"{tally.rows} answers ({counts}): {files if tally.rows else 'no file is written'}")
             for line in tally.lines() + (budget.lines() if budget else []):
                 print(line)
         return Collection(
@@ -145,6 +158,7 @@ async def _run(
             failures=result.failures,
             unasked=result.unasked,
             interrupted=teacher.stop.is_set(),
+            heldout=heldout,
         )
 
 

@@ -39,7 +39,12 @@ from gadjax.errors import Stopped, UserError
 from gadjax.files import expand, is_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ml_collections import ConfigDict
+
+    from gadjax.distill.losses import PairLoss
+    from gadjax.extensions import Callback, Reward
 FLAGS = flags.FLAGS
 
 
@@ -72,6 +77,9 @@ def run(
     profile: tuple[int, int] | None = None,
     *,
     force: bool = False,
+    reward: Reward | None = None,
+    discriminator_loss: PairLoss | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, dict[str, float]]:
     """Trains as `config` says, continuing what `workdir` holds, and exports the result.
 
@@ -85,6 +93,12 @@ def run(
       workdir: a local folder, made where it does not exist; None is runs/NAME of a name or file, else runs/default.
       profile: the first and the last step, from 1 over all stages, that JAX's profiler traces into WORKDIR/profile.
       force: continues where the workdir's run had another seed, data or the like, as `--force` does.
+      reward: in stage gad, `reward(chats, answers, scores)` gives the reward of each sample in place of the
+        discriminator's score: `chats` are messages, `answers` texts, `scores` the discriminator's, float32 [answers].
+        It returns one number an answer. With several processes, the first one calls it.
+      discriminator_loss: `loss(teacher, student)`, in place of `config.discriminator.loss`: scores [B] of the teacher's
+        answers and [B, N] of the samples to the loss [B, N] of each pair, by functions of `jax.numpy`.
+      callbacks: each is called after each step with a `gadjax.extensions.StepDone`, in the first process.
 
     Returns:
       The held-out figures by stage, "before" first: the rows of the table that the command prints.
@@ -96,6 +110,7 @@ def run(
     from ml_collections import ConfigDict
 
     from gadjax.config import load_config
+    from gadjax.extensions import Extensions
     from gadjax.trainer.session import train_and_export
 
     if workdir is None:
@@ -108,7 +123,8 @@ def run(
             f"--config.checkpoint.directory={workdir}"
         )
     try:
-        return train_and_export(config, expand(workdir), profile, force=force)
+        extensions = Extensions(reward, discriminator_loss, tuple(callbacks))
+        return train_and_export(config, expand(workdir), profile, force=force, extensions=extensions)
     except (KeyboardInterrupt, Stopped, UserError) as error:
         # A notebook keeps the traceback of the last error, whose frames would keep the networks on the devices.
         traceback.clear_frames(error.__traceback__)

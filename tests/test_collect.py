@@ -280,6 +280,21 @@ def test_several_answers_a_prompt(repo, tmp_path, prompts):
         assert finished.stdout.startswith(f"{file}: 180 answers\n")
 
 
+def test_some_prompts_are_held_out(repo, tmp_path, prompts):
+    out, held = tmp_path / "t.parquet", tmp_path / "t.heldout.parquet"
+    with FakeServer() as server:
+        status, stdout, stderr = run(repo, server, prompts, out, "--heldout=60")
+        assert status == 2 and "--heldout=60" in stderr and "60 different prompts" in stderr and not server.prompts
+        for count in (12, 12, 20):
+            status, stdout, stderr = run(repo, server, prompts, out, f"--heldout={count}", "--n=2")
+            assert status == 0 and f"{out}, {held}" in stdout, stderr
+            chosen = set(pq.read_table(held)["id"].to_pylist())
+            assert len(chosen) == count and pq.read_metadata(held).num_rows == 2 * count
+            trained = pq.read_table(out)["id"].to_pylist()
+            assert len(trained) == 120 - 2 * count and not chosen & set(trained)
+    assert len(server.prompts) == 120
+
+
 def test_a_missing_flag_is_named(repo, tmp_path, prompts):
     line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={tmp_path}/t.parquet"]
     finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from gadjax.config.method_checks import (
     check_schedules,
     steps_without_generator,
 )
-from gadjax.errors import UserError
+from gadjax.errors import UserError, first_line
 from gadjax.files import is_url, parse_json
 
 _FROM_GENERATOR = "generator"  # a value of discriminator.init
@@ -43,12 +44,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
             del config[field]  # or a list would stay a list
             config[field] = names
     _check_values(config)
+    _check_user(config)
     template_args(config)
     _check_stages(config)
     check_discriminator(config)
     check_rewards(config)
     check_schedules(config)
     _check_samples(config)
+    _check_heldout(config)
     _check_checkpoints(config)
     _check_batch(config)
     _check_adapters(config)
@@ -84,6 +87,11 @@ def discriminator_checkpoint(config: Mapping[str, Any]) -> str | None:
 def grows_from_generator(config: Mapping[str, Any]) -> bool:
     """Whether the discriminator starts as a copy of the generator at that moment, and not of the student."""
     return config["discriminator"]["init"] == _FROM_GENERATOR
+
+
+def has_heldout(config: ConfigDict) -> bool:
+    """Whether the run is measured on held-out prompts."""
+    return bool(config.data.heldout or config.data.heldout_share)
 
 
 def samples_heldout(config: ConfigDict) -> bool:
@@ -148,7 +156,7 @@ def _check_names(config: ConfigDict) -> None:
 
 def _flat_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict) and prefix + name not in FIELDS:
             yield from _flat_names(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -175,6 +183,16 @@ def _check_values(config: ConfigDict) -> None:
         first = error.errors(include_url=False)[0]
         field = ".".join(part for part in first["loc"] if isinstance(part, str))  # an int counts a tuple's names
         raise UserError(_refusal(field, field_value(config, field), first["type"])) from None
+
+
+def _check_user(config: ConfigDict) -> None:
+    """Checks that the user's own values can be written to config.json."""
+    try:
+        json.dumps(config.user.to_dict(), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.user cannot be written as JSON ({first_line(error)}): use numbers, texts, lists and names"
+        ) from None
 
 
 def _refusal(field: str, value: Any, problem: str) -> str:
@@ -250,13 +268,22 @@ def _check_samples(config: ConfigDict) -> None:
         raise UserError("config.evaluation.two_sample_folds is 1: give at least 2, or 0 to leave the test out")
 
 
+def _check_heldout(config: ConfigDict) -> None:
+    """Checks that held-out prompts come from one place."""
+    if config.data.heldout and config.data.heldout_share:
+        raise UserError(
+            f"config.data.heldout is {config.data.heldout} and config.data.heldout_share {config.data.heldout_share}: "
+            "set one of them"
+        )
+
+
 def _check_checkpoints(config: ConfigDict) -> None:
     """Checks that the figure of the best checkpoint is measured, and that checkpoints can be written."""
     best, directory = config.checkpoint.best, config.checkpoint.directory
-    if best and not config.data.heldout:
+    if best and not has_heldout(config):
         raise UserError(
-            f"config.checkpoint.best {best} is measured on held-out prompts, and config.data.heldout is empty: give "
-            'some, or leave config.checkpoint.best at ""'
+            f"config.checkpoint.best {best} is measured on held-out prompts, and there are none: set "
+            'config.data.heldout or config.data.heldout_share, or leave config.checkpoint.best at ""'
         )
     if best == "two_sample" and not config.evaluation.two_sample_folds:
         raise UserError(

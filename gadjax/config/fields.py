@@ -75,6 +75,9 @@ class RunFields(Section):
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of exported weights."""
     log: LogFields
+    user: dict[str, Any] = Field({})
+    """Values of your own, by names of your own, for your reward, loss or callbacks (docs/python.md). The config's file
+    sets them, such as `config.user.bonus = 0.1`. config.json keeps them, and gadjax reads none of them."""
 
 
 class LoraFields(Section):
@@ -88,12 +91,17 @@ class LoraFields(Section):
 
 
 class DataFields(Section):
-    """Parquet files in the schema of the README. Give a file, a folder or a glob."""
+    """Parquet files in the schema of docs/collect.md. Give a file, a folder, a glob, or a dataset: hf:OWNER/NAME/SPLIT
+    (with /CONFIG before the split where it has several) or tfds:NAME/SPLIT."""
 
     train: str = Field("", min_length=1)
     """Teacher answers to learn from."""
     heldout: str = ""
-    """Teacher answers to other prompts, on which the student is measured; "" measures nothing."""
+    """Teacher answers to other prompts, on which the student is measured; "" measures nothing, unless heldout_share
+    takes some of data.train."""
+    heldout_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts of data.train that are held out, where data.heldout is "". A hash of the prompt decides, so
+    that the same prompts are held out in every run."""
     max_prompt_length: int = Field(2048, ge=1)
     """Prompts of more tokens than this are dropped and counted."""
     max_response_length: int = Field(1536, ge=1)
@@ -239,7 +247,7 @@ WATCHDOGS: tuple[str, ...] = typing.get_args(Watchdog)
 
 
 def default_config() -> ConfigDict:
-    """A config of every field with its default. It is locked: a field that is not there cannot be set."""
+    """A config of every field with its default. It is locked, but for `user`: an unknown field cannot be set."""
     config: dict[str, Any] = {}
     for name, field in FIELDS.items():
         *sections, last = name.split(".")
@@ -247,4 +255,6 @@ def default_config() -> ConfigDict:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = field.default
-    return ConfigDict(config).lock()
+    made = ConfigDict(config).lock()
+    made.user.unlock()
+    return made

@@ -11,7 +11,14 @@ from pydantic.fields import FieldInfo
 
 from gadjax.config.fields import FIELDS, RunFields
 
-_KINDS = {str: "text", bool: "True or False", int: "an integer", float: "a number", tuple: "a tuple of names"}
+_KINDS = {
+    str: "text",
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    tuple: "a tuple of names",
+    dict: "values by name",
+}
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "lt": "below {}", "le": "at most {}"}
 _NOTE = "<!-- Written by `gadjax config --fields > docs/config.md` from gadjax/config/. Change it there. -->\n\n"
 
@@ -24,6 +31,8 @@ def kind(field: FieldInfo) -> str:
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """The values (or the names in a tuple) that a field may have, without ""; () if the field is free."""
     annotation = field.annotation
+    if typing.get_origin(annotation) is dict:
+        return ()
     if typing.get_origin(annotation) is tuple:
         annotation = typing.get_args(annotation)[0]
     return tuple(name for name in typing.get_args(annotation) if name)

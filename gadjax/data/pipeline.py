@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gadjax.data import heldout
 from gadjax.data.bins import multiple_of
 from gadjax.data.schema import Rows
 from gadjax.data.tokenizer import ChatTokenizer
@@ -191,6 +192,43 @@ def prepare(
     )
 
 
+def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """The dataset without the held-out prompts, and with them alone; `share` of the prompts are held out.
+
+    Rows of one prompt are on the same side (`gadjax.data.heldout`). Rows that were dropped count as those of the first.
+
+    Raises:
+      UserError: one of the two would be empty.
+    """
+    held = np.array([heldout.rank(dataset.source.messages(int(row))) < share for row in dataset.rows])
+    if held.all() or not held.any():
+        raise UserError(
+            f"data.heldout_share {share} holds out {held.sum()} of {len(held)} rows of "
+            f"{', '.join(dataset.source.files)}: choose another share, or name a file in data.heldout"
+        )
+    first, second = (_part(dataset, np.flatnonzero(chosen)) for chosen in (~held, held))
+    dropped = dataset.counts.rows - dataset.counts.usable
+    counts = dataclasses.replace(dataset.counts, **_usable(first, more=dropped))
+    none = Counts(0, 0, 0, 0, 0, 0)
+    return dataclasses.replace(first, counts=counts), dataclasses.replace(
+        second, counts=dataclasses.replace(none, **_usable(second))
+    )
+
+
+def _part(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+    """Some examples of a dataset, in batches of the same shapes."""
+    prompts, answers = (Ragged(part[int(i)] for i in chosen) for part in (dataset.prompts, dataset.answers))
+    return dataclasses.replace(
+        dataset, prompts=prompts, answers=answers, ended=dataset.ended[chosen], rows=dataset.rows[chosen]
+    )
+
+
+def _usable(dataset: Dataset, more: int = 0) -> dict[str, int]:
+    """The counts of a part that its rows tell; `more` rows were dropped."""
+    truncated = int((~dataset.ended & ~dataset.source.cut[dataset.rows]).sum())
+    return {"rows": len(dataset) + more, "usable": len(dataset), "truncated_answers": truncated}
+
+
 def batches(
     dataset: Dataset,
     *,
@@ -231,10 +269,10 @@ def batches(
     return iterator
 
 
-def shared_prompts(train: Dataset, heldout: Dataset) -> int:
+def shared_prompts(train: Dataset, held: Dataset) -> int:
     """Number of held-out prompts that are trained on too, whose figures say nothing about new prompts."""
     trained = {_digest(train.prompts[i]) for i in range(len(train))}
-    return sum(_digest(heldout.prompts[i]) in trained for i in range(len(heldout)))
+    return sum(_digest(held.prompts[i]) in trained for i in range(len(held)))
 
 
 def same_prompt(prompts: Sequence[np.ndarray]) -> list[np.ndarray]:

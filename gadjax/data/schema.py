@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gadjax.data import tfds
-from gadjax.data.dataset_name import TFDS
+from gadjax.data import hub_dataset, tfds
+from gadjax.data.dataset_name import HUB, TFDS, parse
 from gadjax.data.parquet import check_columns, open_parquet
 from gadjax.errors import UserError
 from gadjax.files import expand
@@ -94,8 +94,9 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     """Reads and checks teacher Parquet.
 
     Args:
-      paths: a file, a glob, a directory of `*.parquet` shards, a TFDS dataset `tfds:NAME/SPLIT` with the same columns,
-        or a sequence of these. The files of a glob or a directory are read in the order of their names.
+      paths: a file, a glob, a directory of `*.parquet` shards, a dataset with the same columns (`hf:OWNER/NAME/SPLIT`
+        of the hub, `tfds:NAME/SPLIT`), or a sequence of these. The files of a glob or a directory are read in the order
+        of their names.
 
     Raises:
       UserError: names the file, the row (from 0) and the reason.
@@ -123,7 +124,16 @@ def _find_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         raise UserError("no Parquet file was named; give a file, a glob or a directory")
     files: list[str] = []
     for entry in (os.fspath(expand(path)) for path in entries):
-        if entry.startswith(TFDS) or os.path.isfile(entry):
+        if entry.startswith(HUB):
+            if field := parse(entry).field:
+                raise UserError(f"{entry}: rows of a teacher have columns of fixed names: leave out :{field}")
+            found = [os.fspath(path) for path in hub_dataset.files(entry)]
+        elif entry.endswith(".jsonl"):
+            raise UserError(
+                f"{entry}: JSON lines, and training reads Parquet: gadjax.collect writes one beside its ledger "
+                "(--out), and pandas.read_json(FILE, lines=True).to_parquet(NEW) makes one of other rows"
+            )
+        elif entry.startswith(TFDS) or os.path.isfile(entry):
             found = [entry]
         elif os.path.isdir(entry):
             found = sorted(glob.glob(os.path.join(glob.escape(entry), "*.parquet")))

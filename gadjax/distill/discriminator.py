@@ -137,6 +137,8 @@ def discriminator_metrics(method: Method, scores: jax.Array) -> Metrics:
 def _pair_losses(method, scores):
     """The loss [G, N] of each pair, from scores [G, 1 + N] with the teacher's first."""
     teacher, student = scores[:, 0], scores[:, 1:]
+    if method.pair_loss is not None:
+        return method.pair_loss(teacher, student)
     if method.discriminator_loss == "bt":
         return losses.bradley_terry(teacher, student, method.bt_temperature)
     return losses.cross_entropy(teacher, student)

@@ -5,6 +5,7 @@ They return a value per token or per pair, which `gadjax.distill.updates` adds u
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 
 LEAST_STD = 1e-6  # added to a standard deviation of rewards (`docs/algorithm.md`, section 3.3)
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+# (scores of the teacher's answers [B], scores of the samples [B, N]) -> the loss of each pair [B, N].
+PairLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def bradley_terry(teacher: jax.Array, student: jax.Array, temperature: float = 1.0) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import optax
 from ml_collections import ConfigDict
 
-from gadjax.distill.losses import Aggregation
+from gadjax.distill.losses import Aggregation, PairLoss
 from gadjax.models.model import Model
 from gadjax.rollout.sampler import Sampling
 
@@ -31,6 +31,7 @@ class Method:
       sampler: the generator on the mesh that it is sampled on; None: the mesh that it is trained on.
       generator_micro_batches: slices of one update of the generator whose gradients are added up.
       discriminator_micro_batches: the same for the discriminator.
+      pair_loss: the loss of a pair of a teacher's answer and a sample; None: that of `discriminator_loss`.
       baseline_temperature: of the log-probs that a likelihood discriminator is measured against; None: the sampling's,
         since samples are drawn from that distribution.
     """
@@ -44,6 +45,7 @@ class Method:
     generator_micro_batches: int = 1
     discriminator_micro_batches: int = 1
     baseline_temperature: float | None = None
+    pair_loss: PairLoss | None = None
     slots: int
     num_samples: int
     discriminator_kind: Literal["score", "likelihood"]

@@ -75,14 +75,15 @@ def gad_step(
         state = parts.begin(state, "reference")
         reference = parts.reference_logprobs(state, policy)
 
-        # 3.3 Rewards, and their advantages within each prompt's group.
+        # 3.3 Rewards: what the discriminator says, or the user. Their advantages within each prompt's group.
+        judged, of_reward = parts.reward(batch, samples, judged)
         given, statistics, of_rewards = parts.advantages(state, judged, samples)
 
         # 3.5 Update of the generator by the clipped policy gradient with the KL.
         state = parts.begin(state, "generator")
         generator, of_generator = parts.update_policy(state, reference, policy, given, teacher)
         state = state.replace(generator=generator, statistics=statistics)
-        metrics |= of_rewards | of_generator
+        metrics |= of_reward | of_rewards | of_generator
     return state, metrics, samples
 
 
@@ -209,6 +210,9 @@ class Parts(Protocol):
     ) -> tuple[TrainState, Judgement, Metrics]:
         """The discriminator after its updates, if `train`; its judgement of the batch before them; and metrics."""
 
+    def reward(self, batch: Batch, samples: Samples, judged: Judgement) -> tuple[Judgement, Metrics]:
+        """The judgement that rewards are made of: the discriminator's, or with the user's rewards in it; metrics."""
+
     def reference_logprobs(self, state: GadState, policy: Any) -> jax.Array:
         """The reference's log-probs of the samples."""
 
@@ -258,6 +262,9 @@ class PureParts:
         self, state: GadState, groups: tuple[Packed, jax.Array], baseline: jax.Array | None, *, train: bool
     ) -> tuple[TrainState, Judgement, Metrics]:
         return update_discriminator(self.method, state.discriminator, *groups, baseline, base=state.base, train=train)
+
+    def reward(self, batch: Batch, samples: Samples, judged: Judgement) -> tuple[Judgement, Metrics]:
+        return judged, {}
 
     def reference_logprobs(self, state: GadState, policy: tuple[Packed, jax.Array]) -> jax.Array:
         return updates.reference_logprobs(self.method, state.reference, policy[0], base=state.base)

@@ -157,6 +157,11 @@ def as_first_says(value: bool) -> bool:
     return bool(_tell("yes" if value else "")[0])
 
 
+def as_first_has(array: np.ndarray) -> np.ndarray:
+    """Process 0's array, in every process; those of the others have its shape. A barrier."""
+    return array if count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     port = re.fullmatch(r".+:(\d+)", coordinator)
     if not port or not 0 < int(port[1]) < 65536:

@@ -82,7 +82,7 @@ def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
 
 def _measuring(plan: Plan) -> str:
     if not plan.heldout_prompts:
-        return "nothing; config.data.heldout is empty, so that nothing is measured on held-out prompts"
+        return "nothing; config.data.heldout names no held-out prompts, nor does config.data.heldout_share take any"
     test = ", and the two-sample test" * bool(plan.config.evaluation.two_sample_folds)
     return f"measuring on {plan.heldout_prompts} held-out prompts{test}"
 

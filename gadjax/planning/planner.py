@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from gadjax import hub
-from gadjax.config.check import discriminator_checkpoint, field_value, resolve
+from gadjax.config.check import discriminator_checkpoint, field_value, has_heldout, resolve
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as meshes
@@ -142,7 +142,7 @@ def make_blueprint(config: ConfigDict, devices: list[jax.Device]) -> Blueprint:
         **make_networks(config, mesh, student, discriminator),
         **_NO_TOKENIZER,
         prompt_width=config.data.max_prompt_length,
-        heldout_prompts=(config.evaluation.prompts or _MANY_PROMPTS) if config.data.heldout else 0,
+        heldout_prompts=(config.evaluation.prompts or _MANY_PROMPTS) if has_heldout(config) else 0,
     )
 
 

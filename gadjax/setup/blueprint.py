@@ -19,6 +19,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rewards import Statistics
 from gadjax.distill.state import GadState, state_shardings
 from gadjax.errors import UserError
+from gadjax.extensions import NO_EXTENSIONS, Extensions
 from gadjax.kernels.choose import Backend, attention_backend, shares_prompts
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import Lora, ModelConfig
@@ -27,7 +28,7 @@ from gadjax.parallel import mesh as meshes
 from gadjax.rollout.sampler import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Blueprint:
     """As much of a run as all its programs need to be compiled.
 
@@ -41,6 +42,7 @@ class Blueprint:
       pad_id: the id at padded positions.
       prompt_width: tokens of the longest prompt in the data.
       heldout_prompts: the number of held-out prompts that figures are measured on.
+      extensions: what the user adds to the run in Python.
     """
 
     config: ConfigDict
@@ -52,6 +54,7 @@ class Blueprint:
     pad_id: int
     prompt_width: int
     heldout_prompts: int
+    extensions: Extensions = NO_EXTENSIONS
 
     @property
     def sequence_length(self) -> int:
@@ -175,6 +178,7 @@ def make_method(blueprint: Blueprint, stage: str) -> Method:
             discriminator=blueprint.discriminator,
             discriminator_optimizer=optimizer("discriminator"),
             discriminator_micro_batches=_micro_batches(blueprint, "discriminator", stage),
+            pair_loss=blueprint.extensions.discriminator_loss,
         )
     return Method.from_config(config, **fields)
 

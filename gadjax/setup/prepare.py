@@ -16,10 +16,11 @@ from gadjax.config.check import (
     resolve,
     template_args,
 )
-from gadjax.data.pipeline import Dataset, prepare, same_prompt
+from gadjax.data.pipeline import Dataset, prepare, same_prompt, split
 from gadjax.data.schema import read_rows
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer, vocabulary_fingerprint
 from gadjax.errors import UserError
+from gadjax.extensions import NO_EXTENSIONS, Extensions, check_extensions
 from gadjax.models import lora
 from gadjax.models.architecture import CAUSAL_LM
 from gadjax.models.hf_files import pooling_of
@@ -29,7 +30,7 @@ from gadjax.progress import ProgressCallback
 from gadjax.setup.blueprint import Blueprint, make_networks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup(Blueprint):
     """A checked run, before any weights are loaded."""
 
@@ -41,17 +42,23 @@ class Setup(Blueprint):
     discriminator_init: pathlib.Path | None  # the directory of its checkpoint; None if it grows from the generator
 
 
-def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, done, total: None) -> Setup:
+def prepare_run(
+    config: ConfigDict,
+    progress: ProgressCallback = lambda what, done, total: None,
+    extensions: Extensions = NO_EXTENSIONS,
+) -> Setup:
     """Checks the config, the models' configs, the headers of their weights, the tokenizer, the data and the mesh.
 
     Args:
       config: the config as the user gave it.
       progress: called as the data is tokenised.
+      extensions: what the user adds in Python.
 
     Raises:
       UserError: the first of these that cannot work.
     """
     config = resolve(config)
+    check_extensions(extensions, config)
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     # Read the architectures. Without a checkpoint of its own, the discriminator has the student's.
     student = resolve_model(config.student)
@@ -99,6 +106,8 @@ def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, do
     # Tokenise the data, and check that it fits the networks.
     train = _dataset(config, tokenizer, "train", progress)
     heldout = _dataset(config, tokenizer, "heldout", progress) if config.data.heldout else None
+    if config.data.heldout_share:
+        train, heldout = split(train, config.data.heldout_share)
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -113,6 +122,7 @@ def prepare_run(config: ConfigDict, progress: ProgressCallback = lambda what, do
         heldout=heldout,
         hf_configs={"generator": hf_config, "discriminator": hf_discriminator},
         discriminator_init=init,
+        extensions=extensions,
     )
     _check_sizes(setup)
     return setup

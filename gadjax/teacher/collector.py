@@ -7,12 +7,13 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data.heldout import lowest, rank
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
@@ -242,8 +243,13 @@ def question(teacher: TeacherClient, asked: Question) -> dict[str, Any]:
     return fields | dataclasses.asdict(teacher.sampling_of(asked.sample)) | more
 
 
-def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Question], ledger: Ledger) -> Tally:
+def write_parquet(
+    path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Question], ledger: Ledger, heldout: int = 0
+) -> Tally:
     """Writes every answer of the ledger to a Parquet file, whole or not at all, and returns counts.
+
+    With `heldout`, the answers to so many prompts go to `heldout_path(path)` instead. A hash of the prompt chooses
+    them.
 
     Answers to `asked` come first, in its order. Answers to other prompts, or with other settings, follow in the order
     of arrival. Without an answer, no file is written.
@@ -255,8 +261,32 @@ def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Qu
     known = {key(teacher, one): one for one in asked}
     names = [name for name in known if name in ledger] + [name for name in ledger if name not in known]
     tally = Tally()
-    if not names:
-        return tally
+    sides = {path: names}
+    if heldout:
+        ranks = {name: rank(ledger[name]["content"]) for name in names}
+        held = lowest(ranks.values(), heldout)
+        sides = {path: [name for name in names if ranks[name] not in held]}
+        sides[heldout_path(path)] = [name for name in names if ranks[name] in held]
+    for file, chosen in sides.items():
+        if chosen:
+            _write(file, teacher, chosen, known, ledger, tally)
+    return tally
+
+
+def heldout_path(path: pathlib.Path) -> pathlib.Path:
+    """The Parquet file of the held-out prompts' answers, beside that of the others."""
+    return path.with_name(f"{path.stem}.heldout.parquet")
+
+
+def _write(
+    path: pathlib.Path,
+    teacher: TeacherClient,
+    names: Sequence[Key],
+    known: Mapping[Key, Question],
+    ledger: Ledger,
+    tally: Tally,
+) -> None:
+    """Writes the answers of these names, and counts them."""
     with whole_output(path) as partial, writing(path), pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for start in range(0, len(names), _ROW_GROUP):
             rows = []
@@ -267,7 +297,6 @@ def write_parquet(path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Qu
                 # A category or --model_name may have changed since the answer came.
                 rows.append(row | question(teacher, known[name]) if name in known else row)
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    return tally
 
 
 def check_complete(path: pathlib.Path, ledger: Ledger) -> None:

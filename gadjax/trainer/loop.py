@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from gadjax.config.check import samples_heldout
 from gadjax.data.pipeline import batches
 from gadjax.distill.state import GadState
-from gadjax.errors import Stopped, UserError, first_line
+from gadjax.errors import Stopped, UserError
+from gadjax.extensions import StepDone
 from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.models import lora
 from gadjax.models.model import Params
@@ -29,25 +31,16 @@ from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
-from gadjax.trainer.replay import Groups, Replay
+from gadjax.trainer.replay import Replay
+from gadjax.trainer.restore import Position, restore_newest, saved_networks
 from gadjax.trainer.stage_start import enter_stage
 from gadjax.trainer.stage_steps import StageSteps
 from gadjax.trainer.watchdog_rules import TeacherLengths
 from gadjax.trainer.watchdogs import Watchdogs
 from gadjax.workdir.checkpoints import Checkpoints
-from gadjax.workdir.storage import is_damage
 
 BEFORE = "before"  # the stage name of figures measured before any training
 _MEASUREMENT, _ROLLOUT = "measurement", "rollout"  # what is compiled ahead
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run stands."""
-
-    stage: str  # the stage being trained, or the last one finished
-    stage_step: int  # its steps done
-    step: int  # steps done over all stages
 
 
 class TrainingRun:
@@ -85,7 +78,9 @@ class TrainingRun:
         self.ahead = self._compile_ahead(stage, fresh=not saved)
         self.base = initial_base(setup)
         if saved:
-            self.position, self.state = self._restore_newest(saved)
+            self.position, self.state = restore_newest(
+                setup, self.checkpoints, saved, self.replay, base=self.base, say=progress.say
+            )
         else:
             self.position = Position(self.config.stages[0], 0, 0)
             generator = initial_generator(setup)
@@ -154,7 +149,8 @@ class TrainingRun:
             self.position.step += 1
 
             # Log it, and look for what is wrong.
-            self._watch(self.logger.log(self.position.step, stage, metrics))
+            logged = self.logger.log(self.position.step, stage, metrics)
+            self._watch(logged)
             self.progress.advance(figures_that_matter(metrics))
             self._check_skipped(steps.method.updates)
 
@@ -165,8 +161,10 @@ class TrainingRun:
                 trained = self.config[stage].get("train_generator", True)
                 figures = self._measure(stage, samples=finished and trained)
 
-            # Save where it is due, and end where a watchdog or a signal says so. All processes ask here together.
-            alarm, stopped = self._alarm(), self.stop.is_set()
+            # Save where it is due, and end where a watchdog, a callback or a signal says so. All processes ask here
+            # together.
+            ended = self._call_back(logged, figures)
+            alarm, stopped = self._alarm(), self.stop.is_set() or ended
             due = finished or self._due(self.config.checkpoint.every) or self._stays()
             if due or alarm or stopped or self._improves(figures):
                 self._save(figures)
@@ -177,6 +175,17 @@ class TrainingRun:
             if finished:
                 break
         self.progress.end_stage()
+
+    def _call_back(self, logged: dict[str, Any], figures: dict[str, float]) -> bool:
+        """Calls the user's callbacks in the first process; whether one of them asks the run to end."""
+        if not (callbacks := self.setup.extensions.callbacks):
+            return False
+        asked = threading.Event()
+        here = self.position
+        done = StepDone(here.stage, here.step, here.stage_step, self.lengths[here.stage], logged, figures, asked.set)
+        for callback in callbacks if processes.is_first() else ():
+            callback(done)
+        return processes.as_first_says(asked.is_set())
 
     def _stopped(self) -> Stopped:
         step = self.position.step
@@ -202,59 +211,6 @@ class TrainingRun:
         seed = self.config.seed + 7919 * self.config.stages.index(stage)
         start = self.position.stage_step
         return iter(batches(self.setup.train, batch_size=self.config.batch_size, seed=seed, start_step=start))
-
-    def _restore_newest(self, saved: list[int]) -> tuple[Position, GadState]:
-        """The position and state of the newest checkpoint that is whole; sets damaged ones after it aside, and says so.
-
-        `saved`: steps of the checkpoints, ascending.
-        """
-        damaged: dict[int, BaseException] = {}
-        for step in reversed(saved):
-            try:
-                found = self._restore(step)
-            except Exception as error:  # Orbax has no narrower class for arrays that cannot be read
-                if not is_damage(error):
-                    raise
-                if processes.count() > 1:  # others may find nothing wrong
-                    raise UserError(
-                        f"{self.checkpoints.directory / str(step)} is damaged ({first_line(error)}): rename this "
-                        "folder, and the same command goes on from the checkpoint before"
-                    ) from error
-                damaged[step] = error
-                continue
-            for other, damage in damaged.items():
-                aside = self.checkpoints.set_aside(other)
-                self.progress.say(f"warning: the checkpoint of step {other} is damaged ({first_line(damage)}): {aside}")
-            return found
-        newest = saved[-1]
-        raise UserError(
-            f"{self.checkpoints.directory}: no checkpoint can be read; the newest, of step {newest}, fails with: "
-            f"{first_line(damaged[newest])}. Restore the folder from a copy, or use another --workdir"
-        ) from damaged[newest]
-
-    def _restore(self, step: int) -> tuple[Position, GadState]:
-        progress = self.checkpoints.progress(step)
-        position = Position(progress["stage"], progress["stage_step"], step)
-        like = self.offload.arrange(abstract_state(self.setup, position.stage), "rollout")
-        state = GadState(**self.checkpoints.state(step, saved_networks(like)), base=self.base)
-        if self.replay.groups and progress["replay_added"]:
-            if not (arrays := self.checkpoints.replay(step)):
-                raise ValueError("its replayed groups are gone")
-            if self._replay_fits(arrays):
-                self.replay.arrays, self.replay.added = arrays, progress["replay_added"]
-            else:  # --force, with other limits or data
-                self.progress.say("warning: the replayed groups have other sizes than this run's: replay starts empty")
-        return position, state
-
-    def _replay_fits(self, groups: Groups) -> bool:
-        """Whether saved groups have the sizes of this run's groups."""
-        config, train = self.setup.config, self.setup.train
-        sizes = {
-            "tokens": (config.rollout.num_samples, config.data.max_response_length),
-            "prompt": (train.prompt_width,),
-            "teacher": (train.response_width,),
-        }
-        return all(groups[name].shape == (self.replay.groups, *size) for name, size in sizes.items())
 
     def _save(self, figures: dict[str, float]) -> None:
         """Saves this step. `figures`: the held-out figures measured at it, if any."""
@@ -332,12 +288,6 @@ class TrainingRun:
         if not self.config.log.wandb_project:
             return None
         return {"project": self.config.log.wandb_project, "config": self.config.to_dict()}
-
-
-def saved_networks(state: GadState) -> dict[str, Any]:
-    """The part of a state that a checkpoint holds. The student's files hold the rest, the base of adapters."""
-    networks = {name: getattr(state, name) for name in ("generator", "discriminator", "reference")}
-    return networks | ({} if state.statistics is None else {"statistics": state.statistics})
 
 
 def _teacher(setup: Setup) -> TeacherLengths:

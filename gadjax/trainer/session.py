@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.errors import Stopped
+from gadjax.extensions import NO_EXTENSIONS, Extensions
 from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
@@ -24,7 +25,12 @@ from gadjax.workdir.resume import check_processes, check_workdir
 
 
 def train_and_export(
-    config: ConfigDict, workdir: pathlib.Path, profile: tuple[int, int] | None = None, *, force: bool = False
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    profile: tuple[int, int] | None = None,
+    *,
+    force: bool = False,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> dict[str, dict[str, float]]:
     """Trains and exports; see `gadjax.train.run`."""
     first = processes.is_first()
@@ -32,7 +38,7 @@ def train_and_export(
         # Check everything that can be checked before weights are read.
         progress.say("reading config, tokenizer and data")
         with processes.together():
-            setup = prepare_run(config, progress.count)
+            setup = prepare_run(config, progress.count, extensions)
         check_processes(setup, workdir)
         with processes.together():
             saved = check_workdir(setup, workdir, force=force, say=progress.say)
@@ -87,7 +93,7 @@ def describe(setup: Setup) -> str:
     lines = [
         f"student: {setup.config.student}, {parameters}, {setup.generator.config.dtype}",
         f"train: {setup.config.data.train}: {describe_counts(setup.train.counts)}",
-        f"held out: {setup.config.data.heldout}: {describe_counts(setup.heldout.counts)}"
+        f"held out: {setup.config.data.heldout or 'of the same'}: {describe_counts(setup.heldout.counts)}"
         if setup.heldout
         else "held out: none, so nothing will be measured",
         f"devices: {setup.mesh.devices.size} {setup.mesh.devices.flat[0].device_kind} ({mesh})",

@@ -13,6 +13,7 @@ import numpy as np
 
 from gadjax.config.method_checks import steps_without_generator
 from gadjax.data.packing import Packed, RowShape
+from gadjax.data.schema import Messages
 from gadjax.distill.method import Baseline, Method
 from gadjax.distill.rewards import Advantages, Judgement, Statistics
 from gadjax.distill.rows import Batch, PackedByHost, policy_rows, teacher_rows
@@ -20,6 +21,8 @@ from gadjax.distill.state import GadState, TrainState
 from gadjax.distill.steps import Phase, gad_step, seqkd_step, soda_step, warmup_step
 from gadjax.distill.updates import Network
 from gadjax.evaluation.text import length_statistics
+from gadjax.extensions import rewards_of
+from gadjax.parallel import processes
 from gadjax.rollout.sampler import Samples
 from gadjax.setup.blueprint import Blueprint, decoding_weights, make_method
 from gadjax.setup.prepare import Setup
@@ -197,6 +200,28 @@ class CompiledParts:
         if train and self.section.get("train_discriminator"):
             self.replay.add(groups.fresh)
         return discriminator if train else state.discriminator, judged, jax.device_get(metrics)
+
+    def reward(self, batch: Batch, samples: Samples, judged: Judgement) -> tuple[Judgement, Metrics]:
+        own = self.setup.extensions.reward
+        if own is None:
+            return judged, {}
+        self.stopwatch.start("reward")
+        scores = np.array(judged.scores)
+        with processes.together():
+            if processes.is_first():  # the user's function may give other values in other processes
+                chats, answers = self._texts(batch, samples)
+                scores[:, 1:] = rewards_of(own, chats, answers, scores[:, 1:].reshape(-1)).reshape(len(scores), -1)
+        scores = processes.as_first_has(scores)
+        metrics = {"reward/mean": float(scores[:, 1:].mean()), "reward/std": float(scores[:, 1:].std())}
+        return judged.replace(scores=scores), metrics
+
+    def _texts(self, batch: Batch, samples: Samples) -> tuple[list[Messages], list[str]]:
+        """The chat and the text of each sample, prompt by prompt."""
+        source, count = self.setup.train.source, self.method.num_samples
+        chats = [messages for row in batch["row"] for messages in [source.messages(int(row))] * count]
+        tokens, lengths = samples.tokens.reshape(len(chats), -1), samples.lengths.reshape(-1)
+        decode = self.setup.tokenizer.decode
+        return chats, [decode(ids[:length]) for ids, length in zip(tokens, lengths, strict=True)]
 
     def reference_logprobs(self, state: GadState, policy: PolicyRows) -> jax.Array:
         return self.programs.reference_logprobs(state.reference, policy()[0], base=state.base)

@@ -123,6 +123,7 @@ def run_facts(setup: Setup) -> dict[str, Any]:
         "stages": stage_lengths(setup),
         "tokenizer": setup.tokenizer.fingerprint(),
         "weights": weights_facts(setup),
+        "extensions": setup.extensions.names(),
         "data": {
             f"{split} rows, {name.replace('_', ' ')}": count
             for split, data in splits.items()

@@ -215,6 +215,7 @@ def _identity(config: Any, facts: dict[str, Any], fields: list[str]) -> dict[str
     for network, hf_config in facts["hf_configs"].items():
         flat |= {f"{network}'s {name}": value for name, value in hf_config.items()}
     flat |= {f"{network}'s weights": value for network, value in facts.get("weights", {}).items()}
+    flat |= {f"{name} (in Python)": value for name, value in facts.get("extensions", {}).items()}
     flat |= {"tokenizer and chat template": facts.get("tokenizer")} | facts["data"]
     return flat | {f"text of the {split} data": value for split, value in facts.get("contents", {}).items()}
 

@@ -14,6 +14,7 @@ import pytest
 from gadjax.data import hub_dataset
 from gadjax.data.dataset_name import parse
 from gadjax.data.prompts import read_prompts
+from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 
 CHAT = [
@@ -52,6 +53,16 @@ def test_of_a_chat_what_follows_the_last_user_turn_is_left_out(folder):
         read_prompts(f"hf:{folder}/train")
     prompts = read_prompts(f"hf:{folder}/test:messages")
     assert prompts[0].content == CHAT
+
+
+def test_rows_of_a_teacher(tmp_path, write):
+    """What a run trains on may be a dataset as well."""
+    for name, texts in {"train-00000-of-00002": ["a", "b"], "train-00001-of-00002": ["c"], "test": ["d"]}.items():
+        write([f"prompt {text}" for text in texts], texts, name=f"{name}.parquet")
+    rows = read_rows(f"hf:{tmp_path}/train")
+    assert [rows.answer(index) for index in range(len(rows))] == ["a", "b", "c"]
+    with pytest.raises(UserError, match="columns of fixed names: leave out :content"):
+        read_rows(f"hf:{tmp_path}/train:content")
 
 
 def test_names():

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gadjax.data.pipeline import batches, prepare, shared_prompts
+from gadjax.data.pipeline import batches, prepare, shared_prompts, split
 from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 
@@ -213,6 +213,30 @@ def test_iterator_state(dataset):
 def test_batch_sizes_that_cannot_be(dataset):
     with pytest.raises(UserError, match="batch_size=24 is more than the 23 usable rows"):
         batches(dataset, batch_size=24, seed=0)
+
+
+def test_a_share_of_the_prompts_is_held_out(make):
+    prompts = [f"prompt {i // 2}" for i in range(80)]  # two answers to each
+    whole = make(prompts, ["a", "b " * 100] * 40, finish_reason=["stop"] * 79 + ["length"])
+    train, held = split(whole, 0.25)
+    assert 10 <= len(held) <= 30 and len(train) + len(held) == len(whole) == 79
+    assert not shared_prompts(train, held)
+    for part in (train, held):
+        for index in range(len(part)):
+            row = part.rows[index]
+            np.testing.assert_array_equal(part.answers[index], whole.answers[whole.rows.tolist().index(row)])
+        assert part.counts.usable == len(part)
+        assert part.counts.truncated_answers == int((~part.ended).sum())
+        assert part.prompt_width == whole.prompt_width
+    assert (train.counts.dropped_cut, held.counts.dropped_cut) == (1, 0)
+    assert train.counts.rows + held.counts.rows == whole.counts.rows == 80
+    again, _ = split(make(prompts[::-1], ["c"] * 80, name="other.parquet"), 0.25)
+    assert not shared_prompts(again, held)  # whatever the order and the answers
+
+
+def test_a_share_that_leaves_nothing(make):
+    with pytest.raises(UserError, match=r"holds out 0 of 3 rows of .*x.parquet: choose another share"):
+        split(make(["a", "b", "c"], ["x"] * 3), 1e-9)
 
 
 def test_shared_prompts(make):

@@ -227,6 +227,7 @@ def test_files_that_are_not_there(tmp_path):
         (str(tmp_path / "*.parquet"), r"\*.parquet: no file matches this pattern"),
         (tmp_path, "the directory holds no \\*.parquet file"),
         ([], "no Parquet file was named"),
+        ("teacher.parquet.ledger.jsonl", "JSON lines, and training reads Parquet: gadjax.collect writes one"),
     ]:
         with pytest.raises(UserError, match=message):
             read_rows(paths)
