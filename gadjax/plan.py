@@ -2,6 +2,7 @@ r"""Compiles every program of a run for machines that are not here, and says whe
 
     python -m gadjax.plan --config=configs/qwen14b.py --topology=v5p:2x4x4
     python -m gadjax.plan --config=configs/qwen7b.py --topology=h100:1x8 --suggest
+    python -m gadjax.plan --config=configs/qwen7b.py --topology=h100:1x8 --rows=200000 --price=2.5
 
 Only the student's config.json is read. The exit status is 1 if the run does not fit. TPUs need libtpu
 (pip install 'gadjax[plan]'), CUDA GPUs need jax[cuda13], cpu:N needs nothing.
@@ -9,6 +10,7 @@ Only the student's config.json is read. The exit status is 1 if the run does not
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -44,12 +46,22 @@ def define_flags() -> None:
         "topology", None, "CHIP:SHAPE: v5p:2x4x4, v6e:8x8, v5e:16x16, h100:2x8, h200:1x8, a100:1x8, l4:1, cpu:8."
     )
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+    flags.DEFINE_bool("details", False, "Print each program's operations, traffic, largest arrays and collectives too.")
+    flags.DEFINE_integer("rows", 0, "Rows of data.train: the run's hours, where stages are in epochs.", lower_bound=0)
+    flags.DEFINE_float("price", None, "Price of a device and an hour: the run's cost.", lower_bound=0.0)
     flags.DEFINE_bool(
         "suggest", False, "Search mesh, micro-batches, rollout slots, remat and offload for the fastest plan that fits."
     )
 
 
-def run(config: ConfigDict | str | os.PathLike[str], topology: str, *, suggest: bool = False) -> dict[str, Any]:
+def run(
+    config: ConfigDict | str | os.PathLike[str],
+    topology: str,
+    *,
+    suggest: bool = False,
+    rows: int = 0,
+    price: float | None = None,
+) -> dict[str, Any]:
     """Plans a run and returns what --json prints: whether it `fits`, `memory`, `step_seconds`, `programs`, and more.
 
     `gadjax.plan(...)` is this function. It compiles in a process of its own, which looks for no accelerator: JAX here
@@ -59,6 +71,8 @@ def run(config: ConfigDict | str | os.PathLike[str], topology: str, *, suggest: 
       config: the name of a shipped config, the path of a file with `get_config()`, or a `ConfigDict`.
       topology: CHIP:SHAPE, as --topology takes it: "v5p:2x4x4", "h100:2x8", "cpu:8".
       suggest: searches for the fastest settings that fit, and returns them as `suggested`.
+      rows: rows of `data.train`, which give the run's `hours` where stages are in epochs.
+      price: of a device and an hour, in any currency, which gives the run's `cost`.
 
     Raises:
       UserError: the config or the topology cannot work, or the package that compiles for it is not installed.
@@ -76,6 +90,7 @@ def run(config: ConfigDict | str | os.PathLike[str], topology: str, *, suggest: 
         file.write_text(_CONFIG_FILE.format(text=json.dumps(values)), encoding="utf-8")
         command = [sys.executable, "-m", "gadjax.plan", f"--config={file}", f"--topology={topology}", "--json"]
         command += ["--suggest"] if suggest else []
+        command += [f"--rows={rows}"] + ([] if price is None else [f"--price={price}"])
         told = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     if told.stdout:  # the status is 1 if the run does not fit
         return json.loads(told.stdout)
@@ -103,7 +118,10 @@ def main(argv: list[str]) -> int:
 
     found_by = suggest(config, target, found, on_compile) if FLAGS.suggest else None
     plan = found_by.plan if found_by else make_plan(config, target, found, on_compile)
-    print(json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by))
+    plan = dataclasses.replace(plan, rows=FLAGS.rows, price=FLAGS.price)
+    print(
+        json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by, details=FLAGS.details)
+    )
     return 1 if plan.misfits else 0
 
 

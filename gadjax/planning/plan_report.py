@@ -17,13 +17,53 @@ _DISCRIMINATOR = ("discriminator update", "baseline of the discriminator", "rewa
 _COLLECTIVES_SHOWN, _ARRAYS_SHOWN = 4, 3
 
 
-def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
-    """The plan as plain text, the same on every terminal and in the docs."""
-    config, chip = plan.config, plan.target.chip
-    data = config.data
+def as_text(plan: Plan, suggestion: Suggestion | None = None, *, details: bool = False) -> str:
+    """The plan as plain text, the same on every terminal and in the docs.
+
+    Args:
+      plan: what to show.
+      suggestion: of a search that found the plan.
+      details: shows each program's operations, traffic, largest arrays and collectives too.
+    """
+    lines = [*_verdict(plan)]
+    if suggestion:
+        found = suggestion.flags or "nothing: the config's own settings are the best found"
+        lines.append(f"suggested, of {suggestion.looked_at} plans: {found}")
+    lines += [*_whole_run(plan), "", *_settings(plan), "", _table(plan, details), ""]
+    for program in plan.programs if details else ():
+        lines += [*_details(program), ""]
+    lines += _assumed(plan)
+    return "\n".join(lines if details else [*lines, "--details: operations, traffic and the largest arrays."])
+
+
+def _whole_run(plan: Plan) -> list[str]:
+    """Time, cost and disk of the run."""
+    steps = [
+        f"{stage} " + ("unknown" if seconds is None else f"{seconds:.1f} s")
+        for stage, seconds in ((stage, plan.step_seconds(stage)) for stage in plan.config.stages)
+    ]
+    lines = [f"a step at least: {', '.join(steps)}"]
+    hours, cost = plan.hours, plan.cost
+    if hours is not None:
+        days = f" ({hours / 24:.1f} days)" if hours >= 24 else ""
+        lines.append(f"the run at least: {hours:.1f} hours{days}, {sum(plan.lengths.values())} steps")
+    elif lacking := [stage for stage in plan.config.stages if not plan.lengths.get(stage)]:
+        lines.append(f"the run: --rows=N, the rows of data.train, gives the length of {', '.join(lacking)}, in epochs")
+    if cost is not None:
+        lines.append(f"cost at least: {cost:,.0f}, at {plan.price:g} for a device and an hour")
+    kept = plan.config.checkpoint.keep + bool(plan.config.checkpoint.best) + 1
+    lines.append(
+        f"disk: {plan.checkpoint_bytes / 1e9:.1f} GB a checkpoint, up to {kept} at once; exports "
+        f"{plan.export_bytes / 1e9:.1f} GB"
+    )
+    return lines
+
+
+def _settings(plan: Plan) -> list[str]:
+    config, data = plan.config, plan.config.data
     meshes = [" x ".join(f"{name} {size}" for name, size in mesh.items()) for mesh in (plan.mesh, plan.decoding_mesh)]
-    offloaded = [name for name in ("optimizer", "networks") if config.offload[name]]
-    lines = [
+    offloaded = _offloaded(plan)
+    return [
         f"{config.student}: {plan.parameters:,} parameters; stages {', '.join(config.stages)}",
         f"{plan.target.name}: {plan.target.count} devices of {gib(plan.memory)}",
         f"mesh: {meshes[0]}; sampling: {meshes[1]}",
@@ -34,32 +74,28 @@ def as_text(plan: Plan, suggestion: Suggestion | None = None) -> str:
         f"in host memory while idle: {', '.join(offloaded) or 'nothing'}",
         f"key-value cache: {plan.slots} samples at once",
         *([f"in host memory: up to {gib(plan.host)} a process"] if offloaded else []),
-        "",
-        _table(plan),
-        "",
     ]
-    for program in plan.programs:
-        lines += [*_details(program), ""]
-    for stage in config.stages:
-        seconds = plan.step_seconds(stage)
-        lines.append(f"a step of {stage}: " + ("unknown" if seconds is None else f"{seconds:.1f} s at least"))
-    rates = f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of memory"
+
+
+def _assumed(plan: Plan) -> list[str]:
+    """What the seconds and the peaks stand on."""
+    chip = plan.target.chip
+    rates = f"{chip.flops / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of memory"
     rates += f", {chip.link / 1e9:.0f} GB/s of links"
     if chip.network:
         rates += f", {chip.network / 1e9:.0f} GB/s between hosts"
-    if offloaded:
+    if _offloaded(plan):
         rates += f", {chip.host / 1e9:.0f} GB/s to the host"
-    lines += [
+    return [
         f"assumed: {rates} per device, all at their peak; all but the host's overlap; prompts and responses at full "
         "length; no time for packing and checkpoints.",
         f"not in those seconds: {_measuring(plan)}.",
         f"peak = the program + the state that stays on the device beside it + {gib(chip.reserve)} for the runtime.",
     ]
-    lines += _verdict(plan)
-    if suggestion:
-        found = suggestion.flags or "nothing: the config's own settings are the best found"
-        lines.append(f"suggested, of {suggestion.looked_at} plans: {found}")
-    return "\n".join(lines)
+
+
+def _offloaded(plan: Plan) -> list[str]:
+    return [name for name in ("optimizer", "networks") if plan.config.offload[name]]
 
 
 def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
@@ -76,6 +112,10 @@ def as_json(plan: Plan, suggestion: Suggestion | None = None) -> dict[str, Any]:
         "fits": not plan.misfits,
         "suggested": suggestion.changes if suggestion else None,
         "step_seconds": {stage: plan.step_seconds(stage) for stage in plan.config.stages},
+        "hours": plan.hours,
+        "cost": plan.cost,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "export_bytes": plan.export_bytes,
         "programs": [dataclasses.asdict(program) | {"bound": program.bound} for program in plan.programs],
     }
 
@@ -87,19 +127,25 @@ def _measuring(plan: Plan) -> str:
     return f"measuring on {plan.heldout_prompts} held-out prompts{test}"
 
 
-def _table(plan: Plan) -> str:
-    rows = [("program", "peak", "of memory", "PFLOP", "remat", "GB moved", *(f"{of} s" for of in _BOUNDS))]
+def _table(plan: Plan, details: bool) -> str:
+    """One line a program."""
+    rows: list[tuple[str, ...]] = [("program", "peak", "of memory", "seconds", "bound by")]
+    if details:
+        rows = [("program", "peak", "of memory", "PFLOP", "remat", "GB moved", *(f"{of} s" for of in _BOUNDS))]
     for program in plan.programs:
-        found = program.compiled
+        found, seconds = program.compiled, program.compiled.seconds
+        memory = program.name, gib(program.peak), f"{program.peak / plan.memory:.0%}"
+        if not details:
+            slowest = max(seconds, key=lambda name: seconds[name]) if seconds else "-"
+            rows.append((*memory, "-" if program.bound is None else f"{program.bound:.2f}", slowest))
+            continue
         rows.append(
             (
-                program.name,
-                gib(program.peak),
-                f"{program.peak / plan.memory:.0%}",
+                *memory,
                 f"{found.flops / 1e15:.3g}",
                 f"x {found.flops / found.flops_without_remat:.2f}" if found.flops else "-",
                 "-" if found.moved is None else f"{found.moved / 1e9:.0f}",
-                *([f"{value:.2f}" for value in found.seconds.values()] if found.seconds else ["-"] * 3),
+                *([f"{value:.2f}" for value in seconds.values()] if seconds else ["-"] * 3),
                 f"{program.host_seconds:.2f}",
             )
         )
@@ -130,7 +176,8 @@ def _collective(traffic: Traffic) -> str:
 
 
 def _origin(op_name: str) -> str:
-    return f" ({op_name})" if op_name else ""
+    name = op_name.replace("\\", "")  # XLA escapes quotes in names
+    return f" ({name})" if name else ""
 
 
 def _verdict(plan: Plan) -> list[str]:

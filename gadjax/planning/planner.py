@@ -19,6 +19,7 @@ from gadjax.planning.known_students import ARCHITECTURES
 from gadjax.planning.run_programs import run_programs
 from gadjax.planning.targets import Target
 from gadjax.setup.blueprint import Blueprint, make_method, make_networks
+from gadjax.workdir.disk import checkpoint_bytes, export_bytes
 
 # The config fields that a program depends on, of all that a search changes.
 _OF_UPDATES = ("mesh.data", "mesh.fsdp", "mesh.tensor", "micro_batches", "remat")
@@ -37,7 +38,12 @@ _NO_TOKENIZER: dict[str, Any] = {"eos_ids": (1, 2), "pad_id": 0}  # any values: 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Estimates of a run's programs on a target."""
+    """Estimates of a run's programs on a target.
+
+    Attributes:
+      rows: of `data.train`, for the length of stages that are in epochs; 0 if the number is not known.
+      price: of a device and an hour, in any currency; None if it is not known.
+    """
 
     target: Target
     config: ConfigDict
@@ -47,6 +53,10 @@ class Plan:
     parameters: int
     heldout_prompts: int
     programs: tuple[ProgramEstimate, ...]
+    checkpoint_bytes: int
+    export_bytes: int
+    rows: int = 0
+    price: float | None = None
 
     @property
     def memory(self) -> float:
@@ -79,6 +89,28 @@ class Plan:
         """Lower bound of a step's seconds, its programs one after another. None if one did not compile."""
         bounds = [program.bound for program in self.programs if stage in program.stages]
         return sum(bound for bound in bounds if bound is not None) if None not in bounds else None
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The steps of each stage, where they are known."""
+        sections = {stage: self.config[stage] for stage in self.config.stages}
+        epoch = self.rows // self.config.batch_size
+        steps = {stage: section.steps or round(section.epochs * epoch) for stage, section in sections.items()}
+        return {stage: count for stage, count in steps.items() if count}
+
+    @property
+    def hours(self) -> float | None:
+        """Lower bound of the run's hours, without measurements. None if a step or a stage's length is not known."""
+        seconds = [self.step_seconds(stage) for stage in self.config.stages]
+        if None in seconds or len(self.lengths) < len(seconds):
+            return None
+        return sum(self.lengths[stage] * self.step_seconds(stage) for stage in self.config.stages) / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """Lower bound of what the devices of the run cost. None if its hours or the price are not known."""
+        hours = self.hours
+        return None if hours is None or self.price is None else hours * self.target.count * self.price
 
 
 def make_plan(
@@ -119,6 +151,8 @@ def make_plan(
         parameters=blueprint.generator.num_params(),
         heldout_prompts=blueprint.heldout_prompts,
         programs=tuple(estimates),
+        checkpoint_bytes=checkpoint_bytes(blueprint),
+        export_bytes=export_bytes(blueprint),
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gadjax.config.check import uses_discriminator
 from gadjax.errors import UserError
 from gadjax.files import is_url
-from gadjax.setup.blueprint import abstract_state
+from gadjax.setup.blueprint import Blueprint, abstract_state
 from gadjax.setup.prepare import Setup, stage_lengths
 from gadjax.workdir.checkpoints import checkpoint_directory
 
@@ -34,12 +34,7 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
     Raises:
       UserError: there is too little space. The message says how much is free, and how much is needed for what.
     """
-    # The largest stage's checkpoint has every network with its optimizer's moments.
-    states = [abstract_state(setup, stage) for stage in setup.config.stages]
-    size = max(_bytes((state.generator, state.discriminator, state.reference)) for state in states)
-    count = _new_checkpoints(setup, saved)
-    networks = 2 if any(uses_discriminator(setup.config, stage) for stage in setup.config.stages) else 1
-    exports = networks * _bytes(setup.generator.abstract_params(), setup.config.export_dtype)
+    size, exports, count = checkpoint_bytes(setup), export_bytes(setup), _new_checkpoints(setup, saved)
     # The two may lie on one disk, which must have room for both.
     checkpoints = f"{count} checkpoints of {size / _GB:.1f} GB"
     exported = f"exports of {exports / _GB:.1f}"
@@ -52,6 +47,19 @@ def check_space(setup: Setup, workdir: pathlib.Path, saved: Sequence[int]) -> No
     else:
         _check(pathlib.Path(where), f"config.checkpoint.directory {where}", count * size, f"{checkpoints}; {remedy}")
         _check(workdir, name, exports, f"{exported}; use another disk")
+
+
+def checkpoint_bytes(blueprint: Blueprint) -> int:
+    """The size of a run's largest checkpoint: that of a stage with every network and its optimizer's moments."""
+    states = [abstract_state(blueprint, stage) for stage in blueprint.config.stages]
+    return max(_bytes((state.generator, state.discriminator, state.reference)) for state in states)
+
+
+def export_bytes(blueprint: Blueprint) -> int:
+    """The size of all that a run exports at its end."""
+    config = blueprint.config
+    networks = 2 if any(uses_discriminator(config, stage) for stage in config.stages) else 1
+    return networks * _bytes(blueprint.generator.abstract_params(), config.export_dtype)
 
 
 def _new_checkpoints(setup: Setup, saved: Sequence[int]) -> int:
