@@ -124,7 +124,9 @@ def member_weights(
 
     Args:
       members: response tokens of the further sequences, [B].
-      lengths, aggregation, max_response_length: those of the batch, as for `sequence_weights`.
+      lengths: response tokens of the batch's sequences, as for `sequence_weights`.
+      aggregation: as for `sequence_weights`.
+      max_response_length: as for `sequence_weights`.
 
     Returns:
       [B].
