@@ -91,7 +91,7 @@ class LoraFields(Section):
 
 
 class DataFields(Section):
-    """Parquet files in the schema of docs/collect.md. Give a file, a folder, a glob, or a dataset: hf:OWNER/NAME/SPLIT
+    """Parquet files as docs/train.md describes them. Give a file, a folder, a glob, or a dataset: hf:OWNER/NAME/SPLIT
     (with /CONFIG before the split where it has several) or tfds:NAME/SPLIT."""
 
     train: str = Field("", min_length=1)
