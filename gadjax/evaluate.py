@@ -63,7 +63,7 @@ def define_flags() -> None:
     flags.DEFINE_list("sets", None, "NAME=PROMPTS, a .jsonl, .parquet or .txt file, hf: or tfds:, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
     kinds: dict[str, Any] = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}
-    kinds |= {"str": flags.DEFINE_string, "Mapping[str,": flags.DEFINE_list}
+    kinds |= {"str": flags.DEFINE_string, "Mapping[str,": flags.DEFINE_list, "Sequence[str]": flags.DEFINE_list}
     for field in dataclasses.fields(EvaluationSettings):
         default = [] if field.default is dataclasses.MISSING else field.default
         kinds[field.type.split()[0]](field.name, default, help_of(field))

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gadjax.errors import UserError
+from gadjax.evaluation import blind
 from gadjax.evaluation import results as schema
 from gadjax.evaluation.api import Endpoint, Say
-from gadjax.evaluation.judge import Verdict, judge_score
+from gadjax.evaluation.human import score_votes
+from gadjax.evaluation.judge import judge_score
 from gadjax.evaluation.model_sources import API, REFERENCE, ModelSource, parse_source
 from gadjax.evaluation.prompt_sets import (
     Response,
@@ -30,6 +32,7 @@ from gadjax.evaluation.statistics import compare
 from gadjax.evaluation.table import write_table
 from gadjax.evaluation.text import length_figures, text_scores
 from gadjax.evaluation.verdicts import JudgeEndpoints, Judgements, References, ask_references, judge_all, write_verdicts
+from gadjax.evaluation.votes import read_votes, resolve
 from gadjax.files import expand, writing
 from gadjax.progress import ProgressCallback
 from gadjax.teacher.protocol import RequestSettings
@@ -38,7 +41,8 @@ from gadjax.version import __version__
 VERDICTS = "verdicts.jsonl"
 CACHE = "cache"
 # Settings that results.json leaves out: they say where an API is, which may hold a login, or do not change an answer.
-_HIDDEN = ("base_url", "judge_base_url", "judge", "reference_model", "concurrency", "requests_timeout", "max_retries")
+_HIDDEN = {"base_url", "judge_base_url", "judge", "reference_model", "concurrency", "requests_timeout", "max_retries"}
+_HIDDEN |= {"votes", "blind_pairs"}
 
 Answers = dict[str, dict[str, list[Response]]]  # by set and model
 
@@ -83,6 +87,10 @@ class Evaluation:
         self.sources = [parse_source(name, given) for name, given in models.items()]
         self.sets = [read_set(name, path, max_prompts=settings.max_prompts) for name, path in sets.items()]
         self.references = self._given_references()
+        self.names = [source.name for source in self.sources]
+        self.files = read_votes(settings.votes)
+        ids = {prompts.name: [prompt.id for prompt in prompts.prompts] for prompts in self.sets}
+        self.votes = resolve(self.files, ids, self.names)
         # APIs: a client is made once, which checks URL, key and fields.
         s, flags = settings, {"--model": "--models"}
         self.endpoint = Endpoint(s.base_url, s.limit_field, s.request_fields, s, flags)
@@ -116,6 +124,7 @@ class Evaluation:
             )
             answers = self._answers(asked, drawn)
             self._write_answers(answers)
+            fingerprint = self._write_blind()
             scores = self._text_scores(answers)
             if self.local:
                 scores = self._local_scores(scores, answers, asked, drawn)
@@ -125,7 +134,7 @@ class Evaluation:
 
         unanswered = (references.unanswered | judgements.unanswered) if references else {}
         blank = references.blank if references else []
-        results = self._results(scores, judgements, len(unanswered) + len(blank))
+        results = self._results(scores, judgements, len(unanswered) + len(blank), fingerprint)
         write_results(self.out, results)
         write_table(self.out, results)
         write_report(self.out)
@@ -207,6 +216,16 @@ class Evaluation:
                 rows = select(prompts, prompts.prompts) if name == TEACHER else prompts.prompts
                 write_answers(folder / f"{name}.jsonl", rows, responses)
 
+    def _write_blind(self) -> str:
+        """Writes blind.html and returns the fingerprint of the answers; refuses votes on other answers."""
+        sheets = blind.read_sheets(self.out, [prompts.name for prompts in self.sets], self.names)
+        pairs = blind.pairs_to_ask(self.names, teacher=self.settings.judge_teacher)
+        blind.write_blind(self.out, sheets, pairs, self.settings.blind_pairs)
+        fingerprint = blind.fingerprint(sheets)
+        for file in self.files:
+            file.refuse_others(fingerprint)
+        return fingerprint
+
     def _text_scores(self, answers: Answers) -> dict[str, dict[str, Scores]]:
         """The scores of text by set and model: lengths, distinct n-grams, overlap with the teacher."""
         tokenizer = self.local.tokenizer if self.local else None
@@ -269,17 +288,22 @@ class Evaluation:
         write_verdicts(self.out / VERDICTS, found.judged)
         return found
 
-    def _results(self, scores: dict[str, dict[str, Scores]], judgements: Judgements | None, unanswered: int) -> Results:
+    def _results(
+        self, scores: dict[str, dict[str, Scores]], judgements: Judgements | None, unanswered: int, fingerprint: str
+    ) -> Results:
         comparisons: dict[str, list[schema.Comparison]] = {}
+        shares: dict[tuple[str, str], dict[str, float]] = {}
         for prompts in self.sets if judgements else ():
             of_set = scores[prompts.name]
             verdicts = {name: judgements.of(prompts.name, name) for name in of_set}
             for name, (found, malformed) in verdicts.items():
                 score = judge_score(list(found.values()), malformed, seed=self.settings.seed)
                 of_set[name] = dataclasses.replace(of_set[name], judge=score)
+                shares[prompts.name, name] = {key: verdict.share for key, verdict in found.items()}
             judged = [name for name, (found, _) in verdicts.items() if found]
             comparisons[prompts.name] = [
-                _compared(a, b, verdicts[a][0], verdicts[b][0]) for a, b in itertools.combinations(judged, 2)
+                _compared(a, b, shares[prompts.name, a], shares[prompts.name, b], self.settings.seed)
+                for a, b in itertools.combinations(judged, 2)
             ]
         stage = self.local.stage if self.local else lambda name: None
         workdir = next((source.workdir for source in self.sources if source.workdir), None)
@@ -300,6 +324,7 @@ class Evaluation:
             comparisons=comparisons,
             verdicts=VERDICTS if judgements else None,
             run=schema.EvaluatedRun(str(workdir)) if workdir else None,
+            votes=score_votes(self.votes, fingerprint, shares, seed=self.settings.seed) if self.votes else None,
         )
 
     def _judge_facts(self, judgements: Judgements) -> schema.Judge:
@@ -317,7 +342,7 @@ class Evaluation:
         return {"temperature": 0, **unit, **shown}
 
 
-def _compared(a: str, b: str, of_a: Mapping[str, Verdict], of_b: Mapping[str, Verdict]) -> schema.Comparison:
+def _compared(a: str, b: str, of_a: Mapping[str, float], of_b: Mapping[str, float], seed: int) -> schema.Comparison:
     """Compares two models on the prompts for which both have a verdict."""
     both = [name for name in of_a if name in of_b]
-    return compare(a, b, [of_a[name].share for name in both], [of_b[name].share for name in both])
+    return compare(a, b, [of_a[name] for name in both], [of_b[name] for name in both], seed=seed)

@@ -1,25 +1,18 @@
-"""`report.html`: an evaluation as one self-contained page.
-
-The page requests nothing: style sheet, script, charts and answers are in the file. Its Content-Security-Policy allows
-only that style sheet and that script, by their hashes. The page shows answers as text; nothing that a model wrote is
-read as HTML.
-"""
+"""`report.html`: an evaluation as one self-contained page (`gadjax.evaluation.html_page`)."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import pathlib
 import urllib.parse
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from gadjax.evaluation import report_answers, report_curves, report_scores
+from gadjax.evaluation.html_page import as_script, write_page
+from gadjax.evaluation.report_verdict import findings
 from gadjax.evaluation.results import read_results
-from gadjax.files import whole_output, writing
 from gadjax.metrics import read_metrics
 from gadjax.stage_table import stage_title
 
@@ -37,7 +30,8 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
       UserError: `read_results` refuses results.json, or a file that it names cannot be read.
     """
     directory = pathlib.Path(directory)
-    results = dataclasses.asdict(read_results(directory))
+    read = read_results(directory)
+    results = dataclasses.asdict(read)
     workdir = results["run"] and results["run"]["workdir"]
     curves, no_curves = _curves(directory, workdir)
     answers = report_answers.read_answers(directory, results)
@@ -53,34 +47,19 @@ def write_report(directory: pathlib.Path) -> pathlib.Path:
         "missing": report_scores.missing(results),
         "figures": report_scores.score_figures(results),
         "table": report_scores.score_table(results),
+        "findings": findings(results, read.votes),
         "comparisons": report_scores.comparisons(results),
+        "tests": "; ".join(sorted({pair["test"] for pairs in results["comparisons"].values() for pair in pairs})),
+        "votes": report_scores.vote_section(read.votes) if read.votes else None,
         "lengths": report_scores.length_figures(results),
         "run": curves,
         "run_name": pathlib.PurePath(workdir or "").name,
         "no_run": no_curves,
         "has_answers": bool(answers["rows"]),
-        "answers": report_answers.as_script(answers),
+        "answers": as_script(answers),
     }
-    out = directory / "report.html"
-    with whole_output(out) as partial, writing(out):
-        # UTF-8 cannot hold a lone surrogate; its escape is also JSON's.
-        partial.write_text(_page(context), encoding="utf-8", errors="backslashreplace", newline="\n")
-    return out
-
-
-def _page(context: Mapping[str, Any]) -> str:
-    import jinja2
-
-    folder = resources.files("gadjax.evaluation") / "page"
-    style, script, page = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-    policy += "base-uri 'none'; form-action 'none'"
-    options: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return jinja2.Environment(**options).from_string(page).render(context, policy=policy, style=style, script=script)
-
-
-def _hash(source: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+    files: Any = {"styles": ["report.css"], "scripts": ["passage.js", "report.js"]}
+    return write_page(directory / "report.html", "report.html", context, **files)
 
 
 def _curves(directory: pathlib.Path, workdir: str | None) -> tuple[dict[str, Any] | None, str]:

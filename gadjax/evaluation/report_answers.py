@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from gadjax.data.prompts import read_jsonl
 from gadjax.errors import UserError
+from gadjax.evaluation.html_page import text_in_part
 from gadjax.evaluation.model_sources import REFERENCE
 from gadjax.evaluation.report_scores import colours
 from gadjax.evaluation.results import TEACHER
 from gadjax.evaluation.svg import finite
 from gadjax.stage_table import stage_title
-
-_TEXT_LIMIT = 20_000  # characters: the page holds no more of a text
-_UNSAFE = re.compile("[<>&\u2028\u2029]")
 
 
 def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,10 +42,10 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
             for place, row in read_jsonl(path):
                 key = str(_field(row, "id", place))
                 if key not in by_id:
-                    prompt = [(turn["role"], _text(turn["content"])) for turn in _field(row, "content", place)]
+                    prompt = [(turn["role"], text_in_part(turn["content"])) for turn in _field(row, "content", place)]
                     category = row.get("category")
                     by_id[key] = {"set": number, "id": key, "category": category, "prompt": prompt, "answers": {}}
-                answer = {"text": _text(_field(row, "response", place) or ""), "tokens": row.get("tokens")}
+                answer = {"text": text_in_part(_field(row, "response", place) or ""), "tokens": row.get("tokens")}
                 answer["cut"] = row.get("finish_reason") == "length"
                 by_id[key]["answers"][column] = answer | judged.get((part["name"], key, who["name"]), {})
         rows += by_id.values()
@@ -88,17 +84,11 @@ def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
             continue
         key = _field(sample, "row", place)
         if key not in rows:
-            prompt = [("user", _text(_field(sample, "prompt", place)))]
+            prompt = [("user", text_in_part(_field(sample, "prompt", place)))]
             rows[key] = {"set": number, "id": f"row {key}", "category": None, "prompt": prompt, "answers": {}}
-            rows[key]["answers"][teacher] = {"text": _text(_field(sample, "teacher", place))}
-        rows[key]["answers"][first + stages.index(stage)] = {"text": _text(_field(sample, "student", place))}
+            rows[key]["answers"][teacher] = {"text": text_in_part(_field(sample, "teacher", place))}
+        rows[key]["answers"][first + stages.index(stage)] = {"text": text_in_part(_field(sample, "student", place))}
     answers["rows"] += rows.values()
-
-
-def as_script(value: Any) -> str:
-    """JSON in which "<", ">" and "&" are escapes, so that no text can end the element that holds it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -114,16 +104,12 @@ def _verdicts(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[tuple
     judged = {}
     for key, verdicts in found.items():
         whole = [(own, other) for own, other, _ in verdicts if None not in (own, other) and own + other > 0]
-        judged[key] = {"verdict": _text("\n\n".join(text for _, _, text in verdicts))}
+        judged[key] = {"verdict": text_in_part("\n\n".join(text for _, _, text in verdicts))}
         if whole:
             marks = zip(*((own, other, 100 * own / (own + other)) for own, other in whole), strict=True)
             means = (round(sum(values) / len(whole), 2) for values in marks)
             judged[key] |= dict(zip(("mark", "reference", "score"), means, strict=True))
     return judged
-
-
-def _text(text: str) -> str | tuple[str, int]:
-    return text if len(text) <= _TEXT_LIMIT else (text[:_TEXT_LIMIT], len(text))
 
 
 def _field(row: Mapping[str, Any], name: str, place: str) -> Any:

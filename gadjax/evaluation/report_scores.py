@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from gadjax.evaluation import svg
 from gadjax.evaluation.results import TEACHER, Histogram
 from gadjax.evaluation.svg import axis, finite, number
+from gadjax.evaluation.vote_results import HumanVotes
+from gadjax.evaluation.vote_text import TITLES, vote_rows, vote_sentences
 
 
 class Metric(NamedTuple):
@@ -118,6 +120,20 @@ def comparisons(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             p = "< 0.001" if pair["p"] < 0.001 else f"{pair['p']:.3f}"
             rows.append(pair | {"set": name, "p": p, "significant": pair["p"] < 0.05, "svg": bar})
     return rows
+
+
+def vote_section(votes: HumanVotes) -> dict[str, Any]:
+    """People's votes: `titles`, `rows` with a bar of shares, `sentences`, and the `test` of p."""
+    rows = []
+    for row in vote_rows(votes):
+        pair = row.pair
+        counts = [(key, getattr(pair, key)) for key in ("win", "tie", "lose")]
+        label = f"{pair.a} wins {pair.win}, ties {pair.tie}, loses {pair.lose} votes against {pair.b}"
+        shown: dict[str, Any] = {"set": row.prompt_set, "a": pair.a, "b": pair.b, "cells": row.cells, "p": row.p}
+        shown |= {"votes": sum(count for _, count in counts), "prompts": pair.prompts, "significant": pair.p < 0.05}
+        rows.append(shown | {"svg": svg.shares(label, counts)})
+    test = votes.comparisons[0].test
+    return {"titles": TITLES, "rows": rows, "sentences": vote_sentences(votes), "test": test}
 
 
 def length_figures(results: Mapping[str, Any]) -> list[dict[str, Any]]:

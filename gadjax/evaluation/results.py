@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from gadjax.errors import UserError
+from gadjax.evaluation.vote_results import HumanVotes
 from gadjax.files import expand, whole_output, writing
 
 FORMAT = 1
@@ -157,7 +158,11 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The number of prompts on which the judge scores `a` above, equal to and below `b`; `p` is two-sided."""
+    """The number of prompts on which the judge scores `a` above, equal to and below `b`; `p` is two-sided.
+
+    `difference` is the mean of `a`'s judge score minus `b`'s on the same prompts, in points of 100, with its 95 %
+    bootstrap interval over prompts. It is None without prompts, and in files of earlier versions.
+    """
 
     a: str
     b: str
@@ -166,6 +171,9 @@ class Comparison:
     lose: int
     p: float
     test: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +185,7 @@ class EvaluatedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The contents of `results.json`; `scores` are by set and model, `comparisons` by set."""
+    """The contents of `results.json`; `scores` are by set and model, `comparisons` by set, `votes` people's."""
 
     format: int
     gadjax: str
@@ -190,6 +198,7 @@ class Results:
     comparisons: dict[str, list[Comparison]]
     verdicts: str | None
     run: EvaluatedRun | None
+    votes: HumanVotes | None = None  # files of earlier versions lack it
 
 
 def write_results(directory: pathlib.Path, results: Results) -> pathlib.Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gadjax.errors import UserError
@@ -85,6 +85,9 @@ class EvaluationSettings:
     kl_forward: str = _setting(
         DRAWN, "Responses of the forward KL: drawn from --teacher, or given in sets.", choices=(DRAWN, GIVEN)
     )
+
+    blind_pairs: int = _setting(200, "Pairs of answers that blind.html asks about, at most.", least=1)
+    votes: Sequence[str] = _setting((), "FILE, ...: people's votes, as blind.html saves them; a file a person.")
 
     @property
     def prices(self) -> tuple[float, float] | None:

@@ -1,9 +1,11 @@
-"""Bootstrap intervals over prompts, and the sign test between two models."""
+"""Bootstrap intervals over prompts, the sign test between two models, and agreement between voters."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -67,12 +69,48 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(Fraction(1), Fraction(2 * tail, 2**count)))
 
 
-def compare(a: str, b: str, scores_a: Sequence[float], scores_b: Sequence[float]) -> Comparison:
-    """Compares models `a` and `b` by their scores on the same prompts, in the same order.
+def compare(a: str, b: str, scores_a: Sequence[float], scores_b: Sequence[float], *, seed: int = 0) -> Comparison:
+    """Compares models `a` and `b` by their scores, from 0 to 1, on the same prompts, in the same order.
+
+    Args:
+      a, b: names of the models.
+      scores_a, scores_b: one for each prompt.
+      seed: of the bootstrap of the mean difference.
 
     Raises:
       ValueError: the numbers of scores differ.
     """
     pairs = list(zip(scores_a, scores_b, strict=True))
     win, lose = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)
-    return Comparison(a, b, win, len(pairs) - win - lose, lose, sign_test(win, lose), SIGN_TEST)
+    found = Comparison(a, b, win, len(pairs) - win - lose, lose, sign_test(win, lose), SIGN_TEST)
+    if not pairs:
+        return found
+    difference = mean(np.array([100 * (x - y) for x, y in pairs]), seed=seed)
+    return dataclasses.replace(found, difference=difference.value, low=difference.low, high=difference.high)
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Krippendorff's alpha for nominal values: 1 is agreement in all, 0 is what chance gives.
+
+    alpha = 1 - D_o / D_e. D_o is the observed share of pairs of values of a unit that differ, each unit weighted by its
+    number of values. D_e is the share of differing pairs among all values of units that have two or more.
+    (K. Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011.)
+
+    Args:
+      units: the values that voters gave to each thing that was voted on; one with a single value does not count.
+
+    Returns:
+      None if no unit has two values, or if all values are equal: there is then nothing that chance could get wrong.
+    """
+    compared = [Counter(values) for values in units if len(values) > 1]
+    totals = sum(compared, Counter())
+    count = totals.total()
+    pairs = count * (count - 1)  # ordered pairs of all values
+    expected = pairs - sum(n * (n - 1) for n in totals.values())
+    if not expected:
+        return None
+    observed = 0.0
+    for unit in compared:
+        size = unit.total()
+        observed += (size**2 - sum(n * n for n in unit.values())) / (size - 1)
+    return float(1 - (observed / count) / (expected / pairs))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gadjax.evaluation.prompt_sets import DISPLAY_NAMES
 from gadjax.evaluation.results import TEACHER, Results, Scores
+from gadjax.evaluation.vote_text import vote_cells, vote_rows, vote_sentences
 from gadjax.files import whole_output, writing
 
 FILE = "table.md"
@@ -59,6 +60,10 @@ def markdown(results: Results) -> str:
         ]
         parts += [f"By the judge, prompt by prompt ({comparisons[0][1].test}):"]
         parts += [_table(["set", "models", "win / tie / lose", "p"], rows)]
+    if votes := results.votes:
+        test = f"{votes.comparisons[0].test}, over prompts"
+        parts += [f"By people, in % of votes with 95 % bootstrap intervals over prompts ({test}):"]
+        parts += [_table(*vote_cells(vote_rows(votes))), " ".join(vote_sentences(votes))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,11 +96,30 @@ def print_scores(console: Console, results: Results) -> None:
         title = f"{_display(prompts.name)}, {prompts.prompts} prompts"
         console.print(f"\n{title}", markup=False, highlight=False, soft_wrap=True)
         console.print(table, highlight=False)
+    _print_votes(console, results)
     legend = [f"{name}: {meaning}" for name, meaning in meanings.items() if name in shown]
     legend += ["±: half of the 95 % interval"] if legend else []
     if legend := _best_of(results) + legend:
         console.print("\n".join(legend), markup=False, highlight=False)
     console.print()
+
+
+def _print_votes(console: Console, results: Results) -> None:
+    """Prints people's preferences, if there are any."""
+    if not results.votes:
+        return
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for title in ("set", "models"):
+        table.add_column(title, overflow="fold")
+    for title in ("votes", "win − lose", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in vote_rows(results.votes):
+        pair = row.pair
+        names, count = escape(f"{pair.a} / {pair.b}"), f"{pair.win + pair.tie + pair.lose:,}"
+        table.add_row(escape(row.prompt_set), names, count, *row.cells[-1])
+    console.print("\nPeople's votes")
+    console.print(table, highlight=False)
+    console.print("\n".join(vote_sentences(results.votes)), markup=False, highlight=False)
 
 
 def _best_of(results: Results) -> list[str]:

@@ -63,7 +63,7 @@ def test_the_contract(tmp_path):
     value = json.loads(write_results(tmp_path, results()).read_text())
     assert list(value) == [
         *("format", "gadjax", "created", "models", "sets", "settings", "judge", "scores", "comparisons"),
-        *("verdicts", "run"),
+        *("verdicts", "run", "votes"),
     ]
     assert value["models"][0] == {
         **{"name": "gad", "source": "/run@200", "kind": "checkpoint", "step": 200, "stage": "gad", "best_of": None},
