@@ -25,10 +25,14 @@ Every model answers greedily, with at most --max_response_length tokens. What el
 - --teacher: reverse and forward KL between each model at temperature 1 and an open teacher with the same tokenizer at
   --teacher_temperature, the temperature that its answers were sampled at. A best of several draws has none.
 
+- --votes: people's votes, given on an earlier evaluation's OUT/blind.html. That page shows two answers to a prompt side
+  by side, without the models' names, and saves a person's votes as a file. The figures are each model's share of votes
+  with its interval, and how far people agree with each other, and the judge with them.
+
 By default both temperatures are that of the sets' `temperature` columns, which gadjax.collect writes, or 1 if there is
 none.
 
-OUT gets report.html (one file with charts, the first run's held-out curves, and answers side by side),
+OUT gets report.html (one file with charts, the first run's held-out curves, and answers side by side), blind.html,
 table.md, results.json, answers/SET/MODEL.jsonl and verdicts.jsonl. Every answer, verdict and figure is kept in
 OUT/cache as soon as it is there: the same command goes on where it was stopped, and another command with the same OUT
 does only what is new. A changed model or prompt is asked anew.
@@ -107,6 +111,7 @@ def main(argv: list[str]) -> int:
 
     from gadjax.evaluation.model_sources import parse_pairs
     from gadjax.evaluation.table import print_scores
+    from gadjax.files import expand
 
     fields: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(EvaluationSettings)}
     fields["references"] = parse_pairs(FLAGS.references, "--references")
@@ -115,6 +120,8 @@ def main(argv: list[str]) -> int:
         commands.use_compilation_cache()
     found = _evaluate(models, sets, FLAGS.out, EvaluationSettings(**fields))
     print_scores(Console(), found.results)
+    if (page := expand(FLAGS.out) / "blind.html").is_file():
+        print(f"blind comparison by people: {page}")
     print(f"all of it: {FLAGS.out}/report.html, {FLAGS.out}/table.md, {FLAGS.out}/results.json")
     return _report(found.unanswered, found.blank)
 

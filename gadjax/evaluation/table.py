@@ -63,7 +63,9 @@ def markdown(results: Results) -> str:
     if votes := results.votes:
         test = f"{votes.comparisons[0].test}, over prompts"
         parts += [f"By people, in % of votes with 95 % bootstrap intervals over prompts ({test}):"]
-        parts += [_table(*vote_cells(vote_rows(votes))), " ".join(vote_sentences(votes))]
+        titles, rows = vote_cells(vote_rows(votes))
+        rows = [[_display(name), *rest] for name, *rest in rows]
+        parts += [_table(titles, rows), " ".join(vote_sentences(votes))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,7 +118,7 @@ def _print_votes(console: Console, results: Results) -> None:
     for row in vote_rows(results.votes):
         pair = row.pair
         names, count = escape(f"{pair.a} / {pair.b}"), f"{pair.win + pair.tie + pair.lose:,}"
-        table.add_row(escape(row.prompt_set), names, count, *row.cells[-1])
+        table.add_row(escape(_display(row.prompt_set)), names, count, *row.cells[-1])
     console.print("\nPeople's votes")
     console.print(table, highlight=False)
     console.print("\n".join(vote_sentences(results.votes)), markup=False, highlight=False)

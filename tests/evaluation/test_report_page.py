@@ -177,6 +177,48 @@ def test_nothing_is_wider_than_the_window(page, width):
         page.call("Emulation.clearDeviceMetricsOverride")
 
 
+def sized(page, width):
+    """The page at a width."""
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def hint(page, section):
+    """Whether the hint below a section's last wide table is seen."""
+    seen = "[...document.querySelectorAll('#{} .hint')].at(-1).checkVisibility()"
+    return page.evaluate(seen.format(section))
+
+
+def test_rows_of_comparisons_are_low_on_a_phone(page):
+    try:
+        sized(page, 400)
+        heights = page.evaluate(
+            "[...document.querySelectorAll('#comparisons tbody tr')].map(row => row.getBoundingClientRect().height)"
+        )
+        assert len(heights) == 2 and max(heights) < 50
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_wide_table_says_that_it_goes_on_until_its_end(page):
+    """All figures at 1400 pixels; the comparisons fit there, and not at 400."""
+    try:
+        sized(page, 1400)
+        assert hint(page, "scores") and not hint(page, "comparisons")
+        assert "linear-gradient" in page.evaluate(
+            "getComputedStyle(document.querySelector('#scores .scroll')).background"
+        )
+        scroll = "document.querySelector('#scores .scroll').scrollLeft = {}"
+        page.evaluate(scroll.format(9999))
+        page.evaluate("new Promise(done => setTimeout(done, 100))")
+        assert not hint(page, "scores")
+        page.evaluate(scroll.format(0))
+        sized(page, 400)
+        assert hint(page, "scores") and hint(page, "comparisons")
+    finally:
+        page.call("Emulation.clearDeviceMetricsOverride")
+
+
 def test_five_hundred_prompts_by_six_models_stay_quick(tab, tmp_path):
     models = [f"model {n}" for n in range(6)]
     for model in models:

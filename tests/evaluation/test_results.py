@@ -79,7 +79,9 @@ def test_the_contract(tmp_path):
     directions = ("reverse_per_token", "reverse_per_response", "forward_per_token", "forward_per_response")
     assert {f"{name}{end}" for name in directions for end in ("", "_low", "_high")} < set(entry["kl"])
     assert {"teacher", "teacher_temperature"} < set(entry["kl"])
-    assert set(value["comparisons"]["vicuna"][0]) == {"a", "b", "win", "tie", "lose", "p", "test"}
+    assert set(value["comparisons"]["vicuna"][0]) == {
+        *("a", "b", "win", "tie", "lose", "p", "test", "difference", "low", "high"),
+    }
     teacher = value["scores"]["vicuna"]["teacher"]
     assert all(teacher[name] is None for name in ("rouge_l", "ngram_f1", "judge", "two_sample", "kl"))
 

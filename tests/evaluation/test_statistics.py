@@ -73,3 +73,42 @@ def test_a_comparison_by_hand():
 def test_other_prompts_are_no_pairs():
     with pytest.raises(ValueError, match="shorter"):
         compare("a", "b", [0.5, 0.4], [0.5])
+
+
+def test_a_mean_difference_by_hand():
+    """In points of 100, with the bootstrap's interval of the differences."""
+    found = compare("a", "b", [0.5, 0.1, 0.4], [0.25, 0.2, 0.1], seed=3)
+    expected = statistics.mean(np.array([25.0, -10.0, 30.0]), seed=3)
+    assert (found.difference, found.low, found.high) == pytest.approx(tuple(expected))
+    assert compare("a", "b", [], []).difference is None
+
+
+# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers, twelve units.
+PUBLISHED = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+
+
+def units(*observers: str) -> list[list[str]]:
+    """The values of each unit; "." is missing."""
+    return [[value for value in column if value != "."] for column in zip(*observers, strict=True)]
+
+
+def test_krippendorffs_alpha_as_published():
+    assert statistics.krippendorff_alpha(units(*PUBLISHED)) == pytest.approx(0.743, abs=5e-4)
+    # Sections A and B: two observers, two values and five.
+    assert statistics.krippendorff_alpha(units("0100000010", "1110010000")) == pytest.approx(0.095, abs=5e-4)
+    assert statistics.krippendorff_alpha(units("aabbdcccedda", "babbbccceddd")) == pytest.approx(0.692, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "alpha"),
+    [
+        ([], None),
+        (["a", "b"], None),  # one voter
+        (["aa", "aa"], None),  # one value
+        (["aa", "bb"], 1.0),
+        (["ab", "ab"], -0.5),  # D_o = 1, D_e = 2 · 2 · 2 / (4 · 3)
+        (["aa", "bb", "c"], 1.0),  # a single value does not count
+    ],
+)
+def test_krippendorffs_alpha_at_the_ends(given, alpha):
+    assert statistics.krippendorff_alpha(given) == (alpha if alpha is None else pytest.approx(alpha))

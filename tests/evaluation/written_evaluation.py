@@ -10,6 +10,7 @@ from typing import Any
 MODELS = ("before", "GAD")
 SETS = ("tea", "maths")
 PROMPTS = 3  # of each set
+DIFFERENCE = {"difference": 30.0, "low": 26.0, "high": 34.0}  # of the judge's scores
 
 
 def write(directory: pathlib.Path, *, run: pathlib.Path | None = None) -> dict[str, Any]:
@@ -70,7 +71,10 @@ def write(directory: pathlib.Path, *, run: pathlib.Path | None = None) -> dict[s
         },
         "scores": {name: {"before": scores(0.3), "GAD": scores(0.8), "teacher": plain()} for name in SETS},
         "comparisons": {
-            name: [{"a": "GAD", "b": "before", "win": 2, "tie": 0, "lose": 1, "p": 0.0421, "test": "sign test"}]
+            name: [
+                {"a": "GAD", "b": "before", "win": 2, "tie": 0, "lose": 1, "p": 0.0421, "test": "sign test"}
+                | DIFFERENCE
+            ]
             for name in SETS
         },
         "verdicts": "verdicts.jsonl",
