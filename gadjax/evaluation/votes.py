@@ -48,15 +48,15 @@ class VotesFile:
             raise UserError(f"{self.path}: {_OTHER}, or they have changed since; vote on this one's {FILE} instead")
 
 
-def read_votes(paths: Sequence[str | os.PathLike[str]]) -> list[VotesFile]:
-    """The files of votes, one a person.
+def read_votes(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[VotesFile]:
+    """The files of votes, one a person; a single path is one file.
 
     Raises:
       UserError: a file cannot be read, is no file of votes, is of a person whose file is there already, or is of other
         answers than the first; the message names the file.
     """
     files: list[VotesFile] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         file = _read(path)
         if other := next((one for one in files if one.voter == file.voter), None):
             both = f"{file.path}: its voter {file.voter!r} is also that of {other.path}"

@@ -123,6 +123,7 @@ def test_votes_through_the_command(evaluate, tmp_path):
         renamed = {**ann, "fingerprint": "0" * 16}
         (tmp_path / "ann.json").write_text(json.dumps(renamed))
         refused = evaluate(server, prompts, f"--votes={tmp_path}/ann.json")
+        assert server.requests == first
     assert "\nVicuna  good / poor     24" in done.out and "all of it: " in done.out.splitlines()[-1]
     assert "2 people" in done.out.replace("\n", " ")
     assert refused.status == 2 and "ann.json: vote 1 is on a pair of models that this evaluation lacks" in refused.err

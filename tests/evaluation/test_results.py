@@ -10,7 +10,9 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.evaluation import results as schema
+from gadjax.evaluation.human import score_votes
 from gadjax.evaluation.results import read_results, write_results
+from gadjax.evaluation.votes import Vote
 
 UNMEASURED = dict.fromkeys(("rouge_l", "ngram_f1", "judge", "two_sample", "kl"))
 
@@ -56,6 +58,25 @@ def test_there_and_back(tmp_path):
     write_results(tmp_path, bare)
     assert read_results(tmp_path) == bare
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_files_of_versions_without_votes_are_read(tmp_path):
+    """Nor had they differences of judge scores, or a best of several."""
+    path = write_results(tmp_path, results())
+    value = json.loads(path.read_text())
+    del value["votes"], value["models"][0]["best_of"]
+    for name in ("difference", "low", "high"):
+        del value["comparisons"]["vicuna"][0][name]
+    path.write_text(json.dumps(value))
+    assert read_results(tmp_path) == results()
+
+
+def test_votes_there_and_back(tmp_path):
+    cast = [Vote(voter, "vicuna", str(n), "gad", "gpt", "gad") for voter in "AB" for n in range(3)]
+    votes = score_votes(cast, "print", {("vicuna", "gad"): {"0": 0.6}, ("vicuna", "gpt"): {"0": 0.4}})
+    assert votes.agreement and votes.judge
+    write_results(tmp_path, results(votes=votes))
+    assert read_results(tmp_path).votes == votes
 
 
 def test_the_contract(tmp_path):

@@ -37,6 +37,11 @@ def test_votes_get_the_models_names(tmp_path):
     ]
 
 
+def test_a_single_path_is_one_file(tmp_path):
+    path = write(tmp_path / "a.json", [vote()])
+    assert read_votes(str(path)) == read_votes(path) == read_votes([path])
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
