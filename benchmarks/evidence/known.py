@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from benchmarks.evidence import answers, networks, runs
-from benchmarks.evidence.arms import CORE, RECIPE, Game, Scene
+from benchmarks.evidence.arms import RECIPE, Game, Scene
 from benchmarks.evidence.measure import Bench, Settings
 from benchmarks.evidence.networks import Data, Fit, Fitting, Shape
 from benchmarks.evidence.runs import Cost
@@ -61,7 +61,7 @@ FULL = Sizes(
     student_fit=Fit(1500, 3e-3, finish_steps=300, every=300),
     phi=Shape(3, 192),
     phi_fit=Fit(700, 2e-3, finish_steps=200),
-    game=Game(),
+    game=Game(updates=50, every=25),
     settings=Settings(),
 )
 WEAK = Sizes(
@@ -93,7 +93,7 @@ QUICK = Sizes(
 class Known(Suite):
     """The suite in a folder."""
 
-    arms = (*CORE, RECIPE)
+    arms = ("seqkd", "control", "oracle-sequence", "oracle-token", "gad-paper", RECIPE)
     full: ClassVar[Sizes] = FULL
 
     def __init__(self, options: Options):
