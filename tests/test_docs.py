@@ -25,7 +25,7 @@ pytestmark = pytest.mark.quick
 
 GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-BENCHMARK_FLAGS = {"arms", "keep", "setup"}  # in running text
+OTHER_FLAGS = {"arms", "keep", "setup", "signal"}  # in running text: of benchmarks, and of sbatch
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
@@ -131,7 +131,7 @@ def test_commands_and_their_flags_exist(page):
 
 @guides
 def test_flags_in_running_text_exist(page):
-    known = BENCHMARK_FLAGS.union(*map(flags_of, COMMANDS))
+    known = OTHER_FLAGS.union(*map(flags_of, COMMANDS))
     for code in _INLINE.findall(text_of(page)):
         name = code.removeprefix("--").partition("=")[0].split()[0]
         if code.startswith("--") and not name.startswith("config."):
