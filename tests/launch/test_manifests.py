@@ -44,7 +44,7 @@ class TestJobSet:
         validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
         manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train"}, **job["template"]}
         validate.validate(manifest, validate.latest_version(), strict=True)
-        manifest["spec"] = manifest["spec"] | {"paralelism": 2}
+        manifest["spec"] = manifest["spec"] | {"nodes": 2}
         with pytest.raises(validate.ValidationError):
             validate.validate(manifest, validate.latest_version(), strict=True)
 
