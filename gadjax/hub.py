@@ -12,7 +12,7 @@ from gadjax.errors import UserError, first_line
 from gadjax.files import expand
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
-MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
+MODEL_FILES = ("*.safetensors", "README.md", *TOKENIZER_FILES)
 
 # Copies of the weights in other formats: original/, onnx/, Mistral's consolidated files.
 _IGNORED = ("*/*", "consolidated*")

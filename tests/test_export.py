@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
@@ -109,6 +113,57 @@ def test_is_the_checkpoints_parameters(command, finished_run, tmp_path):
     params = named_leaves(Checkpoints(finished_run.workdir).params(4, "discriminator", like))
     for name, value in weights(out / "discriminator").items():
         np.testing.assert_array_equal(value, params[name], err_msg=name)
+
+
+def test_the_cards_lines_run(command, finished_run, tmp_path, monkeypatch):
+    """In each export's folder, with transformers. Those of the discriminator print what gadjax.score says."""
+    code, printed = {}, []
+    for network in ("generator", "discriminator"):
+        card = (finished_run.workdir / "export" / network / "README.md").read_text()
+        (code[network],) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    monkeypatch.chdir(finished_run.workdir / "export" / "generator")
+    exec(code["generator"].replace("256", "8"), {"print": printed.append})
+    assert isinstance(printed.pop(), str)
+    monkeypatch.chdir(finished_run.workdir / "export" / "discriminator")
+    exec(code["discriminator"], {"print": printed.append})
+
+    row = {"prompt": "What is distillation?", "response": "A small model learns from a large one."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    flags = ("--model=.", f"--data={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'scores.jsonl'}", "--dtype=float32")
+    assert command("gadjax.score", *flags).status == 0
+    assert printed == pytest.approx([json.loads((tmp_path / "scores.jsonl").read_text())["score"]], abs=1e-5)
+
+
+def test_the_card_knows_the_teacher_and_the_students_licence(command, one_device, tiny_config, small_student, tmp_path):
+    """The name that gadjax.collect writes, and what the student's own card says."""
+    from gadjax.train import run
+
+    student = shutil.copytree(small_student, tmp_path / "student")
+    (student / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: org/base\n---\n# A student\n")
+    data = tmp_path / "answers.parquet"
+    table = pq.read_table(tiny_config().data.train)
+    pq.write_table(table.append_column("model", pa.array(["gpt-5"] * len(table))), data)
+    fields = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": "", "data.train": str(data)}
+    run(tiny_config(fields | {"student": str(student)}), tmp_path / "run")
+    card = ModelCard.load(tmp_path / "run" / "export" / "generator" / "README.md")
+    assert "It learned from the answers of `gpt-5` in `answers.parquet`." in card.text
+    assert "license" not in card.data.to_dict(), "the weights were random, not the student's"
+
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"random_init": False}))
+    assert command("gadjax.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}").status == 0
+    card = ModelCard.load(tmp_path / "out" / "generator" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "org/base")
+
+
+def test_a_run_of_an_earlier_version(command, finished_run, tmp_path):
+    """It wrote down neither teacher nor licence."""
+    shutil.copytree(finished_run.workdir, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del facts["teachers"], facts["origins"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    assert command("gadjax.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}").status == 0
+    assert "answers of a teacher in" in (tmp_path / "out" / "generator" / "README.md").read_text()
 
 
 def test_a_run_without_discriminator(command, one_device, tiny_config, tmp_path):

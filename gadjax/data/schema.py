@@ -33,7 +33,8 @@ MARKED_REASONS = ("content_filter", "refusal", "error", "tool_calls", "function_
 
 _REQUIRED = ("content", "teacher_response")
 _OPTIONAL = ("category", "finish_reason")  # `category` is not read; a file of another type is not of this schema
-_READ = (*_REQUIRED, "finish_reason")
+_MODEL = "model"  # the teacher's name, as gadjax.collect writes it; a column of another type is ignored
+_READ = (*_REQUIRED, "finish_reason", _MODEL)
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 # A column of nulls alone has type null; the check of its rows says what is wrong with it.
 _TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
@@ -60,11 +61,13 @@ class Rows:
       cut: bool [rows], the API stopped the answer at a token limit.
       marked: bool [rows], there is no answer to learn from: it was filtered, refused, failed or a tool call, or is
         empty because the limit was reached before it began.
+      models: the teachers' names in the column `model`, each once; empty if the files do not have it.
     """
 
     files: tuple[str, ...]
     cut: np.ndarray
     marked: np.ndarray
+    models: tuple[str, ...]
     _file_ends: np.ndarray  # int64 [files], number of rows up to the end of each file
     _offsets: np.ndarray  # int64 [rows + 1], into the messages
     _roles: pa.LargeStringArray  # [messages]
@@ -105,12 +108,13 @@ def read_rows(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Rows:
     tables = [_read_file(file) for file in files]
     columns = {name: pa.concat_arrays([table[name] for table in tables]) for name in tables[0] if name != "lengths"}
     lengths = np.concatenate([table["lengths"] for table in tables])
-    reasons = columns.pop("finish_reasons")
+    reasons, models = columns.pop("finish_reasons"), columns.pop("models")
     cut = _is_in(reasons, CUT_REASONS)
     return Rows(
         files=tuple(files),
         cut=cut,
         marked=_is_in(reasons, MARKED_REASONS) | (cut & _blank(columns["answers"])),
+        models=tuple(name for name in models.unique().to_pylist() if name),
         _file_ends=np.cumsum([len(table["lengths"]) for table in tables], dtype=np.int64),
         _offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         **{f"_{name}": column for name, column in columns.items()},
@@ -170,6 +174,7 @@ def _read_file(file: str) -> dict[str, pa.LargeStringArray | np.ndarray]:
         "contents": _strings(pc.struct_field(turns, "content")),
         "answers": _strings(table["teacher_response"]),
         "finish_reasons": _strings(table["finish_reason"]) if "finish_reason" in names else nulls,
+        "models": _strings(table[_MODEL]) if _has_text(table.schema, _MODEL) else nulls,
     }
     for name, column in columns.items():
         _check_unicode(file, name, column, rows_of_turns)
@@ -270,6 +275,11 @@ def _is_in(column: pa.LargeStringArray, values: Sequence[str]) -> np.ndarray:
 def _blank(column: pa.LargeStringArray) -> np.ndarray:
     """bool [rows]: the text is null, empty or only white space."""
     return np.asarray(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
+
+
+def _has_text(schema: pa.Schema, name: str) -> bool:
+    """Whether there is one column of this name, of text."""
+    return schema.names.count(name) == 1 and _is_text(schema.field(name).type)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -10,6 +10,8 @@ import tempfile
 import time
 from typing import Any, Literal
 
+import yaml
+
 from gadjax.errors import UserError
 from gadjax.files import is_url, replace, writing
 from gadjax.models.architecture import ModelConfig
@@ -133,7 +135,25 @@ def run_facts(setup: Setup) -> dict[str, Any]:
             split: digest(data.prompts.lengths, data.prompts.flat, data.answers.lengths, data.answers.flat)
             for split, data in splits.items()
         },
+        # What the exports' cards say of the teacher, and of the weights that a network starts from.
+        "teachers": list(setup.train.source.models),
+        "origins": {
+            "generator": origin(setup.student),
+            "discriminator": origin(setup.discriminator_init or setup.student),
+        },
     }
+
+
+def origin(directory: pathlib.Path) -> dict[str, Any]:
+    """What a model's own card says of its licence and of the model that it was made from, as far as it says so."""
+    from huggingface_hub import metadata_load
+
+    card = directory / "README.md"
+    try:
+        data = (metadata_load(card) if card.exists() else None) or {}
+    except (ValueError, yaml.YAMLError):  # front matter that is malformed says nothing
+        data = {}
+    return {name: data[name] for name in ("license", "license_name", "license_link", "base_model") if data.get(name)}
 
 
 def weights_facts(setup: Setup) -> dict[str, str]:

@@ -1,34 +1,61 @@
-"""The README.md of an export: what the model is, how it was trained, and its held-out figures."""
+"""The README.md of an export: what the model is, how to use it, how it was trained, and its held-out figures."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gadjax.config.check import uses_discriminator
+from gadjax.config.check import field_value, uses_discriminator
 from gadjax.setup.blueprint import discriminator_head
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 from gadjax.version import __version__
 
 _METHOD = "Generative Adversarial Distillation ([arXiv 2511.10643](https://arxiv.org/abs/2511.10643))"
-_KINDS = {  # the hub's pipeline tag, and what the model is
-    "generator": ("text-generation", f"A language model distilled from a teacher's answers with gadjax by {_METHOD}."),
-    "discriminator": (
-        "token-classification",
-        f"The discriminator of a model distilled with gadjax by {_METHOD}. Its score of a prompt and a response is the "
-        "logit at the response's last token, which ends the turn. A higher score is more like the teacher's answers. "
-        "It was trained against this one student and is no general reward model.",
-    ),
+_GENERATOR = f"A language model distilled from a teacher's answers with gadjax by {_METHOD}."
+_REWARD_MODEL = (
+    f"A reward model, trained as the discriminator of a student that gadjax distilled by {_METHOD}. Its score of a "
+    "prompt and a response is {score}. A higher score is more like the teacher's answers. It was trained against this "
+    "one student and is no general reward model."
+)
+_SCORES = {
+    "last": "the logit at the response's last token, which ends the turn",
+    "mean": "the mean of the logits at the response's tokens, the last of which ends the turn",
 }
 _LIKELIHOOD = (
-    "text-generation",
-    f"The discriminator of a model distilled with gadjax by {_METHOD}. It is a language model φ of the teacher's "
-    "answers. Its score of an answer is log φ(answer) - log q(answer), where q is the student that wrote it. A higher "
-    "score is more like the teacher's answers. It is meant for this one student and is no general reward model.",
+    f"A reward model, trained as the discriminator of a student that gadjax distilled by {_METHOD}. It is a language "
+    "model φ of the teacher's answers. Its score of an answer is log φ(answer) - log q(answer), where q is the student "
+    "that wrote it. A higher score is more like the teacher's answers. It is meant for this one student and is no "
+    "general reward model."
 )
+_GENERATE = """\
+import transformers
+
+path = "."  # this folder, or its name on the hub
+tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+model = transformers.AutoModelForCausalLM.from_pretrained(path)
+chat = [{"role": "user", "content": "What is distillation?"}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+answer = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+_SCORE = """\
+import torch
+import transformers
+
+path = "."  # this folder, or its name on the hub
+tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+model = transformers.AutoModelForTokenClassification.from_pretrained(path)
+chat = [{"role": "user", "content": "What is distillation?"}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+answer = tokenizer("A small model learns from a large one.", add_special_tokens=False)["input_ids"] + [TURN_END]
+with torch.no_grad():
+    values = model(torch.tensor([prompt + answer])).logits[0, len(prompt) :, 0]
+print(float(VALUE))"""
+_VALUES = {"last": "values[-1]", "mean": "values.mean()"}
+_SCORE_COMMAND = "python -m gadjax.score --model=. --generator=GENERATOR --data=answers.jsonl --out=scores.jsonl"
+_SHOWN_TEACHERS = 3
 _STAGES = {
     "seqkd": "cross entropy on the teacher's answers",
     "soda": "DPO, which prefers the teacher's answers to samples of the model as it entered the stage",
@@ -53,11 +80,14 @@ def model_card(
     data_counts: Mapping[str, int],
     figures: Mapping[str, Mapping[str, float]],
     stages: Mapping[str, int],
+    teachers: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
+    turn_end: int | None = None,
 ) -> str:
     """The card as Markdown, with the front matter that the Hugging Face hub reads.
 
-    Of a path of this machine only the last part is shown. The card states no licence, as that depends on the base model
-    and the teacher's terms.
+    Of a path of this machine only the last part is shown. The licence is that of the model that the network started
+    from, if its own card states one; the card names the teacher's terms beside it.
 
     Args:
       kind: "generator" or "discriminator".
@@ -66,23 +96,38 @@ def model_card(
       data_counts: counts of rows by what was counted, such as "training rows" or "held-out rows".
       figures: held-out figures by stage, from `gadjax.metrics.read_heldout`.
       stages: number of steps of each stage, in order.
+      teachers: names of the teachers, as the data gives them.
+      origin: what the card of those weights says of their licence and base, from `gadjax.workdir.facts.origin`.
+      turn_end: the token id that ends a response, for the lines that show how to score one.
     """
     from huggingface_hub import ModelCardData
 
-    likelihood = kind == "discriminator" and discriminator_head(config) == "lm"
-    pipeline, about = _LIKELIHOOD if likelihood else _KINDS[kind]
+    reward_model, likelihood = kind == "discriminator", discriminator_head(config) == "lm"
+    pooling = field_value(config, "discriminator.pooling") or "last"
+    origin = origin or {}
+    named = _HUB_ID.fullmatch(base_model) and not pathlib.Path(base_model).exists()
     front = ModelCardData(
         library_name="transformers",
-        pipeline_tag=pipeline,
-        base_model=base_model if _HUB_ID.fullmatch(base_model) and not pathlib.Path(base_model).exists() else None,
-        tags=["gadjax", "jax", "distillation", kind],
+        pipeline_tag="token-classification" if reward_model and not likelihood else "text-generation",
+        base_model=base_model if named else origin.get("base_model"),
+        tags=["gadjax", "jax", *(("reward-model",) if reward_model else ("distillation",)), kind],
+        **{name: origin.get(name) for name in ("license", "license_name", "license_link")},
     )
+    if not reward_model:
+        title, about, usage = "Generator distilled with gadjax", _GENERATOR, ("python", _GENERATE)
+    elif likelihood:
+        title, about, usage = "Reward model of a gadjax run", _LIKELIHOOD, ("sh", _SCORE_COMMAND)
+    else:
+        title, about = "Reward model of a gadjax run", _REWARD_MODEL.format(score=_SCORES[pooling])
+        lines = _SCORE.replace("TURN_END", str(turn_end)).replace("VALUE", _VALUES[pooling])
+        usage = ("python", lines) if turn_end is not None else None
     start = f"`{_without_folders(base_model)}`" if base_model else "random weights"
     parts = [
         f"---\n{front.to_yaml()}\n---",
-        f"# {kind.capitalize()} distilled with gadjax",
+        f"# {title}",
         about,
-        f"## Training\n\nStarted from {start}.{_adapters(config)}",
+        f"## Usage\n\n```{usage[0]}\n{usage[1]}\n```" if usage else "",
+        f"## Training\n\nStarted from {start}.{_adapters(config)}{_teacher(config, teachers)}",
         "\n".join(f"{n}. {_stage(name, stages[name], config)}" for n, name in enumerate(stages, start=1)),
         "\n".join(f"- {name}: {count:,}" for name, count in data_counts.items()),
         _figures_section(figures),
@@ -90,6 +135,17 @@ def model_card(
         _config_section(config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _teacher(config: Mapping[str, Any], teachers: Sequence[str]) -> str:
+    """A sentence about whose answers the network learned from, and which file holds them."""
+    file = _clean(config.get("data", {}).get("train", ""))
+    file = ", ".join(file) if isinstance(file, list) else file
+    shown = [f"`{name}`" for name in teachers[:_SHOWN_TEACHERS]]
+    if more := len(teachers) - len(shown):
+        shown.append(f"{more} more")
+    by = f" of {', '.join(shown)}" if shown else " of a teacher"
+    return f" It learned from the answers{by}" + (f" in `{file}`." if file else ".")
 
 
 def _adapters(config: Mapping[str, Any]) -> str:

@@ -42,6 +42,9 @@ def export_network(workdir: pathlib.Path, network: Network, params: Params, step
         data_counts=facts["data"],
         figures=read_heldout(metrics, last_step=step),
         stages=read_stages(metrics, last_step=step),
+        teachers=facts.get("teachers", ()),  # runs of earlier versions lack both
+        origin={} if random else facts.get("origins", {}).get(network, {}),
+        turn_end=facts["generation_config"]["eos_token_id"][0],
     )
     save_pretrained(
         out,

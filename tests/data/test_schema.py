@@ -247,3 +247,14 @@ def test_files_that_are_not_parquet(write, tmp_path, damage):
     path.write_bytes(contents[damage])
     with pytest.raises(UserError, match=r"bad\.parquet: not a Parquet file that can be read"):
         read_rows(path)
+
+
+def test_the_teachers_names(tmp_path):
+    """Each once, from the files that have them; a column of numbers is none of names."""
+    base = pa.table({"content": [[{"role": "user", "content": "Hi"}]] * 3, "teacher_response": ["a", "b", "c"]})
+    pq.write_table(base.append_column("model", pa.array(["gpt-5", None, "gpt-5"])), tmp_path / "0.parquet")
+    pq.write_table(base.append_column("model", pa.array(["o3", "gpt-5", ""])), tmp_path / "1.parquet")
+    pq.write_table(base, tmp_path / "2.parquet")
+    pq.write_table(base.append_column("model", pa.array([1, 2, 3])), tmp_path / "3.parquet")
+    assert read_rows(tmp_path).models == ("gpt-5", "o3")
+    assert read_rows(tmp_path / "3.parquet").models == ()

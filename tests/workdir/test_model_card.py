@@ -61,8 +61,50 @@ def test_front_matter_of_a_discriminator():
     text = card(kind="discriminator")
     front = front_matter(text)
     assert front["pipeline_tag"] == "token-classification"
-    assert "discriminator" in front["tags"]
+    assert front["tags"] == ["gadjax", "jax", "reward-model", "discriminator"]
     assert "last token" in text, "how to read its score"
+
+
+def test_a_discriminator_is_a_reward_model_and_not_distilled():
+    for kind in ("score", "likelihood"):
+        text = card(kind="discriminator", config=CONFIG | {"discriminator": {"kind": kind}})
+        assert "A reward model, trained as the discriminator of a student that gadjax distilled" in text
+        assert "# Reward model of a gadjax run" in text and "distillation" not in front_matter(text)["tags"]
+    assert "A language model distilled from a teacher's answers" in card()
+
+
+def test_how_to_use_it():
+    """The lines themselves run in tests/test_export.py."""
+    assert "AutoModelForCausalLM.from_pretrained(path)" in card()
+    assert "values[-1]" in card(kind="discriminator", turn_end=7)
+    mean = card(kind="discriminator", turn_end=7, config=CONFIG | {"discriminator": {"pooling": "mean"}})
+    assert "[7]" in mean and "values.mean()" in mean and "the mean of the logits" in mean
+    likelihood = card(kind="discriminator", turn_end=7, config=CONFIG | {"discriminator": {"kind": "likelihood"}})
+    assert "python -m gadjax.score --model=." in likelihood and "from_pretrained" not in likelihood
+
+
+@pytest.mark.parametrize(
+    ("teachers", "sentence"),
+    [
+        ((), "It learned from the answers of a teacher in `answers-*.parquet`."),
+        (("gpt-5",), "It learned from the answers of `gpt-5` in `answers-*.parquet`."),
+        (tuple("abcde"), "It learned from the answers of `a`, `b`, `c`, 2 more in `answers-*.parquet`."),
+    ],
+)
+def test_the_teacher_and_its_data_are_named(teachers, sentence):
+    assert sentence in card(teachers=teachers)
+
+
+def test_several_files_of_data_are_named():
+    config = CONFIG | {"data": {"train": ["/secret/a.parquet", "b.parquet"]}}
+    assert "answers of a teacher in `a.parquet, b.parquet`." in card(config=config)
+
+
+def test_the_students_licence_and_base_are_in_the_front_matter():
+    origin = {"license": "other", "license_name": "qwen", "license_link": "LICENSE", "base_model": "Qwen/Qwen2.5-7B"}
+    front = front_matter(card(base_model="/models/student", origin=origin))
+    assert {name: front[name] for name in origin} == origin
+    assert front_matter(card(origin=origin))["base_model"] == "Qwen/Qwen2.5-7B-Instruct", "the student itself"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +130,7 @@ def test_a_folder_that_looks_like_a_hub_id(tmp_path, monkeypatch):
     assert "base_model" not in front_matter(card(base_model="assets/student"))
 
 
-def test_no_licence_is_claimed_and_the_teachers_terms_are_named():
+def test_without_the_students_no_licence_is_claimed_and_the_teachers_terms_are_named():
     text = card()
     assert "license" not in front_matter(text)
     assert "teacher's terms" in " ".join(text.split())
