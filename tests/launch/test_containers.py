@@ -11,7 +11,6 @@ import zipfile
 
 import pytest
 
-pytestmark = pytest.mark.quick
 FILES = ("Dockerfile.cuda", "Dockerfile.cpu")
 pytest.importorskip("hatchling", reason="pip install hatchling")
 
