@@ -25,7 +25,7 @@ pytestmark = pytest.mark.quick
 
 GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-OTHER_FLAGS = {"arms", "keep", "setup", "signal"}  # in running text: of benchmarks, and of sbatch
+OTHER_FLAGS = {"arms", "jobs", "keep", "setup", "signal"}  # in running text: of benchmarks, and of sbatch
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
