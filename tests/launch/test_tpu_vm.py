@@ -14,7 +14,6 @@ import pytest
 
 from tests.launch.commands_on_path import with_lines, write_command
 
-
 HOSTS = 2
 # Notes every call. Runs a command in the home folder of each host that --worker names, and copies files there and back.
 GCLOUD = """
