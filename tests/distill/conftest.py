@@ -26,6 +26,7 @@ from gadjax.distill.method import Method
 from gadjax.distill.rows import PackedByHost, policy_rows, teacher_rows
 from gadjax.distill.state import GadState, state_shardings
 from gadjax.distill.steps import PureParts
+from gadjax.extensions import NO_EXTENSIONS
 from gadjax.models import layouts, lora
 from gadjax.models.architecture import Lora, ModelConfig, Rope
 from gadjax.models.model import Model
@@ -186,6 +187,7 @@ class Tiny:
             row_shape=lambda group, adaptive=True: RowShape(
                 ROW_LENGTH, meshes.batch_shards(mesh) if mesh else 1, adaptive, share=True
             ),
+            extensions=NO_EXTENSIONS,
         )
 
 
