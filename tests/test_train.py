@@ -28,6 +28,7 @@ DISCRIMINATOR = {"discriminator/loss", "discriminator/accuracy", "discriminator/
 ROLLOUT = {"reward/mean", "reward/std", "response/length_mean", "response/length_p95", "response/truncated", "tokens"}
 GENERATOR = {"generator/loss", "generator/grad_norm", "generator/skipped", "generator/entropy"}
 POLICY = {"generator/kl", "generator/sampler_gap", "generator/clipped", "reward/length_slope"}
+POLICY |= {"generator/policy_loss", "generator/kl_loss"}
 HELDOUT = {
     "nll",
     "rouge_l",

@@ -91,7 +91,9 @@ def update_policy(
       base: what the trained parameters are adapters of; None where everything is trained.
 
     Returns:
-      The new state, and metrics: means over the updates, whose per-token figures are means over tokens.
+      The new state, and metrics: means over the updates, whose per-token figures are means over tokens. The terms of
+      `generator/loss`, weighed as they enter it, are `generator/policy_loss` and, where the method has them,
+      `kl_loss`, `entropy_loss`, `sft_loss` and `demonstration_loss`.
     """
     advantages = advantages.reshape(*sampled.shape[:2], *advantages.shape[2:])
 
@@ -131,7 +133,12 @@ def _update_policy_once(method, base, state, reference, rows, sampled, advantage
             token_loss *= jnp.minimum(jnp.exp(fixed - sampler), method.importance_cap)
         # The KL is computed even where its weight is 0: it is the first metric to look at before a run is believed.
         kl = losses.k3_kl(logprobs, reference)
+        terms = {"generator/policy_loss": token_loss}
         token_loss += method.kl_coefficient * kl - method.entropy_coefficient * entropy
+        if method.kl_coefficient:
+            terms["generator/kl_loss"] = method.kl_coefficient * kl
+        if method.entropy_coefficient:
+            terms["generator/entropy_loss"] = -method.entropy_coefficient * entropy
         # Sums over tokens, which become means once all micro-batches are through.
         sums = {
             "generator/kl": kl,
@@ -140,13 +147,17 @@ def _update_policy_once(method, base, state, reference, rows, sampled, advantage
             "generator/clipped": losses.is_clipped(logprobs, *clipping),
         }
         sums = {name: jnp.sum(value * rows.mask) for name, value in sums.items()}
-        return jnp.sum(per_token(weights, rows) * token_loss), sums
+        weight = per_token(weights, rows)
+        terms = {name: jnp.sum(weight * value) for name, value in terms.items()}
+        return jnp.sum(weight * token_loss), (sums, terms)
 
-    total, gradients, sums = accumulate(loss, state.params, (reference, rows))
+    total, gradients, (sums, terms) = accumulate(loss, state.params, (reference, rows))
+    terms = {name: jnp.sum(value) for name, value in terms.items()}
     # The cross-entropy term on the teacher's answers.
     if method.sft_coefficient:
         supervised, extra, _ = _supervised_gradients(method, base, state.params, teacher, method.generator)
-        total += method.sft_coefficient * supervised
+        terms["generator/sft_loss"] = method.sft_coefficient * supervised
+        total += terms["generator/sft_loss"]
         gradients = jax.tree.map(lambda g, e: g + method.sft_coefficient * e, gradients, extra)
     # The teacher's answers as members of the groups. They weigh as samples do, times their share.
     if demonstrations is not None:
@@ -154,11 +165,12 @@ def _update_policy_once(method, base, state, reference, rows, sampled, advantage
         limit = method.sampling.max_response_length
         weight *= losses.member_weights(response_lengths(teacher), lengths, method.aggregation, limit)
         demonstrated, extra = _demonstration_gradients(method, base, state.params, teacher, weight)
+        terms["generator/demonstration_loss"] = demonstrated
         total += demonstrated
         gradients = jax.tree.map(jnp.add, gradients, extra)
     state, norm = apply_gradients(method.generator_optimizer, state, gradients)
     means = {name: jnp.sum(value) / jnp.sum(lengths) for name, value in sums.items()}
-    return state, {"generator/loss": total, "generator/grad_norm": norm, **means}
+    return state, {"generator/loss": total, "generator/grad_norm": norm, **terms, **means}
 
 
 def _demonstration_share(method, state):
