@@ -1,26 +1,20 @@
-"""Shows what commands do: a bar for each stage or task, plain lines where there is no terminal.
-
-The time left is our own estimate, over a number of steps: rich's is over a number of seconds, in which few steps end.
-"""
+"""Shows what commands do: a bar for each stage or task, plain lines where there is no terminal."""
 
 from __future__ import annotations
 
-import collections
-import importlib.util
-import math
+import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from gadjax.files import is_url
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
+from gadjax.task_progress import Clock, Task, duration, short
 
 if TYPE_CHECKING:
     from gadjax.teacher.budget import Budget
@@ -28,12 +22,9 @@ if TYPE_CHECKING:
     from gadjax.teacher.ledger import LedgerEntry
 
 ProgressCallback = Callable[[str, int, int], None]  # what is done, number done, number of all
-Clock = Callable[[], float]
 Place = str | os.PathLike[str]  # a path or a URL
 StageFigures = Mapping[str, Mapping[str, float]]  # stage -> figure -> number, from `gadjax.metrics.read_heldout`
 
-_RECENT = 50  # steps whose mean duration gives the time left
-_SILENCE = 30.0  # seconds without a line where there is no terminal, at most
 _STAGE_LINES = 10  # of a stage where there is no terminal, at least
 _MANY = 10_000  # rows of a file from which on a bar counts them
 _LEAST_ANSWERS = 16  # received before the time left is shown
@@ -51,7 +42,7 @@ class RunProgress:
         """
         self.console = (console or Console()) if enabled else Console(quiet=True)
         self._clock = clock
-        self._shown: _Task | None = None
+        self._shown: Task | None = None
         self._what: str | None = None  # the task that `update` has begun
 
     def __enter__(self) -> RunProgress:
@@ -77,7 +68,7 @@ class RunProgress:
         """
         shown = self._shown
         if shown is None or self._what != what:
-            shown = self._start(what, total, 0, "", lines=1)
+            shown = self._start(what, total, 0, (), lines=1)
             self._what = what
         if done > shown.done:
             shown.advance(done)
@@ -86,14 +77,32 @@ class RunProgress:
 
     def start_stage(self, stage: str, total: int, done: int = 0) -> None:
         """Shows a stage of `total` steps, of which an earlier process made `done`."""
-        self._start(stage_title(stage), total, done, "compiling with the first step", lines=_STAGE_LINES)
+        title, which = stage_title(stage), "next" if done else "first"
+        self._start(title, total, done, [f"compiling the {which} step of {title}"], lines=_STAGE_LINES, unit="step")
 
-    def advance(self, figures: Mapping[str, float]) -> None:
-        """Counts one more step and shows its figures by their names."""
+    def advance(self, figures: Mapping[str, float], compiled: float = 0.0) -> None:
+        """Counts one more step and shows its figures by their names.
+
+        Args:
+          figures: of the step.
+          compiled: seconds that it spent on compiling. They say nothing about the steps that are left.
+        """
         if self._shown is None:
             raise ValueError("advance() outside a stage: call start_stage() first")
-        text = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
-        self._shown.advance(self._shown.done + 1, text)
+        texts = [f"{name} {short(value)}" for name, value in figures.items()]
+        self._shown.advance(self._shown.done + 1, texts, compiled)
+
+    @contextlib.contextmanager
+    def doing(self, text: str) -> Iterator[None]:
+        """Says what is being done between steps: below the bar while it is done, elsewhere in a line."""
+        if (shown := self._shown) is None:
+            self.say(text)
+            yield
+            return
+        figures = shown.figures
+        shown.show([text])
+        yield
+        shown.restore(figures)
 
     def end_stage(self) -> None:
         """Ends the stage or task; its bar stays as it is."""
@@ -101,9 +110,9 @@ class RunProgress:
             self._shown.close()
             self._shown = self._what = None
 
-    def _start(self, title: str, total: int, done: int, figures: str, *, lines: int) -> _Task:
+    def _start(self, title: str, total: int, done: int, figures: Sequence[str], **options: Any) -> Task:
         self.end_stage()
-        self._shown = shown = _Task(self.console, title, total, done, lines, self._clock)
+        self._shown = shown = Task(self.console, title, total, done, clock=self._clock, **options)
         shown.show(figures)
         return shown
 
@@ -140,80 +149,12 @@ def stage_table(figures: StageFigures) -> Table:
     return table
 
 
-class _Bar(Progress):
-    """A bar of rich's, with the task's figures on the line below."""
-
-    def get_renderables(self):
-        for task in self.tasks:
-            bar, figures = self.make_tasks_table([task]), task.fields["figures"]
-            below = Text(f"  {figures}", style="dim", no_wrap=True, overflow="ellipsis")
-            yield Group(bar, below) if figures else bar
-
-
-class _Task:
-    """Shows one task: a bar on a terminal; elsewhere `lines` lines, and one after every silence of 30 seconds."""
-
-    def __init__(self, console: Console, title: str, total: int, done: int, lines: int, clock: Clock):
-        self.done, self._total, self._title, self._lines = done, total, title, lines
-        self._console, self._clock, self._printed = console, clock, clock()
-        self._ends: collections.deque[tuple[int, float]] = collections.deque(maxlen=_RECENT + 1)
-        self._bar: _Bar | None = None
-        if _draws_bars(console) and not console.quiet:
-            self._bar = _Bar(
-                SpinnerColumn("line"),  # turns during steps that take minutes
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[left]} left"),
-                console=console,
-                expand=True,
-                refresh_per_second=4,
-            )
-            self._row = self._bar.add_task(title, total=total)
-
-    def show(self, figures: str) -> None:
-        """Shows the state, with figures."""
-        if self._bar:
-            self._bar.update(self._row, completed=self.done, left=self.left() or "?", figures=figures)
-            self._bar.start()
-        else:
-            self._console.out(self.line(figures), highlight=False)
-            self._printed = self._clock()
-
-    def advance(self, done: int, figures: str = "") -> None:
-        """Takes the number of steps done; shows it on a terminal at once, elsewhere if a line is due."""
-        ended, self.done = self._part(), done
-        self._ends.append((done, self._clock()))
-        if self._bar or self._part() > ended or self._clock() - self._printed >= _SILENCE:
-            self.show(figures)
-
-    def close(self) -> None:
-        """Gives the terminal back."""
-        if self._bar:
-            self._bar.stop()
-
-    def line(self, figures: str) -> str:
-        """The state as a plain line."""
-        line = f"{self._title} {self.done}/{self._total}, {self.left() or '?'} left"
-        return f"{line}: {figures}" if figures else line
-
-    def left(self) -> str:
-        """Time left at the pace of recent steps; "" until two have ended: the first one compiles, and is left out."""
-        if len(self._ends) < 2:
-            return ""
-        (first, start), (last, end) = self._ends[0], self._ends[-1]
-        return _duration((end - start) / (last - first) * (self._total - self.done))
-
-    def _part(self) -> int:
-        return self.done * self._lines // self._total
-
-
-class AnswerProgress(_Task):
+class AnswerProgress(Task):
     """Shows a collection of answers: number, rate, tokens, cost, time left; a context manager."""
 
     def __init__(self, console: Console, total: int, kept: int, teacher: TeacherClient, budget: Budget | None):
         """`total` requests, of which earlier runs answered `kept`; without a budget, no cost is shown."""
-        super().__init__(console, "collecting", total, kept, 0, time.monotonic)
+        super().__init__(console, "collecting", total, kept, lines=0, clock=time.monotonic)
         self._teacher, self._budget = teacher, budget
         self._received, self._tokens, self._began = 0, 0, self._clock()
 
@@ -231,10 +172,10 @@ class AnswerProgress(_Task):
         self._tokens += answer.completion_tokens or 0
         self.advance(self.done + 1)
 
-    def show(self, figures: str = "") -> None:
-        super().show("  ".join(self._figures()))
+    def show(self, figures: Sequence[str] = ()) -> None:
+        super().show(self._figures())
 
-    def line(self, figures: str) -> str:
+    def line(self, figures: Sequence[str]) -> str:
         left = self.left()
         return "  ".join([f"{self._title} {self.done}/{self._total}", *self._figures(left and f"{left} left")])
 
@@ -243,7 +184,7 @@ class AnswerProgress(_Task):
         if self._received < _LEAST_ANSWERS:
             return ""
         seconds = (self._clock() - self._began) / self._received
-        return _duration(seconds * (self._total - self.done), hours=True)
+        return duration(seconds * (self._total - self.done), hours=True)
 
     def _figures(self, left: str = "") -> list[str]:
         seconds, budget, teacher = self._clock() - self._began, self._budget, self._teacher
@@ -257,26 +198,6 @@ class AnswerProgress(_Task):
             teacher.limits.pauses and f"{teacher.limits.allowed} at once",
         )
         return [figure for figure in figures if figure]
-
-
-def _draws_bars(console: Console) -> bool:
-    """Whether rich can draw a bar that moves: on a terminal, and in a notebook that has ipywidgets."""
-    if console.is_jupyter:
-        return importlib.util.find_spec("ipywidgets") is not None
-    return console.is_interactive
-
-
-def _duration(seconds: float, hours: bool = False) -> str:
-    """H:MM:SS; M:SS where it is below an hour and `hours` is False."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 or hours else f"{minutes}:{rest:02}"
-
-
-def _short(value: float) -> str:
-    """The number in few characters: three significant digits, without an exponent for common sizes."""
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def figures_that_matter(metrics: dict[str, Any]) -> dict[str, float]:

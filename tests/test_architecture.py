@@ -14,7 +14,7 @@ pytestmark = pytest.mark.quick
 # The lowest first. A module imports from its own folder and from lower floors; docs/architecture.md says what is where.
 FLOORS = (
     {"callable_module", "errors", "version"},
-    {"files", "segments", "stage_table"},
+    {"files", "segments", "stage_table", "task_progress"},
     {"append_log", "config", "hub"},
     {"metrics"},
     {"run_log"},

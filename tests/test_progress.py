@@ -1,6 +1,5 @@
 """The terminal's view of a run: a moving bar, plain lines elsewhere, the stages' table in 80 columns."""
 
-import importlib.util
 import io
 import itertools
 import re
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gadjax import progress
 from gadjax.progress import RunProgress, figures_that_matter, stage_table
 
 FIGURES = {
@@ -66,9 +64,9 @@ def run_plain(total, seconds_per_step, *, done=0, **options):
 def test_without_a_terminal_a_line_for_each_tenth():
     lines = run_plain(total=200, seconds_per_step=1)
     assert len(lines) == 1 + 10
-    assert lines[0] == "GAD 0/200, ? left: compiling with the first step"
-    assert lines[1] == "GAD 20/200, 3:00 left: loss 2.5  D acc 0.75"
-    assert lines[-1] == "GAD 200/200, 0:00 left: loss 25  D acc 0.75"
+    assert lines[0] == "GAD 0/200, ? left: compiling the first step of GAD"
+    assert lines[1] == "GAD 20/200, 3:00 left: loss 2.5  D acc 0.75  1 s/step"
+    assert lines[-1] == "GAD 200/200, 0:00 left: loss 25  D acc 0.75  1 s/step"
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
 
@@ -87,12 +85,51 @@ def test_time_left_leaves_out_the_compiling_step_and_earlier_processes():
         clock.now += seconds
         progress.advance({})
     lines = shown(console).splitlines()
-    assert [line.split(" left")[0] for line in lines] == [
-        "warmup 5/10, ?",
-        "warmup 6/10, ?",
-        "warmup 7/10, 0:06",
-        "warmup 8/10, 0:06",  # two steps at (2 + 4) / 2 seconds
+    assert lines == [
+        "warmup 5/10, ? left: compiling the next step of warmup",
+        "warmup 6/10, ? left",
+        "warmup 7/10, 0:06 left: 2 s/step",
+        "warmup 8/10, 0:06 left: 3 s/step",  # two steps at (2 + 4) / 2 seconds
     ]
+
+
+def test_the_pace_leaves_out_what_later_steps_compile():
+    """Of the third step's 62 seconds, 60 are spent on compiling: of a generator that begins to learn, say."""
+    console, clock = plain_console(), Clock()
+    progress = RunProgress(console=console, clock=clock)
+    progress.start_stage("warmup", total=10)
+    for seconds, compiled in ((500, 400), (2, 0), (62, 60), (2, 3)):
+        clock.now += seconds
+        progress.advance({}, compiled)
+    progress.advance({}, compiled=100.0)  # on several threads: more than has passed
+    paces = [line.split(", ", 1)[1] for line in shown(console).splitlines()]
+    assert paces[1:] == [
+        "? left",
+        "0:16 left: 2 s/step",
+        "0:14 left: 2 s/step",
+        "0:06 left: 1 s/step",
+        "0:00 left: 0 s/step",
+    ]
+
+
+def test_what_is_done_between_steps_is_said():
+    """Without a terminal in a line, before a stage too; on a terminal in place of the figures, which come back."""
+    plain = plain_console()
+    for console in (plain, terminal()):
+        progress = RunProgress(console=console, clock=Clock())
+        with progress.doing("measuring on 128 held-out prompts"):
+            assert shown(console) == "measuring on 128 held-out prompts\n", "before it is done"
+        progress.start_stage("gad", 200)
+        progress.advance({"loss": 1.5})
+        with progress.doing("measuring on 128 held-out prompts"):
+            during = shown(console)
+        progress.end_stage()
+        after = shown(console).removeprefix(during)
+        if console is plain:
+            assert during.splitlines()[-1] == "GAD 1/200, ? left: measuring on 128 held-out prompts"
+            assert after == ""
+        else:
+            assert "loss 1.5" in after and after.rindex("loss 1.5") > after.rfind("measuring")
 
 
 def test_a_terminal_gets_a_bar_with_figures_below():
@@ -104,7 +141,7 @@ def test_a_terminal_gets_a_bar_with_figures_below():
             progress.advance({"loss": 1.23456, "kl": 0.0, "reward": -1234.5, "tiny": 1.5e-7, "bad": float("nan")})
         progress.say("held-out nll [1.5]")
     text = shown(console)
-    assert "compiling with the first step" in text
+    assert "compiling the first step of warmup" in text
     last = text[text.rindex("warmup") :].splitlines()
     assert "━" in last[0] and "3/4" in last[0] and "1:00 left" in last[0]
     assert "loss 1.23  kl 0  reward -1234  tiny 1.5e-07  bad nan" in last[1]
@@ -262,13 +299,3 @@ def test_tasks_on_a_terminal():
 def test_figures_that_matter():
     metrics = {"generator/loss": np.float32(1.5), "discriminator/accuracy": 0.5, "discriminator/loss": 7.0}
     assert figures_that_matter(metrics) == {"loss": 1.5, "D acc": 0.5}
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_a_notebook_has_bars_where_it_has_widgets(monkeypatch, installed):
-    """A terminal needs none."""
-    found = importlib.util.find_spec("rich") if installed else None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    assert progress._draws_bars(Console(force_jupyter=True)) is installed
-    assert progress._draws_bars(Console(force_jupyter=False, force_terminal=True, force_interactive=True))
-    assert not progress._draws_bars(Console(force_jupyter=False, force_terminal=False))

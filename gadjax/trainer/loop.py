@@ -26,6 +26,7 @@ from gadjax.progress import RunProgress, figures_that_matter
 from gadjax.setup.blueprint import abstract_state
 from gadjax.setup.initial import initial_base, initial_generator
 from gadjax.setup.prepare import Setup, stage_lengths
+from gadjax.trainer import throughput
 from gadjax.trainer.background_compile import BackgroundCompile
 from gadjax.trainer.heldout import HeldOut
 from gadjax.trainer.offload import Offload
@@ -137,9 +138,10 @@ class TrainingRun:
 
     def _train_stage(self, stage: str) -> None:
         steps = self._steps.pop(stage, None) or StageSteps(self.setup, stage, self.replay)
-        self.ahead.wait(_ROLLOUT)
         total = self.lengths[stage]
         self.progress.start_stage(stage, total, self.position.stage_step)
+        self.ahead.wait(_ROLLOUT)
+        compiled = throughput.compile_seconds()
         for batch in self._batches(stage):
             # Train one step.
             number = self.position.step + 1
@@ -151,7 +153,8 @@ class TrainingRun:
             # Log it, and look for what is wrong.
             logged = self.logger.log(self.position.step, stage, metrics)
             self._watch(logged)
-            self.progress.advance(figures_that_matter(metrics))
+            before, compiled = compiled, throughput.compile_seconds()
+            self.progress.advance(figures_that_matter(metrics), compiled - before)
             self._check_skipped(steps.method.updates)
 
             # Measure on held-out prompts where it is due.
@@ -230,15 +233,16 @@ class TrainingRun:
 
     def _measure(self, stage: str, *, samples: bool) -> dict[str, float]:
         """Measures on held-out prompts and logs the figures, with `samples` those of samples too."""
-        self.ahead.wait(_MEASUREMENT)
-        self.state = self.offload.arrange(self.state, "measure")
-        generator = lora.join(self.base, self.state.generator.params)
-        critic = self.state.discriminator
-        discriminator = None if critic is None else lora.join(self.base, critic.params)
-        figures, answers = self.heldout.figures(generator, discriminator)
-        if samples and samples_heldout(self.config):
-            student = lambda: initial_generator(self.setup) if self.base is None else self.base  # noqa: E731
-            figures |= self.heldout.sampled_figures(generator, student)
+        with self.progress.doing(f"measuring on {len(self.heldout.prompts)} held-out prompts"):
+            self.ahead.wait(_MEASUREMENT)
+            self.state = self.offload.arrange(self.state, "measure")
+            generator = lora.join(self.base, self.state.generator.params)
+            critic = self.state.discriminator
+            discriminator = None if critic is None else lora.join(self.base, critic.params)
+            figures, answers = self.heldout.figures(generator, discriminator)
+            if samples and samples_heldout(self.config):
+                student = lambda: initial_generator(self.setup) if self.base is None else self.base  # noqa: E731
+                figures |= self.heldout.sampled_figures(generator, student)
         self.logger.log_heldout(self.position.step, stage, figures)
         shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
         for answer in itertools.islice(shown, self.config.evaluation.shown):

@@ -13,6 +13,7 @@ from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
 from gadjax.progress import RunProgress
 from gadjax.setup.prepare import Setup, prepare_run, stage_lengths
+from gadjax.trainer.compile_notice import CompileNotice
 from gadjax.trainer.loop import TrainingRun
 from gadjax.trainer.preemption import StopRequest
 from gadjax.trainer.profile import Profile
@@ -34,7 +35,12 @@ def train_and_export(
 ) -> dict[str, dict[str, float]]:
     """Trains and exports; see `gadjax.train.run`."""
     first = processes.is_first()
-    with WorkdirLock(workdir) as alone, StopRequest() as stop, RunProgress(enabled=first) as progress:
+    with (
+        WorkdirLock(workdir) as alone,
+        StopRequest() as stop,
+        RunProgress(enabled=first) as progress,
+        CompileNotice(progress.say),
+    ):
         # Check everything that can be checked before weights are read.
         progress.say("reading config, tokenizer and data")
         with processes.together():
