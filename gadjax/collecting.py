@@ -65,21 +65,26 @@ def collect(settings: flags.FlagValues) -> Collection:
             f"--n={settings.n} with --temperature=0 pays {settings.n} times for one answer; raise --temperature"
         )
 
-    from gadjax.data.heldout import rank
+    from gadjax.data.heldout import heldout_path, lowest, rank
     from gadjax.data.prompts import read_prompts
 
     prompts = read_prompts(settings.prompts)
-    different = len({rank(prompt.content) for prompt in prompts})
-    if settings.heldout >= different:
+    ranks = {rank(prompt.content) for prompt in prompts}
+    if settings.heldout >= len(ranks):
         raise UserError(
-            f"--heldout={settings.heldout}: {settings.prompts} has {different} different prompts; leave some "
-            "to train on"
+            f"--heldout={settings.heldout}: {settings.prompts} has {len(ranks)} different prompts; leave some to "
+            "train on"
+        )
+    if not settings.heldout and heldout_path(out).exists():
+        raise UserError(
+            f"{heldout_path(out)} holds answers that --out={out} would hold too: give --heldout as before, or remove it"
         )
     if settings.system:
         for prompt in prompts:
             if prompt.content[0]["role"] == "system":
                 raise UserError(f"--system: prompt {prompt.id!r} has a system message of its own; drop one")
-    return finish(_run(settings, prompts, prices, out, ledger_path))
+    held = frozenset(lowest(ranks, settings.heldout))
+    return finish(_run(settings, prompts, prices, out, ledger_path, held))
 
 
 def _prices(settings: flags.FlagValues) -> Prices | None:
@@ -103,7 +108,9 @@ async def _run(
     prices: Prices | None,
     out: pathlib.Path,
     ledger_path: pathlib.Path,
+    held: frozenset[float],
 ) -> Collection:
+    from gadjax.data.heldout import heldout_path
     from gadjax.teacher import collector
     from gadjax.teacher.batch_state import Batches
     from gadjax.teacher.budget import Budget, estimate
@@ -115,7 +122,7 @@ async def _run(
         print("\n".join(estimate(prompts, [one.prompt for one in to_ask], **names, **options)), flush=True)
 
     asked = collector.questions(prompts, settings.n)
-    heldout = collector.heldout_path(out) if settings.heldout else None
+    heldout = heldout_path(out) if held else None
     async with _teacher(settings) as teacher:
         if settings.dry_run and not ledger_path.exists():
             show_estimate(asked)
@@ -141,13 +148,13 @@ async def _run(
             result = await _ask(settings, teacher, asked, ledger, budget, batches)
             places = {prompt.id: place for place, prompt in enumerate(prompts)}
             asked.sort(key=lambda one: places[one.prompt.id])
-            tally = collector.write_parquet(out, teacher, asked, ledger, settings.heldout)
+            tally = collector.write_parquet(out, teacher, asked, ledger, held)
             kept = len(asked) - len(missing)
             counts = f"{tally.rows - result.received} from before, {teacher.retries} attempts repeated"
             if others := tally.rows - kept - result.received:
                 counts += f", {others} to other prompts or with other settings"
-            files = f"{out}, {heldout}" if heldout else out
-            print(f"{tally.rows} answers ({counts}): {files if tally.rows else 'no file is written'}")
+            written = ", ".join(str(file) for file in (out, heldout) if file and file.exists())
+            print(f"{tally.rows} answers ({counts}): {written or 'no file is written'}")
             for line in tally.lines() + (budget.lines() if budget else []):
                 print(line)
         return Collection(

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -73,6 +75,8 @@ def check_extensions(extensions: Extensions, config: ConfigDict) -> None:
     for name, function in named.items():
         if function is not None and not callable(function):
             raise UserError(f"{name} is {function!r}: it must be a function")
+    if extensions.discriminator_loss is not None:
+        _check_loss(extensions.discriminator_loss, config)
     if extensions.reward is None:
         return
     if "gad" not in config.stages:
@@ -88,6 +92,22 @@ def check_extensions(extensions: Extensions, config: ConfigDict) -> None:
         raise UserError(
             f"{gives}, and none to the teacher's answers that config.gad.demonstrations adds: set "
             "config.gad.demonstration_reward"
+        )
+
+
+def _check_loss(loss: PairLoss, config: ConfigDict) -> None:
+    """Refuses a loss that nothing uses, or that does not give one number a pair."""
+    if not any(stage in config.stages and config[stage].train_discriminator for stage in ("warmup", "gad")):
+        raise UserError(
+            "discriminator_loss is given, but no stage trains a discriminator on pairs: add warmup or gad to "
+            "config.stages, with train_discriminator on"
+        )
+    teacher, student = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2,), (2, 3)))
+    found = jax.eval_shape(loss, teacher, student)
+    if getattr(found, "shape", None) != student.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UserError(
+            f"discriminator_loss returned {found} for scores [2] of the teacher's answers and [2, 3] of the samples: "
+            "it must return a float for each pair, [2, 3]; teacher[:, None] - student has this shape"
         )
 
 

@@ -47,7 +47,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
     flags.DEFINE_bool("details", False, "Print each program's operations, traffic, largest arrays and collectives too.")
-    flags.DEFINE_integer("rows", 0, "Rows of data.train: the run's hours, where stages are in epochs.", lower_bound=0)
+    flags.DEFINE_integer(
+        "rows", 0, "Usable rows of data.train: the run's hours, where stages are in epochs.", lower_bound=0
+    )
     flags.DEFINE_float("price", None, "Price of a device and an hour: the run's cost.", lower_bound=0.0)
     flags.DEFINE_bool(
         "suggest", False, "Search mesh, micro-batches, rollout slots, remat and offload for the fastest plan that fits."

@@ -97,7 +97,8 @@ def run(
         discriminator's score: `chats` are messages, `answers` texts, `scores` the discriminator's, float32 [answers].
         It returns one number an answer. With several processes, the first one calls it.
       discriminator_loss: `loss(teacher, student)`, in place of `config.discriminator.loss`: scores [B] of the teacher's
-        answers and [B, N] of the samples to the loss [B, N] of each pair, by functions of `jax.numpy`.
+        answers and [B, N] of the samples to the loss [B, N] of each pair, by functions of `jax.numpy`. A
+        pair's loss depends on its two scores alone, and has a gradient where they are equal.
       callbacks: each is called after each step with a `gadjax.extensions.StepDone`, in the first process.
 
     Returns:
@@ -123,6 +124,8 @@ def run(
             f"--config.checkpoint.directory={workdir}"
         )
     try:
+        if callable(callbacks):
+            raise UserError("callbacks is a function: give a list, such as callbacks=[watch]")
         extensions = Extensions(reward, discriminator_loss, tuple(callbacks))
         return train_and_export(config, expand(workdir), profile, force=force, extensions=extensions)
     except (KeyboardInterrupt, Stopped, UserError) as error:

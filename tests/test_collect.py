@@ -292,7 +292,25 @@ def test_some_prompts_are_held_out(repo, tmp_path, prompts):
             assert len(chosen) == count and pq.read_metadata(held).num_rows == 2 * count
             trained = pq.read_table(out)["id"].to_pylist()
             assert len(trained) == 120 - 2 * count and not chosen & set(trained)
-    assert len(server.prompts) == 120
+        assert len(server.prompts) == 120
+        status, stdout, stderr = run(repo, server, prompts, out, "--n=2")
+        assert status == 2 and "t.heldout.parquet holds answers" in stderr and "--heldout as before" in stderr
+
+
+def test_held_out_prompts_stay_held_out_when_a_collection_goes_on(repo, tmp_path, prompts):
+    """Whichever answers have come: none of a held-out prompt is ever in the other file."""
+    out, held = tmp_path / "t.parquet", tmp_path / "t.heldout.parquet"
+    missing = {f"prompt {i}" for i in range(20, 60)}
+    first = lambda prompt, attempt: error(400, "no") if prompt in missing else Reply(text="answer")  # noqa: E731
+    ids = []
+    for behave in (first, None):
+        with FakeServer(behave) as server:
+            status, _, stderr = run(repo, server, prompts, out, "--heldout=15")
+            assert status == (1 if behave else 0), stderr
+        ids.append([set(pq.read_table(file)["id"].to_pylist()) if file.exists() else set() for file in (out, held)])
+    (trained, chosen), (all_trained, all_chosen) = ids
+    assert len(all_chosen) == 15 and len(all_trained) == 45 and len(trained | chosen) == 20
+    assert trained <= all_trained and chosen <= all_chosen
 
 
 def test_a_missing_flag_is_named(repo, tmp_path, prompts):

@@ -111,6 +111,18 @@ class TestDiscriminatorLoss:
         assert first["discriminator/loss"] == pytest.approx(1.0 - margin, rel=1e-5)  # no pair is told apart by 1 yet
         assert weights(tmp_path / "run", "discriminator") != weights(workdir, "discriminator")
 
+    @pytest.mark.parametrize(
+        "loss", [lambda teacher, student: teacher, lambda teacher, student: 1.0 * (student > 0).sum()]
+    )
+    def test_a_loss_that_gives_no_number_a_pair(self, plain, tmp_path, loss):
+        with pytest.raises(UserError, match=r"must return a float for each pair, \[2, 3\]"):
+            gadjax.train(plain[0], tmp_path / "run", discriminator_loss=loss)
+
+    def test_a_loss_that_nothing_uses(self, tiny_config, tmp_path):
+        with pytest.raises(UserError, match="no stage trains a discriminator on pairs"):
+            config = tiny_config({"stages": ("seqkd",)})
+            gadjax.train(config, tmp_path / "run", discriminator_loss=losses.bradley_terry)
+
     def test_a_run_goes_on_with_the_same_functions_only(self, plain, tiny_config, tmp_path):
         def hinge(teacher, student):
             return jnp.maximum(0.0, 1.0 - (teacher[:, None] - student))
@@ -147,6 +159,10 @@ class TestCallbacks:
     def test_its_error_is_the_user_s(self, plain, tmp_path):
         with pytest.raises(ZeroDivisionError):
             gadjax.train(plain[0], tmp_path, callbacks=[lambda done: 1 / 0])
+
+    def test_a_function_without_a_list(self, plain, tmp_path):
+        with pytest.raises(UserError, match=r"callbacks is a function: give a list"):
+            gadjax.train(plain[0], tmp_path, callbacks=print)
 
     def test_something_that_is_no_function(self, plain, tmp_path):
         with pytest.raises(UserError, match=r"callbacks\[1\] is 3: it must be a function"):

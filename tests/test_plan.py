@@ -73,10 +73,10 @@ def test_the_table_for_people(tiny_plan):
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("fits: the most is") and "cpu:8: 8 devices of" in told.stdout
     assert "a step at least: seqkd " in told.stdout and "assumed:" in told.stdout
-    assert "--rows=N, the rows of data.train, gives the length of seqkd" in told.stdout
+    assert "--rows=N, the usable rows of data.train, gives the length of seqkd" in told.stdout
     assert " 0 TFLOP/s" not in told.stdout
     whole = plan(*arguments, "--config.stages=seqkd", NO_HELDOUT, "--rows=1000000", "--price=3600", "--details")
-    assert "the run at least: " in whole.stdout and "cost at least: " in whole.stdout
+    assert "the run, by these steps: " in whole.stdout and "cost, by these hours: " in whole.stdout
     assert "GB moved" in whole.stdout and "\\" not in whole.stdout
     assert told.stderr == "compiling: cross-entropy update\n"
     assert "not in those seconds: nothing; config.data.heldout names no held-out prompts" in told.stdout

@@ -200,7 +200,7 @@ def split(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
     Raises:
       UserError: one of the two would be empty.
     """
-    held = np.array([heldout.rank(dataset.source.messages(int(row))) < share for row in dataset.rows])
+    held = np.array([heldout.rank(dataset.source.messages(int(row)), "share") < share for row in dataset.rows])
     if held.all() or not held.any():
         raise UserError(
             f"data.heldout_share {share} holds out {held.sum()} of {len(held)} rows of "

@@ -46,14 +46,17 @@ def _whole_run(plan: Plan) -> list[str]:
     hours, cost = plan.hours, plan.cost
     if hours is not None:
         days = f" ({hours / 24:.1f} days)" if hours >= 24 else ""
-        lines.append(f"the run at least: {hours:.1f} hours{days}, {sum(plan.lengths.values())} steps")
+        lines.append(f"the run, by these steps: {hours:.1f} hours{days}, {sum(plan.lengths.values())} steps")
     elif lacking := [stage for stage in plan.config.stages if not plan.lengths.get(stage)]:
-        lines.append(f"the run: --rows=N, the rows of data.train, gives the length of {', '.join(lacking)}, in epochs")
+        lines.append(
+            f"the run: --rows=N, the usable rows of data.train, gives the length of {', '.join(lacking)}, in epochs"
+        )
     if cost is not None:
-        lines.append(f"cost at least: {cost:,.0f}, at {plan.price:g} for a device and an hour")
+        lines.append(f"cost, by these hours: {cost:,.0f}, at {plan.price:g} for a device and an hour")
     kept = plan.config.checkpoint.keep + bool(plan.config.checkpoint.best) + 1
+    more = " and those of checkpoint.keep_every" * bool(plan.config.checkpoint.keep_every)
     lines.append(
-        f"disk: {plan.checkpoint_bytes / 1e9:.1f} GB a checkpoint, up to {kept} at once; exports "
+        f"disk: {plan.checkpoint_bytes / 1e9:.1f} GB a checkpoint, up to {kept} at once{more}; exports "
         f"{plan.export_bytes / 1e9:.1f} GB"
     )
     return lines
@@ -136,7 +139,8 @@ def _table(plan: Plan, details: bool) -> str:
         found, seconds = program.compiled, program.compiled.seconds
         memory = program.name, gib(program.peak), f"{program.peak / plan.memory:.0%}"
         if not details:
-            slowest = max(seconds, key=lambda name: seconds[name]) if seconds else "-"
+            parts = {**seconds, "host": program.host_seconds} if seconds else {}
+            slowest = max(parts, key=lambda name: parts[name]) if parts else "-"
             rows.append((*memory, "-" if program.bound is None else f"{program.bound:.2f}", slowest))
             continue
         rows.append(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gadjax.data.heldout import lowest, rank
+from gadjax.data.heldout import heldout_path, rank
 from gadjax.data.prompts import Prompt
 from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
@@ -244,12 +244,15 @@ def question(teacher: TeacherClient, asked: Question) -> dict[str, Any]:
 
 
 def write_parquet(
-    path: pathlib.Path, teacher: TeacherClient, asked: Sequence[Question], ledger: Ledger, heldout: int = 0
+    path: pathlib.Path,
+    teacher: TeacherClient,
+    asked: Sequence[Question],
+    ledger: Ledger,
+    held: frozenset[float] = frozenset(),
 ) -> Tally:
     """Writes every answer of the ledger to a Parquet file, whole or not at all, and returns counts.
 
-    With `heldout`, the answers to so many prompts go to `heldout_path(path)` instead. A hash of the prompt chooses
-    them.
+    The answers to prompts whose `gadjax.data.heldout.rank` is in `held` go to `heldout_path(path)` instead.
 
     Answers to `asked` come first, in its order. Answers to other prompts, or with other settings, follow in the order
     of arrival. Without an answer, no file is written.
@@ -262,20 +265,16 @@ def write_parquet(
     names = [name for name in known if name in ledger] + [name for name in ledger if name not in known]
     tally = Tally()
     sides = {path: names}
-    if heldout:
+    if held:
         ranks = {name: rank(ledger[name]["content"]) for name in names}
-        held = lowest(ranks.values(), heldout)
         sides = {path: [name for name in names if ranks[name] not in held]}
         sides[heldout_path(path)] = [name for name in names if ranks[name] in held]
     for file, chosen in sides.items():
         if chosen:
             _write(file, teacher, chosen, known, ledger, tally)
+        else:  # answers of an earlier run, which are on the other side now
+            file.unlink(missing_ok=True)
     return tally
-
-
-def heldout_path(path: pathlib.Path) -> pathlib.Path:
-    """The Parquet file of the held-out prompts' answers, beside that of the others."""
-    return path.with_name(f"{path.stem}.heldout.parquet")
 
 
 def _write(

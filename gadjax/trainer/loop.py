@@ -186,8 +186,9 @@ class TrainingRun:
         asked = threading.Event()
         here = self.position
         done = StepDone(here.stage, here.step, here.stage_step, self.lengths[here.stage], logged, figures, asked.set)
-        for callback in callbacks if processes.is_first() else ():
-            callback(done)
+        with processes.together():
+            for callback in callbacks if processes.is_first() else ():
+                callback(done)
         return processes.as_first_says(asked.is_set())
 
     def _stopped(self) -> Stopped:

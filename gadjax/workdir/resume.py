@@ -37,6 +37,7 @@ _FIXED = (
     "data.max_prompt_length",
     "data.max_response_length",
     "data.cut_answers",
+    "data.heldout_share",
     "data.chat_template",
     "data.template_args",
     "data.template_date",
@@ -52,6 +53,7 @@ _FIXED = (
 # The values that runs had before gadjax had the field.
 _EARLIER = {
     "lora.rank": 0,
+    "data.heldout_share": 0.0,
     "discriminator.random_init": False,
     "discriminator.kind": "score",
     "discriminator.baseline": "policy",
@@ -73,6 +75,9 @@ def check_processes(setup: Setup, workdir: pathlib.Path) -> None:
     with processes.together(), contextlib.closing(Checkpoints.of(workdir, setup.config)) as checkpoints:
         parts = {"config": setup.config.to_dict(), **run_facts(setup), "workdir": str(workdir)}
         parts["checkpoints"] = checkpoints.steps()
+        parts["callbacks"] = bool(setup.extensions.callbacks)  # after a step all processes ask whether one ends the run
+        for name in ("origins", "teachers"):  # of model cards alone
+            del parts[name]
     processes.check_equal({name: digest(json.dumps(value, sort_keys=True).encode()) for name, value in parts.items()})
 
 
@@ -113,6 +118,7 @@ def check_workdir(
     # did not record cannot have changed.
     config, facts = read_workdir(workdir)
     fields = [field for field in _FIXED if _value(config, field) is not None]
+    facts = {"extensions": {}} | facts  # earlier versions had none
     known = {name: value for name, value in run_facts(setup).items() if name in facts}
     changes = _changes(_identity(config, facts, fields), _identity(setup.config, known, fields))
     # The stages after the current one may change.
