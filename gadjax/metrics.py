@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import json
 import math
 import os
 import pathlib
-import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gadjax.append_log import AppendLog
 from gadjax.errors import UserError
 from gadjax.files import keeping, replace
+from gadjax.metric_views import Sample, TensorBoard, WandB
 
 HELDOUT = "heldout/"  # prefix of the figures measured on held-out prompts
 BEGINS, ENDS = "begins", "ends"  # states of a watchdog's warning
 _METRIC = ("kind", "stage", "step")  # fields that every line of metrics.jsonl has
 SAMPLE = ("step", "stage")  # the same for samples.jsonl
+_SAMPLES = 4  # answers of a measurement that TensorBoard shows
 
 Figures = Mapping[str, Any]  # by name: Python numbers, numpy scalars, or arrays of one element
 
@@ -45,6 +46,7 @@ class MetricsLogger:
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
         write: bool = True,
     ):
         """Creates the files, or opens those of the run that continues.
@@ -55,6 +57,7 @@ class MetricsLogger:
           wandb: arguments of `wandb.init`, such as project and config; None: nothing goes to Weights & Biases.
           resume_step: the step of the checkpoint from which the run continues. Lines past it are removed. None: the run
             starts over, because it is new or ended before its first checkpoint.
+          config: the run's config, JSON values, for TensorBoard to show.
           write: False on every process but the first: nothing is written.
 
         Raises:
@@ -63,14 +66,16 @@ class MetricsLogger:
         """
         workdir = pathlib.Path(workdir)
         self._record = _JsonLines(workdir / "metrics.jsonl", resume_step, _METRIC, write)
-        self._views: list[_TensorBoard | _WandB] = []
+        self._views: list[TensorBoard | WandB] = []
         try:
             # The last step recorded, by kind.
             self._last = {"train": -1, "heldout": -1} | {record["kind"]: record["step"] for record in self._record.kept}
+            stages = [record["stage"] for record in self._record.kept if record["kind"] == "train"]
+            self._stages = list(dict.fromkeys(stages))  # that have begun
             if write and tensorboard:
-                self._views.append(_TensorBoard(workdir / "tensorboard", resume_step))
+                self._views.append(TensorBoard(workdir / "tensorboard", resume_step, config))
             if write and wandb is not None:
-                self._views.append(_WandB(workdir, dict(wandb), resume_step))
+                self._views.append(WandB(workdir, dict(wandb), resume_step))
         except BaseException:
             self.close()  # a notebook's traceback would keep the log, and its lock
             raise
@@ -89,7 +94,12 @@ class MetricsLogger:
         Raises:
           ValueError: the step is already recorded.
         """
-        return self._log("train", step, stage, figures)
+        numbers = self._log("train", step, stage, figures)
+        if begins := stage not in self._stages:
+            self._stages.append(stage)
+        for view in self._views:
+            view.stage(step, stage, self._stages.index(stage) + 1, begins)
+        return numbers
 
     def log_heldout(self, step: int, stage: str, figures: Figures) -> None:
         """Records figures measured on held-out prompts after `step`; their names gain the prefix "heldout/".
@@ -98,6 +108,15 @@ class MetricsLogger:
           ValueError: held-out figures of this step or a later one are already recorded.
         """
         self._log("heldout", step, stage, {HELDOUT + name: value for name, value in figures.items()})
+
+    def show_samples(self, step: int, stage: str, samples: Iterable[Sample]) -> None:
+        """Shows the first few of the answers to held-out prompts after `step` in TensorBoard.
+
+        `SampleLog` is their record.
+        """
+        for sample in itertools.islice(samples, _SAMPLES):
+            for view in self._views:
+                view.sample(step, stage, sample)
 
     def log_warning(self, step: int, stage: str, watchdog: str, row: Mapping[str, Any], line: str) -> None:
         """Records a watchdog's message after a step, in `metrics.jsonl` and as a text in TensorBoard.
@@ -149,17 +168,15 @@ class SampleLog:
         """Closes the file."""
         self._lines.close()
 
-    def log(self, step: int, stage: str, row: int, prompt: str, teacher: str, student: str) -> None:
+    def log(self, step: int, stage: str, sample: Sample) -> None:
         """Records one answer.
 
         Args:
           step: the step after which it was sampled, counted over all stages.
           stage: the stage of that step.
-          row: the prompt's row in the held-out file.
-          prompt, teacher, student: as text.
+          sample: the prompt and the answers.
         """
-        answer = {"row": row, "prompt": prompt, "teacher": teacher, "student": student}
-        self._lines.write({"step": step, "stage": stage}, answer)
+        self._lines.write({"step": step, "stage": stage}, sample._asdict())
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -245,83 +262,6 @@ class _JsonLines:
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
-
-
-class _TensorBoard:
-    """A TensorBoard event file with a scalar for each figure.
-
-    It uses only TensorBoard's protos and record format. TensorBoard's own writer, `EventFileWriter`, imports tensorflow
-    where it is installed, and writes in a thread, so that a full disk would go unnoticed for minutes.
-    """
-
-    def __init__(self, folder: pathlib.Path, resume_step: int | None):
-        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._tensor, self._string = tensor_pb2.TensorProto, types_pb2.DT_STRING
-        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
-        self._text = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
-        # TensorBoard reads a folder's files in the order of their names.
-        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-        self._path = folder / f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}"
-        with keeping(self._path):
-            folder.mkdir(exist_ok=True)
-            self._writer = RecordWriter(open(self._path, "wb"))  # noqa: SIM115, open as long as the run
-        self._add(file_version="brain.Event:2")
-        # The event START at a step makes TensorBoard drop what earlier files hold from that step on.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=0 if resume_step is None else resume_step + 1, session_log=start)
-
-    def write(self, step: int, stage: str, figures: Mapping[str, float]) -> None:
-        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._add(step=step, summary=self._summary(value=scalars))
-
-    def warn(self, step: int, watchdog: str, line: str) -> None:
-        text = self._tensor(dtype=self._string, string_val=[line.encode()])
-        value = self._summary.Value(tag=f"warning/{watchdog}", metadata=self._text, tensor=text)
-        self._add(step=step, summary=self._summary(value=[value]))
-
-    def _add(self, **fields: Any) -> None:
-        with keeping(self._path):
-            self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-            self._writer.flush()
-
-    def close(self) -> None:
-        with keeping(self._path):
-            self._writer.close()
-
-
-class _WandB:
-    """A Weights & Biases run. A run that continues goes on in the same one, whose id is in the workdir."""
-
-    def __init__(self, workdir: pathlib.Path, arguments: dict[str, Any], resume_step: int | None):
-        try:
-            import wandb
-        except ModuleNotFoundError:
-            raise UserError(
-                "config.log.wandb_project asks for Weights & Biases, which is not installed: pip install "
-                'wandb, or leave the field at ""'
-            ) from None
-        name = workdir / "wandb_id"
-        if resume_step is None or not name.exists():
-            replace(name, uuid.uuid4().hex.encode())
-        try:
-            # W&B itself ignores steps that the run already has.
-            self._run = wandb.init(dir=workdir, id=name.read_text(), resume="allow", **arguments)
-        except wandb.Error as error:
-            raise UserError(
-                f"Weights & Biases does not start ({error}): wandb login, or set WANDB_MODE=offline"
-            ) from None
-
-    def write(self, step: int, stage: str, figures: Mapping[str, float]) -> None:
-        self._run.log({**figures, "stage": stage}, step=step)
-
-    def warn(self, step: int, watchdog: str, line: str) -> None:
-        """Does nothing: W&B makes its own alerts from the figures."""
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def read_lines(path: pathlib.Path, fields: Sequence[str]) -> Iterable[tuple[bytes, dict[str, Any]]]:

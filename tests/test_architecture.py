@@ -15,7 +15,7 @@ pytestmark = pytest.mark.quick
 FLOORS = (
     {"callable_module", "errors", "version"},
     {"files", "segments", "stage_table", "task_progress"},
-    {"append_log", "config", "hub"},
+    {"append_log", "config", "hub", "metric_views"},
     {"metrics"},
     {"run_log"},
     {"parallel"},

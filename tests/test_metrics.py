@@ -2,15 +2,14 @@
 
 import json
 import math
-import subprocess
 import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gadjax.errors import UserError
+from gadjax.metric_views import Sample
 from gadjax.metrics import MetricsLogger, SampleLog, read_heldout, read_metrics, read_stages
 
 
@@ -156,37 +155,11 @@ def test_other_processes_write_nothing(tmp_path):
     samples = SampleLog(tmp_path, write=False)
     logger.log(1, "gad", {"a": 1})
     logger.log_heldout(1, "gad", {"a": 1})
-    samples.log(1, "gad", 0, "p", "t", "s")
+    logger.show_samples(1, "gad", [Sample(0, "p", "t", "s")])
+    samples.log(1, "gad", Sample(0, "p", "t", "s"))
     logger.close()
     samples.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def read_events(folder):
-    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {
-        tag: [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors(tag)]
-        for tag in events.Tags()["tensors"]
-    }
-
-
-def test_tensorboard_reads_the_events(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = MetricsLogger(tmp_path)
-    for step in (1, 2):
-        logger.log(step, "gad", {"generator/loss": step / 2, "tokens": 10 * step})
-        logger.log_heldout(step, "gad", {"nll": float(step)})
-    expected = {
-        "generator/loss": [(1, 0.5), (2, 1.0)],
-        "tokens": [(1, 10.0), (2, 20.0)],
-        "heldout/nll": [(1, 1.0), (2, 2.0)],
-    }
-    assert read_events(tmp_path / "tensorboard") == expected, "the events are there while the run goes on"
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("generator/loss")] == [(1, 0.5), (2, 1.0)]
 
 
 def test_warnings_are_rows_and_texts_and_no_figures(tmp_path):
@@ -219,96 +192,9 @@ def test_a_log_that_cannot_open_lets_go_of_its_file(tmp_path, monkeypatch):
     MetricsLogger(tmp_path, tensorboard=False).close()
 
 
-def test_wandb_gets_no_warnings(tmp_path, wandb_runs):
-    logger = MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p"})
-    logger.log_warning(1, "gad", "kl", {}, "warning")
-    assert wandb_runs[0].logged == []
-
-
-@pytest.mark.parametrize(("resume_step", "expected"), [(2, [(1, 1.0), (2, 2.0), (3, -3.0)]), (None, [(3, -3.0)])])
-def test_events_past_the_checkpoint_are_dropped_on_resume(tmp_path, resume_step, expected):
-    logger = MetricsLogger(tmp_path)
-    for step in range(1, 6):
-        logger.log(step, "gad", {"a": step})
-    (first,) = (tmp_path / "tensorboard").iterdir()
-    first.write_bytes(first.read_bytes()[:-5])  # as a killed run leaves it
-    MetricsLogger(tmp_path, resume_step=resume_step).log(3, "gad", {"a": -3})
-    assert read_events(tmp_path / "tensorboard")["a"] == expected
-
-
-def test_metrics_import_neither_tensorflow_nor_torch(tmp_path):
-    (tmp_path / "tensorflow.py").write_text("raise AssertionError('tensorflow is imported')")
-    code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-from gadjax.metrics import MetricsLogger
-assert 'tensorboard' not in sys.modules
-logger = MetricsLogger({str(tmp_path)!r})
-logger.log(1, 'gad', {{'a': 1.0}})
-logger.close()
-assert not {{'tensorflow', 'torch'}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-class FakeRun:
-    def __init__(self, **arguments):
-        self.arguments, self.logged, self.finished = arguments, [], False
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.finished = True
-
-
-@pytest.fixture
-def wandb_runs(monkeypatch):
-    """Runs that a stand-in for the wandb package was asked for."""
-    runs = []
-
-    def init(**arguments):
-        runs.append(FakeRun(**arguments))
-        return runs[-1]
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=ConnectionError))
-    return runs
-
-
-def test_wandb_gets_the_figures(tmp_path, wandb_runs):
-    logger = MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p", "config": {"seed": 1}})
-    logger.log(4, "gad", {"a": np.float32(0.5)})
-    logger.log_heldout(4, "gad", {"nll": 2.0})
-    logger.close()
-    (run,) = wandb_runs
-    assert (run.arguments["project"], run.arguments["config"]) == ("p", {"seed": 1})
-    assert run.logged == [(4, {"a": 0.5, "stage": "gad"}), (4, {"heldout/nll": 2.0, "stage": "gad"})]
-    assert run.finished
-
-
-def test_wandb_continues_the_same_run_on_resume_only(tmp_path, wandb_runs):
-    for resume_step in (None, 3, None):
-        MetricsLogger(tmp_path, tensorboard=False, wandb={"project": "p"}, resume_step=resume_step)
-    first, resumed, fresh = (run.arguments["id"] for run in wandb_runs)
-    assert first == resumed != fresh
-    assert wandb_runs[1].arguments["resume"] == "allow"
-
-
-def test_wandb_that_is_missing_or_refuses(tmp_path, monkeypatch, wandb_runs):
-    def refuse(**_):
-        raise ConnectionError("no api key")
-
-    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
-    with pytest.raises(UserError, match=r"no api key.*wandb login"):
-        MetricsLogger(tmp_path, wandb={"project": "p"})
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        MetricsLogger(tmp_path, wandb={"project": "p"})
-
-
 def test_samples_hold_the_texts_as_they_are(tmp_path):
     samples = SampleLog(tmp_path)
-    samples.log(0, "before", 12, "two\nlines\u2028and more", '"quoted" 好', "")
+    samples.log(0, "before", Sample(12, "two\nlines\u2028and more", '"quoted" 好', ""))
     (line,) = (tmp_path / "samples.jsonl").read_bytes().splitlines()
     assert json.loads(line) == {
         "step": 0,
@@ -325,8 +211,8 @@ def test_samples_past_the_checkpoint_are_removed(tmp_path):
     samples = SampleLog(tmp_path)
     for step in (0, 2, 4):
         for row in (1, 2):
-            samples.log(step, "gad", row, "p", "t", f"s{step}")
-    SampleLog(tmp_path, resume_step=2).log(4, "gad", 1, "p", "t", "again")
+            samples.log(step, "gad", Sample(row, "p", "t", f"s{step}"))
+    SampleLog(tmp_path, resume_step=2).log(4, "gad", Sample(1, "p", "t", "again"))
     records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(r["step"], r["row"], r["student"]) for r in records] == [
         (0, 1, "s0"),

@@ -11,6 +11,7 @@ import pytest
 
 import gadjax
 from gadjax.errors import UserError
+from gadjax.metric_views import Sample
 from gadjax.metrics import BEGINS, MetricsLogger, SampleLog
 
 pytestmark = pytest.mark.quick
@@ -25,7 +26,7 @@ def workdir(tmp_path) -> pathlib.Path:
     logger.log(1, "warmup", {"discriminator/loss": 0.5})
     logger.log(2, "gad", {"discriminator/loss": 0.25, "generator/loss": math.inf})
     logger.log_heldout(2, "gad", {"nll": 2.5, "rouge_l": 0.5})
-    samples.log(0, "before", 7, "a prompt", "the teacher's", "the student's")
+    samples.log(0, "before", Sample(7, "a prompt", "the teacher's", "the student's"))
     for log in (logger, samples):
         log.close()
     return tmp_path

@@ -21,6 +21,7 @@ from gadjax.parallel import mesh as meshes
 from gadjax.train import run
 from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import untimed
+from tests.test_metric_views import read_texts
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "shared_programs")
 
@@ -122,6 +123,13 @@ class TestFinishedRun:
         assert all(set(line) == {"step", "stage", "row", "prompt", "teacher", "student"} for line in lines)
         assert "What is four plus zero" in lines[0]["prompt"]
         assert lines[0]["teacher"] == "four"
+
+    def test_tensorboard_has_texts(self, finished_run):
+        texts = read_texts(finished_run.workdir / "tensorboard")
+        assert set(texts) == {"config", "stages", "samples/row 0", "samples/row 1"}
+        assert [step for step, _ in texts["stages"]] == [1, 4]
+        assert [step for step, _ in texts["samples/row 1"]] == [0, 2, 3, 5, 6]
+        assert '"stages": [' in texts["config"][0][1]
 
     def test_export(self, finished_run):
         export = finished_run.workdir / "export"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from gadjax.data.pipeline import batches
 from gadjax.distill.state import GadState
 from gadjax.errors import Stopped, UserError
 from gadjax.extensions import StepDone
+from gadjax.metric_views import Sample
 from gadjax.metrics import MetricsLogger, SampleLog, read_metrics
 from gadjax.models import lora
 from gadjax.models.model import Params
@@ -90,9 +90,8 @@ class TrainingRun:
         with processes.together(), contextlib.ExitStack() as opened:  # logs are closed where the next one fails
             self.samples = SampleLog(workdir, **logging)
             opened.callback(self.samples.close)
-            self.logger = MetricsLogger(
-                workdir, tensorboard=self.config.log.tensorboard, wandb=self._wandb(), **logging
-            )
+            views: Any = {"tensorboard": self.config.log.tensorboard, "wandb": self._wandb()}
+            self.logger = MetricsLogger(workdir, config=self.config.to_dict(), **views, **logging)
             opened.callback(self.logger.close)
             self.watchdogs = Watchdogs(_teacher(setup), scalar=setup.discriminator.head == "score")
             if saved and processes.is_first():
@@ -245,9 +244,11 @@ class TrainingRun:
                 student = lambda: initial_generator(self.setup) if self.base is None else self.base  # noqa: E731
                 figures |= self.heldout.sampled_figures(generator, student)
         self.logger.log_heldout(self.position.step, stage, figures)
-        shown = list(zip(answers.rows, answers.prompts, answers.teacher, answers.student, strict=True))
-        for answer in itertools.islice(shown, self.config.evaluation.shown):
-            self.samples.log(self.position.step, stage, *answer)
+        shown = list(map(Sample, answers.rows, answers.prompts, answers.teacher, answers.student))
+        shown = shown[: self.config.evaluation.shown]
+        for sample in shown:
+            self.samples.log(self.position.step, stage, sample)
+        self.logger.show_samples(self.position.step, stage, shown)
         return {name: float(value) for name, value in figures.items()}
 
     def _watch(self, figures: dict[str, Any]) -> None:
