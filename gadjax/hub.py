@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand
@@ -49,11 +50,32 @@ def local_directory(name: str | os.PathLike[str], files: Sequence[str]) -> pathl
     from huggingface_hub import snapshot_download  # slow to import, and not needed for a directory
 
     try:
-        return pathlib.Path(snapshot_download(os.fspath(name), allow_patterns=[*files], ignore_patterns=[*_IGNORED]))
+        with quiet():
+            return pathlib.Path(
+                snapshot_download(os.fspath(name), allow_patterns=[*files], ignore_patterns=[*_IGNORED])
+            )
     except Exception as error:  # the hub's own errors, and those of its HTTP client: time-outs, proxies, TLS
         raise UserError(
-            f"{name}: no such directory, and the hub did not provide it either ({first_line(error)})"
+            f"{name}: no such directory, and the hub did not provide it either ({first_line(error)}); without a "
+            "network, give a directory"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which `huggingface_hub` keeps quiet about attempts that fail: the error's own line says why.
+
+    Where the user has set HF_HUB_VERBOSITY, that decides.
+    """
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    if not os.environ.get("HF_HUB_VERBOSITY"):
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @dataclasses.dataclass(frozen=True)

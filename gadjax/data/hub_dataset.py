@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from gadjax.data.dataset_name import parse
 from gadjax.errors import UserError, first_line
 from gadjax.files import expand
+from gadjax.hub import quiet
 
 _CONVERTED = "refs/convert/parquet"
 _FILE = re.compile(r"(?P<split>[\w.-]+?)(-\d+-of-\d+(-\w+)?)?\.parquet")
@@ -38,11 +39,14 @@ def files(text: str) -> list[pathlib.Path]:
     if len(parts) > 3 or not all(re.fullmatch(r"[\w.-]+", part) for part in parts):
         raise UserError(f"{text}: no such folder, and no id of the hub's datasets such as OWNER/NAME")
     try:
-        return _download(text, "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, source.split)
+        with quiet():
+            return _download(text, "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, source.split)
     except UserError:
         raise
     except Exception as error:  # the hub's own, and whatever its HTTP client raises: time-outs, proxies, TLS
-        raise UserError(f"{text}: the hub does not give it ({first_line(error)})") from None
+        raise UserError(
+            f"{text}: the hub does not give it ({first_line(error)}); without a network, give a folder"
+        ) from None
 
 
 def _download(text: str, name: str, config: str | None, split: str) -> list[pathlib.Path]:
