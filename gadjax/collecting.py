@@ -141,8 +141,11 @@ async def _run(
                 )
             waiting = batches.keys()
             to_ask = [one for one in missing if collector.key(teacher, one) not in waiting]
-            spent = budget.spent + budget.at_risk + budget.prices.cost(batches.most, batch=True) if budget else 0.0
-            show_estimate(to_ask, spent=spent, waiting=len(missing) - len(to_ask))
+            costs: dict[str, float] = {}
+            if budget:
+                under_way = budget.prices.cost(batches.most, batch=True)
+                costs = {"spent": budget.spent, "set_aside": budget.at_risk + under_way}
+            show_estimate(to_ask, waiting=len(missing) - len(to_ask), **costs)
             if settings.dry_run:
                 return Collection(out, len(asked))
             result = await _ask(settings, teacher, asked, ledger, budget, batches)

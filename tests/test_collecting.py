@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,37 @@ def test_in_a_notebook(prompts, tmp_path):
 
     with FakeServer() as server:
         assert asyncio.run(cell(server)).rows == 3
+
+
+def test_a_run_that_goes_on_counts_the_money_of_the_run_before_as_that_run_did(prompts, tmp_path, capsys):
+    """What was spent and what is set aside for an answer that was lost: at the end of one run, before the next, and at
+    its end. An answer of 3 tokens, with its prompt of 7, costs 0.003007."""
+
+    def behave(prompt: str, attempt: int):
+        if "three" in prompt:
+            return Reply(seconds=1.5) if attempt == 1 else error(400, "no") if attempt == 2 else Reply()
+        return Reply()
+
+    settings = dict(model="m", max_tokens=16, input_price=1.0, output_price=1000.0, budget=4.0)
+    settings |= dict(max_retries=0, requests_timeout=0.5)
+    estimates, ends = [], []
+    with FakeServer(behave) as server:
+        for _ in range(3):
+            gadjax.collect(prompts, tmp_path / "t.parquet", base_url=server.base_url, **settings)
+            begun, ended = (line for line in capsys.readouterr().out.splitlines() if line.startswith("cost: "))
+            estimates.append(begun)
+            ends.append(ended)
+    lost = re.search(r", and (\S+) set aside for 1 attempts", ends[0]).group(1)
+    assert 0.016 < float(lost) < 0.0163, "all tokens of an answer, and one for each byte of its prompt"
+    of_lost = f", and {lost} set aside for 1 attempts of which no answer came, but which may have to be paid for"
+    assert ends == [
+        f"cost: 0.006014 of --budget=4{of_lost}",
+        f"cost: 0.006014 of --budget=4, 0.006014 of it by earlier runs{of_lost}",
+        f"cost: 0.009021 of --budget=4, 0.006014 of it by earlier runs{of_lost}",
+    ]
+    assert "before" not in estimates[0]
+    before = f"; 0.006014 spent before; {lost} set aside for earlier requests that may have to be paid for; "
+    assert before in estimates[1] and before in estimates[2]
 
 
 def test_failures_are_returned(prompts, tmp_path):

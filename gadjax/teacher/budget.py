@@ -49,6 +49,7 @@ class Budget:
           limit: the budget; None only counts.
         """
         self.prices, self.limit, self.ledger = prices, limit, ledger
+        self.before = self.spent  # by earlier runs
         self.under_way = 0
         self.changed = asyncio.Event()
 
@@ -67,6 +68,8 @@ class Budget:
         line = f"cost: {self.spent:.4g}"
         if self.limit is not None:
             line += f" of --budget={self.limit:g}"
+        if self.before:
+            line += f", {self.before:.4g} of it by earlier runs"
         if lost := self.ledger.attempts_open:
             line += (
                 f", and {self.at_risk:.4g} set aside for {lost} attempts of which no answer came, but which may have "
@@ -133,6 +136,7 @@ def estimate(
     tokenizer: str | None = None,
     prices: Prices | None = None,
     spent: float = 0.0,
+    set_aside: float = 0.0,
     limit: float | None = None,
     batch: bool = False,
 ) -> list[str]:
@@ -147,7 +151,8 @@ def estimate(
       max_tokens: of an answer.
       tokenizer: directory or hub id that counts the input; None estimates it from characters.
       prices: None if the user gave none.
-      spent: cost of earlier runs, with what is set aside for their lost attempts.
+      spent: cost of the answers of earlier runs.
+      set_aside: cost, at most, of their attempts that were lost, and of batches under way.
       limit: the budget.
       batch: whether the Batch API is asked.
 
@@ -160,9 +165,10 @@ def estimate(
     else:
         tokens, counted_by = _count_tokens(missing, system, tokenizer), f"counted by --tokenizer={tokenizer}"
     most = Usage(tokens, len(missing) * max_tokens)
-    before = len(prompts) * samples - len(missing) - waiting
+    answered = len(prompts) * samples - len(missing) - waiting
     line = f"{len(prompts)} prompts" + (f" x {samples} answers" if samples > 1 else "")
-    line += (f", {before} answered before" if before else "") + (f", {waiting} in batches under way" if waiting else "")
+    line += f", {answered} answered before" if answered else ""
+    line += f", {waiting} in batches under way" if waiting else ""
     lines = [
         f"{line}: {len(missing)} requests",
         f"input: about {most.prompt:,} tokens ({counted_by})",
@@ -174,11 +180,11 @@ def estimate(
     line = f"cost: at most about {cost:.4g}"
     if batch:
         line += f", at {prices.batch:g} of the prices by --batch"
-    if spent:
-        line += f"; {spent:.4g} spent before"
+    line += f"; {spent:.4g} spent before" if spent else ""
+    line += f"; {set_aside:.4g} set aside for earlier requests that may have to be paid for" if set_aside else ""
     if limit is not None:
         line += f"; --budget={limit:g}"
-        line += " is enough" if spent + cost <= limit else " may end it before the last prompt"
+        line += " is enough" if spent + set_aside + cost <= limit else " may end it before the last prompt"
     return [*lines, line]
 
 

@@ -114,3 +114,9 @@ def test_the_estimate_in_words():
         f"cost: at most about {(826 * 2 + 70000) / 2e6:.4g}, at 0.5 of the prices by --batch; 0.01 spent before; "
         "--budget=1 is enough"
     )
+    aside = made(prices=PRICES, spent=0.01, set_aside=0.5, limit=1.0)[-1]
+    assert aside.endswith(
+        "; 0.01 spent before; 0.5 set aside for earlier requests that may have to be paid for; --budget=1 is enough"
+    )
+    aside = made(prices=PRICES, spent=0.01, set_aside=0.95, limit=1.0)[-1]
+    assert aside.endswith("may end it before the last prompt"), "what is set aside takes room"
