@@ -126,7 +126,8 @@ class RunProgress:
             self.console.print()
             self.console.print(stage_table(figures))
         workdir = pathlib.Path(workdir)
-        files = dict(config="config.json", metrics="metrics.jsonl", samples="samples.jsonl", TensorBoard="tensorboard")
+        names = ["run.html", "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard"]
+        files = dict(zip(("page", "config", "metrics", "samples", "TensorBoard"), names, strict=True))
         places: dict[str, Place] = {name: workdir / file for name, file in files.items()}
         places |= {"checkpoints": os.fspath(checkpoints), **exported}
         lines = [f"{name:<15}{place}" for name, place in places.items() if is_url(place) or os.path.exists(place)]

@@ -64,6 +64,7 @@ class TestFinishedRun:
     def test_workdir(self, finished_run):
         workdir = finished_run.workdir
         assert {path.name for path in workdir.iterdir()} == {
+            "run.html",
             "config.json",
             "run.json",
             "tokenizer",

@@ -1,4 +1,4 @@
-"""Pages of an evaluation as one self-contained file each.
+"""Pages of evaluations and runs, each as one self-contained file.
 
 A page requests nothing: style sheet, script and data are in the file. Its Content-Security-Policy allows only that
 style sheet and that script, by their hashes. What a model wrote is shown as text and never read as HTML.
@@ -43,7 +43,8 @@ def write_page(
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
     policy += "base-uri 'none'; form-action 'none'"
     options: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = jinja2.Environment(**options).from_string((folder / template).read_text("utf-8"))
+    loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8"))
+    page = jinja2.Environment(loader=loader, **options).get_template(template)
     text = page.render(context, policy=policy, style=style, script=script)
     with whole_output(out) as partial, writing(out):
         # UTF-8 cannot hold a lone surrogate; its escape is also JSON's.

@@ -55,8 +55,13 @@ def read_answers(directory: pathlib.Path, results: Mapping[str, Any]) -> dict[st
     return {"columns": [columns[n] for n in used], "sets": [part["name"] for part in results["sets"]], "rows": rows}
 
 
-def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
+def add_samples(answers: dict[str, Any], path: pathlib.Path, *, note: str = " (run)") -> None:
     """Adds a run's `samples.jsonl` as a set: the student's answers to held-out prompts after each stage.
+
+    Args:
+      answers: as `read_answers` returns them.
+      path: the file.
+      note: what follows the names of the stages.
 
     Raises:
       UserError: a line is not a sample.
@@ -73,7 +78,7 @@ def add_samples(answers: dict[str, Any], path: pathlib.Path) -> None:
         teacher = len(answers["columns"]) - 1
     first = len(answers["columns"])
     answers["columns"] += [
-        {"name": f"{stage_title(stage)} (run)", "note": f"step {latest[stage]:,}", "colour": f"c{n % 6}"}
+        {"name": f"{stage_title(stage)}{note}", "note": f"step {latest[stage]:,}", "colour": f"c{n % 6}"}
         for n, stage in enumerate(stages)
     ]
     number = len(answers["sets"])

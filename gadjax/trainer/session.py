@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from gadjax.data.pipeline import Counts, shared_prompts
 from gadjax.errors import Stopped
+from gadjax.evaluation.run_page import write_run_page
 from gadjax.extensions import NO_EXTENSIONS, Extensions
 from gadjax.metrics import read_heldout
 from gadjax.parallel import processes
@@ -77,6 +78,8 @@ def train_and_export(
                     exported[network] = workdir / "export" / network
                     progress.say(f"writing {exported[network]}")
                     export_network(workdir, network, trained.params, run.position.step, exported[network])
+        if first:
+            write_run_page(workdir)
         progress.summary(figures, workdir, run.checkpoints.directory, exported)
         if best := run.checkpoints.best():
             step, figure = best

@@ -254,7 +254,7 @@ def test_an_evaluation_of_nothing_is_a_page(tmp_path):
     written.save(tmp_path / "e", written.write(tmp_path / "other") | empty)
     tmp_path /= "e"
     page = _Page(write_report(tmp_path).read_text("utf-8"))
-    assert "holds no scores" in page.text and "holds no answers" in page.text and "data" not in page.ids()
+    assert "holds no scores" in page.text and "There are no answers" in page.text and "data" not in page.ids()
 
 
 @pytest.mark.parametrize("unit", ["words", "tokens"])
