@@ -7,10 +7,13 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import gadjax
 from gadjax.config import shipped
@@ -124,3 +127,16 @@ def _output(*command: str | pathlib.Path, folder: pathlib.Path | None = None) ->
     finished = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def test_the_tested_versions_are_those_that_the_package_allows(repo):
+    """constraints.txt has a version of each dependency, and pyproject.toml allows it."""
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (repo / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    tested = {canonicalize_name(name): version for name, version in pinned.items()}
+    needed = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["test"])]
+    for requirement in needed:
+        name = canonicalize_name(requirement.name)
+        if name != "torch":  # an oracle of the tests, whose version has the build's name in it
+            assert requirement.specifier.contains(tested[name]), requirement
