@@ -54,7 +54,7 @@ def test_what_is_copied_builds_the_whole_wheel(repo, tmp_path, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_installed_is_what_the_readme_installs(repo, name):
-    """A requirements file that is copied and exists, or the clone with an extra of pyproject.toml; in tested versions."""
+    """A requirements file that is copied and exists, or the clone with an extra of pyproject.toml; tested versions."""
     text, readme = (repo / "launch" / name).read_text(), (repo / "README.md").read_text()
     (command,) = (" ".join(words[1:]) for words in instructions(repo / "launch" / name) if words[0] == "RUN")
     installed = command.replace(" --no-cache-dir -c constraints.txt", "").replace('".${EXTRA}"', ".")
