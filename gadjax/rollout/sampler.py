@@ -44,8 +44,8 @@ from gadjax.rollout.queue import IDLE, Queue, QueueSizes
 
 # Names of the two loops in the compiled program, by which `gadjax.planning` finds them.
 ADMISSIONS, TOKEN_STEPS = "admissions", "token_steps"
-_ROWS = P(BATCH)  # arrays whose first axis is split over the shards: slots, places, samples, counters
-_CACHES = P(None, BATCH, "tensor")
+ROWS = P(BATCH)  # arrays whose first axis is split over the shards: slots, places, samples, counters
+CACHES = P(None, BATCH, "tensor")
 
 
 class Samples(struct.PyTreeNode):
@@ -101,7 +101,7 @@ def rollout(
     prompt, prompt_length = jnp.asarray(prompt), jnp.asarray(prompt_length)
     batch, width = prompt.shape
     sizes = sizes_of(model.mesh, batch, width, num_samples, slots)
-    loop = _Loop(model, params, (prompt, prompt_length, keys), sampling, sizes)
+    loop = Loop(model, params, (prompt, prompt_length, keys), sampling, sizes)
     with jax.named_scope(ADMISSIONS):
         state = jax.lax.while_loop(loop.unfinished, loop.one_admission, loop.start())
     grouped = lambda x: x.reshape(batch, num_samples, *x.shape[1:])  # noqa: E731
@@ -137,16 +137,25 @@ class _StepInput(NamedTuple):
     keys: jax.Array  # [S] the next token is drawn with these
 
 
-class _Loop:
+class Loop:
     """The conditions and bodies of the two loops.
 
     A slot starts by reading its prompt's last token, which therefore lies in the slot's cache and not in the place's.
     All shards take every turn together, because the devices of the tensor axis exchange activations in it.
     """
 
-    def __init__(self, model: Model, params: Params, inputs: tuple[jax.Array, ...], how: Sampling, sizes: QueueSizes):
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        inputs: tuple[jax.Array, ...],
+        how: Sampling,
+        sizes: QueueSizes,
+        layers: Any = None,
+    ):
+        """`layers`: those that an earlier program has unstacked; None unstacks them here."""
         self.model, self.decoder = model, model.bind(params)
-        self.layers = self.decoder.unstacked_layers()
+        self.layers = self.decoder.unstacked_layers() if layers is None else layers
         prompt, prompt_length, _ = self.prompt, self.prompt_length, self.keys = inputs
         self.last_token = jnp.take_along_axis(prompt, jnp.maximum(prompt_length - 1, 0)[:, None], axis=1)[:, 0]
         self.sampling, self.sizes, self.shards = how, sizes, _shards(model.mesh)
@@ -182,6 +191,16 @@ class _Loop:
         with jax.named_scope(TOKEN_STEPS):
             return jax.lax.while_loop(self._decodes, self._token_step, state)
 
+    def some_steps(self, state: LoopState, until: jax.Array) -> LoopState:
+        """What both loops make of a state until they have taken `until` token steps in all, or have ended."""
+
+        def turn(state: LoopState) -> LoopState:
+            # The last call may have stopped between two token steps, where nothing is admitted.
+            state = jax.lax.cond(self._decodes(state), lambda state: state, self._admit, state)
+            return jax.lax.while_loop(lambda s: self._decodes(s) & (s.steps < until), self._token_step, state)
+
+        return jax.lax.while_loop(lambda s: self.unfinished(s) & (s.steps < until), turn, state)
+
     def _decodes(self, state: LoopState) -> jax.Array:
         """Condition of the inner loop: whether samples run, and no prompts are to be admitted first.
 
@@ -197,7 +216,7 @@ class _Loop:
         queue, tokens, lengths, places = self._per_shard(self._next_prompts)(*inputs)
         fresh = self.decoder.prefill(tokens, lengths)
         keys_values = P(BATCH, None, "tensor")
-        put = self._per_shard(cache_spans.put_rows, (_CACHES, keys_values, keys_values, _ROWS), _CACHES)
+        put = self._per_shard(cache_spans.put_rows, (CACHES, keys_values, keys_values, ROWS), CACHES)
         prompts = [
             put(old, self.widen(key), self.widen(value), places)
             for old, (key, value) in zip(state.prompts, fresh, strict=True)
@@ -247,7 +266,7 @@ class _Loop:
             return group_attention(query, *seen, given.lanes, over), own
 
         heads = P(BATCH, "tensor")
-        run = self._per_shard(local, (heads, heads, heads, _CACHES, _CACHES, _ROWS), (heads, _CACHES))
+        run = self._per_shard(local, (heads, heads, heads, CACHES, CACHES, ROWS), (heads, CACHES))
 
         def attend(query, key, value):
             mixed, cache = run(query, self.widen(key), self.widen(value), prompts, own, given)
@@ -273,7 +292,7 @@ class _Loop:
         """[shards] the answer of every shard's queue."""
         return self._per_shard(question)(state.queue)
 
-    def _per_shard(self, function: Callable[..., Any], specs: Any = _ROWS, out_specs: Any = _ROWS) -> Callable:
+    def _per_shard(self, function: Callable[..., Any], specs: Any = ROWS, out_specs: Any = ROWS) -> Callable:
         """`function`, applied by each device to its part of the arguments."""
         mesh = self.model.mesh
         if mesh is None or mesh.size == 1:

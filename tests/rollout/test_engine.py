@@ -129,3 +129,35 @@ def test_numbers_name_the_draws(model, params, prompts, one, answers):
     high = [2**32 - 1 - number for number in numbers]
     other = Engine(model, one, batch_size=8).generate(params, prompts[::-1], SAMPLING, seed=14, numbers=high)
     assert [a.tokens.tolist() for a in other] != [a.tokens.tolist() for a in found]
+
+
+def test_groups_come_as_they_end(model, params, prompts, one, monkeypatch):
+    """They are those of `generate_groups`, also where an earlier process has kept some, by the same programs."""
+    monkeypatch.setattr(engine, "_QUEUE", 2)
+    few = Engine(model, one, batch_size=3)
+    expected = few.generate_groups(params, prompts, SAMPLING, 3, seed=14)
+    found = list(few.groups_as_they_end(params, prompts, SAMPLING, 3, seed=14))
+    assert sorted(place for place, _ in found) == [0, 1, 2, 3, 4]
+    for place, group in found:
+        assert_same(group, expected[place])
+    kept = [place for place, _ in found[:2]]
+    programs = few._stepwise._advance._cache_size()
+    rest = list(few.groups_as_they_end(params, prompts, SAMPLING, 3, seed=14, kept=kept))
+    assert sorted(place for place, _ in rest) == sorted({0, 1, 2, 3, 4} - set(kept))
+    for place, group in rest:
+        assert_same(group, expected[place])
+    assert few._stepwise._advance._cache_size() == programs > 0
+    assert list(few.groups_as_they_end(params, prompts, SAMPLING, 3, seed=14, kept=range(5))) == []
+
+
+def test_a_completion_grows(model, params, prompts, one):
+    """Every one of them begins the last one, which is that of `generate`."""
+    alone = Engine(model, one, batch_size=1)
+    for prompt in prompts:
+        grown = list(alone.growing(params, prompt, SAMPLING, seed=14))
+        (expected,) = alone.generate(params, [prompt], SAMPLING, seed=14)
+        assert [whole for _, whole in grown] == [False] * (len(grown) - 1) + [True]
+        assert_same([grown[-1][0]], [expected])
+        for before, after in zip(grown, grown[1:], strict=False):
+            assert len(before[0].tokens) < len(after[0].tokens)
+            assert before[0].tokens.tolist() == after[0].tokens[: len(before[0].tokens)].tolist()
