@@ -6,29 +6,43 @@ Prompts are read as by gadjax.collect: JSONL or Parquet with `prompt` (text) or 
 one prompt a line. Each line of the output holds `id`, `content`, `response`, `finish_reason` ("stop", or "length" if
 the limit cut the response) and `tokens`.
 
+Answers are appended as they come. After a stop or a kill the same command draws those that are missing; they are the
+same as without the stop, since an answer depends on the seed, its prompt and the prompt's place in the file. At the end
+the lines are put into the order of the prompts. OUT.settings.json, beside the output, says which model, prompts and
+settings its answers have: with others, the command refuses the file. A finished file is left as it is.
+
 With a discriminator, several answers to each prompt are drawn and the best one is kept:
 
     python -m gadjax.generate --model=/tmp/demo/export/generator --prompts=p.jsonl --out=o.jsonl \
         --best_of=8 --discriminator=/tmp/demo/export/discriminator
 
 Lines then hold the answer's `score` too. --all writes all answers, in the order of the prompts and draws; `best` says
-which is the best to its prompt. The first draw is the answer that the same command gives without --best_of. Compare
-scores of one prompt only.
+which is the best to its prompt. Draws are kept in OUT.draws.jsonl as they come; the output is written when all of them
+are scored. The first draw is the answer that the same command gives without --best_of. Compare scores of one prompt
+only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
+from gadjax.files import expand
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from gadjax.answer_file import Settings
     from gadjax.data.prompts import Prompt
-    from gadjax.data.schema import Messages
+    from gadjax.evaluation.best_of import Draw
     from gadjax.progress import RunProgress
     from gadjax.rollout.chat_model import ChatModel, CheckedNetwork, Reply
     from gadjax.rollout.engine import Completion
@@ -59,7 +73,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "auto: float32 on CPU, else bfloat16.")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     del argv
     from rich.console import Console
 
@@ -67,13 +81,22 @@ def main(argv: list[str]) -> None:
     from gadjax.progress import RunProgress
 
     _check_best_of()
+    out = expand(FLAGS.out)
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; give the name of a file")
     prompts = read_prompts(FLAGS.prompts)
-    with commands.jsonl_output(FLAGS.out) as write:
-        commands.use_compilation_cache()
+    commands.use_compilation_cache()
+    task = _checked(prompts, out)
+    try:
         with RunProgress(console=Console(stderr=True)) as progress:
-            answer = _answer_best if FLAGS.discriminator else _answer
-            said = answer(prompts, write, progress)
-    print(f"{said}: {FLAGS.out}")
+            said = (_answer_best if task.discriminator else _answer)(task, progress)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{said}: {out}")
+    return 0
 
 
 def _check_best_of() -> None:
@@ -93,58 +116,151 @@ def _check_best_of() -> None:
             )
 
 
-def _answer(prompts: Sequence[Prompt], write: Callable[[dict[str, Any]], None], progress: RunProgress) -> str:
-    """Writes one answer to each prompt; returns what was done."""
-    from gadjax.rollout.chat_model import load_chat_model
+class _Task(NamedTuple):
+    """The prompts, and the models that answer them and choose among their answers. All are checked."""
 
-    model = load_chat_model(FLAGS.model, dtype=FLAGS.dtype, batch_size=FLAGS.batch_size)
-    sampling = _sampling(model)
-    done = _counted(progress, "generating", len(prompts))
-    chats, fit = [prompt.content for prompt in prompts], FLAGS.max_response_length is None
-    replies = model.answer(chats, sampling, seed=FLAGS.seed, fit=fit, done=done)
-    for prompt, reply in zip(prompts, replies, strict=True):
-        write(_line(prompt, reply))
-    return f"{len(prompts)} answers"
+    prompts: Sequence[Prompt]
+    ids: Sequence[np.ndarray]  # of the prompts' tokens
+    generator: CheckedNetwork
+    discriminator: CheckedNetwork | None
+    out: pathlib.Path
+    settings: Settings  # all that the answers depend on
 
 
-def _answer_best(prompts: Sequence[Prompt], write: Callable[[dict[str, Any]], None], progress: RunProgress) -> str:
-    """Draws several answers to each prompt, and writes the best, or all with --all; returns what was done."""
-    from gadjax.evaluation import best_of, scoring
-    from gadjax.rollout.chat_model import as_reply, check_network, response_limits
+def _checked(prompts: Sequence[Prompt], out: pathlib.Path) -> _Task:
+    """The task of this command. Raises a `UserError` if a model cannot be used, or has no room for an answer."""
+    from gadjax.evaluation import scoring
+    from gadjax.models.hf_files import weights_fingerprint
+    from gadjax.rollout.chat_model import check_network, response_limits
 
-    generator = check_network(FLAGS.model, "lm", dtype=FLAGS.dtype)
-    discriminator = check_network(FLAGS.discriminator, "score", "lm", dtype=FLAGS.dtype, flag="--discriminator")
+    def identity(network: CheckedNetwork) -> str:
+        tokenizer = network.tokenizer.fingerprint()[:16]
+        return f"weights {weights_fingerprint(network.path)}, tokenizer {tokenizer}"
+
+    generator, discriminator = check_network(FLAGS.model, "lm", dtype=FLAGS.dtype), None
     chats, tokenizer = [prompt.content for prompt in prompts], generator.tokenizer
-    scoring.check_tokenizers(tokenizer, discriminator.tokenizer, chats, (generator.name, discriminator.name))
+    if FLAGS.discriminator:
+        discriminator = check_network(FLAGS.discriminator, "score", "lm", dtype=FLAGS.dtype, flag="--discriminator")
+        scoring.check_tokenizers(tokenizer, discriminator.tokenizer, chats, (generator.name, discriminator.name))
     ids = tokenizer.prompt_ids_batch(chats)
-    limit, fit = FLAGS.max_response_length or LIMIT, FLAGS.max_response_length is None
-    limits = response_limits(generator.config, ids, limit, fit=fit)
-    longest = max(len(prompt) + most for prompt, most in zip(ids, limits, strict=True))
-    where = f"{discriminator.name}, the longest prompt with its response"
-    discriminator.config.check_length(longest, where, "shorten the prompt or lower --max_response_length")
+    fit = FLAGS.max_response_length is None
+    limits = response_limits(generator.config, ids, FLAGS.max_response_length or LIMIT, fit=fit)
+    if discriminator:
+        longest = max(len(prompt) + most for prompt, most in zip(ids, limits, strict=True))
+        where = f"{discriminator.name}, the longest prompt with its response"
+        discriminator.config.check_length(longest, where, "shorten the prompt or lower --max_response_length")
 
-    groups = _draw(generator, chats, _counted(progress, "generating", len(prompts)))
-    total = FLAGS.best_of * len(prompts)
-    scores = best_of.score_draws(discriminator, ids, groups, done=_counted(progress, "scoring", total))
-    best = best_of.places(scores).tolist()
-    for prompt, group, of_prompt, place in zip(prompts, groups, scores, best, strict=True):
-        for number, completion in enumerate(group):
-            more = {"score": float(of_prompt[number])} | ({"best": number == place} if FLAGS.all else {})
-            if FLAGS.all or number == place:
-                write(_line(prompt, as_reply(tokenizer, completion)) | more)
+    asked = json.dumps([(prompt.id, prompt.content) for prompt in prompts])
+    flags_of_draws = "temperature", "top_p", "top_k", "seed", "best_of", "all"
+    settings = {
+        "model": identity(generator),
+        "prompts": f"{len(prompts)} prompts, hash {hashlib.sha256(asked.encode()).hexdigest()[:16]}",
+        "max_response_length": f"{LIMIT} or what fits" if fit else FLAGS.max_response_length,
+        "dtype": str(generator.config.dtype),
+        "discriminator": identity(discriminator) if discriminator else None,
+        **{name: FLAGS[name].value for name in flags_of_draws},
+    }
+    return _Task(prompts, ids, generator, discriminator, out, settings)
+
+
+def _answer(task: _Task, progress: RunProgress) -> str:
+    """Appends one answer to each prompt that has none yet; returns what was done."""
+    from gadjax.answer_file import AnswerFile, check_settings
+    from gadjax.rollout.chat_model import as_reply
+
+    names = [prompt.id for prompt in task.prompts]
+    with AnswerFile(task.out, names, ("response", "finish_reason", "tokens")) as answers:
+        check_settings(task.out, [task.out], task.settings)
+        answers.read()
+        kept = answers.kept
+        for place, (completion,) in _draws(task, kept, progress):
+            answers.append(place, _line(task.prompts[place], as_reply(task.generator.tokenizer, completion)))
+        answers.sort()
+    if len(kept) == len(names):
+        return f"all {len(names)} answers are there, and nothing is to do"
+    return f"{len(names)} answers ({len(kept)} from before)" if kept else f"{len(names)} answers"
+
+
+def _answer_best(task: _Task, progress: RunProgress) -> str:
+    """Draws several answers to each prompt, and writes the best, or all with --all; returns what was done.
+
+    The draws are appended to a file of their own, which is removed when the answers are chosen and written.
+    """
+    from gadjax.answer_file import AnswerFile, check_settings
+    from gadjax.evaluation import best_of
+
+    assert task.discriminator is not None
+    file = task.out.with_name(task.out.name + ".draws.jsonl")
+    if task.out.exists() and task.out.stat().st_size:
+        check_settings(task.out, [task.out], task.settings)
+        file.unlink(missing_ok=True)
+        return "all answers are there, and nothing is to do"
+    with AnswerFile(file, [prompt.id for prompt in task.prompts], ("draws",)) as drawn:
+        check_settings(task.out, [file], task.settings)
+        drawn.read()
+        for place, group in _draws(task, drawn.kept, progress):
+            drawn.append(place, {"id": task.prompts[place].id, "draws": [_kept_draw(one) for one in group]})
+        rows = [drawn.row(place) for place in range(len(task.prompts))]
+        groups = [[_draw_of(*draw) for draw in row["draws"]] for row in rows]
+        total = FLAGS.best_of * len(groups)
+        scored = _counted(progress, "scoring", total)
+        scores = best_of.score_draws(task.discriminator, task.ids, groups, done=scored)
+        with commands.jsonl_output(task.out) as write:
+            _write_best(task, groups, scores, write)
+        file.unlink()
     means = f"mean score {scores.max(axis=1).mean():.4g}, of all draws {scores.mean():.4g}"
     if FLAGS.all:
         return f"{total} answers, {FLAGS.best_of} to each prompt; of the best: {means}"
-    return f"{len(prompts)} answers, each the best of {FLAGS.best_of}: {means}"
+    return f"{len(groups)} answers, each the best of {FLAGS.best_of}: {means}"
 
 
-def _draw(generator: CheckedNetwork, chats: Sequence[Messages], done: Callable[[int], None]) -> list[list[Completion]]:
-    """--best_of answers to each chat. The generator's weights are freed on return, before the discriminator's come."""
+def _write_best(task: _Task, groups: Sequence[Sequence[Draw]], scores: np.ndarray, write: Callable) -> None:
+    """Writes the lines of the best draws, or of all with --all."""
+    from gadjax.evaluation import best_of
+    from gadjax.rollout.chat_model import Reply
+
+    decode = task.generator.tokenizer.decode
+    best = best_of.places(scores).tolist()
+    for prompt, group, of_prompt, place in zip(task.prompts, groups, scores, best, strict=True):
+        for number, draw in enumerate(group):
+            more = {"score": float(of_prompt[number])} | ({"best": number == place} if FLAGS.all else {})
+            if FLAGS.all or number == place:
+                write(_line(prompt, Reply(decode(draw.tokens), len(draw.tokens), draw.ended)) | more)
+
+
+def _draws(task: _Task, kept: set[int], progress: RunProgress) -> Iterator[tuple[int, list[Completion]]]:
+    """Yields the place of each prompt that is not kept, and --best_of answers to it, as soon as they have ended.
+
+    The generator's weights are freed at the end, before the discriminator's come.
+    """
     from gadjax.rollout.chat_model import chat_model
 
-    model = chat_model(generator.load(), FLAGS.batch_size)
-    fit = FLAGS.max_response_length is None
-    return model.complete(chats, _sampling(model), FLAGS.best_of, seed=FLAGS.seed, fit=fit, done=done)
+    total = len(task.prompts)
+    if len(kept) == total:
+        return
+    done = _counted(progress, "generating", total)
+    model = chat_model(task.generator.load(), FLAGS.batch_size)
+    chats, fit = [prompt.content for prompt in task.prompts], FLAGS.max_response_length is None
+    draws = _sampling(model), FLAGS.best_of
+    done(len(kept))
+    ended = model.complete_as_they_end(chats, *draws, seed=FLAGS.seed, fit=fit, kept=kept)
+    for count, (place, group) in enumerate(ended, start=len(kept) + 1):
+        yield place, group
+        done(count)
+
+
+def _kept_draw(completion: Completion) -> tuple[list[int], float, bool]:
+    """A draw as it stands in the file: ids, log-likelihood, whether it ended."""
+    return completion.tokens.tolist(), float(completion.logprobs.sum(dtype="float64")), completion.ended
+
+
+def _draw_of(tokens: list[int], nats: float, ended: bool) -> Draw:
+    """A draw of the file."""
+    import numpy as np
+
+    from gadjax.evaluation.best_of import Draw
+
+    return Draw(np.array(tokens, np.int32), nats, ended)
 
 
 def _sampling(model: ChatModel) -> Sampling:

@@ -16,7 +16,7 @@ FLOORS = (
     {"callable_module", "errors", "version"},
     {"files", "segments", "stage_table", "task_progress"},
     {"append_log", "config", "hub", "metric_views"},
-    {"metrics"},
+    {"answer_file", "metrics"},
     {"run_log"},
     {"parallel"},
     {"commands", "kernels"},

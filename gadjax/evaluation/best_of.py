@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,14 @@ from gadjax.evaluation.local_models import LocalModel, inspect_discriminator
 from gadjax.evaluation.model_sources import EXPORT, parse_source
 from gadjax.evaluation.prompt_sets import PromptSet
 from gadjax.rollout.chat_model import CheckedNetwork
-from gadjax.rollout.engine import Completion
+
+
+class Draw(NamedTuple):
+    """An answer that was drawn, with what its score depends on."""
+
+    tokens: np.ndarray  # [length] int32, its EOS included if it ended
+    nats: float  # the log-likelihood of the tokens, as they were drawn
+    ended: bool  # False if it was cut at the limit
 
 
 def places(scores: np.ndarray) -> np.ndarray:
@@ -26,7 +34,7 @@ def places(scores: np.ndarray) -> np.ndarray:
 def score_draws(
     discriminator: CheckedNetwork,
     prompts: Sequence[np.ndarray],
-    groups: Sequence[Sequence[Completion]],
+    groups: Sequence[Sequence[Draw]],
     *,
     done: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
@@ -35,7 +43,7 @@ def score_draws(
     Args:
       discriminator: of either kind (`gadjax.evaluation.scoring`), with the generator's tokenizer.
       prompts: token ids.
-      groups: completions of each prompt, as many of each, with the log-probs that they were drawn with.
+      groups: the draws from each prompt, as many from each.
       done: called with the number of draws so far.
 
     Raises:
@@ -49,7 +57,7 @@ def score_draws(
     size = min(scoring.BATCH, len(draws))
     pooling = discriminator.pooling
     values = scoring.sequence_values(model, params, mesh, asked, responses, pooling=pooling, batch_size=size, done=done)
-    nats = np.array([draw.logprobs.sum(dtype=np.float64) for draw in draws])
+    nats = np.array([draw.nats for draw in draws])
     return scoring.as_scores(discriminator.head, values, nats).reshape(len(prompts), -1)
 
 

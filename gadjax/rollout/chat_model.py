@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ from gadjax.rollout.engine import Completion, Engine
 from gadjax.rollout.sampler import Sampling
 
 Head = Literal["lm", "score"]
+
+_UNFINISHED = "\ufffd"  # what tokenizers write for the first bytes of a character
 
 _ARCHITECTURE: dict[Head, str] = {"lm": CAUSAL_LM, "score": TOKEN_CLASSIFICATION}
 _NEEDED = {
@@ -91,11 +93,51 @@ class ChatModel:
         Raises:
           UserError: the chat template refuses a chat, or the model has no room for a chat and its reply.
         """
-        prompts = self.tokenizer.prompt_ids_batch(chats)
-        limits = response_limits(self.model.config, prompts, sampling.max_response_length, fit=fit)
-        sampling = dataclasses.replace(sampling, max_response_length=max(limits, default=1))
+        prompts, limits, sampling = self._prepared(chats, sampling, fit)
         groups = self.engine.generate_groups(self.params, prompts, sampling, samples, seed=seed, done=done)
         return [[_cut(one, limit) for one in group] for group, limit in zip(groups, limits, strict=True)]
+
+    def complete_as_they_end(
+        self,
+        chats: Sequence[Messages],
+        sampling: Sampling,
+        samples: int,
+        *,
+        seed: int = 0,
+        fit: bool = False,
+        kept: Collection[int] = (),
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yields a chat's place and its replies as soon as they have ended; these are those of `complete`.
+
+        Args:
+          kept: places of chats that are not answered, because an earlier process did so.
+          chats, sampling, samples, seed, fit: as for `complete`. `chats` holds those of `kept` too.
+
+        Raises:
+          UserError: as for `complete`.
+        """
+        prompts, limits, sampling = self._prepared(chats, sampling, fit)
+        ended = self.engine.groups_as_they_end(self.params, prompts, sampling, samples, seed=seed, kept=kept)
+        for place, group in ended:
+            yield place, [_cut(one, limits[place]) for one in group]
+
+    def stream(self, chat: Messages, sampling: Sampling, *, seed: int = 0, fit: bool = False) -> Iterator[Reply]:
+        """Yields the reply to one chat while it grows; the last one is that of `answer`.
+
+        Characters of which a part is yet to come are left out. Arguments and errors as for `complete`.
+        """
+        (prompt,), _, sampling = self._prepared([chat], sampling, fit)
+        for completion, whole in self.engine.growing(self.params, prompt, sampling, seed=seed):
+            reply = as_reply(self.tokenizer, completion)
+            yield reply if whole else reply._replace(text=reply.text.rstrip(_UNFINISHED))
+
+    def _prepared(
+        self, chats: Sequence[Messages], sampling: Sampling, fit: bool
+    ) -> tuple[list[np.ndarray], list[int], Sampling]:
+        """The chats as token ids, the most tokens of each reply, and the sampling with the largest of these limits."""
+        prompts = self.tokenizer.prompt_ids_batch(chats)
+        limits = response_limits(self.model.config, prompts, sampling.max_response_length, fit=fit)
+        return prompts, limits, dataclasses.replace(sampling, max_response_length=max(limits, default=1))
 
 
 def as_reply(tokenizer: ChatTokenizer, completion: Completion) -> Reply:

@@ -138,14 +138,17 @@ class Engine:
             waiting = dict(call.held)
             draws = sampling, call.slots, samples
             for drawn in self._stepwise.samples(params, call.queue, jax.random.key(seed), *draws, seconds=_PAUSE):
-                ended = has_ended(drawn).all(axis=1)
+                ended = np.all(has_ended(drawn), axis=1).tolist()
                 for row in [row for row in waiting if ended[row]]:
                     yield waiting.pop(row), _group(drawn, row)
 
     def growing(
         self, params: Params, prompt: np.ndarray, sampling: Sampling, *, seed: int = 0
     ) -> Iterator[tuple[Completion, bool]]:
-        """Yields the completion of one prompt while it grows, and whether it is whole. Its end is that of `generate`."""
+        """Yields the completion of one prompt while it grows, and whether it is whole.
+
+        The whole one is that of `generate`, with its arguments.
+        """
         (call,) = self._calls([prompt], sampling.pad_id, 1)
         ((row, _),) = call.held
         draws = sampling, call.slots

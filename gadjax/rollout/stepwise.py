@@ -24,7 +24,7 @@ Queue = tuple[jax.Array, jax.Array, jax.Array]  # prompts [B, P], their lengths 
 
 def has_ended(samples: Samples) -> np.ndarray:
     """Whether each sample has its last token, by EOS or at the limit."""
-    return samples.ended | (samples.lengths == samples.tokens.shape[-1])
+    return np.logical_or(samples.ended, samples.lengths == samples.tokens.shape[-1])
 
 
 class Stepwise:
@@ -33,7 +33,8 @@ class Stepwise:
     def __init__(self, model: Model, mesh: Mesh):
         self._model = model
         rows, caches, whole = (NamedSharding(mesh, spec) for spec in (ROWS, CACHES, P()))
-        state = LoopState(queue=rows, prompts=caches, responses=caches, samples=rows, steps=whole)
+        fields: dict[str, Any] = dict(queue=rows, prompts=caches, responses=caches, samples=rows, steps=whole)
+        state = LoopState(**fields)
         self._begin = jax.jit(self._first_state, static_argnums=(3, 4, 5), out_shardings=(None, state))
         self._advance = jax.jit(
             self._next_state, static_argnums=(5,), donate_argnums=(4,), out_shardings=(whole, state)
@@ -78,7 +79,8 @@ class Stepwise:
     def _first_state(self, params, queue, key, num_samples, sampling, slots) -> tuple[Any, LoopState]:
         """The decoder's layers, unstacked once for all calls, and the state before the first token step."""
         prompt, length, number = queue
-        sizes = sizes_of(self._model.mesh, *prompt.shape, num_samples, slots)
+        count, width = prompt.shape
+        sizes = sizes_of(self._model.mesh, count, width, num_samples, slots)
         loop = Loop(self._model, params, (prompt, length, row_keys(key, number)), sampling, sizes)
         return loop.layers, loop.start()
 

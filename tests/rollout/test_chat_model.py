@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gadjax.errors import UserError
@@ -90,3 +91,37 @@ def test_a_check_reads_no_weights(finished_run, monkeypatch):
 def test_dtype(finished_run):
     network = load_network(str(finished_run.workdir / "export" / "discriminator"), "score", dtype="bfloat16")
     assert network.model.config.dtype == network.params["score"]["kernel"].dtype == "bfloat16"
+
+
+def test_a_reply_that_grows(chat_model):
+    """Its end is the answer's; what comes before begins it."""
+    alone = module.chat_model(
+        module.Network(chat_model.model, chat_model.params, chat_model.tokenizer, chat_model.engine.mesh), 1
+    )
+    sampling = chat_model.sampling(max_response_length=40)
+    replies = list(alone.stream(CHATS[0], sampling, seed=3))
+    assert replies[-1] == alone.answer([CHATS[0]], sampling, seed=3)[0]
+    assert len(replies) > 1 and all(replies[-1].text.startswith(reply.text) for reply in replies)
+    assert [reply.ended for reply in replies[:-1]] == [False] * (len(replies) - 1)
+
+
+def test_half_a_character_is_not_shown(chat_model, monkeypatch):
+    """But one that the whole reply ends with is."""
+    sampling = chat_model.sampling(max_response_length=3)
+    texts = iter(["a\ufffd", "a\u00e4\ufffd\ufffd", "a\u00e4\ufffd"])
+    grown = [(module.Completion(np.zeros(n, np.int32), np.zeros(n), False), n == 3) for n in (1, 2, 3)]
+    monkeypatch.setattr(module.Engine, "growing", lambda *_, **__: iter(grown))
+    monkeypatch.setattr(module.ChatTokenizer, "decode", lambda *_: next(texts))
+    assert [reply.text for reply in chat_model.stream(CHATS[0], sampling)] == ["a", "a\u00e4", "a\u00e4\ufffd"]
+
+
+def test_replies_as_they_end(chat_model):
+    """They are those of `complete`, each with the limit of its own chat."""
+    chats = [*CHATS, [{"role": "user", "content": "two " * 55}]]
+    sampling = chat_model.sampling(max_response_length=100)
+    expected = chat_model.complete(chats, sampling, 2, seed=1, fit=True)
+    found = dict(chat_model.complete_as_they_end(chats, sampling, 2, seed=1, fit=True))
+    rest = dict(chat_model.complete_as_they_end(chats, sampling, 2, seed=1, fit=True, kept={0, 3}))
+    assert sorted(found) == [0, 1, 2, 3] and sorted(rest) == [1, 2]
+    for place, group in (found | rest).items():
+        assert [one.tokens.tolist() for one in group] == [one.tokens.tolist() for one in expected[place]]

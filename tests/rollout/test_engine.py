@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -158,6 +159,6 @@ def test_a_completion_grows(model, params, prompts, one):
         (expected,) = alone.generate(params, [prompt], SAMPLING, seed=14)
         assert [whole for _, whole in grown] == [False] * (len(grown) - 1) + [True]
         assert_same([grown[-1][0]], [expected])
-        for before, after in zip(grown, grown[1:], strict=False):
+        for before, after in itertools.pairwise(grown):
             assert len(before[0].tokens) < len(after[0].tokens)
             assert before[0].tokens.tolist() == after[0].tokens[: len(before[0].tokens)].tolist()
