@@ -238,6 +238,8 @@ def _draws(task: _Task, kept: set[int], progress: RunProgress) -> Iterator[tuple
     total = len(task.prompts)
     if len(kept) == total:
         return
+    if kept:
+        progress.say(f"{len(kept)} of {total} prompts were answered before")
     done = _counted(progress, "generating", total)
     model = chat_model(task.generator.load(), FLAGS.batch_size)
     chats, fit = [prompt.content for prompt in task.prompts], FLAGS.max_response_length is None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
 import sys
-import types
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 
-from gadjax.rollout.chat_model import CheckedNetwork
+from gadjax.data.prompts import read_prompts
+from gadjax.evaluation import best_of
+from gadjax.rollout.chat_model import ChatModel, CheckedNetwork
+from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 from tests.evaluation.alone import Alone
 
@@ -59,26 +63,43 @@ def test_greedy_is_transformers_greedy(command, transformers_greedy, generator, 
         assert line["finish_reason"] == ("stop" if answer.ended else "length")
 
 
-def test_progress_shows_before_the_first_answer(command, prompts, tmp_path, monkeypatch):
-    class Slow:
-        """A model that has not reported progress yet."""
+@pytest.fixture
+def interrupt(monkeypatch) -> Callable[[int], None]:
+    """Lets Ctrl-C come when so many prompts have been answered; None takes it back."""
+    whole = ChatModel.complete_as_they_end
 
-        def sampling(self, **_):
-            return None
+    def after(count: int | None) -> None:
+        def answer(self, *arguments, **settings):
+            for number, found in enumerate(whole(self, *arguments, **settings)):
+                if number == count:
+                    raise KeyboardInterrupt
+                yield found
 
-        def answer(self, chats, *_, **__):
-            print("answering", file=sys.stderr)
-            return [types.SimpleNamespace(text="x", ended=True, tokens=1)] * len(chats)
+        monkeypatch.setattr(ChatModel, "complete_as_they_end", answer)
 
-    monkeypatch.setattr("gadjax.rollout.chat_model.load_chat_model", lambda *_, **__: Slow())
-    done = command("gadjax.generate", "--model=m", f"--prompts={prompts}", f"--out={tmp_path / 'o.jsonl'}")
+    return after
+
+
+def test_progress_shows_before_the_first_answer(command, generator, prompts, tmp_path, monkeypatch):
+    whole = ChatModel.complete_as_they_end
+
+    def answer(self, *arguments, **settings):
+        print("answering", file=sys.stderr)
+        yield from whole(self, *arguments, **settings)
+
+    monkeypatch.setattr(ChatModel, "complete_as_they_end", answer)
+    limit = "--max_response_length=8"
+    done = command("gadjax.generate", f"--model={generator}", f"--prompts={prompts}", f"--out={tmp_path / 'o'}", limit)
     assert done.status == 0, done.err
     assert f"generating 0/{len(QUESTIONS)}, ? left\nanswering\n" in done.err
+    assert f"generating {len(QUESTIONS)}/{len(QUESTIONS)}, " in done.err
 
 
 def test_seeds_and_batches(command, generator, prompts, tmp_path):
+    outs = (tmp_path / f"{number}.jsonl" for number in itertools.count())
+
     def answers(*flags: str) -> list[str]:
-        out = tmp_path / "o.jsonl"
+        out = next(outs)
         done = command("gadjax.generate", f"--model={generator}", f"--prompts={prompts}", f"--out={out}", *flags)
         assert done.status == 0, done.err
         return [line["response"] for line in read(out)]
@@ -90,6 +111,98 @@ def test_seeds_and_batches(command, generator, prompts, tmp_path):
     assert answers(limit, "--top_k=1") == answers(limit, "--temperature=0") == answers(limit, "--top_p=0")
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one", "best of two"])
+def test_an_interrupted_command_goes_on(command, generator, prompts, tmp_path, monkeypatch, interrupt, several):
+    """The file is the same as without an interruption; what was drawn is not drawn again; the rest is added."""
+    asked: list[int] = []
+    calls = Engine._calls
+
+    def watch(self, *arguments, **settings):
+        for call in calls(self, *arguments, **settings):
+            asked.extend(place for _, place in call.held)
+            yield call
+
+    monkeypatch.setattr(Engine, "_calls", watch)
+    best = ("--best_of=2", f"--discriminator={generator.with_name('discriminator')}", "--all") if several else ()
+
+    def run(out: pathlib.Path, *more: str):
+        flags = "--max_response_length=8", "--batch_size=2", *best, *more
+        return command("gadjax.generate", f"--model={generator}", f"--prompts={prompts}", f"--out={out}", *flags)
+
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "o.jsonl"
+    assert run(whole).status == 0
+    log = out.with_name("o.jsonl.draws.jsonl") if several else out
+    kept: list[str] = []
+    for count in (0, 4, 2):
+        interrupt(count)
+        asked.clear()
+        done = run(out)
+        assert done.status == 130
+        assert done.err.endswith("interrupted; the same command goes on from here\n")
+        assert sorted(asked) == sorted(set(range(len(QUESTIONS))) - {ids(prompts)[name] for name in kept})
+        kept = [line["id"] for line in read(log)]
+        assert out.exists() != several
+    assert len(kept) == 6 and done.err.startswith(f"4 of {len(QUESTIONS)} prompts were answered before\n")
+    with log.open("a") as file:
+        file.write('{"id": "torn')
+    interrupt(None)
+    if several:
+        with monkeypatch.context() as patch:
+            patch.setattr(best_of, "score_draws", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert run(out).status == 130 and len(read(log)) == len(QUESTIONS)
+    done = run(out)
+    assert done.status == 0, done.err
+    assert out.read_bytes() == whole.read_bytes()
+    assert ("(6 from before)" in done.out) != several
+    assert sorted(path.name for path in tmp_path.glob("o.*")) == ["o.jsonl", "o.jsonl.settings.json"]
+    before = out.stat()
+    monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
+    done = run(out)
+    assert (done.status, done.err) == (0, "") and "answers are there, and nothing is to do: " in done.out
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    done = run(out, "--top_k=5")
+    assert done.status == 2
+    assert f"{out} holds answers with other settings (--top_k: 0 before, 5 now); give another" in done.err
+
+
+def ids(prompts: pathlib.Path) -> dict[str, int]:
+    """Places of the prompts by their ids."""
+    return {prompt.id: place for place, prompt in enumerate(read_prompts(prompts))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("prompts", r"--prompts: 9 prompts, hash \w+ before, 10 prompts, hash \w+ now"),
+        ("model", r"\(--model: weights \w+, tokenizer \w+ before, weights \w+, tokenizer \w+ now\)"),
+        ("settings", "o.jsonl is there, but .*o.jsonl.settings.json does not say how its answers were drawn"),
+        ("best", r"\(--discriminator: None before, weights .* now; --best_of: 1 before, 2 now\)"),
+    ],
+)
+def test_an_output_of_something_else(
+    command, generator, prompts, tmp_path, monkeypatch, interrupt, other_student, change, message
+):
+    out = tmp_path / "o.jsonl"
+    given = {"model": generator, "prompts": prompts, "out": out, "max_response_length": 8}
+    interrupt(2)
+    assert command("gadjax.generate", *(f"--{name}={value}" for name, value in given.items())).status == 130
+    before = out.read_bytes()
+    if change == "prompts":
+        with prompts.open("a") as file:
+            file.write('{"prompt": "What is one plus one"}\n')
+    elif change == "model":
+        given["model"] = other_student
+    elif change == "settings":
+        out.with_name("o.jsonl.settings.json").unlink()
+    else:
+        given |= {"best_of": 2, "discriminator": generator.with_name("discriminator")}
+    monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
+    done = command("gadjax.generate", *(f"--{name}={value}" for name, value in given.items()))
+    assert done.status == 2 and len(done.err.splitlines()) == 1
+    assert re.search(message, done.err), done.err
+    assert out.read_bytes() == before
+
+
 @pytest.mark.parametrize("kind", ["score", "likelihood"])
 def test_the_best_of_several(command, generator, prompts, other_student, tmp_path, kind):
     """Against a loop that draws token by token with the same keys, and scores alone."""
@@ -97,7 +210,8 @@ def test_the_best_of_several(command, generator, prompts, other_student, tmp_pat
     said: list[tuple[str, str]] = []
 
     def answers(*flags: str) -> list[dict]:
-        out = tmp_path / "o.jsonl"
+        (folder := tmp_path / str(len(said))).mkdir()
+        out = folder / "o.jsonl"
         given = f"--model={generator}", f"--prompts={prompts}", f"--out={out}", "--batch_size=4", "--seed=5"
         done = command("gadjax.generate", *given, "--temperature=0.7", "--max_response_length=6", *flags)
         assert done.status == 0, done.err
@@ -154,7 +268,8 @@ BEST = {"best_of": "8", "discriminator": "{discriminator}"}
         ({"prompts": "{tmp}/p.csv"}, r"p.csv: expected a file that ends in \.jsonl"),
         ({"prompts": "{tmp}/broken.jsonl"}, "broken.jsonl:1: not JSON"),
         ({"prompts": "{tmp}/empty.jsonl"}, "empty.jsonl: the file holds no prompts"),
-        ({"out": "{tmp}/absent/o.jsonl"}, "--out=.*absent/o.jsonl cannot be written: No such file or directory"),
+        ({"out": "{tmp}/absent/o.jsonl"}, "--out=.*absent/o.jsonl: there is no folder .*absent; make it first"),
+        ({"out": "{tmp}"}, "--out=.* is a folder; give the name of a file"),
         ({"model": "{tmp}/absent"}, "absent: no such directory"),
         ({"model": "{discriminator}"}, "is a LlamaForTokenClassification, but this command needs a causal language"),
         ({"temperature": "-1"}, "temperature"),
@@ -176,8 +291,7 @@ BEST = {"best_of": "8", "discriminator": "{discriminator}"}
     ],
 )
 def test_mistakes(command, generator, prompts, tmp_path, misfits, monkeypatch, flags, message):
-    if "max_response_length" not in flags:  # without a discriminator, prompts are measured once the model is loaded
-        monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
     (tmp_path / "broken.jsonl").write_text("{nothing")
     (tmp_path / "empty.jsonl").write_text("\n")
     given = {"model": generator, "prompts": prompts, "out": tmp_path / "o.jsonl"} | flags
