@@ -67,8 +67,7 @@ class AnswerFile:
           fields: that every row has.
 
         Raises:
-          UserError: the file cannot be opened, another process holds it, or a row is damaged or of no such prompt. A
-            last row that a kill tore in two is cut off instead.
+          UserError: the file cannot be opened, or another process holds it.
         """
         self.path, self._ids, self._fields = path, {name: place for place, name in enumerate(ids)}, {"id", *fields}
         self._log = AppendLog(path, "gadjax.generate")
@@ -81,7 +80,13 @@ class AnswerFile:
         self._log.close()
 
     def read(self) -> None:
-        """Finds the rows that are there. Call it once, before anything is appended."""
+        """Finds the rows that are there. Call it once, before anything is appended.
+
+        A last row that a kill tore in two is removed from the file.
+
+        Raises:
+          UserError: another row is damaged, or of no such prompt.
+        """
         for where, place in self._log.read(self._parse):
             self._places.setdefault(place, where)
 

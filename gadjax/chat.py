@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     network = check_network(FLAGS.model, "lm")
     opening = _opening(network.tokenizer, FLAGS.system)
     chat = _Chat(chat_model(network.load(), batch_size=1), opening)
-    _say("The first reply compiles its program, which takes a while. /help lists the commands.")
+    _say("The first reply takes longer, since its program compiles. /help lists the commands.")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         with contextlib.suppress(ImportError):
@@ -103,7 +103,7 @@ class _Chat:
             self._opening = _opening(self._model.tokenizer, text.strip())
         else:
             known = [command.split()[0] for command in _COMMANDS]
-            raise UserError(f"there is no command {name}{unknown(name, known).rstrip('.')}; /help lists the commands")
+            raise UserError(f"there is no command {name}{unknown(name, known)} /help lists the commands")
 
     def ask(self, text: str) -> None:
         """Prints the reply to a message while it is drawn, and remembers both.

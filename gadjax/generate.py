@@ -126,6 +126,11 @@ class _Task(NamedTuple):
     out: pathlib.Path
     settings: Settings  # all that the answers depend on
 
+    @property
+    def draws(self) -> pathlib.Path:
+        """The file that keeps the draws of --best_of until the answers are chosen."""
+        return self.out.with_name(self.out.name + ".draws.jsonl")
+
 
 def _checked(prompts: Sequence[Prompt], out: pathlib.Path) -> _Task:
     """The task of this command. Raises a `UserError` if a model cannot be used, or has no room for an answer."""
@@ -170,14 +175,14 @@ def _answer(task: _Task, progress: RunProgress) -> str:
 
     names = [prompt.id for prompt in task.prompts]
     with AnswerFile(task.out, names, ("response", "finish_reason", "tokens")) as answers:
-        check_settings(task.out, [task.out], task.settings)
+        check_settings(task.out, [task.out, task.draws], task.settings)
         answers.read()
         kept = answers.kept
         for place, (completion,) in _draws(task, kept, progress):
             answers.append(place, _line(task.prompts[place], as_reply(task.generator.tokenizer, completion)))
         answers.sort()
     if len(kept) == len(names):
-        return f"all {len(names)} answers are there, and nothing is to do"
+        return f"all {len(names)} answers are there already"
     return f"{len(names)} answers ({len(kept)} from before)" if kept else f"{len(names)} answers"
 
 
@@ -190,13 +195,12 @@ def _answer_best(task: _Task, progress: RunProgress) -> str:
     from gadjax.evaluation import best_of
 
     assert task.discriminator is not None
-    file = task.out.with_name(task.out.name + ".draws.jsonl")
     if task.out.exists() and task.out.stat().st_size:
         check_settings(task.out, [task.out], task.settings)
-        file.unlink(missing_ok=True)
-        return "all answers are there, and nothing is to do"
-    with AnswerFile(file, [prompt.id for prompt in task.prompts], ("draws",)) as drawn:
-        check_settings(task.out, [file], task.settings)
+        task.draws.unlink(missing_ok=True)
+        return f"all {len(task.prompts) * (FLAGS.best_of if FLAGS.all else 1)} answers are there already"
+    with AnswerFile(task.draws, [prompt.id for prompt in task.prompts], ("draws",)) as drawn:
+        check_settings(task.out, [task.draws], task.settings)
         drawn.read()
         for place, group in _draws(task, drawn.kept, progress):
             drawn.append(place, {"id": task.prompts[place].id, "draws": [_kept_draw(one) for one in group]})
@@ -207,7 +211,7 @@ def _answer_best(task: _Task, progress: RunProgress) -> str:
         scores = best_of.score_draws(task.discriminator, task.ids, groups, done=scored)
         with commands.jsonl_output(task.out) as write:
             _write_best(task, groups, scores, write)
-        file.unlink()
+        task.draws.unlink()
     means = f"mean score {scores.max(axis=1).mean():.4g}, of all draws {scores.mean():.4g}"
     if FLAGS.all:
         return f"{total} answers, {FLAGS.best_of} to each prompt; of the best: {means}"

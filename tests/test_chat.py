@@ -67,7 +67,7 @@ def test_a_conversation(talk, generator):
     replies = [model.answer([chat], sampling, seed=seed)[0].text for chat, sampling, seed in asked]
     assert done.out == "".join(f"{reply}\n" for reply in replies)
     assert asked[1][0][2]["content"] == replies[0]
-    assert done.err.startswith(f"loading {generator}\nThe first reply compiles")
+    assert done.err.startswith(f"loading {generator}\nThe first reply takes longer")
 
 
 def test_the_default_limit_is_what_fits(talk):
@@ -118,7 +118,7 @@ def test_commands(talk):
         ["user", "assistant"] * 2 + ["user"],
     ]
     assert asked[1][0][0]["content"] == "Be kind"
-    assert "there is no command /rest; did you mean /reset?; /help lists the commands\n" in done.err
+    assert "there is no command /rest; did you mean /reset? /help lists the commands\n" in done.err
     assert all(f"\n{name}" in done.err for name in ("/help", "/reset", "/system TEXT", "/quit"))
     assert len(done.out.splitlines()) >= 3 and "/help" not in done.out
 

@@ -158,7 +158,7 @@ def test_an_interrupted_command_goes_on(command, generator, prompts, tmp_path, m
     before = out.stat()
     monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
     done = run(out)
-    assert (done.status, done.err) == (0, "") and "answers are there, and nothing is to do: " in done.out
+    assert (done.status, done.err) == (0, "") and re.fullmatch(rf"all \d+ answers are there already: {out}\n", done.out)
     assert out.stat().st_mtime_ns == before.st_mtime_ns
     done = run(out, "--top_k=5")
     assert done.status == 2
@@ -177,6 +177,7 @@ def ids(prompts: pathlib.Path) -> dict[str, int]:
         ("model", r"\(--model: weights \w+, tokenizer \w+ before, weights \w+, tokenizer \w+ now\)"),
         ("settings", "o.jsonl is there, but .*o.jsonl.settings.json does not say how its answers were drawn"),
         ("best", r"\(--discriminator: None before, weights .* now; --best_of: 1 before, 2 now\)"),
+        ("one", r"o.jsonl.draws.jsonl holds answers with other settings \(--discriminator: .*; --best_of: 2 before, 1"),
     ],
 )
 def test_an_output_of_something_else(
@@ -184,9 +185,13 @@ def test_an_output_of_something_else(
 ):
     out = tmp_path / "o.jsonl"
     given = {"model": generator, "prompts": prompts, "out": out, "max_response_length": 8}
+    best = {"best_of": 2, "discriminator": generator.with_name("discriminator")}
+    log = out.with_name("o.jsonl.draws.jsonl") if change == "one" else out
     interrupt(2)
-    assert command("gadjax.generate", *(f"--{name}={value}" for name, value in given.items())).status == 130
-    before = out.read_bytes()
+    first = given | best if change == "one" else given
+    assert command("gadjax.generate", *(f"--{name}={value}" for name, value in first.items())).status == 130
+    before = log.read_bytes()
+    assert len(before.splitlines()) == 2
     if change == "prompts":
         with prompts.open("a") as file:
             file.write('{"prompt": "What is one plus one"}\n')
@@ -194,13 +199,13 @@ def test_an_output_of_something_else(
         given["model"] = other_student
     elif change == "settings":
         out.with_name("o.jsonl.settings.json").unlink()
-    else:
-        given |= {"best_of": 2, "discriminator": generator.with_name("discriminator")}
+    elif change == "best":
+        given |= best
     monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
     done = command("gadjax.generate", *(f"--{name}={value}" for name, value in given.items()))
     assert done.status == 2 and len(done.err.splitlines()) == 1
     assert re.search(message, done.err), done.err
-    assert out.read_bytes() == before
+    assert log.read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["score", "likelihood"])
