@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
     network = check_network(FLAGS.model, "lm")
     opening = _opening(network.tokenizer, FLAGS.system)
     chat = _Chat(chat_model(network.load(), batch_size=1), opening)
-    _say("The first reply takes longer, since its program compiles. /help lists the commands.")
+    _say("The first reply takes longer, since its program compiles; so do some later ones, as the conversation grows.")
+    _say("/help lists the commands.")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         with contextlib.suppress(ImportError):
