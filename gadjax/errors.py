@@ -47,8 +47,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         status = os.EX_TEMPFAIL
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,8 +11,9 @@ Watchdogs warn when the discriminator saturates, answers run away, the KL explod
 drops. The watchdogs that --config.stop_on names (such as kl,length) save and stop the run, with exit status 2.
 
 SIGTERM (a preemption, a time limit) lets the step in progress end, saves it, and exits with status 75: run the command
-again. Status 0 means that the run is finished, status 2 that you can mend the error that was printed. If the newest
-checkpoint is damaged, it is set aside, and the run continues from the one before.
+again. Ctrl-C does the same, with status 130; a second Ctrl-C ends the run at once. Status 0 means that the run is
+finished, status 2 that you can mend the error that was printed. If the newest checkpoint is damaged, it is set aside,
+and the run continues from the one before.
 
 A workdir belongs to one run. Another student, seed or data is refused, and the message names the difference. --force
 continues all the same if the checkpoint fits the new run: it needs the same tokenizer and networks, and with LoRA the

@@ -203,7 +203,12 @@ def test_output_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "message"), [(UserError("it"), 2, "error: it\n"), (KeyboardInterrupt(), 130, "interrupted\n")]
+    ("error", "status", "message"),
+    [
+        (UserError("it"), 2, "error: it\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("saved"), 130, "saved\n"),
+    ],
 )
 def test_exit_status(capsys, error, status, message):
     def fail():

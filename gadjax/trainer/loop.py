@@ -105,10 +105,12 @@ class TrainingRun:
 
         Raises:
           Stopped: the process was told to end (`StopRequest`); the step in progress is finished and saved.
+          KeyboardInterrupt: the same after a Ctrl-C. A second one raises it at once, and nothing more is saved.
         """
         with contextlib.ExitStack() as closing:  # where one fails to close, the others are closed all the same
             for part in (self.samples, self.logger, self.checkpoints, self.profile):
                 closing.callback(part.close)
+            closing.enter_context(self.stop.minding_interrupts())
             if self.stop.is_set():  # asked for before the first step
                 raise self._stopped()
             self._run_stages()
@@ -190,10 +192,10 @@ class TrainingRun:
                 callback(done)
         return processes.as_first_says(asked.is_set())
 
-    def _stopped(self) -> Stopped:
+    def _stopped(self) -> Stopped | KeyboardInterrupt:
         step = self.position.step
         where = f"and saved at step {step}; the same command goes on from there" if step else "before the first step"
-        return Stopped(f"stopped {where}")
+        return (KeyboardInterrupt if self.stop.interrupted else Stopped)(f"stopped {where}")
 
     def _stays(self) -> bool:
         """Whether `checkpoint.keep_every` keeps a checkpoint of this step."""
