@@ -94,6 +94,7 @@ def test_change_the_method(execute, tmp_path):
     assert {"start", "gad", "hinge", "twelve"} <= runs
 
 
+@pytest.mark.slow  # compiles all programs of the demo
 def test_read_a_run(execute, tmp_path):
     execute("read_a_run", SCALE=SCALE)
     assert (tmp_path / "evaluation/report.html").exists()
