@@ -19,7 +19,7 @@ import gadjax
 from gadjax.trainer.stage_steps import StageSteps
 from tests.teacher.fake_server import FakeServer
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 
 
 def fresh(program: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from gadjax.rollout import chat_model
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gadjax.rollout.engine import Engine
 from gadjax.rollout.sampler import Sampling
 from tests.evaluation.alone import Alone
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 
 QUESTIONS = [f"What is {a} plus {b}" for a in ("one", "two", "three") for b in ("four", "seven", "nine and a half")]
 

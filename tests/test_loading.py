@@ -11,12 +11,12 @@ import pytest
 import gadjax
 from gadjax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 QUESTIONS = ["What is one plus four", "What is two plus seven", "What is three plus nine"]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, tiny_config, one_device, quick_compile) -> pathlib.Path:
+def workdir(tmp_path_factory, tiny_config, one_device, quick_compile, shared_programs) -> pathlib.Path:
     """A finished run of a few steps."""
     folder = tmp_path_factory.mktemp("loaded") / "run"
     gadjax.train(tiny_config(), folder)

@@ -46,7 +46,7 @@ class Model:
 
     @functools.cached_property
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(nnx.eval_shape(lambda: Decoder(self.config, self.head, nnx.Rngs(0), self.mesh)))
+        return _abstract_decoder(self)
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters: N(0, initializer_range²); norms 1, biases 0, the scalar head N(0, 0.02²)."""
@@ -107,6 +107,12 @@ class Model:
         """The scalar head's values [B, T], float32, for tokens, positions and segments [B, T]."""
         decoder = self.bind(params)
         return decoder.scores(decoder(tokens, positions, segments))
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_decoder(model: Model) -> tuple[nnx.GraphDef, nnx.State]:
+    """A module without its arrays, in two parts: made once for all models that are equal, since it takes a while."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(model.config, model.head, nnx.Rngs(0), model.mesh)))
 
 
 def grow_discriminator(generator: Params, head: Params) -> Params:

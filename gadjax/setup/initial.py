@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gadjax.models import layouts, lora
-from gadjax.models.model import Params, grow_discriminator
+from gadjax.models.model import Model, Params, grow_discriminator
 from gadjax.models.weights import load_params
 from gadjax.setup.prepare import Setup
 
@@ -24,8 +25,7 @@ def initial_generator(setup: Setup) -> Params:
     """The generator's trained parameters, float32 in the training layout: the student's, or fresh adapters."""
     model, mesh = setup.generator, setup.mesh
     if setup.config.random_init or model.config.lora:
-        shardings = lora.trained(layouts.param_shardings(model, mesh))
-        return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=shardings)(_key(setup, 0))
+        return draw_program(model, mesh)(_key(setup, 0))
     return load_params(setup.student, model.config, layouts.abstract_params(model, mesh))
 
 
@@ -36,21 +36,37 @@ def initial_discriminator(setup: Setup, generator: Params) -> Params:
       setup: the run.
       generator: the trained parameters that the discriminator grows from if the config names no checkpoint.
     """
-    model, shardings = setup.discriminator, lora.trained(layouts.param_shardings(setup.discriminator, setup.mesh))
-    key, keeps_head = _key(setup, 1), model.head == "lm"
+    model, key = setup.discriminator, _key(setup, 1)
     if setup.config.discriminator.random_init:
-        return jax.jit(model.init, out_shardings=shardings)(key)
+        return draw_program(model, setup.mesh)(key)
     if setup.discriminator_init is None:
-        copy = functools.partial(jax.tree.map, jnp.copy)
-        grow = lambda generator, key: grow_discriminator(generator, model.init_head(key))  # noqa: E731
-        if keeps_head:
-            return jax.jit(copy, out_shardings=shardings)(generator)
-        return jax.jit(grow, out_shardings=shardings)(generator, key)
+        return growth_program(model, setup.mesh)(generator, key)
     abstract = layouts.abstract_params(model, setup.mesh)
-    if keeps_head:
+    if model.head == "lm":
         return load_params(setup.discriminator_init, model.config, abstract)
-    head = jax.jit(model.init_head, out_shardings=shardings["score"])(key)
+    head = jax.jit(model.init_head, out_shardings=_shardings(model, setup.mesh)["score"])(key)
     return load_params(setup.discriminator_init, model.config, abstract, missing={"score": head})
+
+
+def draw_program(model: Model, mesh: Mesh) -> Callable[[jax.Array], Params]:
+    """The program that draws a model's trained parameters from a key."""
+    return jax.jit(lambda key: lora.trained(model.init(key)), out_shardings=_shardings(model, mesh))
+
+
+def growth_program(model: Model, mesh: Mesh) -> Callable[[Params, jax.Array], Params]:
+    """The program that makes a discriminator's first parameters of the generator's, and of a key for a fresh head."""
+
+    def grow(generator: Params, key: jax.Array) -> Params:
+        if model.head == "lm":  # the generator's own head stays
+            return jax.tree.map(jnp.copy, generator)
+        return grow_discriminator(generator, model.init_head(key))
+
+    return jax.jit(grow, out_shardings=_shardings(model, mesh))
+
+
+def _shardings(model: Model, mesh: Mesh) -> Params:
+    """The training layout of a model's trained parameters."""
+    return lora.trained(layouts.param_shardings(model, mesh))
 
 
 def _key(setup: Setup, number: int) -> jax.Array:

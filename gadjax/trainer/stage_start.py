@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from gadjax.config.check import grows_from_generator, keeps_statistics, needs_reference, uses_discriminator
 from gadjax.distill import state as states
@@ -73,6 +76,10 @@ def _first_discriminator(setup: Setup, generator: Params, *, is_first: bool) -> 
 
 def _create(setup: Setup, params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state in the training layout; takes the parameters over."""
-    shardings = state_shardings(model, optimizer, setup.mesh)
-    create = jax.jit(lambda params: states.create(params, optimizer), donate_argnums=0, out_shardings=shardings)
-    return create(params)
+    return create_program(model, optimizer, setup.mesh)(params)
+
+
+def create_program(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[Params], TrainState]:
+    """The program that makes a fresh state of a model's trained parameters, which it takes over."""
+    shardings = state_shardings(model, optimizer, mesh)
+    return jax.jit(lambda params: states.create(params, optimizer), donate_argnums=0, out_shardings=shardings)

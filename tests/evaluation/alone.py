@@ -15,7 +15,7 @@ from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config
 from gadjax.rollout.sampler import Sampling, sample_token
 
-WIDTH = 64  # tokens of a prompt and a draw, at most
+WIDTH = 64  # tokens; longer sequences have a multiple, so that few shapes are compiled
 
 
 class Alone:
@@ -27,6 +27,7 @@ class Alone:
         self.model, self.tokenizer = Model(config, head), load_tokenizer(directory)
         self.params = load_params(directory, config, self.model.abstract_params())
         self.function = jax.jit(self.model.logits if head == "lm" else self.model.scores)
+        self.sample_token = jax.jit(sample_token, static_argnums=2)
 
     def draws(self, chat: Messages, sampling: Sampling, key: jax.Array, samples: Sequence[int]) -> list[list[int]]:
         """The draws of these numbers from a chat, token by token."""
@@ -47,15 +48,14 @@ class Alone:
     def _draw(self, ids: list[int], sampling: Sampling, key: jax.Array) -> list[int]:
         drawn: list[int] = []
         while len(drawn) < sampling.max_response_length and not (drawn and drawn[-1] in sampling.eos_ids):
-            # One shape for all draws; what stands behind a token does not change its logits.
-            tokens = np.zeros(WIDTH, np.int32)
-            tokens[: len(ids) + len(drawn)] = [*ids, *drawn]
-            logits = self._values(tokens)[len(ids) + len(drawn) - 1]
+            logits = self._values([*ids, *drawn])[-1]
             of_token = jax.random.fold_in(key, len(drawn))
-            drawn.append(int(sample_token(jnp.float32(logits)[None], of_token[None], sampling)[0][0]))
+            drawn.append(int(self.sample_token(jnp.float32(logits)[None], of_token[None], sampling)[0][0]))
         return drawn
 
     def _values(self, ids: Sequence[int]) -> np.ndarray:
-        tokens = np.array(ids, np.int32)[None]
+        # What stands behind a token does not change its values.
+        tokens = np.zeros((1, -(-len(ids) // WIDTH) * WIDTH), np.int32)
+        tokens[0, : len(ids)] = ids
         found = self.function(self.params, tokens, np.arange(tokens.size)[None], np.ones_like(tokens))
-        return np.asarray(found[0], np.float64)
+        return np.asarray(found[0, : len(ids)], np.float64)

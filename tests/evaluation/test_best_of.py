@@ -19,7 +19,7 @@ from gadjax.evaluation.results import BestOf, read_results
 from gadjax.rollout.engine import Engine
 from tests.evaluation.alone import Alone
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 
 LIMIT, SAMPLES = 8, 3
 SETTINGS = dict(max_response_length=LIMIT, batch_size=4)
@@ -47,7 +47,7 @@ def models(finished_run, export, discriminators) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(models, other_student, heldout_file, tmp_path_factory, one_device, quick_compile):
+def evaluated(models, other_student, heldout_file, tmp_path_factory, one_device, quick_compile, shared_programs):
     """An evaluation with a two-sample test, and the names of the networks in the order that they were loaded."""
     out, loaded, load = tmp_path_factory.mktemp("best"), [], local_models.LocalModel.load
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def by_hand(export, discriminators, heldout_file, tmp_path_factory, one_device, quick_compile):
+def by_hand(export, discriminators, heldout_file, tmp_path_factory, one_device, quick_compile, shared_programs):
     """By kind and temperature: the best draws, found one draw and one score at a time."""
     from gadjax.data.schema import read_rows
 

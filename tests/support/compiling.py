@@ -49,48 +49,86 @@ def without_optimizations() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
-# What a run's programs do not depend on: how long it is, what it writes, and how often it looks.
-_OF_THE_LOOP = (
+# What programs of held-out figures do not depend on: how a run learns, what it reads and writes, how often it looks.
+_OF_THE_RUN = (
     "checkpoint",
+    "data.heldout",
+    "data.train",
+    "discriminator.replay_size",
+    "discriminator.updates_per_step",
     "eval_every",
+    "evaluation.shown",
+    "evaluation.two_sample_epochs",
+    "evaluation.two_sample_folds",
+    "export_dtype",
+    "gad",
     "log",
     "offload",
+    "optimizer",
+    "random_init",
     "seed",
-    "seqkd.steps",
-    "warmup.steps",
-    "gad.steps",
-    "soda.steps",
+    "seqkd",
+    "soda",
+    "stages",
+    "student",
+    "warmup",
 )
 
 
 @pytest.fixture(scope="module")
 def shared_programs() -> Iterator[None]:
-    """Runs of equal settings share their programs: a module traces each once, where every run would do so again.
+    """Runs and commands of equal settings share their programs, those of the session's other modules included.
 
-    Compiled programs come from the cache anyway; tracing and lowering take most of such a run. Not for tests that
-    replace what a program traces, or count what is compiled.
+    Each is traced once, where every run would do so again. Compiled programs come from the cache anyway; tracing and
+    lowering take most of such a run. Not for tests that replace what a program traces, or count what is compiled.
     """
+    with sharing_programs():
+        yield
+
+
+@contextlib.contextmanager
+def sharing_programs() -> Iterator[None]:
+    """The same for a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, shared in _makers():
+            patch.setattr(module, name, shared)
+        yield
+
+
+@functools.cache
+def _makers() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """What makes programs: the module that calls it, its name, and one in its place that keeps what it made last."""
     from gadjax.distill import state
-    from gadjax.trainer import heldout, stage_steps
+    from gadjax.rollout import chat_model
+    from gadjax.setup import initial
+    from gadjax.setup.blueprint import make_method
+    from gadjax.trainer import heldout, stage_start, stage_steps
 
     make_heldout, kept = heldout.HeldOutPrograms, {}
 
     def heldout_programs(setup: Any) -> Any:
         config = setup.config.to_dict()
-        for name in _OF_THE_LOOP:
+        for name in _OF_THE_RUN:
             section, _, field = name.rpartition(".")
             del (config[section] if section else config)[field]
+        methods = [make_method(setup, stage) for stage in setup.config.stages]
+        parts = tuple((method.generator_micro_batches, method.discriminator_micro_batches) for method in methods)
         fields = (setup.mesh, setup.generator, setup.sampler, setup.discriminator, setup.eos_ids, setup.prompt_width)
-        key = repr(config), *fields
+        key = repr(config), parts, *fields
         if key not in kept:
             kept[key] = make_heldout(setup)
         return kept[key]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "adamw", functools.cache(state.adamw))  # equal optimizers are one, so that methods compare
-        patch.setattr(stage_steps, "Programs", functools.cache(stage_steps.Programs))
-        patch.setattr(heldout, "HeldOutPrograms", heldout_programs)
-        yield
+    few = functools.lru_cache(maxsize=32)
+    return [
+        (state, "adamw", functools.cache(state.adamw)),  # equal optimizers are one, so that methods compare
+        (stage_steps, "Programs", few(stage_steps.Programs)),
+        (heldout, "HeldOutPrograms", heldout_programs),
+        (initial, "draw_program", few(initial.draw_program)),
+        (initial, "growth_program", few(initial.growth_program)),
+        (stage_start, "create_program", few(stage_start.create_program)),
+        (chat_model, "Engine", few(chat_model.Engine)),
+    ]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.compiling import on_one_device, without_optimizations
+from tests.support.compiling import on_one_device, sharing_programs, without_optimizations
 
 RICH = {
     "gad.schedule": "cosine",
@@ -77,7 +77,7 @@ def finished_run(tmp_path_factory, tiny_config) -> FinishedRun:
 
     config = tiny_config(RICH)
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    with without_optimizations(), on_one_device():
+    with without_optimizations(), on_one_device(), sharing_programs():
         return FinishedRun(workdir, config, run(config, workdir))
 
 
