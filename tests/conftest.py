@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 from typing import Any
@@ -28,6 +29,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     share_compiled_programs(config)
+    gc.set_threshold(10_000, 10, 20)  # by default, a sixteenth of the time would go to looking for garbage
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that nobody looks for garbage in it."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

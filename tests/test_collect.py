@@ -1,4 +1,4 @@
-"""The command `python -m gadjax.collect`, run as users run it."""
+"""The command `python -m gadjax.collect`: in processes of its own, where it is killed, and else in this one."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def prompts(tmp_path):
     return path
 
 
-def command(repo, server, prompts, out, *flags):
+def started(repo, server, prompts, out, *flags):
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "COLUMNS": "200"}
     line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={out}", "--model=fake"]
     return subprocess.Popen(
@@ -37,10 +37,23 @@ def command(repo, server, prompts, out, *flags):
     )
 
 
-def run(*arguments):
-    process = command(*arguments)
+def in_a_process(*arguments):
+    process = started(*arguments)
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
+
+
+@pytest.fixture
+def run(command, monkeypatch):
+    """Runs the command in this process, which saves the time of a start; gives its status and what it printed."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(server, prompts, out, *flags):
+        given = f"--prompts={prompts}", f"--out={out}", "--model=fake", f"--base_url={server.base_url}"
+        return command("gadjax.collect", *given, "--max_tokens=16", *map(os.fsdecode, flags))
+
+    return call
 
 
 def test_collects_and_goes_on(repo, tmp_path, prompts):
@@ -52,12 +65,12 @@ def test_collects_and_goes_on(repo, tmp_path, prompts):
         return Reply(text=f"answer to {prompt}")
 
     with FakeServer(behave) as server:
-        status, stdout, stderr = run(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
+        status, stdout, stderr = in_a_process(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
         assert status == 1, stderr
         assert "58 answers" in stdout
         assert "2 of 60 prompts failed" in stderr and "id5: HTTP 400" in stderr
         assert pq.read_metadata(out).num_rows == 58
-        status, stdout, again = run(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
+        status, stdout, again = in_a_process(repo, server, prompts, out, "--model_name=Fake-1", "--seed=3")
         assert status == 0, again
     assert "60 answers (58 from before" in stdout
     assert len(server.requests) == 62 and server.requests[0]["seed"] == 3
@@ -71,28 +84,28 @@ def test_collects_and_goes_on(repo, tmp_path, prompts):
     assert not [text for text in written if KEY in text]
 
 
-def test_a_later_run_loses_nothing(repo, tmp_path, prompts):
+def test_a_later_run_loses_nothing(run, tmp_path, prompts):
     """The file keeps its rows with fewer prompts, other settings, or a server that refuses all."""
     out = tmp_path / "t.parquet"
     few = tmp_path / "few.jsonl"
     few.write_text('{"id": "id3", "prompt": "prompt 3"}\n{"id": "new", "prompt": "prompt new"}\n')
     with FakeServer() as server:
-        assert run(repo, server, prompts, out)[0] == 0
+        assert run(server, prompts, out)[0] == 0
         before = {row["id"]: row["teacher_response"] for row in pq.read_table(out).to_pylist()}
         server.behave = lambda prompt, attempt: error(400, "no")
-        status, stdout, _ = run(repo, server, few, out)
+        status, stdout, _ = run(server, few, out)
         assert (status, stdout.splitlines(keepends=True)[-1]) == (
             1,
             f"60 answers (60 from before, 0 attempts repeated, 59 to other prompts or with other settings): {out}\n",
         )
         assert {row["id"]: row["teacher_response"] for row in pq.read_table(out).to_pylist()} == before
-        assert run(repo, server, few, out, "--temperature=0.2")[0] == 1
+        assert run(server, few, out, "--temperature=0.2")[0] == 1
         assert pq.read_metadata(out).num_rows == 60
         assert sorted(file.name for file in tmp_path.iterdir()) == [
             "few.jsonl", "p.jsonl", "t.parquet", "t.parquet.ledger.jsonl",
         ]  # fmt: skip
         fresh = tmp_path / "fresh.parquet"
-        status, stdout, _ = run(repo, server, few, fresh)
+        status, stdout, _ = run(server, few, fresh)
         assert (status, stdout.splitlines(keepends=True)[-1]) == (
             1,
             "0 answers (0 from before, 0 attempts repeated): no file is written\n",
@@ -105,7 +118,7 @@ def test_kills_cost_no_more_than_what_was_under_way(repo, tmp_path, prompts):
     ledger = tmp_path / "t.parquet.ledger.jsonl"
     with FakeServer(lambda prompt, attempt: Reply(text=f"answer to {prompt}", seconds=0.05)) as server:
         for kill in range(kills):
-            process = command(repo, server, prompts, out, f"--concurrency={concurrency}")
+            process = started(repo, server, prompts, out, f"--concurrency={concurrency}")
             asked = len(server.requests)
             deadline = time.monotonic() + 60
             # In the middle of the asking, some answers later.
@@ -116,7 +129,7 @@ def test_kills_cost_no_more_than_what_was_under_way(repo, tmp_path, prompts):
             assert not out.exists()
         stored = [json.loads(line)["id"] for line in ledger.read_text().splitlines() if line.endswith("}")]
         asked = len(server.requests)
-        status, _, stderr = run(repo, server, prompts, out, f"--concurrency={concurrency}")
+        status, _, stderr = in_a_process(repo, server, prompts, out, f"--concurrency={concurrency}")
         assert status == 0, stderr
     assert 0 < len(stored) < 60
     # What was stored is not asked again, and repeats are bounded by what the kills cut off.
@@ -129,7 +142,7 @@ def test_an_interrupt_waits_for_what_is_paid_for(repo, tmp_path, prompts):
     """No request is made twice, and the answers so far are in the Parquet."""
     out = tmp_path / "t.parquet"
     with FakeServer(lambda prompt, attempt: Reply(text=f"answer to {prompt}", seconds=0.2)) as server:
-        process = command(repo, server, prompts, out, "--concurrency=4")
+        process = started(repo, server, prompts, out, "--concurrency=4")
         deadline = time.monotonic() + 60
         while len(server.requests) < 6 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -139,24 +152,24 @@ def test_an_interrupt_waits_for_what_is_paid_for(repo, tmp_path, prompts):
         assert "interrupted; the same command goes on from here" in stderr
         asked = len(server.requests)
         assert 6 <= asked < 60 and pq.read_metadata(out).num_rows == asked
-        status, _, stderr = run(repo, server, prompts, out, "--concurrency=16")
+        status, _, stderr = in_a_process(repo, server, prompts, out, "--concurrency=16")
         assert status == 0, stderr
     assert len(server.requests) == 60 == pq.read_metadata(out).num_rows
 
 
-def test_what_cannot_go_on_says_where_the_answers_are(repo, tmp_path, prompts):
+def test_what_cannot_go_on_says_where_the_answers_are(run, tmp_path, prompts):
     def behave(prompt, attempt):
         return error(401, f"bad key {KEY}") if prompt == "prompt 9" else Reply()
 
     with FakeServer(behave) as server:
-        status, _, stderr = run(repo, server, prompts, tmp_path / "t.parquet", "--concurrency=2")
+        status, _, stderr = run(server, prompts, tmp_path / "t.parquet", "--concurrency=2")
     assert status == 2
     assert stderr.startswith("error: ") and stderr.count("\n") == 1
     assert "refuses the key in OPENAI_API_KEY" in stderr and "t.parquet.ledger.jsonl" in stderr
     assert " of 60 answers are kept" in stderr and KEY not in stderr
 
 
-def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
+def test_bad_flags_are_one_line(run, tmp_path, prompts, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     old = tmp_path / "old.parquet"
     old.touch()
@@ -186,7 +199,7 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
             (tmp_path / "t.parquet", ["--input_price=1"], "--output_price is missing"),
             (tmp_path / "t.parquet", ["--budget=0"], "--budget=0: expected more than 0"),
         ]:
-            status, _, stderr = run(repo, server, prompts, out, *flags)
+            status, _, stderr = run(server, prompts, out, *flags)
             assert status == 2 and stderr.startswith("error: ") and message in stderr, stderr
             assert stderr.count("\n") == 1
     assert not server.requests
@@ -195,10 +208,10 @@ def test_bad_flags_are_one_line(repo, tmp_path, prompts, monkeypatch):
 PRICES = ("--input_price=1", "--output_price=1000")  # of an answer of 3 tokens, with its prompt of 7: 0.003007
 
 
-def test_the_estimate_comes_before_the_first_request(repo, tmp_path, prompts):
+def test_the_estimate_comes_before_the_first_request(run, tmp_path, prompts):
     out = tmp_path / "t.parquet"
     with FakeServer() as server:
-        status, stdout, stderr = run(repo, server, prompts, out, "--n=2", *PRICES, "--budget=1", "--dry_run")
+        status, stdout, stderr = run(server, prompts, out, "--n=2", *PRICES, "--budget=1", "--dry_run")
         assert (status, stderr) == (0, "")
         assert not server.requests and not list(tmp_path.glob("t.parquet*"))
         # 8 or 9 characters are 2 or 3 tokens, with 4 for the turn.
@@ -210,18 +223,18 @@ def test_the_estimate_comes_before_the_first_request(repo, tmp_path, prompts):
         ]
         few = tmp_path / "few.jsonl"
         few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:10]))
-        assert run(repo, server, few, out)[0] == 0
-        status, stdout, _ = run(repo, server, prompts, out, *PRICES, "--budget=4", "--dry_run")
+        assert run(server, few, out)[0] == 0
+        status, stdout, _ = run(server, prompts, out, *PRICES, "--budget=4", "--dry_run")
     assert stdout.splitlines()[0] == "60 prompts, 10 answered before: 50 requests"
     assert stdout.splitlines()[-1] == "cost: at most about 0.8004; 0.03007 spent before; --budget=4 is enough"
     assert len(server.requests) == 10
 
 
-def test_a_budget_ends_a_run_and_a_higher_one_goes_on(repo, tmp_path, prompts):
+def test_a_budget_ends_a_run_and_a_higher_one_goes_on(run, tmp_path, prompts):
     out = tmp_path / "t.parquet"
     marks = {"prompt 3": Reply(finish_reason="length"), "prompt 4": Reply(text=None)}
     with FakeServer(lambda prompt, attempt: marks.get(prompt, Reply())) as server:
-        status, stdout, stderr = run(repo, server, prompts, out, *PRICES, "--budget=0.1", "--concurrency=4")
+        status, stdout, stderr = run(server, prompts, out, *PRICES, "--budget=0.1", "--concurrency=4")
         assert status == 3, stderr
         asked = len(server.requests)
         # What the next request could cost at most, 16 tokens, did not fit; what it would have cost, 3, does.
@@ -232,9 +245,9 @@ def test_a_budget_ends_a_run_and_a_higher_one_goes_on(repo, tmp_path, prompts):
             "of these, training leaves out by default: 1 cut at --max_tokens (length 1), 1 without an answer to learn "
             "from (error 1)"
         ) in stdout
-        assert run(repo, server, prompts, out, *PRICES, "--budget=0.1")[0] == 3
+        assert run(server, prompts, out, *PRICES, "--budget=0.1")[0] == 3
         assert len(server.requests) == asked
-        assert run(repo, server, prompts, out, *PRICES, "--budget=1")[0] == 0
+        assert run(server, prompts, out, *PRICES, "--budget=1")[0] == 0
     assert len(server.requests) == 60 and pq.read_metadata(out).num_rows == 60
 
 
@@ -245,14 +258,14 @@ def test_kills_do_not_break_a_budget(repo, tmp_path, prompts):
     with FakeServer(lambda prompt, attempt: Reply(seconds=0.1)) as server:
         for _ in range(3):
             asked = len(server.requests)
-            process = command(repo, server, prompts, out, *flags)
+            process = started(repo, server, prompts, out, *flags)
             deadline = time.monotonic() + 60
             while len(server.requests) < asked + 6 and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.003)
             process.send_signal(signal.SIGKILL)
             process.communicate()
         killed = len(server.requests)
-        status, stdout, stderr = run(repo, server, prompts, out, *flags)
+        status, stdout, stderr = in_a_process(repo, server, prompts, out, *flags)
     assert status == 3, stderr
     assert killed >= 10
     # The server bills every request that it received, answered or not.
@@ -260,11 +273,11 @@ def test_kills_do_not_break_a_budget(repo, tmp_path, prompts):
     assert "attempts of which no answer came" in stdout
 
 
-def test_several_answers_a_prompt(repo, tmp_path, prompts):
+def test_several_answers_a_prompt(run, command, tmp_path, prompts):
     out = tmp_path / "t.parquet"
     with FakeServer(lambda prompt, attempt: Reply(text=f"answer {attempt} to {prompt}")) as server:
-        assert run(repo, server, prompts, out, "--seed=5")[0] == 0
-        status, stdout, stderr = run(repo, server, prompts, out, "--seed=5", "--n=3")
+        assert run(server, prompts, out, "--seed=5")[0] == 0
+        status, stdout, stderr = run(server, prompts, out, "--seed=5", "--n=3")
         assert status == 0, stderr
     assert "180 answers (60 from before" in stdout
     assert sorted(request["seed"] for request in server.requests) == [5] * 60 + [6] * 60 + [7] * 60
@@ -274,35 +287,34 @@ def test_several_answers_a_prompt(repo, tmp_path, prompts):
     ]
     assert [row["teacher_response"] for row in rows[:3]] == [f"answer {i} to prompt 0" for i in (1, 2, 3)]
     for file in (out, tmp_path / "t.parquet.ledger.jsonl"):
-        line = [sys.executable, "-m", "gadjax.collect", f"--inspect={file}"]
-        finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)
-        assert (finished.returncode, finished.stderr) == (0, "")
-        assert finished.stdout.startswith(f"{file}: 180 answers\n")
+        finished = command("gadjax.collect", f"--inspect={file}")
+        assert (finished.status, finished.err) == (0, "")
+        assert finished.out.startswith(f"{file}: 180 answers\n")
 
 
-def test_some_prompts_are_held_out(repo, tmp_path, prompts):
+def test_some_prompts_are_held_out(run, tmp_path, prompts):
     out, held = tmp_path / "t.parquet", tmp_path / "t.heldout.parquet"
     with FakeServer() as server:
-        status, _, stderr = run(repo, server, prompts, out, "--heldout=60")
+        status, _, stderr = run(server, prompts, out, "--heldout=60")
         assert status == 2 and "60 different prompts" in stderr and not server.prompts
         for count in (12, 12, 20):
-            status, stdout, _ = run(repo, server, prompts, out, f"--heldout={count}", "--n=2")
+            status, stdout, _ = run(server, prompts, out, f"--heldout={count}", "--n=2")
             assert status == 0 and f"{out}, {held}" in stdout
             chosen = set(pq.read_table(held)["id"].to_pylist())
             assert len(chosen) == count and pq.read_metadata(held).num_rows == 2 * count
             trained = pq.read_table(out)["id"].to_pylist()
             assert len(trained) == 120 - 2 * count and not chosen & set(trained)
         assert len(server.prompts) == 120
-        status, stdout, stderr = run(repo, server, prompts, out, "--n=2")
+        status, stdout, stderr = run(server, prompts, out, "--n=2")
         assert status == 2 and "t.heldout.parquet holds answers" in stderr and "--heldout as before" in stderr
 
 
-def test_held_out_prompts_stay_held_out_when_a_collection_goes_on(repo, tmp_path, prompts):
+def test_held_out_prompts_stay_held_out_when_a_collection_goes_on(run, tmp_path, prompts):
     out, held, ids = tmp_path / "t.parquet", tmp_path / "t.heldout.parquet", []
     first = lambda prompt, attempt: error(400, "no") if int(prompt[7:]) % 2 else Reply(text="answer")  # noqa: E731
     for behave in (first, None):
         with FakeServer(behave) as server:
-            status, _, stderr = run(repo, server, prompts, out, "--heldout=15")
+            status, _, stderr = run(server, prompts, out, "--heldout=15")
             assert status == (1 if behave else 0), stderr
         ids.append([set(pq.read_table(file)["id"].to_pylist()) if file.exists() else set() for file in (out, held)])
     (trained, chosen), (all_trained, all_chosen) = ids
@@ -316,27 +328,27 @@ def test_a_missing_flag_is_named(repo, tmp_path, prompts):
     assert (finished.returncode, finished.stderr) == (2, "error: --model must have a value; --help lists the flags\n")
 
 
-def test_limits_a_minute(repo, tmp_path, prompts):
+def test_limits_a_minute(run, tmp_path, prompts):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(prompts.read_text().splitlines(keepends=True)[:6]))
     with FakeServer() as server:
-        assert run(repo, server, few, tmp_path / "a.parquet", "--requests_per_minute=120")[0] == 0
+        assert run(server, few, tmp_path / "a.parquet", "--requests_per_minute=120")[0] == 0
         assert server.times[-1] - server.times[0] >= 1  # it is 4 / 120 minutes, less what the first takes to arrive
         # 2 or 3 tokens, 4 around them and 16 at most: 23, of which 10 are used.
         begun = len(server.times)
-        assert run(repo, server, few, tmp_path / "b.parquet", "--tokens_per_minute=1380")[0] == 0
+        assert run(server, few, tmp_path / "b.parquet", "--tokens_per_minute=1380")[0] == 0
         assert server.times[-1] - server.times[begun] >= 1
 
 
 @pytest.mark.parametrize("batch", [False, True], ids=["live", "batch"])
-def test_fields_of_requests(repo, tmp_path, prompts, batch):
+def test_fields_of_requests(run, tmp_path, prompts, batch):
     """Newer models need another name of the limit, no temperature, and fields that the client does not know."""
     fields = '{"temperature": null, "top_p": null, "reasoning_effort": "low", "x": {"y": [1]}, "z": null}'
     flags = [f"--request_fields={fields}", "--limit_field=max_completion_tokens"]
     out = tmp_path / "t.parquet"
     with (FakeBatches if batch else FakeServer)() as server:
         flags += ["--batch", "--batch_poll=0.05"] if batch else []
-        status, _, stderr = run(repo, server, prompts, out, *flags)
+        status, _, stderr = run(server, prompts, out, *flags)
         assert status == 0, stderr
     request = server.requests[0]
     assert request.pop("messages") and request == {

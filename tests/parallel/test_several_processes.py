@@ -29,7 +29,7 @@ FIELDS = {
     "evaluation.prompts": 5,
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "shared_programs")
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,16 @@ def interrupted(workdir: pathlib.Path, to: pathlib.Path, step: int = 6) -> pathl
     return to
 
 
-def test_two_processes_are_one_run(together, tiny_config, fields, one_device_context, tmp_path):
-    """One test, so that one worker makes the run once."""
+def test_two_processes_are_one_run(together, tiny_config, fields, tmp_path):
+    """One test, so that one worker makes the run once. `test_train` compares one process of eight devices with one."""
     workdir, (first, second) = together
     alone = tmp_path / "alone"
     run(tiny_config(fields | MESH), alone)
 
-    # Every stage has the figures of one process on the same mesh, and of one device.
+    # Every stage has the figures of one process on the same mesh.
     steps = [line["stage"] for line in records(workdir) if line["kind"] == "train"]
     assert steps == [stage for stage in STAGES for _ in range(2)]
     assert_same_figures(workdir, alone, tolerance=1e-5)
-    with one_device_context():
-        run(tiny_config(fields), tmp_path / "one_device")
-    assert_same_figures(workdir, tmp_path / "one_device", tolerance=1e-4)
 
     # Process 0 alone writes and prints: everything is there once.
     left = [{path.relative_to(folder) for path in folder.iterdir()} for folder in (workdir, alone)]
@@ -107,6 +104,14 @@ def test_two_processes_are_one_run(together, tiny_config, fields, one_device_con
     run(tiny_config(fields | MESH), continued)
     assert_same_figures(continued, workdir, tolerance=1e-5)
     assert_same_exports(continued, workdir, tolerance=1e-4)
+
+
+@pytest.mark.slow  # one more run
+def test_two_processes_are_one_device(together, tiny_config, fields, one_device_context, tmp_path):
+    workdir, _ = together
+    with one_device_context():
+        run(tiny_config(fields), tmp_path / "one_device")
+    assert_same_figures(workdir, tmp_path / "one_device", tolerance=1e-4)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def memories(state, parts):
     }
 
 
+@pytest.mark.usefixtures("quick_compile", "shared_programs")
 @pytest.mark.parametrize("networks", [False, True])
 @pytest.mark.parametrize("optimizer", [False, True])
 def test_each_phase_has_what_it_uses_and_no_more(decoder_state, optimizer, networks):
