@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, named_leaves, read_hf_config
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "shared_programs")
 
 
 def weights(directory: pathlib.Path) -> dict:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -40,8 +41,8 @@ def plan(*arguments, timeout=400):
 
 
 @pytest.fixture(scope="module")
-def tiny_plan(student):
-    arguments = ("--config=configs/base.py", f"--config.student={student}", *TINY, "--topology=cpu:8")
+def tiny_plan(small_student):
+    arguments = ("--config=configs/base.py", f"--config.student={small_student}", *TINY, "--topology=cpu:8")
     return plan(*arguments, "--config.stages=seqkd,warmup,gad", "--json"), arguments
 
 
@@ -97,16 +98,21 @@ def test_what_does_not_fit_is_status_1():
         (("--config=configs/qwen3b.py",), "no topology: give --topology="),
         (("--config=configs/qwen3b.py", "--topology=v7:8"), "--topology=v7:8 is not known"),
         (("--topology=cpu:8",), "no config: give --config="),
-        (
-            ("--config=configs/qwen3b.py", "--topology=cpu:3"),
-            "config.mesh.fsdp 3 does not divide: use one of 1",
-        ),
     ],
 )
-def test_errors_are_one_line(arguments, message):
-    told = plan(*arguments)
+def test_errors_are_one_line(command, repo, monkeypatch, arguments, message):
+    monkeypatch.chdir(repo)
+    with mock.patch.dict(os.environ):  # it sets what JAX reads
+        told = command("gadjax.plan", *arguments)
+    assert told.status == 2
+    assert message in told.err and "Traceback" not in told.err and told.out == ""
+
+
+def test_an_error_of_the_devices_is_one_line():
+    told = plan("--config=configs/qwen3b.py", "--topology=cpu:3")
     assert told.returncode == 2
-    assert message in told.stderr and "Traceback" not in told.stderr and told.stdout == ""
+    assert "config.mesh.fsdp 3 does not divide: use one of 1" in told.stderr
+    assert "Traceback" not in told.stderr and told.stdout == ""
 
 
 def test_in_python_too_an_error_is_one_line():

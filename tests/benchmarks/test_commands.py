@@ -49,6 +49,7 @@ def test_machine(benchmark):
     assert results["rates"].keys() == {"1", "16"}
 
 
+@pytest.mark.slow  # compiles with all optimizations, whose loops it reads
 def test_sampling_parts(benchmark):
     finished, results = benchmark("sampling_parts", "--rounds=1")
     assert finished.status == 0, finished.err
@@ -83,6 +84,7 @@ def test_sampling_beside_transformers(benchmark):
     assert "gadjax / HF" in finished.out
 
 
+@pytest.mark.slow  # half a minute; `parity/test_torch_gad.py` compares the same updates with torch
 @pytest.mark.usefixtures("quick_workers")
 def test_updates_beside_torch(benchmark):
     pytest.importorskip("torch")

@@ -77,7 +77,7 @@ def test_the_kl_of_the_first_step_is_exactly_zero(adapted, micro_batches):
     assert metrics["generator/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("stage", ["warmup", "gad"])
+@pytest.mark.parametrize("stage", [pytest.param("warmup", marks=pytest.mark.slow), "gad"])  # whose updates gad has too
 def test_the_trainer_on_eight_devices_is_the_whole_step_on_one(adapted, stage):
     """Packing and the mesh change no number; the base stays where and what it is, and no update takes it."""
     settings = dict(micro_batches__discriminator=2, optimizer__eps=1e-4)

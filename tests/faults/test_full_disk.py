@@ -21,7 +21,7 @@ from gadjax.workdir.checkpoints import Checkpoints
 from tests.runs import assert_same_run
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compile", "one_device"),
+    pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of Orbax's threads that failed
 ]
 

@@ -167,9 +167,9 @@ def test_adapters(train_together, tiny_config, fields, add_weights, tmp_path):
     assert_same_figures(continued, tmp_path / "together", tolerance=1e-5)
 
 
-def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
-    """After the same step, which is saved, though others were right before; those that go on from it stop too, where
-    one is told before it is ready."""
+@pytest.fixture
+def stopped(train_together, fields, tmp_path):
+    """The fields of a long run in `tmp_path` that SIGTERM to one process ended, and the step that it was saved at."""
     metrics = tmp_path / "metrics.jsonl"
     few = fields | {"stages": ("seqkd",), "seqkd.steps": 1000, "data.heldout": "", "checkpoint.every": 1}
 
@@ -182,8 +182,19 @@ def test_sigterm_to_one_stops_all(train_together, fields, tmp_path):
     processes = train_together(few, tmp_path, devices=1, meanwhile=tell)
     assert [process.status for process in processes] == [75, 75], processes[0].err + processes[1].err
     step = Checkpoints(tmp_path).steps()[-1]
-    assert 2 <= step < 1000 and records(tmp_path)[-1]["step"] == step
+    assert 2 <= step < 1000
+    return few, step
 
+
+def test_sigterm_to_one_stops_all(stopped, tmp_path):
+    """After the same step, which is saved, though others were right before."""
+    _, step = stopped
+    assert records(tmp_path)[-1]["step"] == step
+
+
+@pytest.mark.slow  # a second run of two processes
+def test_those_that_go_on_stop_too_where_one_is_told_before_it_is_ready(stopped, train_together, tmp_path):
+    few, step = stopped
     told = tmp_path / "run.json"
     before = told.stat().st_mtime_ns
 

@@ -142,7 +142,14 @@ def recorded(monkeypatch, quick_compile, all_devices):
     return seen
 
 
-@pytest.mark.parametrize(("fields", "names"), RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        pytest.param(*RUNS["paper"], id="paper"),
+        pytest.param(*RUNS["likelihood"], id="likelihood", marks=pytest.mark.slow),  # half a minute: it compiles most
+        pytest.param(*RUNS["soda"], id="soda"),
+    ],
+)
 def test_arguments_are_the_trainers(recorded, tiny_config, small_student, tmp_path, fields, names):
     """The arrays of a run on eight devices with data of the largest lengths have the plan's shapes and layouts."""
     from gadjax.progress import RunProgress

@@ -135,6 +135,7 @@ def test_sums_of_a_loop_are_told_from_gathers(devices):
     assert (found.op, found.bytes, found.times) == ("reduce-scatter", 64 * 1024 * 2, LAYERS * TOKENS)
 
 
+@pytest.mark.slow  # a long compilation; `test_hlo.py` reads such a program of the CPU's compiler
 def test_logits_as_large_as_a_weight(devices):
     """Logits too large for the scratch memory, in a backward pass, beside the gradient of the head."""
     mesh = meshes.make_mesh(1, 4, 1, devices)

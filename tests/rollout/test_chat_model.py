@@ -11,13 +11,13 @@ from gadjax.errors import UserError
 from gadjax.rollout import chat_model as module
 from gadjax.rollout.chat_model import as_reply, check_network, load_chat_model, load_network
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 CHATS = [[{"role": "user", "content": f"What is {word} plus one"}] for word in ("two", "three", "four")]
 
 
 @pytest.fixture(scope="module")
-def chat_model(finished_run, one_device, quick_compile):
+def chat_model(finished_run, one_device, quick_compile, shared_programs):
     return load_chat_model(str(finished_run.workdir / "export" / "generator"))
 
 

@@ -273,6 +273,7 @@ def test_a_workdir_from_before_adapters_is_another_run(finished, adapted, tmp_pa
     check_workdir(prepare_run(adapted({"lora.rank": 0})), workdir)  # as what it is, it may continue
 
 
+@pytest.mark.slow  # half a minute: `distill/test_lora.py` has such a step, `test_train.py` such a run without adapters
 def test_on_eight_devices(adapted, tmp_path, all_devices):
     """The whole run, with the base split over fsdp and tensor."""
     fields = {"stages": ("gad",), "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "gad.steps": 1, "data.heldout": ""}

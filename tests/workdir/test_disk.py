@@ -13,7 +13,7 @@ from gadjax.train import run
 from gadjax.workdir import disk
 from gadjax.workdir.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 FIELDS = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": "", "checkpoint.keep": 2, "export_dtype": "float32"}
 

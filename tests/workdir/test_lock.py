@@ -46,7 +46,7 @@ def test_the_end_of_a_process_releases_it(tmp_path, repo):
             assert (tmp_path / FILE).read_text() == f"process {os.getpid()} of {socket.gethostname()}\n"
 
 
-@pytest.mark.usefixtures("quick_compile", "one_device")
+@pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
     """A refused run removes nothing, above all no checkpoint that the other run is saving."""
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})
@@ -60,7 +60,7 @@ def test_a_run_leaves_another_one_alone(tiny_config, tmp_path):
     assert not unfinished.exists()
 
 
-@pytest.mark.usefixtures("quick_compile", "one_device")
+@pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 def test_two_runs_begin_at_once(tiny_config, tmp_path, monkeypatch):
     """Neither finds the workdir at its start; the second one writes nothing."""
     config = tiny_config({"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""})

@@ -21,7 +21,7 @@ from gadjax.workdir.lock import WorkdirLock
 from gadjax.workdir.place import OWNER, check_place, take_place
 from gadjax.workdir.resume import check_workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compile", "one_device")
+pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
 FIELDS = {"stages": ("seqkd",), "seqkd.steps": 1, "data.heldout": ""}
 

@@ -19,7 +19,7 @@ from benchmarks.evidence.work import Work
 from gadjax.data.schema import read_rows
 from gadjax.rollout.chat_model import load_network
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_compile")
+pytestmark = pytest.mark.usefixtures("one_device", "quick_compile", "shared_programs")
 GAME = Game(updates=2, every=1, prompts=4, samples=2, discriminator_steps=1)
 START = Fit(2, 1e-2, batch=8, every=2)
 
@@ -67,7 +67,9 @@ def tiny(model, train_file, heldout_file) -> type[Suite]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory) -> tuple[Suite, pathlib.Path, list[table.Row]]:
+def finished(
+    tiny, tmp_path_factory, one_device, quick_compile, shared_programs
+) -> tuple[Suite, pathlib.Path, list[table.Row]]:
     folder = tmp_path_factory.mktemp("suite")
     suite = tiny(Options(folder))
     return suite, folder, run(suite, suite.arms, folder)
