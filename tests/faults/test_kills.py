@@ -69,9 +69,8 @@ def start(server, small_student, tiny_config, tmp_path):
 
 
 def test_a_kill_in_each_phase(start):
-    """One run, killed once in each that changes something, and resumed each time; the long version kills in rollouts too.
-
-    All are the first of their process, and so take a while.
+    """One run, killed once in each that changes something, and resumed each time. All are the first of their
+    process, and so take a while. The long version kills in rollouts too.
     """
     fields = {"stages": ("warmup",), "warmup.discriminator_only_steps": 0, "data.heldout": "", "batch_size": 12}
     rng = random.Random(0)

@@ -95,6 +95,9 @@ def sharing_programs() -> Iterator[None]:
         yield
 
 
+_KEPT = 12  # of each kind, for the sake of memory
+
+
 @functools.cache
 def _makers() -> list[tuple[Any, str, Callable[..., Any]]]:
     """What makes programs: the module that calls it, its name, and one in its place that keeps what it made last."""
@@ -104,7 +107,8 @@ def _makers() -> list[tuple[Any, str, Callable[..., Any]]]:
     from gadjax.setup.blueprint import make_method
     from gadjax.trainer import heldout, stage_start, stage_steps
 
-    make_heldout, kept = heldout.HeldOutPrograms, {}
+    make_heldout = heldout.HeldOutPrograms
+    kept: dict[Any, Any] = {}
 
     def heldout_programs(setup: Any) -> Any:
         config = setup.config.to_dict()
@@ -117,9 +121,11 @@ def _makers() -> list[tuple[Any, str, Callable[..., Any]]]:
         key = repr(config), parts, *fields
         if key not in kept:
             kept[key] = make_heldout(setup)
+            if len(kept) > _KEPT:
+                del kept[next(iter(kept))]
         return kept[key]
 
-    few = functools.lru_cache(maxsize=32)
+    few = functools.lru_cache(maxsize=_KEPT)
     return [
         (state, "adamw", functools.cache(state.adamw)),  # equal optimizers are one, so that methods compare
         (stage_steps, "Programs", few(stage_steps.Programs)),
