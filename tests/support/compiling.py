@@ -127,7 +127,9 @@ def _makers() -> list[tuple[Any, str, Callable[..., Any]]]:
 
     few = functools.lru_cache(maxsize=_KEPT)
     return [
-        (state, "adamw", functools.cache(state.adamw)),  # equal optimizers are one, so that methods compare
+        # Equal rates and optimizers are one, so that methods compare.
+        (state, "learning_rate", functools.cache(state.learning_rate)),
+        (state, "adamw", functools.cache(state.adamw)),
         (stage_steps, "Programs", few(stage_steps.Programs)),
         (heldout, "HeldOutPrograms", heldout_programs),
         (initial, "draw_program", few(initial.draw_program)),
