@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 
 from gadjax.data.chat_template import TEMPLATE_FLAG, pin, read_template
 from gadjax.data.schema import ROLES
-from gadjax.data.tokenizer_files import generation_eos_ids, load_backend
+from gadjax.data.tokenizer_files import generation_eos_ids, load_backend, save
 from gadjax.errors import UserError
 from gadjax.hub import TOKENIZER_FILES, local_directory
 
@@ -65,7 +66,8 @@ def load_tokenizer(
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(f"{path}: the tokenizer's chat_template is {tokenizer.chat_template!r}; expected Jinja text")
     tokenizer.chat_template = pin(tokenizer.chat_template, template_args or {}, date)
-    return ChatTokenizer(tokenizer, source=os.fspath(path), generation_eos_ids=generation_eos_ids(directory))
+    eos_ids = generation_eos_ids(directory)
+    return ChatTokenizer(tokenizer, source=os.fspath(path), directory=directory, generation_eos_ids=eos_ids)
 
 
 def vocabulary_fingerprint(path: str | os.PathLike) -> str:
@@ -86,9 +88,9 @@ class ChatTokenizer:
         writes that one for text outside its vocabulary.
     """
 
-    def __init__(self, tokenizer: Any, *, source: str, generation_eos_ids: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, *, source: str, directory: pathlib.Path, generation_eos_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._source = source
+        self._source, self._directory = source, directory
 
         # Find the token that ends an answer: the first added token behind one in a rendered chat.
         framed = self._render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}], False)
@@ -158,8 +160,12 @@ class ChatTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the tokenizer with its fixed chat template, so that transformers renders the same prompts."""
-        self._tokenizer.save_pretrained(directory)
+        """Writes the tokenizer with its fixed chat template, so that transformers renders the same prompts.
+
+        The files are the student's own where it has them, since every version of transformers that read those reads
+        their copies (`tokenizer_files.save`).
+        """
+        save(self._tokenizer, self._directory, pathlib.Path(directory))
 
     def fingerprint(self) -> str:
         """Hash of all that turns text into ids: vocabulary, template with its arguments and date, EOS ids."""

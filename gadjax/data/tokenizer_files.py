@@ -1,14 +1,17 @@
-"""Reads a tokenizer from a Hugging Face directory, with exactly the ids that its files define."""
+"""Reads a tokenizer from a Hugging Face directory, with exactly the ids that its files define, and writes it again."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 from gadjax.errors import UserError, first_line
 
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_FAST, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_VOCABULARY_FILES = (_FAST, "tokenizer.model", "vocab.json")
+_COPIED = (*_VOCABULARY_FILES, _CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.txt")
 _PROBES = ("Hello  world", "It's 12.5 % of x_y: (naïve) 東京", "one\ntwo")
 
 
@@ -32,9 +35,35 @@ def load_backend(directory: pathlib.Path) -> Any:
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{directory}: {type(tokenizer).__name__} has no fast form; save it as tokenizer.json first")
-    if has["tokenizer.model"] and not has["tokenizer.json"]:
+    if has["tokenizer.model"] and not has[_FAST]:
         tokenizer = _match_sentencepiece(tokenizer, str(directory / "tokenizer.model"))
     return tokenizer
+
+
+def save(tokenizer: Any, source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes a tokenizer, with its chat template, in files that transformers reads from 4.45 on.
+
+    transformers 5 writes a class and a field that earlier versions do not know. So the source's own files are copied
+    where it has the fast form, and only the chat template is exchanged.
+
+    Args:
+      tokenizer: of `load_backend`; its chat template may be another than the source's.
+      source: the directory that it was loaded from.
+      directory: which exists.
+    """
+    tokenizer.save_pretrained(directory)
+    if (source / _FAST).is_file() and (source / _CONFIG).is_file():
+        for name in _COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in all versions
+    if isinstance(config.get("extra_special_tokens"), list):
+        extra = config.pop("extra_special_tokens")
+        config["additional_special_tokens"] = [*(config.get("additional_special_tokens") or []), *extra]
+    config["chat_template"] = tokenizer.chat_template  # versions before 4.53 do not read the file of its own
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _refuse_code(file: pathlib.Path) -> None:

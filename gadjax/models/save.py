@@ -175,6 +175,8 @@ def _refuse_to_replace(path: pathlib.Path) -> None:
 def _replace(staging: pathlib.Path, path: pathlib.Path) -> None:
     """Puts a complete directory in another's place. Between the two renames there is none."""
     for entry in [*staging.rglob("*"), staging]:
+        if entry.is_file():  # safetensors lets nobody but the owner read its files, whatever the umask
+            shutil.copymode(staging / MARK, entry)
         _sync(entry)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)

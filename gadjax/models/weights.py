@@ -202,12 +202,15 @@ class Checkpoint:
         self.dtypes: dict[str, str] = {}
         for file in weight_files(path):
             try:
-                with safetensors.safe_open(file, framework="numpy") as handle:
+                # Opened here first: safetensors says of a file that may not be read that there is none.
+                with open(file, "rb"), safetensors.safe_open(file, framework="numpy") as handle:
                     for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                         tensor = handle.get_slice(name)
                         self.files[name] = file
                         self.shapes[name], self.dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
-            except (safetensors.SafetensorError, OSError) as error:
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+            except safetensors.SafetensorError as error:
                 raise UserError(f"{file}: not a complete safetensors file ({error}); fetch it again") from error
 
     @contextlib.contextmanager

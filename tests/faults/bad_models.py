@@ -225,7 +225,7 @@ MODELS = [
     ),
     files(
         "a folder called model.safetensors",
-        r"model\.safetensors: not a complete safetensors file",
+        r"model\.safetensors: cannot be read \(Is a directory\)",
         _folder_for("model.safetensors"),
     ),
     files("an index that is not JSON", r"index\.json: not JSON", _index("{")),

@@ -98,6 +98,8 @@ def test_the_directory_of_a_generator(tmp_path):
         "model.safetensors",
     }
     assert json.loads(files["generation_config.json"]) == {"eos_token_id": [1, 2]}
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "out" / "gadjax.json").stat().st_mode & 0o777}  # of the umask
     assert files["README.md"] == b"# Student\n"
     assert json.loads(files["config.json"]) == HF_CONFIG | {"dtype": "float32", "torch_dtype": "float32"}
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", framework="numpy") as handle:

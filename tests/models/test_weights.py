@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -258,6 +261,21 @@ def test_quantised_tensor(tmp_path):
     tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((F, H), np.int8)
     with pytest.raises(UserError, match=r"model.layers.0.mlp.up_proj.weight is I8; quantised weights"):
         load(write(tmp_path, tensors))
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """It is not called damaged, nor absent, as safetensors calls it."""
+    file = write(tmp_path, hf_tensors()) / "model.safetensors"
+    before = builtins.open
+
+    def refused(name, *arguments, **options):
+        if os.fspath(name) == os.fspath(file):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return before(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", refused)  # root may read everything
+    with pytest.raises(UserError, match=rf"{file}: cannot be read \(Permission denied\)"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty"])
