@@ -24,21 +24,19 @@ def prompts(tmp_path):
     return path
 
 
-def started(repo, server, prompts, out, *flags):
+def arguments(server, prompts, out, *flags):
+    given = f"--prompts={prompts}", f"--out={out}", "--model=fake", f"--base_url={server.base_url}", "--max_tokens=16"
+    return "gadjax.collect", *given, *map(os.fsdecode, flags)
+
+
+def started(repo, *given):
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "COLUMNS": "200"}
-    line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={out}", "--model=fake"]
-    return subprocess.Popen(
-        [*line, f"--base_url={server.base_url}", "--max_tokens=16", *flags],
-        cwd=repo,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", *arguments(*given)], cwd=repo, env=environment, **pipes)
 
 
-def in_a_process(*arguments):
-    process = started(*arguments)
+def in_a_process(*given):
+    process = started(*given)
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
 
@@ -48,12 +46,7 @@ def run(command, monkeypatch):
     """Runs the command in this process, which saves the time of a start; gives its status and what it printed."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(server, prompts, out, *flags):
-        given = f"--prompts={prompts}", f"--out={out}", "--model=fake", f"--base_url={server.base_url}"
-        return command("gadjax.collect", *given, "--max_tokens=16", *map(os.fsdecode, flags))
-
-    return call
+    return lambda *given: command(*arguments(*given))
 
 
 def test_collects_and_goes_on(repo, tmp_path, prompts):
@@ -171,33 +164,29 @@ def test_what_cannot_go_on_says_where_the_answers_are(run, tmp_path, prompts):
 
 def test_bad_flags_are_one_line(run, tmp_path, prompts, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    old = tmp_path / "old.parquet"
+    new, old = tmp_path / "t.parquet", tmp_path / "old.parquet"
     old.touch()
     with FakeServer() as server:
         for out, flags, message in [
             (tmp_path / "t.csv", [], "t.csv: the name must end in .parquet"),
             (tmp_path / "absent" / "t.parquet", [], "there is no folder"),
             ("~/absent/t.parquet", [], f"there is no folder {tmp_path}/absent"),
-            (tmp_path / "t.parquet", ["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: Port"),
+            (new, ["--base_url=http://host:abc/v1"], "--base_url=http://host:abc/v1: Port"),
             (old, [], "old.parquet.ledger.jsonl"),
-            (tmp_path / "t.parquet", ["--temperature=-1"], "temperature"),
-            (tmp_path / "t.parquet", ["--temperature=0", "--n=2"], "--n=2 with --temperature=0 pays 2 times"),
-            (tmp_path / "t.parquet", ["--request_fields={"], "--request_fields: not JSON"),
-            (tmp_path / "t.parquet", ["--request_fields=[1]"], "--request_fields: expected a JSON object"),
-            (tmp_path / "t.parquet", ['--request_fields={"n": 2}'], "--request_fields: n has a flag of its own"),
-            (
-                tmp_path / "t.parquet",
-                ['--request_fields={"top_p": 2}'],
-                "--request_fields: top_p has a flag of its own",
-            ),
-            (tmp_path / "t.parquet", ['--request_fields={"x": "\\ud800"}'], "--request_fields: not JSON"),
-            (tmp_path / "t.parquet", ['--request_fields={"x": NaN}'], "--request_fields: not JSON"),
-            (tmp_path / "t.parquet", [b"--system=\xff"], "is not valid UTF-8"),
-            (tmp_path / "t.parquet", ["--seed=9999999999999999999"], "--seed=9999999999999999999"),
-            (tmp_path / "t.parquet", ["--max_tokens=2147483648"], "--max_tokens=2147483648"),
-            (tmp_path / "t.parquet", ["--budget=1"], "--budget needs --input_price and --output_price"),
-            (tmp_path / "t.parquet", ["--input_price=1"], "--output_price is missing"),
-            (tmp_path / "t.parquet", ["--budget=0"], "--budget=0: expected more than 0"),
+            (new, ["--temperature=-1"], "temperature"),
+            (new, ["--temperature=0", "--n=2"], "--n=2 with --temperature=0 pays 2 times"),
+            (new, ["--request_fields={"], "--request_fields: not JSON"),
+            (new, ["--request_fields=[1]"], "--request_fields: expected a JSON object"),
+            (new, ['--request_fields={"n": 2}'], "--request_fields: n has a flag of its own"),
+            (new, ['--request_fields={"top_p": 2}'], "--request_fields: top_p has a flag of its own"),
+            (new, ['--request_fields={"x": "\\ud800"}'], "--request_fields: not JSON"),
+            (new, ['--request_fields={"x": NaN}'], "--request_fields: not JSON"),
+            (new, [b"--system=\xff"], "is not valid UTF-8"),
+            (new, ["--seed=9999999999999999999"], "--seed=9999999999999999999"),
+            (new, ["--max_tokens=2147483648"], "--max_tokens=2147483648"),
+            (new, ["--budget=1"], "--budget needs --input_price and --output_price"),
+            (new, ["--input_price=1"], "--output_price is missing"),
+            (new, ["--budget=0"], "--budget=0: expected more than 0"),
         ]:
             status, _, stderr = run(server, prompts, out, *flags)
             assert status == 2 and stderr.startswith("error: ") and message in stderr, stderr
@@ -322,10 +311,9 @@ def test_held_out_prompts_stay_held_out_when_a_collection_goes_on(run, tmp_path,
     assert trained <= all_trained and chosen <= all_chosen
 
 
-def test_a_missing_flag_is_named(repo, tmp_path, prompts):
-    line = [sys.executable, "-m", "gadjax.collect", f"--prompts={prompts}", f"--out={tmp_path}/t.parquet"]
-    finished = subprocess.run(line, cwd=repo, capture_output=True, text=True, timeout=60)
-    assert (finished.returncode, finished.stderr) == (2, "error: --model must have a value; --help lists the flags\n")
+def test_a_missing_flag_is_named(command, tmp_path, prompts):
+    finished = command("gadjax.collect", f"--prompts={prompts}", f"--out={tmp_path}/t.parquet")
+    assert (finished.status, finished.err) == (2, "error: --model must have a value; --help lists the flags\n")
 
 
 def test_limits_a_minute(run, tmp_path, prompts):
