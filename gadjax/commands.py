@@ -80,7 +80,7 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "gadjax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(files.user_cache("xla")))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -90,12 +90,12 @@ def use_whole_memory() -> None:
 
     Call it before JAX first uses a GPU. Limits that the environment already sets stay.
     """
-    host = int(HOST_MEMORY_FRACTION * _host_memory())
+    host = int(HOST_MEMORY_FRACTION * host_memory())
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
     os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(host // 2**30))
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
     """Bytes that this process may use: the machine's memory, or its container's limit if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:

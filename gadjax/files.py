@@ -19,6 +19,11 @@ def expand(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
+def user_cache(name: str) -> pathlib.Path:
+    """The folder of this name for what gadjax can make again, in XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gadjax" / name
+
+
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is an address such as gs://BUCKET/FOLDER and not a path of this machine."""
     return "://" in os.fspath(path)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gadjax import commands
+from gadjax import commands, files
 from gadjax.callable_module import make_callable
 from gadjax.errors import UserError
 from gadjax.planning.targets import devices, parse_topology, prepare_process
@@ -110,20 +110,28 @@ def main(argv: list[str]) -> int:
     prepare_process(target)
     found = devices(target)
 
+    from gadjax.planning.compiler import Compiler
     from gadjax.planning.plan_report import as_json, as_text
     from gadjax.planning.planner import make_plan
     from gadjax.planning.search import suggest
 
-    def on_compile(name: str) -> None:
+    def tell(line: str) -> None:
         if not FLAGS.json:
-            print(f"compiling: {name}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
-    found_by = suggest(config, target, found, on_compile) if FLAGS.suggest else None
-    plan = found_by.plan if found_by else make_plan(config, target, found, on_compile)
+    folder = files.user_cache("plans")
+    compiler = Compiler(target, found, folder=folder, on_compile=lambda name: tell(f"compiling: {name}"))
+    found_by = suggest(config, compiler) if FLAGS.suggest else None
+    plan = found_by.plan if found_by else make_plan(config, compiler)
     plan = dataclasses.replace(plan, rows=FLAGS.rows, price=FLAGS.price)
-    print(
-        json.dumps(as_json(plan, found_by), indent=2) if FLAGS.json else as_text(plan, found_by, details=FLAGS.details)
-    )
+    if compiler.found:
+        tell(f"{compiler.found} of {compiler.asked} programs were compiled before")
+    if compiler.lost:
+        tell(f"{folder} cannot be written ({compiler.lost}): the next plan will compile these programs again")
+    if FLAGS.json:
+        print(json.dumps(as_json(plan, found_by) | {"compiled_before": compiler.found}, indent=2))
+    else:
+        print(as_text(plan, found_by, details=FLAGS.details))
     return 1 if plan.misfits else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from gadjax.planning.hlo import Array, HloProgram, Instruction
@@ -84,7 +85,7 @@ def largest_buffers(program: HloProgram) -> list[Buffer]:
     return sorted(buffers, key=lambda buffer: -buffer.array.bytes)
 
 
-def logit_positions(program: HloProgram, vocabulary: int, hidden: set[int], scope: str) -> int:
+def logit_positions(program: HloProgram, vocabulary: int, hidden: Collection[int], scope: str) -> int:
     """The most positions whose logits, or other arrays of the vocabulary's size, are in memory at once; 0 for none.
 
     Args:

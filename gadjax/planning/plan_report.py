@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from gadjax.parallel.chips import GIB
-from gadjax.planning.estimate import ProgramEstimate, Traffic
+from gadjax.planning.estimate import ProgramEstimate
+from gadjax.planning.measured import Traffic
 from gadjax.planning.planner import Plan
 from gadjax.planning.search import Suggestion
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,8 @@ from gadjax.config.check import discriminator_checkpoint, field_value, has_heldo
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.weights import read_hf_config
 from gadjax.parallel import mesh as meshes
-from gadjax.planning.estimate import CompiledProgram, ProgramEstimate, compile_program, estimate_program
+from gadjax.planning.compiler import Compiler
+from gadjax.planning.estimate import CompiledProgram, ProgramEstimate, estimate_program
 from gadjax.planning.known_students import ARCHITECTURES
 from gadjax.planning.run_programs import run_programs
 from gadjax.planning.targets import Target
@@ -113,37 +113,31 @@ class Plan:
         return None if hours is None or self.price is None else hours * self.target.count * self.price
 
 
-def make_plan(
-    config: ConfigDict,
-    target: Target,
-    devices: list[jax.Device],
-    on_compile: Callable[[str], None] = lambda name: None,
-    known: dict[Any, CompiledProgram] | None = None,
-) -> Plan:
+def make_plan(config: ConfigDict, compiler: Compiler, known: dict[Any, CompiledProgram] | None = None) -> Plan:
     """Compiles every program of a run.
 
     Args:
       config: of a run. `data.train` need not exist; all prompts and answers have the length that `data` allows.
-      target: to plan for.
-      devices: of the target.
-      on_compile: called with the name of each program before it is compiled.
+      compiler: for the target to plan for.
       known: programs that were compiled for other settings of the same config. New ones are added to it.
 
     Raises:
       UserError: the config cannot work, or not on this many devices.
     """
     config = checked(config)
-    blueprint = make_blueprint(config, devices)
+    blueprint = make_blueprint(config, compiler.devices)
     known = {} if known is None else known
-    estimates = []
-    for program in run_programs(blueprint):
-        key = program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES))
-        if key not in known:
-            on_compile(program.name)
-            known[key] = compile_program(program, target.chip, target.chip.platform)
-        estimates.append(estimate_program(program, known[key], target.chip))
+    programs = list(run_programs(blueprint))
+    keys = [
+        (program.name, *(str(field_value(config, field)) for field in _DEPENDS.get(program.name, _OF_UPDATES)))
+        for program in programs
+    ]
+    new = {key: program for key, program in zip(keys, programs, strict=True) if key not in known}
+    known |= zip(new, compiler.compile(new.values()), strict=True)
+    chip = compiler.target.chip
+    estimates = [estimate_program(program, known[key], chip) for key, program in zip(keys, programs, strict=True)]
     return Plan(
-        target=target,
+        target=compiler.target,
         config=config,
         mesh=dict(blueprint.mesh.shape),
         decoding_mesh=dict(blueprint.sampler.mesh.shape),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from gadjax.config.check import field_value
 from gadjax.errors import UserError
-from gadjax.planning.planner import CompiledProgram, Plan, make_plan
-from gadjax.planning.targets import Target
+from gadjax.planning.compiler import Compiler
+from gadjax.planning.estimate import CompiledProgram
+from gadjax.planning.planner import Plan, make_plan
 
 _REMAT = ("none", "dots", "full")
 _LEAST_TOKENS, _MOST_TOKENS = 4096, 262_144
@@ -33,16 +33,14 @@ class Suggestion:
         return " ".join(f"--config.{field}={value}" for field, value in self.changes.items())
 
 
-def suggest(
-    config: ConfigDict, target: Target, devices: list[jax.Device], on_compile: Callable[[str], None] = lambda name: None
-) -> Suggestion:
+def suggest(config: ConfigDict, compiler: Compiler) -> Suggestion:
     """Climbs from the config's own settings, changing one setting at a time for as long as a change helps.
 
     A plan that lacks less memory is better; of two plans that fit, the faster one. Mesh, micro-batches, slots and remat
     each change some programs, and only these are compiled again; offloading changes none.
 
     Args:
-      config, target, devices, on_compile: as for `make_plan`.
+      config, compiler: as for `make_plan`.
     """
     compiled: dict[Any, CompiledProgram] = {}
     seen: dict[tuple, Plan | None] = {}
@@ -51,12 +49,12 @@ def suggest(
         key = tuple(sorted(changes.items()))
         if key not in seen:
             try:
-                seen[key] = make_plan(_changed(config, changes), target, devices, on_compile, compiled)
+                seen[key] = make_plan(_changed(config, changes), compiler, compiled)
             except UserError:  # a size does not divide
                 seen[key] = None
         return seen[key]
 
-    best = make_plan(config, target, devices, on_compile, compiled)
+    best = make_plan(config, compiler, compiled)
     changes: dict[str, Any] = {}
     improved = True
     while improved:

@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import math
 import os
+import pathlib
+import platform
 import re
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,10 @@ def parse_topology(name: str) -> Target:
 def prepare_process(target: Target) -> None:
     """Sets the environment so that JAX looks for no accelerator. Call it before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # A program's text then holds no lines of source files: it is the same wherever the package and its caller are.
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+    if target.chip.platform != "cpu":  # JAX would write programs to its cache that it cannot read from there
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if target.chip.platform == "cpu":
@@ -107,6 +113,22 @@ def devices(target: Target) -> list[jax.Device]:
     except Exception as error:  # the plugins raise errors of any type
         raise UserError(_why_not(target, error)) from None
     return list(found.devices)
+
+
+def described(target: Target) -> str:
+    """All that the compiler is told of a target, or reads of this machine if programs for CPUs are compiled."""
+    details = {"tpu": lambda: "", "cuda": lambda: gpu_config(target.chip), "cpu": _this_cpu}[target.chip.platform]()
+    return f"{target.name}\n{details}"
+
+
+def _this_cpu() -> str:
+    """The instructions that this machine's CPU has, and the number of cores that this process may use."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    kept = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(kept), str(len(os.sched_getaffinity(0)))])
 
 
 def gpu_config(chip: Chip) -> str:

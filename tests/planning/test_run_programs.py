@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from gadjax.distill import rows
-from gadjax.parallel.chips import CHIPS
-from gadjax.planning.estimate import compile_program
+from gadjax.planning.compiler import Compiler
 from gadjax.planning.planner import checked, make_blueprint, make_plan
 from gadjax.planning.program import bytes_per_device
 from gadjax.planning.run_programs import full_batch, run_programs
@@ -21,6 +20,7 @@ from gadjax.setup.prepare import prepare_run
 from gadjax.trainer.loop import TrainingRun
 from gadjax.trainer.programs import HeldOutPrograms, Programs
 
+TARGET = parse_topology("cpu:8")
 NAMES = {
     "weights for sampling": "decoding_params",
     "rollout": "sample_batch",
@@ -206,7 +206,8 @@ def test_what_a_program_never_reads_is_on_the_devices_too(tiny_config, all_devic
     read = program.trace().lower().compile().memory_analysis().argument_size_in_bytes
     head = bytes_per_device(program.base["lm_head"])
     assert 0 < head <= given - read
-    assert compile_program(program, CHIPS["cpu"], "cpu").program >= given
+    (compiled,) = Compiler(TARGET, jax.devices()).compile([program])
+    assert compiled.program >= given
 
 
 def test_a_plan_without_data_is_of_a_run_that_measures(tiny_config):
@@ -222,8 +223,8 @@ def test_rows_are_packed_once_and_only_where_they_are_needed(tiny_config, monkey
     packed = []
     pack = rows.teacher_rows
     monkeypatch.setattr(rows, "teacher_rows", lambda *given: (packed.append(1), pack(*given))[1])
-    config, target, known = tiny_config({"stages": ("seqkd",), "data.heldout": ""}), parse_topology("cpu:8"), {}
-    first = make_plan(config, target, jax.devices(), known=known)
+    config, known = tiny_config({"stages": ("seqkd",), "data.heldout": ""}), {}
+    first = make_plan(config, Compiler(TARGET, jax.devices()), known)
     assert len(packed) == 1
-    again = make_plan(config, target, jax.devices(), known=known)
+    again = make_plan(config, Compiler(TARGET, jax.devices()), known)
     assert len(packed) == 1 and again.programs == first.programs

@@ -14,7 +14,7 @@ from gadjax.models import layouts
 from gadjax.models.logprobs import LOGITS, token_logprobs
 from gadjax.parallel import mesh as meshes
 from gadjax.planning import targets
-from gadjax.planning.estimate import compile_program
+from gadjax.planning.compiler import Compiler
 from gadjax.planning.hlo import HloProgram
 from gadjax.planning.hlo_costs import collectives, logit_positions
 from gadjax.planning.planner import checked, make_blueprint
@@ -44,7 +44,8 @@ def sampling(tiny_config, devices):
 
 
 def compiled(program):
-    return compile_program(program, TARGET.chip, "tpu")
+    (found,) = Compiler(TARGET, list(program.blueprint.mesh.devices.flat)).compile([program])
+    return found
 
 
 def smallest_weight(program):
