@@ -40,6 +40,14 @@ def plan(*arguments, timeout=400):
     return subprocess.run(command, cwd=REPO, env=clean, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """Plans of this module are kept in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def tiny_plan(small_student):
     arguments = ("--config=configs/base.py", f"--config.student={small_student}", *TINY, "--topology=cpu:8")
@@ -55,6 +63,7 @@ def test_every_program_is_there(tiny_plan):
     names += ["held-out scores"] + [f"two-sample {name}" for name in ("answers", "update", "scores")]
     assert [program["name"] for program in found["programs"]] == names
     assert found["fits"] and found["devices"] == 8 and found["slots"] == 16
+    assert found["compiled_before"] == 0
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     for program in found["programs"]:
         compiled = program["compiled"]
@@ -78,6 +87,7 @@ def test_the_table_for_people(tiny_plan):
     assert " 0 TFLOP/s" not in told.stdout
     whole = plan(*arguments, "--config.stages=seqkd", NO_HELDOUT, "--rows=1000000", "--price=3600", "--details")
     assert "the run, by these steps: " in whole.stdout and "cost, by these hours: " in whole.stdout
+    assert whole.stderr == "1 of 1 programs were compiled before\n"
     assert "GB moved" in whole.stdout and "\\" not in whole.stdout
     assert told.stderr == "compiling: cross-entropy update\n"
     assert "not in those seconds: nothing; config.data.heldout names no held-out prompts" in told.stdout

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import jax
 
@@ -62,23 +63,25 @@ class Compiler:
         """
         jobs: dict[str, Future[None]] = {}
         work: list[tuple[str, Work]] = []
+        stop = threading.Event()
         with ThreadPoolExecutor(self._at_once) as pool:
             try:
                 for program in programs:
+                    if stop.is_set():
+                        break
                     traced = program.trace()
                     lowered = lower(program, traced, self.target.chip.platform)
                     key = self._kept.key(lowered)
                     if key not in jobs and not self._look_up(key):
-                        jobs[key] = pool.submit(self._measure, key, lowered)
+                        jobs[key] = pool.submit(self._measure, key, lowered, stop)
                     self.asked += 1
                     self.found += key in self._from_before
                     work.append((key, count_work(program, traced)))
-                wait(jobs.values(), return_when=FIRST_EXCEPTION)
-            finally:  # after an error, programs that wait for their turn are not compiled
-                pool.shutdown(cancel_futures=True)
+                wait(jobs.values())
+            finally:  # also if the user interrupts
+                stop.set()
         for job in jobs.values():
-            if not job.cancelled():
-                job.result()  # raises the error
+            job.result()  # raises the job's error
         return [combine(each, self._known[key], self.target.chip) for key, each in work]
 
     def _look_up(self, key: str) -> bool:
@@ -88,10 +91,19 @@ class Compiler:
             self._from_before.add(key)
         return key in self._known
 
-    def _measure(self, key: str, program: LoweredProgram) -> None:
-        """Compiles a program, and keeps its figures at once: an error of another program loses nothing."""
+    def _measure(self, key: str, program: LoweredProgram, stop: threading.Event) -> None:
+        """Compiles a program, and keeps its figures at once: an error of another program loses nothing.
+
+        Does nothing once `stop` is set, which an error of this program does.
+        """
+        if stop.is_set():
+            return
         self._on_compile(program.program.name)
-        self._known[key] = figures = measure(program)
+        try:
+            self._known[key] = figures = measure(program)
+        except BaseException:
+            stop.set()
+            raise
         try:
             self._kept.keep(key, figures)
         except OSError as error:  # a plan needs no cache

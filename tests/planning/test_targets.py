@@ -62,3 +62,14 @@ def test_every_gpu_is_described(name):
     text = targets.gpu_config(CHIPS[name])
     major, minor = CHIPS[name].capability
     assert f"major: {major} minor: {minor}" in text and f"device_memory_size: {int(CHIPS[name].memory)}" in text
+
+
+def test_a_description_holds_what_the_compiler_is_told(monkeypatch):
+    names = ("h100:1x8", "h100:2x8", "h200:1x8", "v6e:2x2", "v6e:2x4", "cpu:8")
+    described = {name: targets.described(parse_topology(name)) for name in names}
+    assert len(set(described.values())) == len(names)
+    assert all(text.startswith(f"{name}\n") for name, text in described.items())
+    assert targets.gpu_config(CHIPS["h200"]) in described["h200:1x8"]
+    assert targets.described(parse_topology("cpu:8")) == described["cpu:8"]
+    monkeypatch.setattr(targets.os, "sched_getaffinity", lambda process: set(range(1000)))
+    assert targets.described(parse_topology("cpu:8")) != described["cpu:8"]
