@@ -80,7 +80,10 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(files.user_cache("xla")))
+        if folder := files.user_cache("xla"):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+        else:
+            print("no home folder, so compiled programs are not kept; set XDG_CACHE_HOME to keep them", file=sys.stderr)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

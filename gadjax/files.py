@@ -19,9 +19,15 @@ def expand(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
-def user_cache(name: str) -> pathlib.Path:
-    """The folder of this name for what gadjax can make again, in XDG_CACHE_HOME or ~/.cache. It need not exist."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gadjax" / name
+def user_cache(name: str) -> pathlib.Path | None:
+    """The folder of this name for what gadjax can make again, in XDG_CACHE_HOME or ~/.cache. It need not exist.
+
+    None if the user has no home folder, as in a container under the id of an unknown user.
+    """
+    try:
+        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gadjax" / name
+    except RuntimeError:
+        return None
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from gadjax import commands
@@ -240,3 +241,17 @@ def test_memory_that_waiting_state_may_take(tmp_path, monkeypatch, limit, share)
     monkeypatch.setenv(host, "7")
     commands.use_whole_memory()
     assert os.environ[host] == "7"
+
+
+def test_without_a_home_folder_nothing_is_kept_and_one_line_says_so(monkeypatch, capsys):
+    """As in a container under the id of a user that it does not know."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    updated = {}
+    monkeypatch.setattr(jax.config, "update", updated.__setitem__)
+    monkeypatch.setattr(pathlib.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    commands.use_compilation_cache()
+    assert "jax_compilation_cache_dir" not in updated and capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    commands.use_compilation_cache()
+    assert updated["jax_compilation_cache_dir"] == "/caches/gadjax/xla" and capsys.readouterr().err == ""
