@@ -131,7 +131,7 @@ def _inspect_directory(source: ModelSource, *, discriminator: bool = False):
     if head == "lm" and not architecture.endswith(CAUSAL_LM):
         needed = "a discriminator is a token classifier or" if discriminator else "what is evaluated is"
         raise UserError(f"{source.given} is a {architecture}, but {needed} a causal language model")
-    check_weights(path, Model(config, head).abstract_params())
+    check_weights(path, config, Model(config, head).abstract_params())
     tokenizer = load_tokenizer(path)
     files = sorted({file for pattern in _HF_FILES for file in path.glob(pattern)})
     judges = head, pooling_of(hf_config, str(path / "config.json"))
@@ -159,7 +159,7 @@ def _inspect_checkpoint(source: ModelSource):
     weights = [facts["hf_configs"]["generator"], *_contents(folder)]
     if model.config.lora:
         student = resolve_model(config["student"])
-        check_weights(student, lora.frozen(model.abstract_params()))
+        check_weights(student, model.config, lora.frozen(model.abstract_params()))
         weights += [_hash(file) for file in sorted(student.glob("*.safetensors"))]
     return dataclasses.replace(source, step=step), stage, model.config, tokenizer, eos_ids, weights
 

@@ -14,9 +14,10 @@ import numpy as np
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from gadjax.models.architecture import Lora
+from gadjax.models.architecture import Lora, ModelConfig
+from gadjax.models.hf_tensors import tensors_of
 from gadjax.models.lora import ADAPTERS, Params
-from gadjax.models.weights import HF_TENSORS, Checkpoint, named_leaves
+from gadjax.models.weights import Checkpoint, named_leaves
 
 _PREFIX = "base_model.model."
 
@@ -61,7 +62,7 @@ class StoredParam(LazyParam):
     def fetch(self, layer: int | None, *, wanted: bool = True) -> np.ndarray | None:
         if not wanted:
             return None
-        spec, shape = HF_TENSORS[self._path], self.shape if layer is None else self.shape[1:]
+        spec, shape = self._checkpoint.names[self._path], self.shape if layer is None else self.shape[1:]
         with self._checkpoint.tensors() as tensor:
             value = spec.read(tensor(spec.name.format(layer)), shape, (slice(None),) * len(shape))
             return np.array(value, np.float32)
@@ -97,11 +98,12 @@ def fetch(leaf: jax.Array | LazyParam, layer: int | None, dtype: np.dtype, *, wa
     return np.asarray(value) if wanted else None
 
 
-def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters) -> Params:
+def merged_params(path: pathlib.Path, config: ModelConfig, abstract_base: Params, adapters: Adapters) -> Params:
     """A network's whole tree with merged kernels, whose base is read layer by layer as it is written.
 
     Args:
       path: the Hugging Face directory of the base.
+      config: its architecture.
       abstract_base: tree of the shapes of the parameters that the network takes from the base.
       adapters: the trained part.
 
@@ -120,43 +122,55 @@ def merged_params(path: pathlib.Path, abstract_base: Params, adapters: Adapters)
             )
         return out
 
-    checkpoint, wanted = Checkpoint(path), named_leaves(abstract_base)
+    checkpoint, wanted = Checkpoint(path, config), named_leaves(abstract_base)
     checkpoint.check(wanted)
     leaves = [StoredParam(checkpoint, name, leaf.shape) for name, leaf in wanted.items()]
     return merge(jax.tree.unflatten(jax.tree.structure(abstract_base), leaves), adapters.params)
 
 
-def write_peft(directory: pathlib.Path | None, adapters: Adapters, *, scalar: bool) -> None:
+def write_peft(directory: pathlib.Path | None, adapters: Adapters, model_config: ModelConfig, *, scalar: bool) -> None:
     """Writes adapter_config.json and adapter_model.safetensors for PEFT.
 
-    A `scalar` head becomes one of PEFT's `modules_to_save`. All processes of a run call this; those
-    that do not write pass None for the directory.
+    A `scalar` head becomes one of PEFT's `modules_to_save`. Where one tensor holds several kernels, their adapters
+    become one: its rank is the sum of their ranks, and its B is zero outside of each kernel's own block. All processes
+    of a run call this; those that do not write pass None for the directory.
     """
-    tensors, targets = {}, set()
-    for path, leaf in named_leaves(adapters.params).items():
+    names, leaves = tensors_of(model_config), named_leaves(adapters.params)
+    tensors: dict[str, np.ndarray] = {}
+    held: dict[str, list[str]] = {}  # the parameters in each adapter, by its tensor's name
+    for path, leaf in leaves.items():
         module, _, name = path.rpartition("/")
         if name not in ADAPTERS:
-            tensors[_PREFIX + HF_TENSORS[path].name] = HF_TENSORS[path].write(fetch(leaf, None, np.dtype(np.float32)))
+            tensors[_PREFIX + names[path].name] = names[path].write(fetch(leaf, None, np.dtype(np.float32)))
             continue
-        linear = HF_TENSORS[f"{module}/kernel"].name.removesuffix(".weight")
-        targets.add(linear.rpartition(".")[2])
-        for layer in range(leaf.shape[0]):
-            value = fetch(leaf, layer, np.dtype(np.float32))
-            is_a = name == ADAPTERS[0]
-            matrix = value.reshape(-1, adapters.lora.rank) if is_a else value.reshape(adapters.lora.rank, -1)
-            tensors[f"{_PREFIX}{linear.format(layer)}.lora_{'A' if is_a else 'B'}.weight"] = matrix.T
+        linear = names[f"{module}/kernel"].name.removesuffix(".weight")
+        held.setdefault(f"{linear}.lora_{'A' if name == ADAPTERS[0] else 'B'}.weight", []).append(path)
+    rank, ranks = adapters.lora.rank, {}
+    for name, paths in held.items():
+        paths.sort(key=lambda path: names[f"{path.rpartition('/')[0]}/kernel"].start)
+        linear, letter, _ = name.rsplit(".", 2)
+        ranks[linear.rpartition(".")[2]] = rank * len(paths)
+        for layer in range(leaves[paths[0]].shape[0]):
+            values = [fetch(leaves[path], layer, np.dtype(np.float32)) for path in paths]
+            if letter == "lora_A":
+                tensors[_PREFIX + name.format(layer)] = np.concatenate([x.reshape(-1, rank).T for x in values])
+            else:
+                tensors[_PREFIX + name.format(layer)] = _block_diagonal([x.reshape(rank, -1).T for x in values])
     if directory is None:
         return
     directory.mkdir()
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     safetensors.numpy.save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    others = {linear: own for linear, own in ranks.items() if own != rank}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "TOKEN_CLS" if scalar else "CAUSAL_LM",
         "base_model_name_or_path": adapters.base_model,
-        "r": adapters.lora.rank,
+        "r": rank,
         "lora_alpha": adapters.lora.alpha,
-        "target_modules": sorted(targets),
+        "rank_pattern": others,
+        "alpha_pattern": {linear: adapters.lora.alpha * own / rank for linear, own in others.items()},
+        "target_modules": sorted(ranks),
         "modules_to_save": ["score"] if scalar else None,
         "bias": "none",
         "lora_dropout": 0.0,
@@ -164,3 +178,14 @@ def write_peft(directory: pathlib.Path | None, adapters: Adapters, *, scalar: bo
         "inference_mode": True,
     }
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    """A matrix with the blocks on its diagonal, and zeros elsewhere."""
+    rows, columns = (sum(block.shape[axis] for block in blocks) for axis in (0, 1))
+    out = np.zeros((rows, columns), blocks[0].dtype)
+    row = column = 0
+    for block in blocks:
+        out[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return out

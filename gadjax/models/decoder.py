@@ -1,8 +1,9 @@
-"""One decoder for the Llama, Qwen2, Qwen3 and Mistral families, with a language-model or a scalar head.
+"""One decoder for all families (`gadjax.models.families`), with a language-model or a scalar head.
 
 The layers are one `Block`, whose parameters have a leading axis of layers and which is scanned, so that the compiler
-sees one layer at any depth. Parameters have logical axis names, which `gadjax.parallel.mesh` maps to mesh axes. The
-computation is in `config.dtype`; norms, softmaxes, logits and scores are in float32.
+sees one layer at any depth. What else differs between layers, their rotary embedding, is scanned with them, and is a
+constant of each layer in the token loop. Parameters have logical axis names, which `gadjax.parallel.mesh` maps to mesh
+axes. The computation is in `config.dtype`; norms, softmaxes, logits and scores are in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gadjax.kernels import choose
 from gadjax.kernels.causal_attention import causal_attention
 from gadjax.models.architecture import Lora, ModelConfig
 from gadjax.models.logprobs import LOGITS
-from gadjax.models.rotary import rope_frequencies, rotate
+from gadjax.models.rotary import Rotary, rotary_of_layers, rotate
 from gadjax.parallel.mesh import constrain, gather_weight
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -32,6 +33,7 @@ _REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 REMAT_POLICIES = tuple(_REMAT)
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None) -> nnx.Param:
@@ -41,16 +43,26 @@ def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: f
 
 
 class Norm(nnx.Module):
-    """Root-mean-square norm over the last axis."""
+    """Root-mean-square norm over the last axes."""
 
-    def __init__(self, size: int, eps: float, rngs: nnx.Rngs, axis: str = "norm"):
-        self.scale = _param(rngs, (size,), (axis,), None)
-        self.eps = eps
+    def __init__(self, axes: dict[str, int], config: ModelConfig, rngs: nnx.Rngs):
+        self.scale = _param(rngs, tuple(axes.values()), tuple(axes), None if config.norm_offset == 0 else 0.0)
+        self.axes, self.eps, self.offset = tuple(range(-len(axes), 0)), config.rms_norm_eps, config.norm_offset
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., size] -> [..., size]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., *axes] -> [..., *axes]
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=self.axes, keepdims=True) + self.eps)
+        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+        return (y * scale).astype(x.dtype)
+
+
+def _hidden(config: ModelConfig) -> dict[str, int]:
+    return {"norm": config.hidden_size}
+
+
+def _same(x: jax.Array) -> jax.Array:
+    """What stands in a norm's place where a family has none."""
+    return x
 
 
 class Projection(nnx.Module):
@@ -129,23 +141,25 @@ class Attention(nnx.Module):
         self.v = Projection(embed, kv_heads, rngs, bias=config.qkv_bias, **common)
         self.o = Projection(heads, embed, rngs, bias=config.output_bias, **common)
         if config.qk_norm:
-            self.q_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
-            self.k_norm = Norm(config.head_dim, config.rms_norm_eps, rngs, "head_dim")
+            own = {"head_dim": config.head_dim}
+            self.q_norm = Norm(heads if config.qk_norm_whole else own, config, rngs)
+            self.k_norm = Norm(kv_heads if config.qk_norm_whole else own, config, rngs)
         self.config, self.mesh = config, mesh
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: jax.Array, rotary: Rotary, attend: Attend) -> jax.Array:
         query = constrain(self.q(x), self.mesh, "batch", None, "heads", None)
         key = constrain(self.k(x), self.mesh, "batch", None, "kv_heads", None)
         value = constrain(self.v(x), self.mesh, "batch", None, "kv_heads", None)
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        frequencies = rope_frequencies(self.config.rope, self.config.head_dim)
-        query, key = rotate(query, positions, frequencies), rotate(key, positions, frequencies)
+        query, key = rotate(query, positions, rotary), rotate(key, positions, rotary)
+        if self.config.query_scale != 1:
+            query = query * jnp.asarray(self.config.query_scale, query.dtype)
         return self.o(attend(query, key, value))
 
 
 class MLP(nnx.Module):
-    """The gated SiLU feed-forward layer."""
+    """The gated feed-forward layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         common: Any = {"std": config.initializer_range, "lora": config.lora, "mesh": mesh}
@@ -154,25 +168,28 @@ class MLP(nnx.Module):
         self.gate = Projection(embed, mlp, rngs, **common)
         self.up = Projection(embed, mlp, rngs, **common)
         self.down = Projection(mlp, embed, rngs, **common)
-        self.mesh = mesh
+        self.activation, self.mesh = _ACTIVATIONS[config.activation], mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, H] -> [B, T, H]
-        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
+        return self.down(constrain(self.activation(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
 
 
 class Block(nnx.Module):
-    """One pre-norm layer."""
+    """One layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
-        self.input_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        norm = lambda *places: Norm(_hidden(config), config, rngs) if config.norms in places else _same  # noqa: E731
+        self.input_norm = norm("before", "around")
         self.attention = Attention(config, rngs, mesh)
-        self.post_attention_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        self.attention_out_norm = norm("after", "around")
+        self.post_attention_norm = norm("before", "around")
         self.mlp = MLP(config, rngs, mesh)
+        self.mlp_out_norm = norm("after", "around")
         self.mesh = mesh
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:  # x: [B, T, H]
-        x = x + self.attention(self.input_norm(x), positions, attend)
-        x = x + self.mlp(self.post_attention_norm(x))
+    def __call__(self, x: jax.Array, positions: jax.Array, rotary: Rotary, attend: Attend) -> jax.Array:  # [B, T, H]
+        x = x + self.attention_out_norm(self.attention(self.input_norm(x), positions, rotary, attend))
+        x = x + self.mlp_out_norm(self.mlp(self.post_attention_norm(x)))
         return constrain(x, self.mesh, "batch", None, None)
 
 
@@ -191,7 +208,7 @@ class Decoder(nnx.Module):
         make_layers = nnx.vmap(lambda rngs: Block(config, rngs, mesh), in_axes=0, out_axes=0)
         self.embed = Embedding(config, rngs)
         self.layers = nnx.split_rngs(splits=config.num_layers)(make_layers)(rngs)
-        self.final_norm = Norm(config.hidden_size, config.rms_norm_eps, rngs)
+        self.final_norm = Norm(_hidden(config), config, rngs)
         embed = {"embed": config.hidden_size}
         if head == "score":
             self.score = Projection(embed, {"score": 1}, rngs, std=0.02, bias=True)
@@ -237,9 +254,10 @@ class Decoder(nnx.Module):
             [S, Nq, D], and keeps the keys and values for later tokens.
         """
         x = self._embed(tokens[:, None])
-        for block, attend in zip(layers, attends, strict=True):
+        rotaries = rotary_of_layers(self.config.ropes, self.config.head_dim)
+        for block, rotary, attend in zip(layers, rotaries, attends, strict=True):
             one = lambda q, k, v, attend=attend: attend(q[:, 0], k[:, 0], v[:, 0])[:, None]  # noqa: E731
-            x = block(x, positions[:, None], one)
+            x = block(x, positions[:, None], rotary, one)
         return self.final_norm(x)[:, 0]
 
     def unstacked_layers(self) -> list[Block]:
@@ -280,23 +298,28 @@ class Decoder(nnx.Module):
     def _embed(self, tokens: jax.Array) -> jax.Array:
         # The table is gathered along the hidden axis first: otherwise the devices would exchange each token's parts.
         table = gather_weight(self.embed.embedding[...].astype(self.config.dtype), self.mesh, ("vocab", "embed"))
-        return constrain(table[tokens], self.mesh, "batch", None, None)
+        x = constrain(table[tokens], self.mesh, "batch", None, None)
+        return x if self.config.embed_scale == 1 else x * jnp.asarray(self.config.embed_scale, x.dtype)
 
     def _scan_layers(self, tokens, positions, segments, keep_kv=False):
         graphdef, stacked = nnx.split(self.layers)
+        rotaries = rotary_of_layers(self.config.ropes, self.config.head_dim)
+        differ = self.config.layer_ropes is not None  # then they are scanned with the parameters
+        own = jax.tree.map(lambda *layers: jnp.stack(layers), *rotaries) if differ else None
 
-        def layer(x, params):
+        def layer(x, inputs):
+            params, own = inputs
             kept = []
 
             def attend(query, key, value):
                 kept.append((key, value))
                 return causal_attention(query, key, value, segments, self.mesh)
 
-            x = nnx.merge(graphdef, params)(x, positions, attend)
+            x = nnx.merge(graphdef, params)(x, positions, own if differ else rotaries[0], attend)
             return x, kept[0] if keep_kv else None
 
         policy = _REMAT[self.config.remat]
         if policy is not None and not keep_kv:
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, kv = jax.lax.scan(layer, self._embed(tokens), stacked)
+        x, kv = jax.lax.scan(layer, self._embed(tokens), (stacked, own))
         return self.final_norm(x), kv

@@ -18,8 +18,9 @@ from gadjax.errors import UserError
 from gadjax.models.adapters import Adapters, fetch, write_peft
 from gadjax.models.architecture import CAUSAL_LM, TOKEN_CLASSIFICATION, ModelConfig
 from gadjax.models.hf_files import INDEX_FILE, POOLING, SINGLE_FILE
+from gadjax.models.hf_tensors import is_stacked, tensors_of
 from gadjax.models.lora import Params
-from gadjax.models.weights import HF_TENSORS, is_stacked, named_leaves
+from gadjax.models.weights import named_leaves
 from gadjax.parallel import processes
 from gadjax.version import __version__
 
@@ -85,10 +86,10 @@ def save_pretrained(
             if model_card is not None:
                 (staging / "README.md").write_text(model_card, encoding="utf-8")
     with processes.together(), _as_user_error(path):
-        _write_weights(staging if writes else None, params, np.dtype(dtype), max_shard_bytes)
+        _write_weights(staging if writes else None, params, config, np.dtype(dtype), max_shard_bytes)
     with processes.together(), _as_user_error(path):  # apart, so that no process waits here after a failure above
         if adapters is not None:
-            write_peft(staging / "adapter" if writes else None, adapters, scalar=scalar)
+            write_peft(staging / "adapter" if writes else None, adapters, config, scalar=scalar)
         if writes:
             _replace(staging, path)
 
@@ -103,18 +104,18 @@ def _as_user_error(path: pathlib.Path) -> Iterator[None]:
 
 def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, pooling: str, dtype: str) -> dict[str, Any]:
     """The config.json of an export: the source's, with the fields that an export changes."""
-    out = {name: value for name, value in source.items() if name not in _CLASSIFIER_FIELDS}
-    out |= {"model_type": config.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
+    out = {name: value for name, value in source.items() if name not in (*_CLASSIFIER_FIELDS, "auto_map")}
+    out |= {"model_type": config.family.model_type, "tie_word_embeddings": config.tie_embeddings, "dtype": dtype}
     if "torch_dtype" in out:  # the name before transformers 5, for older readers
         out["torch_dtype"] = dtype
     if not scalar:
-        return out | {"architectures": [config.family + CAUSAL_LM]}
+        return out | {"architectures": [config.family.name + CAUSAL_LM]}
     named = {} if pooling == "last" else {POOLING: pooling}
     return (
         out
         | named
         | {
-            "architectures": [config.family + TOKEN_CLASSIFICATION],
+            "architectures": [config.family.name + TOKEN_CLASSIFICATION],
             "num_labels": 1,
             "id2label": {"0": "score"},
             "label2id": {"score": 0},
@@ -123,36 +124,48 @@ def _hf_config(config: ModelConfig, source: dict[str, Any], scalar: bool, poolin
     )
 
 
-def _write_weights(directory: pathlib.Path | None, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:
+def _write_weights(
+    directory: pathlib.Path | None, params: Params, config: ModelConfig, dtype: np.dtype, max_shard_bytes: float
+) -> None:
     """Writes the files of weights, and an index if there are several.
 
     All processes of a run call this; those that do not write pass None for the directory.
     """
+    leaves, names = named_leaves(params), tensors_of(config)
+    # The parameters that lie in each tensor, in their order in it.
+    held: dict[str, list[str]] = {}
+    for path in leaves:
+        held.setdefault(names[path].name, []).append(path)
+    for paths in held.values():
+        paths.sort(key=lambda path: names[path].start)
     # Which tensors go into which file.
-    shards: list[list[tuple[str, str, int | None]]] = [[]]  # per file: (tensor, parameter, layer)
+    shards: list[list[tuple[str, list[str], int | None]]] = [[]]  # per file: (tensor, parameters, layer)
     sizes = [0]
-    leaves = named_leaves(params)
-    for path, leaf in leaves.items():
-        name, layers = HF_TENSORS[path].name, leaf.shape[0] if is_stacked(path) else None
-        size = leaf.size * dtype.itemsize // (layers or 1)
+    for name, paths in held.items():
+        layers = leaves[paths[0]].shape[0] if is_stacked(paths[0]) else None
+        size = sum(leaves[path].size for path in paths) * dtype.itemsize // (layers or 1)
         for layer in [None] if layers is None else range(layers):
             if shards[-1] and sizes[-1] + size > max_shard_bytes:
                 shards.append([])
                 sizes.append(0)
-            shards[-1].append((name.format(layer), path, layer))
+            shards[-1].append((name.format(layer), paths, layer))
             sizes[-1] += size
     # File by file. A process that fails goes on taking part, since the others need it, and raises at the end.
     weight_map, failure = {}, None
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
-        for name, path, layer in shard:
-            try:
-                value = fetch(leaves[path], layer, dtype, wanted=directory is not None)
-            except (UserError, OSError, safetensors.SafetensorError) as error:  # the base's file cannot be read
-                directory, failure = None, error
+        for name, paths, layer in shard:
+            parts = []
+            for path in paths:
+                try:
+                    value = fetch(leaves[path], layer, dtype, wanted=directory is not None)
+                except (UserError, OSError, safetensors.SafetensorError) as error:  # the base's file cannot be read
+                    directory, failure = None, error
+                if directory is not None:
+                    parts.append(names[path].write(value))
             if directory is not None:
-                tensors[name] = np.ascontiguousarray(HF_TENSORS[path].write(value))
+                tensors[name] = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
                 weight_map[name] = file
         if directory is not None:
             try:

@@ -7,9 +7,7 @@ and a process reads the shards of its own devices only.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,82 +21,17 @@ from gadjax import hub
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.hf_files import read_json, some, weight_files
+from gadjax.models.hf_tensors import HfTensor, is_stacked, tensors_of
 from gadjax.models.lora import Params
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class HfTensor:
-    """The tensor of a Hugging Face checkpoint that holds a parameter. There, linear maps are [out, in] and heads flat.
-
-    Attributes:
-      name: the tensor's name, with {} for the number of the layer.
-      axes: for each axis of the tensor, the axes of our parameter (of one layer) that are flattened into it.
-    """
-
-    name: str
-    axes: tuple[tuple[int, ...], ...]
-
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The tensor's shape, given the shape of one layer's parameter."""
-        return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
-
-    def read(self, source: Any, ours: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
-        """The part `index` of one layer's parameter of the shape `ours`.
-
-        `source` is the tensor's `safe_open(...).get_slice`, of which no more is read than the first axis needs.
-        """
-        cut, sizes, rest = [], [], []
-        for first, *others in self.axes:
-            start, stop, _ = index[first].indices(ours[first])
-            block = math.prod(ours[axis] for axis in others)
-            cut.append(slice(start * block, stop * block))
-            sizes += [stop - start, *(ours[axis] for axis in others)]
-            rest += [slice(None), *(index[axis] for axis in others)]
-        piece = source[tuple(cut)].reshape(sizes)[tuple(rest)]
-        return piece.transpose(np.argsort(sum(self.axes, ())))
-
-    def write(self, value: np.ndarray) -> np.ndarray:
-        """The tensor for one layer's parameter: the inverse of `read`."""
-        return value.transpose(sum(self.axes, ())).reshape(self.shape(value.shape))
-
-
-_VECTOR, _SAME, _LINEAR = ((0,),), ((0,), (1,)), ((1,), (0,))
-_HEADS, _TO_HEADS, _FROM_HEADS = ((0, 1),), ((1, 2), (0,)), ((2,), (0, 1))
-_LAYER = "model.layers.{}."
-
-# Every parameter of `gadjax.models.decoder.Decoder`, by its path in the tree.
-HF_TENSORS = {
-    "embed/embedding": HfTensor("model.embed_tokens.weight", _SAME),
-    "layers/input_norm/scale": HfTensor(_LAYER + "input_layernorm.weight", _VECTOR),
-    **{f"layers/attention/{x}/kernel": HfTensor(f"{_LAYER}self_attn.{x}_proj.weight", _TO_HEADS) for x in "qkv"},
-    **{f"layers/attention/{x}/bias": HfTensor(f"{_LAYER}self_attn.{x}_proj.bias", _HEADS) for x in "qkv"},
-    "layers/attention/o/kernel": HfTensor(_LAYER + "self_attn.o_proj.weight", _FROM_HEADS),
-    "layers/attention/o/bias": HfTensor(_LAYER + "self_attn.o_proj.bias", _VECTOR),
-    "layers/attention/q_norm/scale": HfTensor(_LAYER + "self_attn.q_norm.weight", _VECTOR),
-    "layers/attention/k_norm/scale": HfTensor(_LAYER + "self_attn.k_norm.weight", _VECTOR),
-    "layers/post_attention_norm/scale": HfTensor(_LAYER + "post_attention_layernorm.weight", _VECTOR),
-    "layers/mlp/gate/kernel": HfTensor(_LAYER + "mlp.gate_proj.weight", _LINEAR),
-    "layers/mlp/up/kernel": HfTensor(_LAYER + "mlp.up_proj.weight", _LINEAR),
-    "layers/mlp/down/kernel": HfTensor(_LAYER + "mlp.down_proj.weight", _LINEAR),
-    "final_norm/scale": HfTensor("model.norm.weight", _VECTOR),
-    "lm_head/embedding": HfTensor("lm_head.weight", _SAME),
-    "score/kernel": HfTensor("score.weight", _LINEAR),
-    "score/bias": HfTensor("score.bias", _VECTOR),
-}
-
-
 def named_leaves(params: Params) -> dict[str, Any]:
     """The leaves of a tree of parameters by path, such as "layers/mlp/gate/kernel", in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def is_stacked(path: str) -> bool:
-    """Whether the parameter has a leading axis of layers."""
-    return path.startswith("layers/")
 
 
 def resolve_model(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -136,7 +69,7 @@ def load_params(
       UserError: files are missing, broken or pickled; tensors are missing, misshapen, or of another model.
     """
     wanted, given = named_leaves(abstract_params), named_leaves(dict(missing or {}))
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, config)
     stored = checkpoint.check(wanted, missing or ())
     if config.tie_embeddings and "score" not in abstract_params:
         checkpoint.check_tied()
@@ -144,7 +77,7 @@ def load_params(
     for name, leaf in wanted.items():
         if name in stored:
             with checkpoint.tensors() as tensor:
-                array = _place(leaf, functools.partial(_read, tensor, name, leaf))
+                array = _place(leaf, functools.partial(_read, tensor, checkpoint.names[name], leaf, is_stacked(name)))
             # The transfer keeps the host's copy until it is done: wait, so that there is one copy at a time.
             arrays.append(array.block_until_ready())
         else:
@@ -152,18 +85,21 @@ def load_params(
     return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
 
 
-def check_weights(path: pathlib.Path, abstract_params: Params, missing: Iterable[str] = ()) -> None:
+def check_weights(
+    path: pathlib.Path, config: ModelConfig, abstract_params: Params, missing: Iterable[str] = ()
+) -> None:
     """Raises the `UserError` that `load_params` would raise, from the headers of the files, without reading values.
 
     `abstract_params` needs shapes only; `missing` names subtrees that the checkpoint may lack.
     """
-    Checkpoint(path).check(named_leaves(abstract_params), missing)
+    Checkpoint(path, config).check(named_leaves(abstract_params), missing)
 
 
-def _read(tensor: Callable[[str], Any], path: str, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
-    """The part `index` of a parameter, read layer by layer."""
-    spec = HF_TENSORS[path]
-    if not is_stacked(path):
+def _read(
+    tensor: Callable[[str], Any], spec: HfTensor, leaf: jax.ShapeDtypeStruct, stacked: bool, index: tuple[slice, ...]
+) -> np.ndarray:
+    """The part `index` of a parameter, read layer by layer if it is `stacked`."""
+    if not stacked:
         return np.ascontiguousarray(spec.read(tensor(spec.name), leaf.shape, index), leaf.dtype)
     layers = range(leaf.shape[0])[index[0]]
     shape = [len(range(size)[part]) for size, part in zip(leaf.shape[1:], index[1:], strict=True)]
@@ -192,11 +128,14 @@ class Checkpoint:
     """The safetensors files of a directory.
 
     Attributes:
+      names: the tensor of each parameter, by the parameter's path.
       files, shapes, dtypes: each tensor's file, shape, and dtype as safetensors names it, by the tensor's name.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, config: ModelConfig):
+        """`config`: the architecture whose tensors' names they have."""
         self.path = path = pathlib.Path(path)
+        self.names = tensors_of(config)
         self.files: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -239,13 +178,13 @@ class Checkpoint:
         stored = set(wanted)
         for subtree in missing:
             own = {name for name in wanted if name.startswith(f"{subtree}/")}
-            if not any(HF_TENSORS[name].name in self.shapes for name in own):
+            if not any(self.names[name].name in self.shapes for name in own):
                 stored -= own
         shapes: dict[str, Any] = {}
         for name, leaf in wanted.items():
             if name not in stored:
                 continue
-            spec = HF_TENSORS[name]
+            spec = self.names[name]
             if is_stacked(name):
                 shapes |= {spec.name.format(i): spec.shape(leaf.shape[1:]) for i in range(leaf.shape[0])}
             else:
@@ -280,7 +219,7 @@ class Checkpoint:
 
     def check_tied(self) -> None:
         """Raises a `UserError` if a head is stored that differs from the embeddings that it is tied to."""
-        name, head_name = HF_TENSORS["embed/embedding"].name, HF_TENSORS["lm_head/embedding"].name
+        name, head_name = self.names["embed/embedding"].name, self.names["lm_head/embedding"].name
         if head_name not in self.shapes:
             return
         same = self.shapes[name] == self.shapes[head_name]

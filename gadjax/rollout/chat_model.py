@@ -239,7 +239,7 @@ def check_network(name: str, *heads: Head, dtype: str = "auto", flag: str = "--m
     if head is None:
         raise UserError(f"{flag}={name} is a {architecture}, but this command needs {_NEEDED[heads]}")
     config = dataclasses.replace(config, dtype=resolve_dtype(dtype))
-    check_weights(path, Model(config, head).abstract_params())
+    check_weights(path, config, Model(config, head).abstract_params())
     pooling = pooling_of(hf_config, str(path / "config.json"))
     return CheckedNetwork(f"{flag}={name}", path, head, config, load_tokenizer(path), pooling)
 

@@ -100,9 +100,10 @@ def prepare_run(
     # Check the headers of all weights that the run will load, so that no later stage fails.
     if not config.random_init:
         whole = networks["generator"].abstract_params()
-        check_weights(student, lora.frozen(whole) or whole)
+        check_weights(student, model_config, lora.frozen(whole) or whole)
     if init is not None and not config.discriminator.random_init:
-        check_weights(init, networks["discriminator"].abstract_params(), missing=("score",))
+        discriminator = networks["discriminator"]
+        check_weights(init, discriminator.config, discriminator.abstract_params(), missing=("score",))
     # Tokenise the data, and check that it fits the networks.
     train = _dataset(config, tokenizer, "train", progress)
     heldout = _dataset(config, tokenizer, "heldout", progress) if config.data.heldout else None

@@ -31,7 +31,8 @@ def export_network(workdir: pathlib.Path, network: Network, params: Params, step
     model, metrics, adapters = network_model(config, facts, network), workdir / "metrics.jsonl", None
     if model.config.lora:
         adapters = Adapters(params, model.config.lora, config["student"])
-        params = merged_params(resolve_model(config["student"]), lora.frozen(model.abstract_params()), adapters)
+        base = resolve_model(config["student"])
+        params = merged_params(base, model.config, lora.frozen(model.abstract_params()), adapters)
     # A discriminator that is grown from the generator started from the student's weights, which may be random.
     named = discriminator_checkpoint(config) if network == "discriminator" else None
     random = config["random_init"] if named is None else field_value(config, "discriminator.random_init")

@@ -44,7 +44,7 @@ def merged(tmp_path):
     setting = Lora(2, 4.0)
     whole = Model(dataclasses.replace(PLAIN, lora=setting)).abstract_params()
     apart = adapters.Adapters(fill(lora.trained(whole)), setting, "base")
-    return adapters.merged_params(tmp_path / "base", lora.frozen(whole), apart)
+    return adapters.merged_params(tmp_path / "base", PLAIN, lora.frozen(whole), apart)
 
 
 @pytest.fixture

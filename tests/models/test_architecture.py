@@ -132,7 +132,7 @@ def test_rope_agrees_with_transformers():
 def test_a_token_classifier_is_its_backbone():
     config = read(LLAMA | {"architectures": ["LlamaForTokenClassification"], "num_labels": 1})
     assert config == read(LLAMA)
-    assert (config.family, config.model_type) == ("Llama", "llama")
+    assert (config.family.name, config.family.model_type) == ("Llama", "llama")
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,10 @@ def test_more_tokens_than_positions():
         ({"rms_norm_eps": None}, "field rms_norm_eps is missing"),
         ({"max_position_embeddings": None}, "field max_position_embeddings is missing"),
         ({"rope_theta": -1}, "rope_theta is -1; it must be a number above 0"),
-        ({"rope_scaling": YARN}, "rope_scaling has the type 'yarn', which is not supported"),
-        ({"rope_parameters": YARN}, "rope_parameters has the type 'yarn', which is not supported"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "the type 'dynamic', which is not supported"),
+        ({"rope_scaling": {"type": "xpos"}}, "rope_scaling has the type 'xpos', which is not supported"),
+        ({"rope_parameters": YARN | {"factor": 0}}, "factor is 0; it must be a number above 0"),
+        ({"rope_parameters": YARN | {"truncate": False}}, "rope_parameters has truncate False; only true"),
+        ({"rope_scaling": {"type": "dynamic"}}, "field factor is missing"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "the type 'longrope', which is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "only one rotary embedding"),
         ({"rope_scaling": {"type": "linear"}}, "field factor is missing"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gadjax.models.architecture import ModelConfig
+from gadjax.models.hf_tensors import HF_TENSORS
 from gadjax.models.model import Model, cast_params, grow_discriminator, resolve_dtype
-from gadjax.models.weights import HF_TENSORS, named_leaves
+from gadjax.models.weights import named_leaves
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

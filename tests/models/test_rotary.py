@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gadjax.models.architecture import Rope
-from gadjax.models.rotary import rope_frequencies, rotate
+from gadjax.models.rope import Rope
+from gadjax.models.rotary import Rotary, rope_frequencies, rotate
 
 pytestmark = pytest.mark.quick
 
@@ -20,29 +20,31 @@ def normal(*shape: int) -> np.ndarray:
 
 def test_rotation_is_relative():
     """The product of a query and a key depends on their distance alone, and rotation keeps lengths."""
-    frequencies = rope_frequencies(Rope(theta=50.0), 8)
+    rotary = Rotary(rope_frequencies(Rope(theta=50.0), 8))
     query, key = normal(1, 1, 1, 8), normal(1, 1, 1, 8)
 
     def product(at: int, of: int) -> float:
-        return float(np.sum(rotate(query, np.array([[at]]), frequencies) * rotate(key, np.array([[of]]), frequencies)))
+        return float(np.sum(rotate(query, np.array([[at]]), rotary) * rotate(key, np.array([[of]]), rotary)))
 
     assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
     assert abs(product(7, 3) - product(7, 4)) > 1e-3
-    rotated = rotate(query, np.array([[13]]), frequencies)
+    rotated = rotate(query, np.array([[13]]), rotary)
     assert np.linalg.norm(rotated) == pytest.approx(np.linalg.norm(query), rel=1e-6)
-    np.testing.assert_array_equal(rotate(query, np.array([[0]]), frequencies), query)
+    np.testing.assert_array_equal(rotate(query, np.array([[0]]), rotary), query)
 
 
 def test_rotation_pairs_the_halves():
     """Channel i is paired with channel i + D / 2, as in Hugging Face's models."""
     x = np.zeros((1, 1, 1, 4), np.float32)
     x[..., 1] = 1
-    out = np.asarray(rotate(x, np.array([[1]]), np.array([0.0, np.pi / 2], np.float32)))[0, 0, 0]
+    out = np.asarray(rotate(x, np.array([[1]]), Rotary(np.array([0.0, np.pi / 2], np.float32))))[0, 0, 0]
     np.testing.assert_allclose(out, [0, 0, 0, 1], atol=1e-6)
 
 
 def test_rotation_keeps_the_dtype():
-    assert rotate(jnp.ones((1, 1, 1, 4), jnp.bfloat16), jnp.zeros((1, 1), int), np.ones(2)).dtype == jnp.bfloat16
+    assert (
+        rotate(jnp.ones((1, 1, 1, 4), jnp.bfloat16), jnp.zeros((1, 1), int), Rotary(np.ones(2))).dtype == jnp.bfloat16
+    )
 
 
 def test_frequencies():

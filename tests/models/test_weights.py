@@ -17,10 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gadjax.errors import UserError
 from gadjax.models.architecture import ModelConfig
+from gadjax.models.hf_tensors import HF_TENSORS, HfTensor
 from gadjax.models.model import Model
 from gadjax.models.weights import (
-    HF_TENSORS,
-    HfTensor,
     load_params,
     named_leaves,
     read_hf_config,
@@ -138,6 +137,7 @@ MEASURED_LOAD = """
 import contextlib, pathlib, sys
 import jax, safetensors.numpy
 from gadjax.models import weights
+from gadjax.models.hf_tensors import HF_TENSORS, HfTensor
 from gadjax.models.model import Model
 
 def load(path):

@@ -20,9 +20,10 @@ peft = pytest.importorskip("peft")
 from gadjax.models import lora  # noqa: E402
 from gadjax.models.adapters import Adapters, merged_params  # noqa: E402
 from gadjax.models.architecture import Lora  # noqa: E402
+from gadjax.models.hf_tensors import HF_TENSORS  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from gadjax.models.save import save_pretrained  # noqa: E402
-from gadjax.models.weights import HF_TENSORS, load_params, named_leaves, read_hf_config  # noqa: E402
+from gadjax.models.weights import load_params, named_leaves, read_hf_config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -89,7 +90,7 @@ def network(directory: pathlib.Path, kind: str) -> tuple[Model, Any, Any, dict[s
 
 def export(directory: pathlib.Path, out: pathlib.Path, kind: str, model: Model, params: Any, hf_config: Any) -> None:
     apart = Adapters(params, LORA, str(directory))
-    whole = merged_params(directory, lora.frozen(model.abstract_params()), apart)
+    whole = merged_params(directory, model.config, lora.frozen(model.abstract_params()), apart)
     save_pretrained(out, whole, model.config, hf_config, kind=kind, adapters=apart, max_shard_bytes=30_000)
 
 

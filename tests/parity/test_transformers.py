@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,62 +19,26 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import safetensors.torch  # noqa: E402
-
-from gadjax.models.model import Model  # noqa: E402
 from gadjax.models.save import save_pretrained  # noqa: E402
-from gadjax.models.weights import load_params, named_leaves, read_hf_config  # noqa: E402
-
-LOGITS_TOLERANCE = 2e-4
-LENGTHS = (29, 7, 1, 16)
-
-# The smallest model that can tell a mistake: three layers, and no two sizes alike.
-SMALL = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=56,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-5,
-    bos_token_id=None,
-    eos_token_id=None,
+from gadjax.rollout.draw import Sampling  # noqa: E402
+from gadjax.rollout.sampler import rollout, row_keys  # noqa: E402
+from tests.parity.transformers_models import (  # noqa: E402
+    LENGTHS,
+    LOGITS_TOLERANCE,
+    SMALL,
+    VARIANTS,
+    assert_same_gradients,
+    batch,
+    classifier,
+    load,
+    positions_of,
+    reference,
+    torch_gradients,
+    torch_outputs,
 )
-DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 500.0}
-LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-VARIANTS = {
-    "llama-mha": ("Llama", dict(num_key_value_heads=4, rope_parameters=DEFAULT_ROPE)),
-    "llama-gqa-tied-linear": ("Llama", dict(tie_word_embeddings=True, rope_parameters=LINEAR_ROPE)),
-    "llama-mqa-bias-llama3": (
-        "Llama",
-        dict(num_key_value_heads=1, attention_bias=True, head_dim=22, rope_parameters=LLAMA3_ROPE),
-    ),
-    "llama-3.2": ("Llama", dict(tie_word_embeddings=True, head_dim=16, rope_parameters=LLAMA3_ROPE)),
-    "qwen2": ("Qwen2", dict(rope_parameters=DEFAULT_ROPE)),
-    "qwen2-tied": (
-        "Qwen2",
-        dict(tie_word_embeddings=True, num_key_value_heads=1, rope_parameters=DEFAULT_ROPE),
-    ),
-    "qwen3": ("Qwen3", dict(head_dim=12, rope_parameters=DEFAULT_ROPE)),
-    "qwen3-tied-bias-linear": (
-        "Qwen3",
-        dict(head_dim=6, tie_word_embeddings=True, attention_bias=True, rope_parameters=LINEAR_ROPE),
-    ),
-    "mistral": ("Mistral", dict(sliding_window=None, rope_parameters=DEFAULT_ROPE)),
-    "mistral-head_dim-tied": (
-        "Mistral",
-        dict(sliding_window=30, head_dim=14, tie_word_embeddings=True, rope_parameters=LINEAR_ROPE),
-    ),
-}
+
+OLD_CLASSIFIERS = ("llama-mqa-bias-llama3", "qwen2-tied", "qwen3", "mistral")
+NEW = ("smollm3", "olmo2", "olmo3", "gemma3", "phi4-mini")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,59 +50,6 @@ def quick_start():
     yield
     torch.set_num_threads(threads)
     jax.config.update("jax_disable_most_optimizations", optimised)
-
-
-def reference(variant: str, task: str = "CausalLM", seed: int = 0) -> Any:
-    """A transformers model in evaluation mode, every parameter random."""
-    family, options = VARIANTS[variant]
-    labels = {"num_labels": 1, "classifier_dropout": 0.0} if task == "TokenClassification" else {}
-    config = getattr(transformers, f"{family}Config")(**SMALL | options | labels)
-    model = getattr(transformers, f"{family}For{task}")(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-    return model
-
-
-def batch(vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, T], random in the padding too, and the mask [B, T] of those that count."""
-    tokens = np.random.default_rng(seed).integers(0, vocab_size, (len(LENGTHS), max(LENGTHS)))
-    return tokens.astype(np.int32), np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
-
-
-def positions_of(tokens: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-
-
-def torch_outputs(model: Any, tokens: np.ndarray, mask: np.ndarray) -> Any:
-    """transformers' logits [B, T, V], or scores as [B, T, 1]."""
-    ids, attend = torch.from_numpy(tokens).long(), torch.from_numpy(mask).long()
-    return model(input_ids=ids, attention_mask=attend, use_cache=False).logits
-
-
-def load(directory: pathlib.Path, head: str = "lm") -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    config, hf_config = read_hf_config(directory)
-    model = Model(config, head)
-    return model, load_params(directory, config, model.abstract_params()), hf_config
-
-
-def torch_gradients(model: Any, directory: pathlib.Path, like: Model) -> dict[str, np.ndarray]:
-    """The gradients that autograd left in a transformers model, in gadjax's tree."""
-    gradients = {name: p.grad.contiguous() for name, p in model.named_parameters()}
-    directory.mkdir()
-    safetensors.torch.save_file(gradients, directory / "model.safetensors")
-    return load_params(directory, like.config, like.abstract_params())
-
-
-def assert_same_gradients(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    ours, theirs = named_leaves(ours), named_leaves(theirs)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        scale = np.abs(theirs[name]).max()
-        assert scale > 0, f"{name}: autograd's gradient is zero, which compares nothing"
-        np.testing.assert_allclose(gradient, theirs[name], rtol=2e-3, atol=1e-4 * scale, err_msg=name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -173,7 +83,7 @@ def test_generator_logits_gradients_and_export(variant: str, tmp_path: pathlib.P
     assert (torch_outputs(exported, tokens, mask) - expected).abs()[torch.from_numpy(mask)].max() <= 1e-5
 
 
-@pytest.mark.parametrize("variant", ["llama-mqa-bias-llama3", "qwen2-tied", "qwen3", "mistral"])
+@pytest.mark.parametrize("variant", [*OLD_CLASSIFIERS, *NEW])
 def test_discriminator_scores_gradients_and_export(variant: str, tmp_path: pathlib.Path):
     peer = reference(variant, "TokenClassification")
     peer.save_pretrained(tmp_path / "source")
@@ -193,10 +103,8 @@ def test_discriminator_scores_gradients_and_export(variant: str, tmp_path: pathl
     assert_same_gradients(gradients, torch_gradients(peer, tmp_path / "gradients", model))
 
     save_pretrained(tmp_path / "export", params, model.config, hf_config, kind="discriminator")
-    exported, report = transformers.AutoModelForTokenClassification.from_pretrained(
-        tmp_path / "export", output_loading_info=True
-    )
-    assert type(exported) is type(peer) and exported.config.num_labels == 1
+    exported, report = classifier(VARIANTS[variant][0]).from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert type(exported).__name__ == type(peer).__name__ and exported.config.num_labels == 1
     assert not any(report.values()), report
     exported.train()  # an export's dropout is 0, so that training it on changes nothing by itself
     difference = torch_outputs(exported, tokens, mask)[..., 0] - expected
@@ -220,6 +128,29 @@ def test_config_of_transformers_4(variant: str, tmp_path: pathlib.Path):
     logits = model.logits(params, tokens, positions_of(tokens), mask.astype(np.int32))
     expected = torch_outputs(peer, tokens, mask).detach().numpy()
     assert np.abs(logits - expected)[mask].max() <= LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize("variant", NEW)
+def test_greedy_tokens(variant: str, tmp_path: pathlib.Path):
+    """The rollout's tokens are those of transformers' `generate`, where no two tokens are nearly as likely."""
+    peer, limit = reference(variant), 8
+    peer.save_pretrained(tmp_path)
+    model, params, _ = load(tmp_path)
+    tokens, _ = batch(SMALL["vocab_size"])
+    lengths, width = np.minimum(LENGTHS, 20).astype(np.int32), 20
+    sampling = Sampling(max_response_length=limit, eos_ids=(SMALL["vocab_size"],), temperature=0.0)
+
+    @jax.jit
+    def sample(params):
+        keys = row_keys(jax.random.key(0), np.arange(len(lengths), dtype=np.uint32))
+        return rollout(model, params, tokens[:, :width], lengths, keys, 1, sampling, 3)[0].tokens
+
+    ours = np.asarray(sample(params)).reshape(len(lengths), limit)
+    for row, length, answer in zip(tokens, lengths, ours, strict=True):
+        with torch.no_grad():
+            prompt = torch.from_numpy(row[None, :length]).long()
+            theirs = peer.generate(prompt, do_sample=False, max_new_tokens=limit, pad_token_id=0)[0, length:]
+        np.testing.assert_array_equal(answer, theirs)
 
 
 def test_sharded_bfloat16_checkpoint(tmp_path: pathlib.Path):
