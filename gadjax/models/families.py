@@ -103,6 +103,10 @@ def _olmo2(read: Reader) -> dict[str, Any]:
 
 def _olmo3(read: Reader) -> dict[str, Any]:
     """OLMo 2 with sliding windows in three of four layers, and a stretched context in the others."""
+    if not read.config.get("rope_parameters") and (theta := read.positive("rope_theta")) != 500_000:
+        read.fail(
+            f"rope_theta is {theta}, which transformers 4 and 5 read differently; give rope_parameters by layer type"
+        )
     kinds = read.layer_kinds(_every(read, 4))
     ropes = ropes_by_kind(read, "rope_theta")
     bias = read.flag("attention_bias")

@@ -24,6 +24,7 @@ from gadjax.models.hf_tensors import HF_TENSORS  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from gadjax.models.save import save_pretrained  # noqa: E402
 from gadjax.models.weights import load_params, named_leaves, read_hf_config  # noqa: E402
+from tests.parity.transformers_models import CONFIGS, classifier  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -37,6 +38,7 @@ SMALL = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
+    pad_token_id=None,
     bos_token_id=None,
     eos_token_id=None,
 )
@@ -45,6 +47,7 @@ FAMILIES = {
     "Qwen2": dict(tie_word_embeddings=True),
     "Qwen3": dict(head_dim=12),
     "Mistral": dict(sliding_window=None),
+    "Gemma3": dict(head_dim=12),
 }
 LENGTHS = (17, 5, 11)
 TASKS = {"generator": "CausalLM", "discriminator": "TokenClassification"}
@@ -61,16 +64,20 @@ def one_thread():
 
 @pytest.fixture(params=FAMILIES)
 def base(request, tmp_path) -> pathlib.Path:
+    return write_base(tmp_path / "base", request.param, FAMILIES[request.param])
+
+
+def write_base(directory: pathlib.Path, family: str, options: dict[str, Any]) -> pathlib.Path:
     """A causal language model, every parameter random."""
-    config = getattr(transformers, f"{request.param}Config")(**SMALL | FAMILIES[request.param])
-    model = getattr(transformers, f"{request.param}ForCausalLM")(config)
+    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**SMALL | options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-    model.save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
+    model.save_pretrained(directory)
+    return directory
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +101,15 @@ def export(directory: pathlib.Path, out: pathlib.Path, kind: str, model: Model, 
     save_pretrained(out, whole, model.config, hf_config, kind=kind, adapters=apart, max_shard_bytes=30_000)
 
 
+def class_of(directory: pathlib.Path, kind: str) -> Any:
+    """transformers' class for a directory."""
+    config, _ = read_hf_config(directory)
+    return transformers.AutoModelForCausalLM if kind == "generator" else classifier(config.family.name)
+
+
 def peer_of(base: pathlib.Path, adapter: pathlib.Path, kind: str, *, trains: bool = False) -> Any:
     options = {"num_labels": 1} if kind == "discriminator" else {}
-    model = getattr(transformers, f"AutoModelFor{TASKS[kind]}").from_pretrained(base, dtype=torch.float32, **options)
+    model = class_of(base, kind).from_pretrained(base, dtype=torch.float32, **options)
     return peft.PeftModel.from_pretrained(model, adapter, is_trainable=trains).eval()
 
 
@@ -144,8 +157,7 @@ def test_peft_loads_the_adapter_and_transformers_the_merged_weights(base, tmp_pa
         assert scale > 0, name
         np.testing.assert_allclose(gradient, trained[name], rtol=2e-3, atol=1e-4 * scale, err_msg=name)
 
-    auto = getattr(transformers, f"AutoModelFor{TASKS[kind]}")
-    merged, report = auto.from_pretrained(tmp_path / "export", output_loading_info=True)
+    merged, report = class_of(base, kind).from_pretrained(tmp_path / "export", output_loading_info=True)
     assert not any(report.values()), report
     assert (torch_outputs(merged) - expected).abs()[torch.from_numpy(counted)].max() <= TOLERANCE
     assert not hasattr(merged, "peft_config"), "the adapter beside it is not added a second time"
@@ -165,6 +177,22 @@ def peft_names(params: Any) -> dict[str, np.ndarray]:
             letter = name[-1].upper()
             out[f"base_model.model.{linear.format(i)}.lora_{letter}.default.weight"] = matrix.T
     return out
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_adapters_of_fused_kernels(tmp_path, kind):
+    """Phi's adapters on queries, keys and values become one adapter of PEFT, and so do the gate's and its partner's."""
+    base = write_base(tmp_path / "base", "Phi3", {})
+    model, frozen, params, hf_config = network(base, kind)
+    export(base, tmp_path / "export", kind, model, params, hf_config)
+    outputs = np.asarray(jax.jit(outputs_of, static_argnums=0)(model, lora.join(frozen, params)))
+    peer = peer_of(base, tmp_path / "export" / "adapter", kind)
+    assert {"lora_A": 9, "lora_B": 9}.items() <= {
+        name.split(".")[-3]: min(p.shape) for name, p in peer.named_parameters() if "qkv_proj.lora" in name
+    }.items()
+    merged = class_of(base, kind).from_pretrained(tmp_path / "export")
+    for theirs in (peer, merged):
+        assert np.abs(outputs - torch_outputs(theirs).detach().numpy())[batch()[1]].max() <= TOLERANCE
 
 
 def test_auto_classes_find_the_base(base, tmp_path):

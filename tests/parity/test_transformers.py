@@ -153,6 +153,41 @@ def test_greedy_tokens(variant: str, tmp_path: pathlib.Path):
         np.testing.assert_array_equal(answer, theirs)
 
 
+# What transformers 4 wrote in place of rope_parameters, and what else it called differently.
+OF_TRANSFORMERS_4 = {
+    "smollm3": {"rope_theta": 500.0, "rope_scaling": None},
+    "olmo2": {"rope_theta": 500.0, "rope_scaling": None},
+    "olmo3": {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 2.0}},
+    "gemma3": {
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 50.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+        "sliding_window_pattern": 2,
+        "layer_types": None,
+    },
+    "phi4-mini": {
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.0, 2.0, 3.0]},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", OF_TRANSFORMERS_4)
+def test_new_families_configs_of_transformers_4(variant: str, tmp_path: pathlib.Path):
+    """transformers reads such a config too, and so both read the same file."""
+    reference(variant).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config | OF_TRANSFORMERS_4[variant]))
+    model, params, _ = load(tmp_path)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens, mask = batch(SMALL["vocab_size"])
+    logits = jax.jit(model.logits)(params, tokens, positions_of(tokens), mask.astype(np.int32))
+    expected = torch_outputs(peer, tokens, mask).detach().numpy()
+    assert np.abs(logits - expected)[mask].max() <= LOGITS_TOLERANCE
+
+
 def test_sharded_bfloat16_checkpoint(tmp_path: pathlib.Path):
     reference("qwen3").to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2

@@ -144,7 +144,8 @@ def classifier(family: str) -> Any:
     from transformers.modeling_layers import GenericForTokenClassification
 
     base = getattr(transformers, f"{family}PreTrainedModel")
-    return type(name, (GenericForTokenClassification, base), {"__module__": base.__module__})
+    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))
+    return type(name, (GenericForTokenClassification, base), {"__module__": base.__module__, "config_class": config})
 
 
 def batch(vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
