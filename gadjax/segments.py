@@ -8,7 +8,7 @@ sequence of a row sees only itself. Id 0 is padding. It sees padding, so that it
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ import numpy as np
 BRANCH = 1 << 16
 
 Ids = TypeVar("Ids", jax.Array, np.ndarray, int)
+
+
+class Window(NamedTuple):
+    """How far back tokens see, where a layer's attention is limited.
+
+    Attributes:
+      positions: [B, T] of each token in its sequence.
+      size: tokens that a token sees, itself included; a number, or [] int32.
+    """
+
+    positions: jax.Array
+    size: Any
 
 
 def root(segments: Ids) -> Ids:
@@ -28,6 +40,11 @@ def visible(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """[B, T, S] bool: whether tokens with ids [B, T] may see tokens with ids [B, S] of their row, in any order."""
     of_query, of_key = queries[:, :, None], keys[:, None, :]
     return (of_key == of_query) | (of_key == root(of_query))
+
+
+def near(queries: jax.Array, keys: jax.Array, size: Any) -> jax.Array:
+    """[B, T, S] bool: whether tokens at positions [B, T] reach back to tokens at positions [B, S] of their sequence."""
+    return queries[:, :, None] - keys[:, None, :] < size
 
 
 def pad_rows(x: jax.Array, multiple: int) -> jax.Array:

@@ -20,7 +20,7 @@ WRITES = "cache_writes"  # the named scope of stored tokens, in profiler traces
 FIRST = kv_cache.BLOCK  # positions of the first of several spans; shorter ones were not faster
 
 Spans = tuple[Cache, ...]
-AttendCache = Callable[[jax.Array, Cache, jax.Array], Partial]  # `kv_cache.attend`, or a kernel that does the same
+AttendCache = Callable[..., Partial]  # `kv_cache.attend`, or a kernel that does the same for whole rows
 
 
 def doubling(limit: int) -> list[int]:
@@ -51,14 +51,17 @@ def put_rows(spans: Spans, key: jax.Array, value: jax.Array, rows: jax.Array) ->
     )
 
 
-def attend(query: jax.Array, spans: Spans, length: jax.Array, over: AttendCache) -> Partial:
+def attend(
+    query: jax.Array, spans: Spans, length: jax.Array, over: AttendCache, first: jax.Array | None = None
+) -> Partial:
     """`kv_cache.attend` over all spans; `over` attends over one of them (see `choose.cache_attention`)."""
     longest = jnp.max(length, initial=0)
-    found = over(query, spans[0], length)
+    limits = lambda start: () if first is None else (first - start,)  # noqa: E731
+    found = over(query, spans[0], length, *limits(0))
     for start, cache in _with_starts(spans)[1:]:
 
         def further(found, start=start, cache=cache):
-            return add(found, over(query, cache, length - start))
+            return add(found, over(query, cache, length - start, *limits(start)))
 
         found = jax.lax.cond(longest > start, further, lambda found: found, found)
     return found

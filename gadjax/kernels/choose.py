@@ -26,7 +26,8 @@ Why each one, and not the plain version:
 
 Dtypes and head sizes: Splash takes bfloat16 and float32 and any head size. cuDNN takes bfloat16 and float16 and head
 sizes that are multiples of 8 up to 128. The Triton kernel takes bfloat16 and float16 and head sizes 16, 32, 64 and 128.
-Everything else takes any. What a kernel does not take goes to the plain version.
+Everything else takes any. Splash and the Triton
+kernel take no sliding window. What a kernel does not take goes to the plain version.
 
 The mesh decides, or JAX's default device if the mesh is None: a program may be compiled for devices that are not here.
 The discriminator's scalar head has no mesh, and so takes the product of JAX's default device.
@@ -68,13 +69,13 @@ def shares_prompts(backend: Backend) -> bool:
     return backend != "splash"
 
 
-def cache_attention(mesh: Mesh | None, dtype: Any, head_dim: int) -> AttendCache:
-    """The attention over one KV cache: `kv_cache.attend`, or the Triton kernel where it runs.
+def cache_attention(mesh: Mesh | None, dtype: Any, head_dim: int, window: int | None = None) -> AttendCache:
+    """The attention over one KV cache: `kv_cache.attend`, or the Triton kernel where it runs and there is no window.
 
     The kernel needs a CUDA GPU from Ampere on, half precision, a head size that is a power of two, and a JAX that still
     has Triton, which JAX means to drop.
     """
-    fits = jnp.dtype(dtype).itemsize == 2 and head_dim in (16, 32, 64, 128)
+    fits = jnp.dtype(dtype).itemsize == 2 and head_dim in (16, 32, 64, 128) and window is None
     has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
     return triton_decode.attend if has_triton and fits and _is_ampere(first_device(mesh)) else kv_cache.attend
 

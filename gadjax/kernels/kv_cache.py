@@ -93,7 +93,7 @@ def put_rows(cache: Cache, key: jax.Array, value: jax.Array, rows: jax.Array) ->
     )
 
 
-def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
+def attend(query: jax.Array, cache: Cache, length: jax.Array, first: jax.Array | None = None) -> Partial:
     """Attention of a few queries per row over the row's first positions: the plain version, a loop over blocks.
 
     All rows are read up to the block that the longest of them reaches.
@@ -102,25 +102,32 @@ def attend(query: jax.Array, cache: Cache, length: jax.Array) -> Partial:
       query: [R, Nkv, Q, D], scaled.
       cache: holds R rows.
       length: [R] positions that a row's queries see; a row of length 0 weighs nothing in `online_softmax.merge`.
+      first: [R, Q] the first position that each query sees, which may be negative; None for 0. Positions before it are
+        read, and weigh nothing.
 
     Returns:
       A `Partial` of the shape [R, Nkv, Q].
     """
     if cache.key.shape[0] == 1:
-        return _over_block(query, cache, 0, length)
+        return _over_block(query, cache, 0, length, first)
     needed = (jnp.max(length, initial=0) + cache.size - 1) // cache.size
 
     def step(block, so_far):
-        return add(so_far, _over_block(query, cache, block, length))
+        return add(so_far, _over_block(query, cache, block, length, first))
 
     return repeat(needed, cache.key.shape[0], step, nothing(query.shape))
 
 
-def _over_block(query: jax.Array, cache: Cache, block: jax.Array | int, length: jax.Array) -> Partial:
+def _over_block(
+    query: jax.Array, cache: Cache, block: jax.Array | int, length: jax.Array, first: jax.Array | None
+) -> Partial:
     key, value = (jax.lax.dynamic_index_in_dim(x, block, keepdims=False) for x in cache)
     logits = jnp.einsum("rkqd,rkdt->rkqt", query, key, preferred_element_type=jnp.float32)
-    seen = block * cache.size + jnp.arange(cache.size) < length[:, None]
-    logits = jnp.where(seen[:, None, None], logits, LOWEST)
+    position = block * cache.size + jnp.arange(cache.size)
+    seen = (position < length[:, None])[:, None, None]
+    if first is not None:
+        seen &= (position >= first[..., None])[:, None]
+    logits = jnp.where(seen, logits, LOWEST)
 
     def times_values(weights):
         return jnp.einsum("rkqt,rktd->rkqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)

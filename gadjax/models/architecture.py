@@ -48,7 +48,8 @@ class ModelConfig:
       query_scale: the queries are multiplied by it, where attention divides by something else than sqrt(head_dim).
       rope: the rotary embedding of all layers, unless there are `layer_ropes`.
       layer_ropes: each layer's own, if they differ; None for a layer without one.
-      sliding_window: tokens that attention looks back over, if a layer is limited; see `max_length`.
+      sliding_window: tokens that a token sees, itself included, in layers that are limited; None if no layer is.
+      layer_slides: whether each layer is limited; None if all are.
       dtype: dtype of the computation. Trained parameters are float32; those that adapters keep frozen have `dtype`.
       remat: what a layer keeps for its backward pass, a name in `gadjax.models.decoder.REMAT_POLICIES`.
       lora: the adapters; None trains every parameter.
@@ -78,6 +79,7 @@ class ModelConfig:
     max_position: int = 2048
     initializer_range: float = 0.02
     sliding_window: int | None = None
+    layer_slides: tuple[bool, ...] | None = None
     dtype: str = "float32"
     remat: str = "none"
     lora: Lora | None = None
@@ -110,7 +112,7 @@ class ModelConfig:
             read.fail(f"{field} {activation!r} is not supported; only {computed!r} is")
         if read.flag("mlp_bias"):
             read.fail("mlp_bias is true; feed-forward layers with biases are not supported")
-        common = {
+        common: dict[str, Any] = {
             "architecture": family.name + CAUSAL_LM,
             "vocab_size": read.count("vocab_size"),
             "hidden_size": hidden,
@@ -139,14 +141,15 @@ class ModelConfig:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence, prompt and response, that is computed exactly.
+        """Tokens of the longest sequence, prompt and response, that is computed exactly."""
+        return int(min(self.max_position, self.rope.exact_length))
 
-        Sequences shorter than the window are computed exactly: their attention is full attention.
-        """
-        window = self.max_position if self.sliding_window is None else self.sliding_window - 1
-        return int(min(self.max_position, window, self.rope.exact_length))
+    def windows(self, length: int) -> tuple[int | None, ...]:
+        """Each layer's window; None where attention in a sequence of `length` tokens is full."""
+        window = self.sliding_window if self.sliding_window is not None and self.sliding_window < length else None
+        return tuple(window if slides else None for slides in self.layer_slides or (True,) * self.num_layers)
 
-    def forward_flops(self, tokens: int, attended: int, predicted: int) -> float:
+    def forward_flops(self, tokens: int, attended: int, predicted: int, attended_in_window: int | None = None) -> float:
         """Floating-point operations of a forward pass's matrix products.
 
         A weight costs two operations per token, and a channel of a head four per pair of tokens.
@@ -155,11 +158,15 @@ class ModelConfig:
           tokens: tokens that pass through the layers.
           attended: pairs of a token and a token that it sees.
           predicted: tokens whose logits are computed.
+          attended_in_window: such pairs in a layer with a sliding window; None if no sequence is longer than it.
         """
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         layer = self.hidden_size * (2 * heads + 2 * kv_heads + 3 * self.intermediate_size)
         head = 2.0 * self.vocab_size * self.hidden_size * predicted
-        return self.num_layers * (2.0 * layer * tokens + 4.0 * heads * attended) + head
+        pairs = self.num_layers * attended
+        if self.sliding_window is not None and attended_in_window is not None:
+            pairs -= (attended - attended_in_window) * sum(self.layer_slides or (True,) * self.num_layers)
+        return self.num_layers * 2.0 * layer * tokens + 4.0 * heads * pairs + head
 
     def check_length(
         self, length: int, where: str, remedy: str = "lower data.max_prompt_length and data.max_response_length"
@@ -174,11 +181,6 @@ class ModelConfig:
         reach = f"but sequences may reach {length} tokens"
         if length > self.max_position:
             raise UserError(f"{where}: max_position_embeddings is {self.max_position}, {reach}; {remedy}")
-        if self.sliding_window is not None and length >= self.sliding_window:
-            raise UserError(
-                f"{where}: sliding_window is {self.sliding_window}, {reach}, and windowed attention is not computed; "
-                f"{remedy} until the sum is below the window"
-            )
         if length > self.rope.exact_length:
             raise UserError(
                 f"{where}: original_max_position_embeddings is {self.rope.original_max_position}, {reach}, and "

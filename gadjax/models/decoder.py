@@ -1,9 +1,9 @@
 """One decoder for all families (`gadjax.models.families`), with a language-model or a scalar head.
 
 The layers are one `Block`, whose parameters have a leading axis of layers and which is scanned, so that the compiler
-sees one layer at any depth. What else differs between layers, their rotary embedding, is scanned with them, and is a
-constant of each layer in the token loop. Parameters have logical axis names, which `gadjax.parallel.mesh` maps to mesh
-axes. The computation is in `config.dtype`; norms, softmaxes, logits and scores are in float32.
+sees one layer at any depth. What else differs between layers (`gadjax.models.layer_data`) is scanned with them, and is
+a constant of each layer in the token loop. Parameters have logical axis names, which `gadjax.parallel.mesh` maps to
+mesh axes. The computation is in `config.dtype`; norms, softmaxes, logits and scores are in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from jax.sharding import Mesh
 from gadjax.kernels import choose
 from gadjax.kernels.causal_attention import causal_attention
 from gadjax.models.architecture import Lora, ModelConfig
+from gadjax.models.layer_data import data_of_layers
 from gadjax.models.logprobs import LOGITS
 from gadjax.models.rotary import Rotary, rotary_of_layers, rotate
 from gadjax.parallel.mesh import constrain, gather_weight
+from gadjax.segments import Window
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 KeyValue = tuple[jax.Array, jax.Array]
@@ -303,19 +305,19 @@ class Decoder(nnx.Module):
 
     def _scan_layers(self, tokens, positions, segments, keep_kv=False):
         graphdef, stacked = nnx.split(self.layers)
-        rotaries = rotary_of_layers(self.config.ropes, self.config.head_dim)
-        differ = self.config.layer_ropes is not None  # then they are scanned with the parameters
-        own = jax.tree.map(lambda *layers: jnp.stack(layers), *rotaries) if differ else None
+        shared, own = data_of_layers(self.config, tokens.shape[1])
 
         def layer(x, inputs):
             params, own = inputs
+            data = shared if own is None else own
+            window = None if data.window is None else Window(positions, data.window)
             kept = []
 
             def attend(query, key, value):
                 kept.append((key, value))
-                return causal_attention(query, key, value, segments, self.mesh)
+                return causal_attention(query, key, value, segments, self.mesh, window=window)
 
-            x = nnx.merge(graphdef, params)(x, positions, own if differ else rotaries[0], attend)
+            x = nnx.merge(graphdef, params)(x, positions, data.rotary, attend)
             return x, kept[0] if keep_kv else None
 
         policy = _REMAT[self.config.remat]

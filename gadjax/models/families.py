@@ -61,21 +61,21 @@ def _mistral(read: Reader) -> dict[str, Any]:
 
 
 def _qwen2(read: Reader) -> dict[str, Any]:
-    return {"rope": rope_of(read), "qkv_bias": True, "sliding_window": _qwen_window(read)}
+    return {"rope": rope_of(read), "qkv_bias": True, **_qwen_windows(read)}
 
 
 def _qwen3(read: Reader) -> dict[str, Any]:
     bias = {name: read.flag("attention_bias") for name in ("qkv_bias", "output_bias")}
-    return {"rope": rope_of(read), "qk_norm": True, "sliding_window": _qwen_window(read), **bias}
+    return {"rope": rope_of(read), "qk_norm": True, **_qwen_windows(read), **bias}
 
 
-def _qwen_window(read: Reader) -> int | None:
-    """The window, or None if no layer has one: a layer has one only with `use_sliding_window`."""
+def _qwen_windows(read: Reader) -> dict[str, Any]:
+    """A layer has a window only with `use_sliding_window`."""
     if not read.flag("use_sliding_window") or read.config.get("sliding_window", 4096) is None:
-        return None
+        return {}
     layers, first = read.count("num_hidden_layers"), read.count("max_window_layers", 28, least=0)
     kinds = read.layer_kinds(tuple(FULL if layer < first else SLIDING for layer in range(layers)))
-    return _window(read, kinds, 4096)
+    return _windows(read, kinds, 4096)
 
 
 def _smollm3(read: Reader) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _smollm3(read: Reader) -> dict[str, Any]:
     return _llama(read) | {
         "rope": rope,
         "layer_ropes": tuple(rope if turn else None for turn in turns[:layers]),
-        "sliding_window": _window(read, kinds, None) if slides else None,
+        **(_windows(read, kinds, None) if slides else {}),
     }
 
 
@@ -115,7 +115,7 @@ def _olmo3(read: Reader) -> dict[str, Any]:
         "output_bias": bias,
         "rope": ropes[FULL],
         "layer_ropes": tuple(ropes[kind] for kind in kinds),
-        "sliding_window": _window(read, kinds, 4096),
+        **_windows(read, kinds, 4096),
     }
 
 
@@ -145,7 +145,7 @@ def _gemma3(read: Reader) -> dict[str, Any]:
         "query_scale": (head_dim / read.count("query_pre_attn_scalar", 256)) ** 0.5,
         "rope": ropes[FULL],
         "layer_ropes": tuple(ropes[kind] for kind in kinds),
-        "sliding_window": _window(read, kinds, 4096),
+        **_windows(read, kinds, 4096),
     }
 
 
@@ -176,9 +176,14 @@ def _every(read: Reader, count: int) -> tuple[str, ...]:
     return tuple(SLIDING if (i + 1) % count else FULL for i in range(read.count("num_hidden_layers")))
 
 
-def _window(read: Reader, kinds: tuple[str, ...], default: int | None) -> int | None:
-    """The window of the sliding layers, or None if there are none."""
-    return read.count("sliding_window", default) if SLIDING in kinds else None
+def _windows(read: Reader, kinds: tuple[str, ...], default: int | None) -> dict[str, Any]:
+    """The window, and the layers that have one."""
+    if SLIDING not in kinds:
+        return {}
+    return {
+        "sliding_window": read.count("sliding_window", default),
+        "layer_slides": tuple(kind == SLIDING for kind in kinds),
+    }
 
 
 FAMILIES = {

@@ -96,8 +96,7 @@ def tensors_of(config: ModelConfig) -> dict[str, HfTensor]:
         sizes = [rows[path.rpartition("/")[2]] for path in paths]
         for i, path in enumerate(paths):
             path, start = f"layers/{path}/kernel", sum(sizes[:i])
-            fused = {"name": _LAYER + name, "start": start, "rows": sum(sizes)}
-            tensors[path] = dataclasses.replace(tensors[path], **fused)
+            tensors[path] = dataclasses.replace(tensors[path], name=_LAYER + name, start=start, rows=sum(sizes))
     return tensors
 
 

@@ -159,6 +159,7 @@ class Loop:
         prompt, prompt_length, _ = self.prompt, self.prompt_length, self.keys = inputs
         self.last_token = jnp.take_along_axis(prompt, jnp.maximum(prompt_length - 1, 0)[:, None], axis=1)[:, 0]
         self.sampling, self.sizes, self.shards = how, sizes, _shards(model.mesh)
+        self.windows = model.config.windows(prompt.shape[1] + how.max_response_length)
         self.widen = functools.partial(kv_cache.widen, heads=model.cached_heads)
 
     def start(self) -> LoopState:
@@ -235,8 +236,8 @@ class Loop:
         # The decoder reads each slot's newest token. Every layer attends through its caches and stores the token there.
         responses: list[Spans] = []
         attends = [
-            self._attention(given, prompts, own, responses)
-            for prompts, own in zip(state.prompts, state.responses, strict=True)
+            self._attention(given, prompts, own, responses, window)
+            for prompts, own, window in zip(state.prompts, state.responses, self.windows, strict=True)
         ]
         hidden = self.decoder.decode(given.token, given.position, self.layers, attends)
         # The next token is drawn from the logits, and recorded with its log-prob.
@@ -255,15 +256,17 @@ class Loop:
         token_keys = fold_in(fold_in(keys[prompt], sample % self.sizes.samples), queue.length)
         return queue, _StepInput(queue.token, position, queue.length, cached, queue.lanes(), token_keys)
 
-    def _attention(self, given: _StepInput, prompts: Spans, own: Spans, stored: list[Spans]) -> Attend:
+    def _attention(
+        self, given: _StepInput, prompts: Spans, own: Spans, stored: list[Spans], window: int | None
+    ) -> Attend:
         """One layer's attention over its caches; appends the response caches with the new token to `stored`."""
         config = self.model.config
-        over = choose.cache_attention(self.model.mesh, config.dtype, config.head_dim)
+        over = choose.cache_attention(self.model.mesh, config.dtype, config.head_dim, window)
 
         def local(query, key, value, prompts, own, given):
             own = cache_spans.put_token(own, key, value, given.length)
             seen = prompts, given.prompt_length, own, given.length + 1
-            return group_attention(query, *seen, given.lanes, over), own
+            return group_attention(query, *seen, given.lanes, over, window), own
 
         heads = P(BATCH, "tensor")
         run = self._per_shard(local, (heads, heads, heads, CACHES, CACHES, ROWS), (heads, CACHES))

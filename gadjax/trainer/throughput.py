@@ -45,18 +45,34 @@ def of_rows(model: Model, rows: Packed, passes: int) -> Work:
       passes: the cost in forward passes: `SCORING`, `TRAINING` or `TRAINING_ADAPTERS`, times the number of passes.
     """
     held = np.asarray(rows.segments) > 0
-    tokens, attended = int(held.sum()), int((np.asarray(rows.positions)[held] + 1).sum(dtype=np.int64))
+    seen = np.asarray(rows.positions, np.int64)[held] + 1
+    tokens, window = int(held.sum()), model.config.sliding_window
+    attended = [int(pairs.sum()) for pairs in (seen, seen if window is None else np.minimum(seen, window))]
     predicted = int(np.asarray(rows.mask).sum()) if model.head == "lm" else 0
-    return Work(passes * model.config.forward_flops(tokens, attended, predicted), tokens, held.size)
+    flops = model.config.forward_flops(tokens, attended[0], predicted, attended[1])
+    return Work(passes * flops, tokens, held.size)
 
 
 def of_rollout(model: Model, prompt_length: np.ndarray, samples: Samples) -> Work:
     """The work of a rollout: each prompt [B] is read once, and each token of its samples but the last."""
     prompts, lengths = prompt_length.astype(np.int64), np.asarray(samples.lengths, np.int64)
     read = lengths - 1
-    attended = (prompts * (prompts + 1) // 2).sum() + (read * (prompts[:, None] + 1) + read * (read - 1) // 2).sum()
+
+    def pairs(window: int | None) -> int:
+        """Pairs of a token and a token that it sees: of the prompts once, and of each sample beyond its prompt."""
+        to = lambda length: _triangle(length, window)  # noqa: E731
+        return int(to(prompts).sum() + (to(prompts[:, None] + read) - to(prompts)[:, None]).sum())
+
     tokens = int(prompts.sum() + read.sum())
-    return Work(model.config.forward_flops(tokens, int(attended), int(lengths.sum())), tokens, tokens)
+    attended = pairs(None), pairs(model.config.sliding_window)
+    flops = model.config.forward_flops(tokens, attended[0], int(lengths.sum()), attended[1])
+    return Work(flops, tokens, tokens)
+
+
+def _triangle(length: np.ndarray, window: int | None) -> np.ndarray:
+    """Pairs of a token and a token that it sees, of which it sees `window` at most, in sequences of these lengths."""
+    beyond = np.maximum(length - window, 0) if window is not None else np.zeros_like(length)
+    return length * (length + 1) // 2 - beyond * (beyond + 1) // 2
 
 
 def compile_seconds() -> float:

@@ -19,7 +19,7 @@ from gadjax.kernels.cpu_blocks import block_attention
 from gadjax.models.architecture import ModelConfig, Rope
 from gadjax.models.model import Model
 from gadjax.parallel.mesh import BATCH, make_mesh
-from gadjax.segments import BRANCH
+from gadjax.segments import BRANCH, Window
 from tests.kernels.one_query import normal, one_query
 
 LENGTH = 1408  # of compiled programs, where no other dimension is 1408 or 1536, the size of its whole blocks
@@ -76,6 +76,51 @@ def test_causal_attention(kv_heads):
             expected = one_query(query[b, t, head], key[b, seen, kv], value[b, seen, kv])
             np.testing.assert_allclose(out[b, t, head], expected, atol=1e-5)
     assert np.isfinite(out).all()  # padding too
+
+
+def test_windows():
+    """A query sees no further back than its window, by positions: a response starts where its prompt ends."""
+    query, key, value = normal(3, 9, 4, 4), normal(3, 9, 2, 4), normal(3, 9, 2, 4)
+    branch = 2 + np.array([0, 1, 2]) * BRANCH
+    segments = np.array(
+        ([1, 1, 1, 2, 2, 3, 3, 3, 3], [1, 1, 0, 0, 0, 1, 1, 1, 0], [1, *branch[[0, 0, 1, 1, 1, 2, 2]], 0])
+    )
+    positions = np.array(([0, 1, 2, 0, 1, 0, 1, 2, 3], [0, 1, 0, 0, 0, 2, 3, 4, 0], [0, 0, 1, 2, 3, 4, 2, 3, 0]))
+    arrays = (*map(jnp.asarray, (query, key, value, segments)),)
+    for backend in ("blocks", "plain", "splash"):
+        window = Window(jnp.asarray(positions), 3)
+        out = np.asarray(causal_attention(*arrays, backend=backend, window=window))
+        for b, t, head in np.ndindex(3, 9, 4):
+            seen = [s for s in range(t + 1) if segments[b, s] in (segments[b, t], segments[b, t] % BRANCH)]
+            seen = [s for s in seen if positions[b, t] - positions[b, s] < 3]
+            if segments[b, t]:
+                assert 1 <= len(seen) <= 3
+                expected = one_query(query[b, t, head], key[b, seen, head // 2], value[b, seen, head // 2])
+                np.testing.assert_allclose(out[b, t, head], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [block_attention, functools.partial(cudnn_attention, implementation="xla")])
+@pytest.mark.parametrize("size", [1, 17, 70])
+@pytest.mark.usefixtures("quick_compile_here")
+def test_windows_of_kernels(kernel, size):
+    """Results and gradients are the plain attention's, also where whole blocks are out of reach."""
+    *arrays, segments = inputs(2, 150, 4, 2, 8)
+    positions = jnp.cumsum(jnp.ones_like(segments), axis=1) - 1  # gaps count, which only makes windows shorter
+    held = (segments > 0)[..., None, None]
+    attends = [functools.partial(attend, window=Window(positions, size)) for attend in (kernel, plain_attention)]
+    found, expected = (
+        with_gradients(lambda *x, attend=attend: attend(*x) * held, *arrays, segments) for attend in attends
+    )
+    for name, got, wanted in zip("oqkv", found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5, err_msg=name)
+
+
+def test_windows_over_a_mesh():
+    *arrays, segments = inputs(8, 40, 4, 2, 8)
+    window = Window(jnp.broadcast_to(jnp.arange(40), segments.shape), 6)
+    expected = block_attention(*arrays, segments, window)
+    found = causal_attention(*arrays, segments, make_mesh(2, 2, 2), window=window)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from gadjax.kernels.causal_attention import plain_attention
 from gadjax.kernels.cpu_blocks import _in_blocks, _pairs, block_attention
-from gadjax.segments import BRANCH, visible
+from gadjax.segments import BRANCH, Window, visible
 
 
 def normal(*shape, dtype=np.float32):
@@ -125,3 +125,12 @@ def test_no_square_of_logits_is_held():
         jax.jit(jax.grad(loss(attend), argnums=(0, 1, 2))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
     )
     assert size(block_attention) < 1024 * 1024 * 4 < size(plain_attention)
+
+
+def test_blocks_out_of_reach_are_left_out():
+    """With a window, a block of queries goes with the blocks that it reaches back to, and with no others."""
+    ids = rows(runs((1, 96)))
+    blocks = Window(_in_blocks(jnp.arange(96)[None], 16), 17)
+    pairs = _pairs(_in_blocks(ids, 16), blocks)
+    found = {(int(i), int(j)) for i, j in zip(*(x[: int(pairs.count)] for x in pairs[:2]), strict=True)}
+    assert found == {(i, j) for i in range(6) for j in (i - 1, i) if j >= 0}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from gadjax.errors import UserError
@@ -163,15 +161,23 @@ def test_a_token_classifier_is_its_backbone():
 def test_sliding_window(config, window):
     config = read(config | {"max_position_embeddings": 8192})
     assert config.sliding_window == window
-    assert config.max_length == (8192 if window is None else window - 1)
-    if window is None:
-        config.check_length(8192, WHERE)
-    else:
-        config.check_length(window - 1, WHERE)
-        with pytest.raises(UserError, match=rf"{WHERE}: sliding_window is {window}, but .* {window} tokens"):
-            config.check_length(window, WHERE)
-    # Positions may end before the window does.
-    assert dataclasses.replace(config, max_position=8).max_length == 8
+    config.check_length(8192, WHERE)
+    assert set(config.windows(8192)) - {None} == {window} - {None}
+    assert config.windows(window or 8192) == (None, None)  # attention in so short a sequence is full
+
+
+def test_which_layers_slide():
+    fields = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    assert read(of_family("Qwen2", **fields)).windows(17) == (None, 16)
+    assert read(of_family("Mistral", sliding_window=16)).windows(17) == (16, 16)
+
+
+def test_flops_of_windows():
+    """A pair of tokens costs four operations per channel of the heads, in the layers that have it."""
+    config = read(of_family("Qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1))
+    full = config.forward_flops(100, 5000, 0)
+    assert full == config.forward_flops(100, 5000, 0, 5000)
+    assert full - config.forward_flops(100, 5000, 0, 1480) == 4 * 32 * (5000 - 1480)
 
 
 @pytest.mark.parametrize(

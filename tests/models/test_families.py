@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gadjax.errors import UserError
+from gadjax.kernels import choose
 from gadjax.models.architecture import ModelConfig
 from gadjax.models.families import FAMILIES
 from gadjax.models.hf_tensors import tensors_of
@@ -18,6 +19,7 @@ from gadjax.models.model import Model
 from gadjax.models.rope import Rope
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import Checkpoint, check_weights, load_params, named_leaves
+from gadjax.planning.flops import count_flops
 from tests.models.written_checkpoints import assert_equal
 
 WHERE = "model/config.json"
@@ -59,8 +61,8 @@ def test_smollm3_leaves_positions_out_of_some_layers():
     assert read("SmolLM3", num_hidden_layers=5).ropes == (rope, rope, rope, None, rope)
     assert read("SmolLM3", no_rope_layer_interval=2).ropes == (rope, None, rope)
     windowed = {"use_sliding_window": True, "sliding_window": 16, "no_rope_layer_interval": 2}
-    assert read("SmolLM3", **windowed).max_length == 15
-    assert read("SmolLM3", **windowed, no_rope_layers=[1, 1, 1]).max_length == 64  # no layer slides
+    assert read("SmolLM3", **windowed).windows(64) == (None, 16, None)
+    assert read("SmolLM3", **windowed, no_rope_layers=[1, 1, 1]).sliding_window is None
 
 
 def test_olmo():
@@ -70,7 +72,7 @@ def test_olmo():
     config = read("Olmo3", num_hidden_layers=5, rope_scaling={"rope_type": "yarn", "factor": 4.0})
     full = Rope(5e5, "yarn", 4.0, original_max_position=64, attention_factor=0.1 * math.log(4) + 1)
     assert config.ropes == (Rope(5e5),) * 3 + (full, Rope(5e5))
-    assert config.sliding_window == 4096
+    assert config.windows(5000) == (4096,) * 3 + (None, 4096)
     assert read("Olmo3", layer_types=["full_attention"] * 3).sliding_window is None
 
 
@@ -80,7 +82,7 @@ def test_gemma3():
     assert config.ropes == (local,) * 5 + (full, local)
     assert (config.norms, config.norm_offset, config.activation) == ("around", 1.0, "gelu_pytorch_tanh")
     assert (config.head_dim, config.query_scale, config.embed_scale) == (256, 2.0, 32**0.5)
-    assert config.tie_embeddings and config.sliding_window == 4096
+    assert config.tie_embeddings and config.windows(5000) == (4096,) * 5 + (None, 4096)
     of_5 = {"rope_theta": None, "rope_local_base_freq": None}
     parameters = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
@@ -161,3 +163,13 @@ def test_phi_s_tensors_hold_their_parts_in_order(tmp_path: pathlib.Path):
         qkv, gate_up = (tensor(f"model.layers.1.{name}_proj.weight")[:] for name in ("self_attn.qkv", "mlp.gate_up"))
     np.testing.assert_array_equal(qkv, np.concatenate([flat["q"], flat["k"], flat["v"]]))
     np.testing.assert_array_equal(gate_up, np.concatenate([flat["gate"], flat["up"]]))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_flops_are_those_of_the_program(name, monkeypatch):
+    """Where every token meets every other and has its logits."""
+    monkeypatch.setattr(choose, "attention_backend", lambda *_: "plain")
+    config = read(name)
+    model, tokens = Model(config), jax.ShapeDtypeStruct((2, 8), np.int32)
+    traced = jax.jit(model.logits).trace(model.abstract_params(), tokens, tokens, tokens)
+    assert config.forward_flops(16, 2 * 8 * 8, 16) == count_flops(traced.jaxpr, 1)

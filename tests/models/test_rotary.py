@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gadjax.models.rope import Rope
-from gadjax.models.rotary import Rotary, rope_frequencies, rotate
+from gadjax.models.rotary import Rotary, rope_frequencies, rotary_of_layers, rotate
 
 pytestmark = pytest.mark.quick
 
@@ -66,3 +66,34 @@ def test_llama3_frequencies():
     assert between.sum() > 2
     assert ((scaled < plain) & (scaled > plain / 8))[between].all()
     assert (np.diff(scaled) < 0).all()
+
+
+def test_a_layer_without_positions_turns_nothing():
+    rotary = rotary_of_layers((Rope(), None), 8)[1]
+    x = normal(2, 5, 3, 8)
+    np.testing.assert_array_equal(rotate(x, np.arange(5)[None], rotary), x)
+
+
+def test_a_part_of_the_channels():
+    """The first channels turn as a smaller head would, multiplied by the factor; the others stay."""
+    whole, part = (rotary_of_layers((Rope(50.0, partial=p, attention_factor=f),), 8)[0] for p, f in ((1, 1), (0.5, 3)))
+    small = rotary_of_layers((Rope(50.0),), 4)[0]
+    x, positions = normal(1, 5, 2, 8), np.arange(5)[None]
+    turned = rotate(x, positions, part)
+    np.testing.assert_allclose(turned[..., :4], 3 * rotate(x[..., :4], positions, small), rtol=1e-5)
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+    assert whole.frequencies.shape == (4,) and part.frequencies.shape == (2,)
+    with pytest.raises(ValueError, match="different numbers of channels"):
+        rotary_of_layers((Rope(), Rope(partial=0.5)), 8)
+
+
+def test_yarn_and_longrope_frequencies():
+    """YaRN keeps the first pairs, divides the last ones and blends between; LongRoPE divides each by its own factor."""
+    plain = rope_frequencies(Rope(10_000.0), 64)
+    scaled = rope_frequencies(Rope(10_000.0, "yarn", 4.0, original_max_position=2048), 64)
+    ratio = plain / scaled
+    np.testing.assert_allclose(ratio[:7], 1, rtol=1e-6)
+    np.testing.assert_allclose(ratio[-8:], 4, rtol=1e-6)
+    assert (np.diff(ratio) >= -1e-5).all() and ((ratio > 1.01) & (ratio < 3.99)).sum() > 5
+    own = rope_frequencies(Rope(10_000.0, "longrope", factors=(1.0, 2.0)), 4)
+    np.testing.assert_allclose(own, [1, 0.005], rtol=1e-6)

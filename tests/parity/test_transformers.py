@@ -130,7 +130,7 @@ def test_config_of_transformers_4(variant: str, tmp_path: pathlib.Path):
     assert np.abs(logits - expected)[mask].max() <= LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("variant", NEW)
+@pytest.mark.parametrize("variant", [*NEW, "mistral-head_dim-tied", "phi3-window"])
 def test_greedy_tokens(variant: str, tmp_path: pathlib.Path):
     """The rollout's tokens are those of transformers' `generate`, where no two tokens are nearly as likely."""
     peer, limit = reference(variant), 8

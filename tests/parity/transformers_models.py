@@ -70,10 +70,19 @@ VARIANTS = {
     "mistral": ("Mistral", dict(sliding_window=None, rope_parameters=DEFAULT_ROPE)),
     "mistral-head_dim-tied": (
         "Mistral",
-        dict(sliding_window=30, head_dim=14, tie_word_embeddings=True, rope_parameters=LINEAR_ROPE),
+        dict(sliding_window=5, head_dim=14, tie_word_embeddings=True, rope_parameters=LINEAR_ROPE),
     ),
     "llama-yarn": ("Llama", dict(rope_parameters=YARN_ROPE)),
     "qwen2-dynamic": ("Qwen2", dict(rope_parameters=DYNAMIC_ROPE)),
+    "qwen2-windows": (
+        "Qwen2",
+        dict(use_sliding_window=True, sliding_window=6, max_window_layers=1, rope_parameters=DEFAULT_ROPE),
+    ),
+    "smollm3-windows": (
+        "SmolLM3",
+        dict(no_rope_layers=[1, 0, 1], use_sliding_window=True, sliding_window=6, rope_parameters=DEFAULT_ROPE),
+    ),
+    "phi3-window": ("Phi3", dict(sliding_window=6, rope_parameters=DEFAULT_ROPE)),
     "olmo2": ("Olmo2", dict(rope_parameters=DEFAULT_ROPE)),
     "olmo2-tied-bias": (
         "Olmo2",
@@ -82,7 +91,7 @@ VARIANTS = {
     "olmo3": (
         "Olmo3",
         dict(
-            sliding_window=30,
+            sliding_window=5,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
             rope_parameters={"full_attention": YARN_ROPE, "sliding_attention": DEFAULT_ROPE},
         ),
@@ -92,7 +101,7 @@ VARIANTS = {
         dict(
             head_dim=12,
             query_pre_attn_scalar=20,
-            sliding_window=30,
+            sliding_window=5,
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
             rope_parameters={
                 "full_attention": LINEAR_ROPE,

@@ -89,10 +89,6 @@ def test_bad_input_before_any_weights(no_weights, tiny_config, tmp_path, fields,
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported"),
         ({"max_position_embeddings": 24}, r"max_position_embeddings is 24, but sequences may reach \d+ tokens"),
-        (
-            {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 24},
-            r"sliding_window is 24, but sequences may reach \d+ tokens",
-        ),
         ({"vocab_size": 100}, r"variant has 100 embeddings but its tokenizer \d{3} tokens"),
     ],
 )

@@ -79,6 +79,24 @@ def test_a_rollout_reads_every_token_but_the_last():
     assert work.flops == pytest.approx(CONFIG.forward_flops(14, pairs, 10))
 
 
+def test_windows_leave_pairs_out():
+    """A rollout and packed rows count a layer's own pairs: the last tokens that each token sees."""
+    config = dataclasses.replace(CONFIG, sliding_window=3, layer_slides=(True, *[False] * (CONFIG.num_layers - 1)))
+    near = lambda length: sum(min(t, 3) for t in range(1, length + 1))  # noqa: E731
+    lengths = np.array([[1, 4], [3, 2]])
+    samples = Samples(np.zeros((2, 2, 5)), lengths, np.zeros((2, 2, 5)), lengths < 5)
+    work = throughput.of_rollout(Model(config), np.array([2, 5], np.int32), samples)
+    ends = [(p, p + n - 1) for p, of in ((2, (1, 4)), (5, (3, 2))) for n in of]
+    full = lambda length: length * (length + 1) // 2  # noqa: E731
+    pairs = [seen(2) + seen(5) + sum(seen(end) - seen(p) for p, end in ends) for seen in (full, near)]
+    assert work.flops == pytest.approx(config.forward_flops(13, pairs[0], 10, pairs[1]))
+    assert pairs[1] < pairs[0]
+    alone = [p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    pairs = [sum(map(seen, alone)) for seen in (full, near)]
+    work = throughput.of_rows(Model(config), rows(), throughput.SCORING)
+    assert work.flops == pytest.approx(config.forward_flops(sum(alone), pairs[0], sum(ANSWERS), pairs[1]))
+
+
 def test_figures_of_a_step():
     """On two chips whose peak is known, and on CPUs, of which it is not."""
     work = throughput.Work(flops=4e14, tokens=90, places=100)
