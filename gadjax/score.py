@@ -3,11 +3,11 @@
     python -m gadjax.score --model=/tmp/demo/export/discriminator --data=answers.jsonl --out=scores.jsonl
 
 The data is JSONL with `prompt` (text) or `content` (a chat) and `response` on each line, as gadjax.generate writes it,
-or Parquet in the teacher's schema. A prompt may come many times. Each line of the output holds `content`, `response`,
-`score`, and the row's `id` if it has one, in the order of the data. Rows that the API marked as no answer (a refusal, a
-filter), or cut before the answer began, are left out and counted. A response that was cut (`finish_reason`) is scored
-at its last token, any other response at its end of turn. Text is tokenised anew, so a sampled response may get other
-ids than it was sampled with. Compare scores of one model only.
+or any data that training reads (docs/formats.md). A prompt may come many times. Each line of the output holds
+`content`, `response`, `score`, and the row's `id` if it has one, in the order of the data. Rows that the API marked as
+no answer (a refusal, a filter), or cut before the answer began, are left out and counted. A response that was cut
+(`finish_reason`) is scored at its last token, any other response at its end of turn. Text is tokenised anew, so a
+sampled response may get other ids than it was sampled with. Compare scores of one model only.
 
 A discriminator of the likelihood kind, which is a causal language model, scores by how much likelier an answer is under
 it than under the generator: log p(answer) - log q(answer) in nats. Name the generator with --generator, and with
@@ -17,7 +17,6 @@ it than under the generator: log p(answer) - log q(answer) in nats. Name the gen
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +24,6 @@ from absl import flags
 
 from gadjax import commands
 from gadjax.errors import UserError
-from gadjax.files import expand
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +36,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Directory or hub id of a discriminator.", required=True)
-    flags.DEFINE_string("data", None, "Prompts with responses: .jsonl or .parquet.", required=True)
+    flags.DEFINE_string("data", None, "Prompts with responses: a file, folder, glob or dataset.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
     flags.DEFINE_string("generator", None, "Directory or hub id of the generator, for a discriminator that needs it.")
     flags.DEFINE_float(
@@ -59,7 +57,7 @@ class ScoredRow(NamedTuple):
 
 
 def read_answers(path: str | os.PathLike[str]) -> tuple[list[ScoredRow], int]:
-    """Reads the rows of a file that can be scored.
+    """Reads the rows of a file, a folder, a glob or a dataset that can be scored.
 
     Returns:
       The rows, at least one, in the order of the file; and the number of rows that are left out, because the API marked
@@ -68,13 +66,13 @@ def read_answers(path: str | os.PathLike[str]) -> tuple[list[ScoredRow], int]:
     Raises:
       UserError: naming the file, the line (counted from 1) or row (from 0), and the reason.
     """
-    path = expand(path)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise UserError(f"--data={path}: expected a file that ends in {' or '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"--data={path}: no such file")
-    rows = list(readers[path.suffix](path))
+    from gadjax.data import sources
+    from gadjax.data.dataset_name import TFDS
+    from gadjax.data.table_files import has_columns
+
+    rows: list[ScoredRow | None] = []
+    for file in sources.find(path, "--data"):
+        rows += _read_columns(file) if file.startswith(TFDS) or has_columns(file) else _read_text(file)
     if not rows:
         raise UserError(f"--data={path}: the file has no rows to score")
     answers = [row for row in rows if row is not None]
@@ -140,27 +138,32 @@ def score_answers(
     return scoring.as_scores(discriminator.head, values(discriminator, 1.0, len(answers) if generator else 0), nats)
 
 
-def _read_jsonl(path: pathlib.Path) -> Iterator[ScoredRow | None]:
-    """One row at a time; None for a row that is left out."""
-    from gadjax.data.prompts import chat_of, read_jsonl, text_of
-    from gadjax.data.schema import status_of
-
-    for place, row in read_jsonl(path):
-        content, response = chat_of(row, place), text_of(row, "response", place)
-        if response is None:
-            raise UserError(f"{place}: `response` is missing; expected text")
-        status = status_of(response, row.get("finish_reason"))
-        yield None if status == "marked" else ScoredRow(content, response, status != "cut", text_of(row, "id", place))
-
-
-def _read_parquet(path: pathlib.Path) -> Iterator[ScoredRow | None]:
-    from gadjax.data.prompts import read_columns, text_of
+def _read_columns(file: str) -> Iterator[ScoredRow | None]:
+    """The rows of a file or dataset that is kept by columns; None for a row that is left out."""
     from gadjax.data.schema import read_rows
 
-    rows = read_rows(path)
-    ids = [text_of(row, "id", place) for place, row in read_columns(path, ["id"])]
+    rows = read_rows(file)
     for i in range(len(rows)):
-        yield None if rows.marked[i] else ScoredRow(rows.messages(i), rows.answer(i), not rows.cut[i], ids[i])
+        yield None if rows.marked[i] else ScoredRow(rows.messages(i), rows.answer(i), not rows.cut[i], rows.id(i))
+
+
+def _read_text(file: str) -> Iterator[ScoredRow | None]:
+    """The same of a file of lines, whose answers may be empty."""
+    from gadjax.data.formats import Recogniser
+    from gadjax.data.prompts import split, text_of
+    from gadjax.data.schema import status_of
+    from gadjax.data.table_files import read_text_rows
+
+    recogniser = Recogniser(prompts=True)
+    for place, row in read_text_rows(file):
+        own = row.get("response") is not None
+        content, responses = split(row, place, recogniser.of_row(row, place), answers=not own)
+        for response in [text_of(row, "response", place)] if own else responses:
+            status = status_of(response, row.get("finish_reason"))
+            if response is None and status != "marked":
+                raise UserError(f"{place}: `response` is missing; expected text")
+            cut = status == "cut"
+            yield None if status == "marked" else ScoredRow(content, response or "", not cut, text_of(row, "id", place))
 
 
 def _networks() -> tuple[CheckedNetwork, CheckedNetwork | None]:

@@ -190,7 +190,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(command, discriminator,
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "", r"--data=.*a\.csv: expected a file that ends in \.jsonl or \.parquet"),
+        ("a.pdf", "", r"--data=.*a\.pdf: expected a file that ends in \.parquet"),
         ("absent.jsonl", None, r"--data=.*absent\.jsonl: no such file"),
         ("a.jsonl", "", r"--data=.*a\.jsonl: the file has no rows to score"),
         ("a.jsonl", '{"prompt": "a", "response": 3}', r"a\.jsonl:1: `response` is int; expected text"),

@@ -91,8 +91,8 @@ class LoraFields(Section):
 
 
 class DataFields(Section):
-    """Parquet files as docs/train.md describes them. Give a file, a folder, a glob, or a dataset: hf:OWNER/NAME/SPLIT
-    (with /CONFIG before the split where it has several) or tfds:NAME/SPLIT."""
+    """Chats with answers, in any of the formats of docs/formats.md. Give a file, a folder, a glob, or a dataset:
+    hf:OWNER/NAME/SPLIT (with /CONFIG before the split where it has several) or tfds:NAME/SPLIT."""
 
     train: str = Field("", min_length=1)
     """Teacher answers to learn from."""
@@ -102,6 +102,10 @@ class DataFields(Section):
     heldout_share: float = Field(0.0, ge=0, lt=1)
     """Share of the prompts of data.train that are held out, where data.heldout is "". A hash of the prompt decides, so
     that the same prompts are held out in every run."""
+    columns: str = ""
+    """Columns of data.train, where their names do not tell what they hold: PROMPT,ANSWER, such as question_text,gold,
+    or one column of chats that end with the answer. The same columns of data.heldout, if it has them. "": by their
+    names."""
     max_prompt_length: int = Field(2048, ge=1)
     """Prompts of more tokens than this are dropped and counted."""
     max_response_length: int = Field(1536, ge=1)

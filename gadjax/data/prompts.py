@@ -1,4 +1,4 @@
-"""Reads prompts, for the teacher or a student, from JSONL, Parquet, plain text, or a dataset by its name."""
+"""Reads prompts, for the teacher or a student, from files of any known format, plain text, or a dataset by its name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gadjax.data import hub_dataset, tfds
+from gadjax.data import hub_dataset, sources, tfds
+from gadjax.data.chats import Messages, read_chat, role_of
 from gadjax.data.dataset_name import HUB, TFDS, parse
-from gadjax.data.parquet import open_parquet
-from gadjax.data.schema import ROLES, Messages
-from gadjax.errors import UserError, first_line
-from gadjax.files import expand, parse_json
+from gadjax.data.formats import ANY, Format, Recogniser, is_own_prompt
+from gadjax.data.table_files import Placed, filled, has_columns, open_columns, read_text_rows, rows_of
+from gadjax.errors import UserError
 
-_ONE_OF = ("prompt", "content")
-_COLUMNS = ("id", "category", "sample", *_ONE_OF)
+_MORE = ("id", "category", "sample")  # columns beside those of a format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +40,17 @@ class PromptRow(NamedTuple):
 
 
 def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> list[Prompt]:
-    """The prompts of a file or dataset, in its order.
+    """The prompts of a file, a folder, a glob or a dataset, in its order.
 
-    Rows of JSONL and Parquet hold `prompt` (text) or `content` (a chat that ends with a user turn), and may hold `id`
-    and `category`. A text file holds one prompt per line. A row without an id gets one from its content, so answers
-    stay with their prompts if the order changes. A teacher's rows with several answers to one prompt (`sample`) are
-    one prompt.
+    Rows hold `prompt` (text, or a chat) or `content` (a chat that ends with a user turn), and may hold `id` and
+    `category`. Of rows of other formats (`gadjax.data.formats`) the chat before the answer is taken. A text file holds
+    one prompt per line. A row without an id gets one from its content, so answers stay with their prompts if the order
+    changes. Rows with one id and one chat, such as several answers to a prompt, are one prompt.
 
     Args:
-      path: of the file; or a dataset's name, `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD`
-        (`tfds`). FIELD holds text, or chats, whose turns behind the last user turn are left out. Without FIELD, the
-        rows are as in a file.
+      path: of a file of a kind of `gadjax.data.table_files`, or of several; or a dataset's name,
+        `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD` (`tfds`). FIELD holds text, or chats,
+        whose turns behind the last user turn are left out. Without FIELD, the rows are as in a file.
       flag: names the path in messages.
 
     Raises:
@@ -66,14 +65,18 @@ def read_prompt_rows(
     """The prompts as by `read_prompts`, each with its row; the first row, if several answer one prompt.
 
     Args:
-      columns: more columns to read, with the file's own values. TFDS has no missing values: empty text, or a number
+      columns: more columns to read, with the file's own values. `teacher_response` stands for the answer of any
+        format; a row without an answer lacks it then. TFDS has no missing values: empty text, or a number
         below 0, stands for one.
     """
     found: list[PromptRow] = []
     known: dict[str, tuple[str, Messages]] = {}
     unnamed: Counter[str] = Counter()
-    for place, row in _rows(path, columns, flag):
-        content = chat_of(row, place)
+    for place, row, form in _rows(path, columns, flag):
+        answered = "teacher_response" in columns and form.answer != "teacher_response"
+        content, answers = split(row, place, form, answers=answered)
+        if answered and answers[0] is not None:
+            row = row | {"teacher_response": answers[0]}
         name = text_of(row, "id", place)
         if name is None:
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -81,54 +84,82 @@ def read_prompt_rows(
             name = digest if unnamed[digest] == 1 else f"{digest}-{unnamed[digest]}"
         if name in known:
             place_before, content_before = known[name]
-            if row.get("sample") is not None and content == content_before:
+            if content == content_before:  # another answer to the prompt
                 continue
             raise UserError(f"{place}: id {name!r} is that of {place_before} too; ids must differ")
         known[name] = place, content
-        found.append(PromptRow(Prompt(name, content, text_of(row, "category", place)), place, row))
+        category = row.get("category")
+        category = text_of(row, "category", place) if isinstance(category, str) else None
+        found.append(PromptRow(Prompt(name, content, category), place, row))
     if not found:
         raise UserError(f"{os.fspath(path)}: the file holds no prompts")
     return found
 
 
-def _rows(path: str | os.PathLike[str], columns: Sequence[str], flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file or a dataset, each with its place."""
-    name = os.fspath(path)
-    field = parse(name).field if name.startswith((HUB, TFDS)) else None
-    own, one_of = ((field, "category"), (field,)) if field else (_COLUMNS, _ONE_OF)
-    wanted = tuple(dict.fromkeys((*own, *columns)))
-    if name.startswith((HUB, TFDS)):
-        if name.startswith(TFDS):
-            rows = tfds.examples(name, wanted, one_of)
-        else:
-            files = hub_dataset.files(name)
-            rows = itertools.chain.from_iterable(read_columns(file, wanted, one_of) for file in files)
-        for place, row in rows:
-            more = {column: row[column] for column in columns if column in row and column != field}
-            yield place, _of_field(row, field, place) | more
+def _rows(
+    path: str | os.PathLike[str], columns: Sequence[str], flag: str
+) -> Iterator[tuple[str, dict[str, Any], Format]]:
+    """The rows of files or of a dataset, each with its place and its format."""
+    name, recogniser = os.fspath(path), Recogniser(prompts=True)
+    is_dataset = name.startswith((HUB, TFDS))
+    if is_dataset and (field := parse(name).field):
+        for place, row in _rows_of_field(name, field, columns):
+            yield place, row, recogniser.of_row(row, place)
         return
-    path = expand(path)
-    readers = {".jsonl": read_jsonl, ".parquet": lambda path: read_columns(path, wanted, one_of), ".txt": _read_text}
-    if path.suffix not in readers:
-        raise UserError(
-            f"{flag}={path}: expected a file that ends in {', '.join(readers)}, or a dataset as hf:OWNER/NAME/SPLIT "
-            "or tfds:NAME/SPLIT"
-        )
-    if not path.is_file():
-        raise UserError(f"{flag}={path}: no such file")
-    yield from readers[path.suffix](path)
+    for file in sources.find(path, flag):
+        for place, row, form in _rows_of_file(file, columns, recogniser):
+            if is_dataset:  # empty text stands for none
+                row = {column: value for column, value in row.items() if value != "" or column in columns}
+            yield place, row, form
 
 
-def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, Any]:
+def _rows_of_file(
+    file: str, columns: Sequence[str], recogniser: Recogniser
+) -> Iterator[tuple[str, dict[str, Any], Format]]:
+    if file.startswith(TFDS):
+        for place, row in tfds.examples(file, (*ANY, *_MORE, *columns)):
+            present = {column: value for column, value in row.items() if value != ""}
+            yield place, row, recogniser.of_row(present, place)
+    elif has_columns(file):
+        with open_columns(file) as opened:
+            form = recogniser.of(opened.schema.names, filled(opened.schema), file)
+            needed = [column for column in form.columns if column != form.answer or "teacher_response" in columns]
+            table = opened.read((*needed, *_MORE, *columns))
+        for place, row in rows_of(file, table):
+            yield place, row, form
+    else:
+        for place, row in read_text_rows(file):
+            yield place, row, recogniser.of_row(row, place)
+
+
+def _rows_of_field(name: str, field: str, columns: Sequence[str]) -> Iterator[Placed]:
+    """The rows of a dataset whose prompts are in one column, in the form of a prompt file's rows."""
+    wanted = (field, "category", *columns)
+    if name.startswith(TFDS):
+        rows: Iterator[Placed] = tfds.examples(name, wanted, (field,))
+    else:
+        rows = itertools.chain.from_iterable(_columns_of(file, wanted, field) for file in hub_dataset.files(name))
+    for place, row in rows:
+        more = {column: row[column] for column in columns if column in row and column != field}
+        yield place, _of_field(row, field, place) | more
+
+
+def _columns_of(file: pathlib.Path, wanted: Sequence[str], field: str) -> Iterator[Placed]:
+    with open_columns(file) as opened:
+        if field not in opened.schema.names:
+            raise UserError(f"{file}: no column `{field}`; the file has {', '.join(opened.schema.names)}")
+        table = opened.read(wanted)
+    yield from rows_of(file, table)
+
+
+def _of_field(row: dict[str, Any], field: str, place: str) -> dict[str, Any]:
     """A dataset's row in the form of a prompt file's row."""
-    if field is None:
-        return {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}  # "": missing in TFDS
     value = row[field]
     if isinstance(value, str):
         prompt: dict[str, Any] = {"prompt": value}
     elif isinstance(value, list):
         turns = len(value)
-        while turns and isinstance(value[turns - 1], dict) and value[turns - 1].get("role") == "assistant":
+        while turns and role_of(value[turns - 1]) == "assistant":
             turns -= 1
         prompt = {"content": value[:turns]}
     else:
@@ -137,93 +168,39 @@ def _of_field(row: dict[str, Any], field: str | None, place: str) -> dict[str, A
     return prompt | ({"category": category} if isinstance(category, str) and category else {})
 
 
-def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with its place for messages, `FILE:LINE`."""
-    for place, line in _lines(path):
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise UserError(f"{place}: not JSON ({reason})") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{place}: expected an object such as {{"prompt": "..."}}')
-        yield place, row
-
-
-def _read_text(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, line in _lines(path):
-        yield place, {"prompt": line.strip()}
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not blank, each with its place."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{place}: not UTF-8 ({error.reason})") from None
-            if text.strip():
-                yield place, text
-
-
-def read_columns(
-    path: pathlib.Path, wanted: Sequence[str], one_of: Sequence[str] = ()
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet file, each with its place; a row holds the `wanted` columns that the file has.
-
-    Raises:
-      UserError: the file has none of `one_of`, or cannot be read. Names the file and the column or row (from 0).
-    """
-    with open_parquet(path) as file:
-        names = file.schema_arrow.names
-        if one_of and not set(one_of) & set(names):
-            needed = " or ".join(f"`{name}`" for name in one_of)
-            raise UserError(f"{path}: no column {needed}; the file has {', '.join(names)}")
-        columns = [name for name in wanted if name in names]
-        for name in columns:
-            if names.count(name) > 1:
-                raise UserError(f"{path}: column `{name}` is there {names.count(name)} times; keep one")
-        table = file.read(columns=columns)
-    for number in range(table.num_rows):
-        place = f"{path}: row {number}"
-        try:
-            row = {name: table[name][number].as_py() for name in columns}
-        except UnicodeDecodeError:
-            raise UserError(f"{place}: text that is not valid UTF-8 (a lone surrogate?)") from None
-        except ValueError as error:  # Python cannot hold the value: two fields of one name, a time beyond its calendar
-            raise UserError(f"{place}: cannot be read ({first_line(error)}); leave it out") from None
-        yield place, row
+def split(row: dict[str, Any], place: str, form: Format, *, answers: bool = True) -> tuple[Messages, list[str | None]]:
+    """A row's prompt, which ends with the user, and its answers, as `Format.split`; errors as by that and `chat_of`."""
+    if is_own_prompt(form):
+        return chat_of(row, place), form.answers(row, place) if answers else []
+    chat, found = form.split(row, place, answers=answers)
+    return _check_chat(chat, place), found
 
 
 def chat_of(row: dict[str, Any], place: str) -> Messages:
-    """The chat of a row: its `content`, or its `prompt` as a user turn; raises a `UserError` if it has none."""
-    prompt, content = text_of(row, "prompt", place), row.get("content")
+    """The chat of a row: its `content`, or its `prompt`, text or a chat; raises a `UserError` if it has none."""
+    prompt, content = row.get("prompt"), row.get("content")
+    if not isinstance(prompt, list):
+        prompt = text_of(row, "prompt", place)
     if (prompt is None) == (content is None):
         found = "neither `prompt` nor `content` is" if prompt is None else "both `prompt` and `content` are"
         raise UserError(f"{place}: {found} there; give one of them")
-    content = _chat(content, place) if prompt is None else [{"role": "user", "content": prompt}]
-    for turn in content:
+    if isinstance(prompt, str):
+        return _check_chat([{"role": "user", "content": prompt}], place)
+    column = "content" if prompt is None else "prompt"
+    return _check_chat(read_chat(row[column], place, column), place)
+
+
+def _check_chat(chat: Messages, place: str) -> Messages:
+    """The chat itself; raises a `UserError` if a turn is empty, or if it does not end with the user."""
+    if not chat:
+        raise UserError(f"{place}: the chat is empty before the answer")
+    if chat[-1]["role"] != "user":
+        raise UserError(f"{place}: the chat ends with the {chat[-1]['role']}; it must end with a user turn")
+    for turn in chat:
         if not turn["content"].strip():
             raise UserError(f"{place}: the {turn['role']}'s text is empty")
         _check_encodes(turn["content"], f"{place}: the {turn['role']}'s text")
-    return content
-
-
-def _chat(chat: Any, place: str) -> Messages:
-    if not isinstance(chat, list) or not chat:
-        raise UserError(f"{place}: `content` must be a list of messages, at least one")
-    for turn in chat:
-        text = turn.get("content") if isinstance(turn, dict) else None
-        if not isinstance(text, str) or turn.get("role") not in ROLES:
-            raise UserError(
-                f"{place}: a message of `content` is not of the form "
-                f'{{"role": ..., "content": TEXT}} with a role of {", ".join(ROLES)}'
-            )
-    if chat[-1]["role"] != "user":
-        raise UserError(f"{place}: the chat ends with the {chat[-1]['role']}; it must end with a user turn")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in chat]
+    return chat
 
 
 def text_of(row: dict[str, Any], field: str, place: str) -> str | None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from gadjax.data.prompts import read_jsonl
+from gadjax.data.table_files import read_jsonl
 from gadjax.errors import UserError
 from gadjax.evaluation.html_page import text_in_part
 from gadjax.evaluation.model_sources import REFERENCE

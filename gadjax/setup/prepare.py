@@ -169,7 +169,7 @@ def _dataset(config: ConfigDict, tokenizer: ChatTokenizer, split: str, progress:
     """The tokenised rows of a split, "train" or "heldout"."""
     path = config.data[split]
     return prepare(
-        read_rows(path),
+        read_rows(path, config.data.columns, optional=split == "heldout"),
         tokenizer,
         max_prompt_length=config.data.max_prompt_length,
         max_response_length=config.data.max_response_length,

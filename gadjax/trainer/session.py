@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from gadjax.data.pipeline import Counts, shared_prompts
+from gadjax.data.pipeline import Counts, Dataset, shared_prompts
 from gadjax.errors import Stopped
 from gadjax.evaluation.run_page import write_run_page
 from gadjax.extensions import NO_EXTENSIONS, Extensions
@@ -101,10 +101,14 @@ def describe(setup: Setup) -> str:
         parameters += f", of which {setup.generator.num_trained():,} are trained (LoRA)"
     lines = [
         f"student: {setup.config.student}, {parameters}, {setup.generator.config.dtype}",
-        f"train: {setup.config.data.train}: {describe_counts(setup.train.counts)}",
-        f"held out: {setup.config.data.heldout or 'of the same'}: {describe_counts(setup.heldout.counts)}"
-        if setup.heldout
-        else "held out: none, so nothing will be measured",
+        *_data_lines(f"train: {setup.config.data.train}", setup.train),
+        *(
+            _data_lines(f"held out: {setup.config.data.heldout}", setup.heldout)
+            if setup.heldout and setup.config.data.heldout
+            else [f"held out: of the same: {describe_counts(setup.heldout.counts)}"]
+            if setup.heldout
+            else ["held out: none, so nothing will be measured"]
+        ),
         f"devices: {setup.mesh.devices.size} {setup.mesh.devices.flat[0].device_kind} ({mesh})",
         f"stages: {stages}; batch {setup.config.batch_size} x {setup.config.rollout.num_samples}",
     ]
@@ -113,6 +117,15 @@ def describe(setup: Setup) -> str:
     if setup.heldout and (shared := shared_prompts(setup.train, setup.heldout)):
         lines.append(f"warning: {shared} held-out prompts are trained on too; figures on them flatter")
     return "\n".join(lines)
+
+
+def _data_lines(name: str, data: Dataset) -> list[str]:
+    """What the rows of some data were taken for, and how many are used; a line more for each format of several."""
+    taken, counts = data.source.taken_for, describe_counts(data.counts)
+    if len(taken) == 1:
+        return [f"{name} ({taken[0].label}): {counts}"]
+    more = [f"  {one.rows} rows of {one.files} file{'s' * (one.files > 1)} taken for {one.label}" for one in taken]
+    return [f"{name}: {counts}", *more]
 
 
 def describe_counts(counts: Counts) -> str:

@@ -49,10 +49,15 @@ def test_a_folder_of_parquet_files(folder):
 
 
 def test_of_a_chat_what_follows_the_last_user_turn_is_left_out(folder):
-    with pytest.raises(UserError, match=r"row 0: neither|no column"):
-        read_prompts(f"hf:{folder}/train")
     prompts = read_prompts(f"hf:{folder}/test:messages")
     assert prompts[0].content == CHAT
+
+
+def test_without_a_field_the_columns_tell(folder):
+    """`messages` hold answers too, and `question` here none."""
+    assert [prompt.content for prompt in read_prompts(f"hf:{folder}/train")] == [CHAT] * 3
+    rows = read_rows(f"hf:{folder}/train")
+    assert [rows.answer(i) for i in range(3)] == ["a", "b", "c"] and rows.messages(0) == CHAT
 
 
 def test_rows_of_a_teacher(tmp_path, write):

@@ -67,7 +67,6 @@ BAD = {
     "no chat": ([{"content": []}], r"p\.jsonl:1: `content` must be a list"),
     "role": ([{"content": [{"role": "robot", "content": "Hi"}]}], r"p\.jsonl:1: a message"),
     "ends": ([{"content": CHAT[:2]}], r"p\.jsonl:1: the chat ends with the assistant"),
-    "category": ([{"prompt": "One?", "category": 1}], r"p\.jsonl:1: `category` is int"),
     "empty": ([""], r"p\.jsonl: the file holds no prompts"),
 }
 
@@ -79,8 +78,8 @@ def test_bad_rows_are_named(tmp_path, rows, message):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"p\.csv: expected a file that ends in \.jsonl, \.parquet, \.txt"):
-        read_prompts(write(tmp_path / "p.csv", "One?"))
+    with pytest.raises(UserError, match=r"p\.pdf: expected a file that ends in \.parquet, \.arrow, .*\.jsonl"):
+        read_prompts(write(tmp_path / "p.pdf", "One?"))
     with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "absent.jsonl")
     (tmp_path / "latin.txt").write_bytes(b"One?\n\xfcber\n")

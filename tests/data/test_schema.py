@@ -148,10 +148,10 @@ def test_an_empty_answer_needs_an_excuse(write):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"teacher_response": ["a"]}, "column `content` is missing; the file has teacher_response"),
+        ({"teacher_response": ["a"]}, "teacher_response: rows of no known format; expected `content` and"),
         (
             {"content": pa.array([[USER]], pa.list_(TURN)), "answer": ["a"]},
-            "column `teacher_response` is missing",
+            "content, answer: rows of no known format",
         ),
         (
             {"content": ["Hi"], "teacher_response": ["a"]},
@@ -225,9 +225,9 @@ def test_files_that_are_not_there(tmp_path):
     for paths, message in [
         (tmp_path / "none.parquet", "none.parquet: no such file"),
         (str(tmp_path / "*.parquet"), r"\*.parquet: no file matches this pattern"),
-        (tmp_path, "the directory holds no \\*.parquet file"),
-        ([], "no Parquet file was named"),
-        ("teacher.parquet.ledger.jsonl", "JSON lines, and training reads Parquet: gadjax.collect writes one"),
+        (tmp_path, "the directory holds no file of rows"),
+        ([], "no file was named"),
+        ("teacher.parquet.ledger.jsonl", "the ledger of a collection; gadjax.collect writes the answers beside it"),
     ]:
         with pytest.raises(UserError, match=message):
             read_rows(paths)
