@@ -17,7 +17,7 @@ Row = dict[str, Any]
 ChatReader = Callable[[Row, str], Messages]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Format:
     """One form of a row.
 

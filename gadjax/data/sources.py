@@ -70,7 +70,9 @@ def _on_disk(entry: str, shown: str) -> list[str]:
     if not glob.has_magic(entry):
         raise UserError(f"{shown}: no such file")
     matches = sorted(path for path in glob.glob(entry, recursive=True) if os.path.isfile(path))
-    found = [path for path in matches if not _NO_DATA.fullmatch(os.path.basename(path)) and suffix_of(path)]
+    kinds = {path: suffix_of(path) for path in matches if not _NO_DATA.fullmatch(os.path.basename(path))}
+    found = [path for path, kind in kinds.items() if kind not in ("", ".txt")]
+    found = found or [path for path, kind in kinds.items() if kind]  # text beside data may be a licence
     if not found:
         raise UserError(f"{shown}: no file {'of rows ' if matches else ''}matches this pattern")
     return found

@@ -188,7 +188,7 @@ def read_text_rows(path: str | os.PathLike[str]) -> Iterator[Placed]:
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Placed]:
     """The objects of a JSONL file, each with its place for messages, `FILE:LINE`."""
     for place, line in _lines(pathlib.Path(path)):
-        row = _parsed(line, place)
+        row = _parsed(line.rstrip(), place)
         if not isinstance(row, dict):
             raise UserError(f'{place}: expected an object such as {{"prompt": "..."}}')
         yield place, row

@@ -87,8 +87,8 @@ def test_bad_files_are_named(tmp_path):
         read_prompts(tmp_path / "latin.txt")
     with pytest.raises(UserError, match="not a Parquet file"):
         read_prompts(write(tmp_path / "p.parquet", "One?"))
-    pq.write_table(pa.table({"question": ["One?"]}), tmp_path / "q.parquet")
-    with pytest.raises(UserError, match="no column `prompt` or `content`; the file has question"):
+    pq.write_table(pa.table({"text": ["One?"]}), tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=r"neither `prompt` nor `content` is there; .*; there is `text`"):
         read_prompts(tmp_path / "q.parquet")
     pq.write_table(pa.table({"prompt": ["One?", None]}), tmp_path / "n.parquet")
     with pytest.raises(UserError, match=r"n\.parquet: row 1: neither"):
