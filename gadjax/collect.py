@@ -81,7 +81,7 @@ def define_flags(into: flags.FlagValues = FLAGS) -> None:
             flags.DEFINE_enum,
         )
     )
-    string("prompts", None, "File of prompts (.jsonl, .parquet, .txt), or dataset (hf:..., tfds:...).")
+    string("prompts", None, "Prompts: a file, a folder, a glob, or a dataset (hf:..., tfds:...).")
     string("base_url", "https://api.openai.com/v1", "The API, up to /chat/completions.")
     string("model", None, "Name of the model in requests.")
     string("model_name", None, "Name of the model in the Parquet; default: --model.")

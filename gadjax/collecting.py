@@ -68,7 +68,7 @@ def collect(settings: flags.FlagValues) -> Collection:
     from gadjax.data.heldout import heldout_path, lowest, rank
     from gadjax.data.prompts import read_prompts
 
-    prompts = read_prompts(settings.prompts)
+    prompts = read_prompts(settings.prompts, say=print)
     ranks = {rank(prompt.content) for prompt in prompts}
     if settings.heldout >= len(ranks):
         raise UserError(

@@ -64,7 +64,7 @@ def define_flags() -> None:
     """Defines the command's flags; not done on import, so that commands can be imported together."""
     sources = "NAME=DIRECTORY, WORKDIR, WORKDIR@STEP, WORKDIR@best, HUB_ID or api:MODEL, ..."
     flags.DEFINE_list("models", None, f"{sources} With +best_of=8+discriminator=DIR: the best of 8.", required=True)
-    flags.DEFINE_list("sets", None, "NAME=PROMPTS, a .jsonl, .parquet or .txt file, hf: or tfds:, ...", required=True)
+    flags.DEFINE_list("sets", None, "NAME=PROMPTS, a file, folder, glob or dataset, ...", required=True)
     flags.DEFINE_string("out", None, "Folder to write to; an earlier evaluation in it is used.", required=True)
     kinds: dict[str, Any] = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float, "bool": flags.DEFINE_boolean}
     kinds |= {"str": flags.DEFINE_string, "Mapping[str,": flags.DEFINE_list, "Sequence[str]": flags.DEFINE_list}

@@ -54,7 +54,7 @@ LIMIT = 512  # tokens of a response, unless the user says otherwise
 def define_flags() -> None:
     """Defines the command's flags. Not on import, so that commands can be imported together."""
     flags.DEFINE_string("model", None, "Hugging Face directory or hub id.", required=True)
-    flags.DEFINE_string("prompts", None, "File of prompts: .jsonl, .parquet or .txt.", required=True)
+    flags.DEFINE_string("prompts", None, "Prompts: a file, a folder, a glob or a dataset.", required=True)
     flags.DEFINE_string("out", None, "JSONL file to write.", required=True)
     flags.DEFINE_float("temperature", commands.TEMPERATURE, "0 is greedy.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass.", lower_bound=0, upper_bound=1)

@@ -187,6 +187,24 @@ def test_rows_without_an_answer_are_left_out_and_counted(command, discriminator,
     assert [json.loads(line)["id"] for line in (tmp_path / "o.jsonl").read_text().splitlines()] == ["0", "1", "5"]
 
 
+def test_answers_of_other_formats(tmp_path):
+    """Several answers to a prompt are scored each; what a row calls `response` goes first."""
+    chat = [{"role": "user", "content": "a"}]
+    rows = [
+        {"messages": [*chat, {"role": "assistant", "content": "x"}], "id": 1},
+        {"question": "a", "answer": "x", "id": 1},
+        {"prompt": "a", "completion": ["x", "y"], "id": 1, "finish_reason": "length"},
+        {"prompt": "a", "completion": "z", "response": "x", "id": 1},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answers = [("x", True), ("x", True), ("x", False), ("y", False), ("x", True)]
+    expected = [ScoredRow(chat, text, ended, "1") for text, ended in answers]
+    assert read_answers(tmp_path / "a.jsonl") == (expected, 0)
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "b.parquet")
+    assert read_answers(tmp_path / "b.parquet") == (expected[:1], 0)
+    assert read_answers(tmp_path) == (expected + expected[:1], 0)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

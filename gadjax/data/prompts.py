@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gadjax.data import hub_dataset, sources, tfds
@@ -32,14 +32,17 @@ class Prompt:
 
 
 class PromptRow(NamedTuple):
-    """A prompt with its row, and the row's place for messages: `FILE:LINE` or `FILE: row N`."""
+    """A prompt with its row, the row's place for messages (`FILE:LINE` or `FILE: row N`), and its format."""
 
     prompt: Prompt
     place: str
     row: dict[str, Any]
+    format: Format
 
 
-def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> list[Prompt]:
+def read_prompts(
+    path: str | os.PathLike[str], *, flag: str = "--prompts", say: Callable[[str], None] = lambda line: None
+) -> list[Prompt]:
     """The prompts of a file, a folder, a glob or a dataset, in its order.
 
     Rows hold `prompt` (text, or a chat) or `content` (a chat that ends with a user turn), and may hold `id` and
@@ -52,11 +55,15 @@ def read_prompts(path: str | os.PathLike[str], *, flag: str = "--prompts") -> li
         `hf:OWNER/NAME/SPLIT:FIELD` (`hub_dataset`) or `tfds:NAME/SPLIT:FIELD` (`tfds`). FIELD holds text, or chats,
         whose turns behind the last user turn are left out. Without FIELD, the rows are as in a file.
       flag: names the path in messages.
+      say: takes a line for each format other than gadjax's own, with the number of rows that were taken for it.
 
     Raises:
       UserError: names the file and the line (from 1) or row (from 0).
     """
-    return [found.prompt for found in read_prompt_rows(path, flag=flag)]
+    found = read_prompt_rows(path, flag=flag)
+    for label, rows in Counter(one.format.label for one in found if not is_own_prompt(one.format)).items():
+        say(f"{os.fspath(path)}: {rows} prompts of {len(found)} taken for {label}")
+    return [one.prompt for one in found]
 
 
 def read_prompt_rows(
@@ -90,7 +97,7 @@ def read_prompt_rows(
         known[name] = place, content
         category = row.get("category")
         category = text_of(row, "category", place) if isinstance(category, str) else None
-        found.append(PromptRow(Prompt(name, content, category), place, row))
+        found.append(PromptRow(Prompt(name, content, category), place, row, form))
     if not found:
         raise UserError(f"{os.fspath(path)}: the file holds no prompts")
     return found

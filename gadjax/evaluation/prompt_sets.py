@@ -182,7 +182,7 @@ class PromptSet:
 
 
 def read_set(name: str, path: str | os.PathLike[str], *, max_prompts: int = 0) -> PromptSet:
-    """Reads a set of prompts, with the teacher's answers if its rows have `teacher_response`.
+    """Reads a set of prompts, with the teacher's answers if its rows have `teacher_response`, or those of a format.
 
     An answer is left out if the teacher's API marked it as none (a refusal, a filter) or cut it before it began; its
     prompt stays. If a prompt has several answers (`sample`), the first is taken.
@@ -219,7 +219,7 @@ def _sha256(path: str | os.PathLike[str], prompts: list[Prompt], teacher: list[R
 
 
 def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[str]:
-    """Reference answers to a set's prompts, from a file with `response` or `teacher_response`.
+    """Reference answers to a set's prompts, from a file with `response`, or with the answers of a format.
 
     An answer is found by its chat. If several rows have the chat, the one with the prompt's id is taken. Ids alone
     count only if no chat of the file is in the set, as when its chats have another system turn: files that are numbered
@@ -231,11 +231,11 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
     flag = f"--references={prompts.name}"
     given = read_prompt_rows(path, _REFERENCE_COLUMNS, flag=flag)
     if not any(one.row.get(column) is not None for one in given for column in _REFERENCE_COLUMNS):
-        raise UserError(f"{flag}={path}: expected a .jsonl or .parquet file, or a dataset, with `response`")
+        raise UserError(f"{flag}={path}: expected rows with `response`, or with the answers of another format")
     by_both: dict[Any, str] = {}
     by_chat: dict[str, str] = {}
     by_id: dict[Any, str] = {}
-    for prompt, place, row in given:
+    for prompt, place, row, _ in given:
         text = next(filter(None, (text_of(row, column, place) for column in _REFERENCE_COLUMNS)), "")
         if not text.strip():
             raise UserError(f"{place}: `response` is missing or empty; a reference has text")
@@ -255,7 +255,7 @@ def read_references(path: str | os.PathLike[str], prompts: PromptSet) -> list[st
 
 
 def _teacher_answer(found: PromptRow) -> Response | None:
-    _, place, row = found
+    place, row = found.place, found.row
     text = text_of(row, "teacher_response", place)
     status = status_of(text, row.get("finish_reason"))
     if status == "marked":

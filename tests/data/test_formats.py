@@ -53,15 +53,17 @@ def test_the_page_is_current():
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(str.strip)
+
+
+def _turns(user, assistant):
+    return {"role": "user", "content": user}, {"role": "assistant", "content": assistant}
+
+
 _chats = st.lists(st.tuples(_texts, _texts), max_size=2).flatmap(
     lambda turns: st.builds(
         lambda system, last: [
             *([{"role": "system", "content": system}] if system else []),
-            *(
-                {"role": role, "content": text}
-                for turn in turns
-                for role, text in zip(("user", "assistant"), turn, strict=True)
-            ),
+            *(turn for pair in turns for turn in _turns(*pair)),
             {"role": "user", "content": last},
         ],
         st.one_of(st.none(), _texts),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -80,6 +81,22 @@ def test_a_dataset_is_a_source_of_prompts(folder, tmp_path, monkeypatch):
     assert [prompt.content for prompt in first] == [[{"role": "user", "content": f"answer {i}"}] for i in range(2)]
     assert first[0].id != "id0" and first[0].category is None
     assert [prompt.content for prompt in read_prompts(f"tfds:{folder}/train[2:3]:content")] == [CHAT]
+
+
+def test_datasets_of_other_formats(monkeypatch):
+    """As TFDS gives them: text as bytes, "" for none, and a sequence of features as one array for each."""
+    roles, contents = np.array([b"user", b"assistant"]), np.array([b"Hi", b"Hello."])
+    for example in (
+        {"instruction": b"Hi", "input": b"", "output": b"Hello.", "model": b"m", "n": np.int64(3)},
+        {"messages": {"role": roles, "content": contents}, "model": b"m"},
+        {"question": b"Hi", "answer": b"Hello.", "model": b"m"},
+    ):
+        monkeypatch.setattr(tfds, "open_source", lambda text, example=example: [example] * 2)
+        rows = read_rows("tfds:set/train")
+        assert [rows.answer(i) for i in range(2)] == ["Hello.", "Hello."] and rows.models == ("m",)
+        assert rows.messages(1) == [{"role": "user", "content": "Hi"}]
+        assert [prompt.content for prompt in read_prompts("tfds:set/train")] == [rows.messages(0)] * 2
+    assert read_rows("tfds:set/train", "answer,question").answer(0) == "Hi"
 
 
 def test_names():

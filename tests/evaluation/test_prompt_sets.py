@@ -149,6 +149,37 @@ def test_answers_of_datasets(tmp_path):
     assert read_references(f"tfds:{folder}/train", published) == ["answer 0", "answer 1", "answer 2"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*CHAT, {"role": "assistant", "content": "one"}]},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "one"}]},
+        {"prompt": "hi", "completion": "one"},
+        {"prompt": "hi", "response": "one"},
+        {"instruction": "hi", "output": "one"},
+        {"question": "hi", "answer": "one"},
+    ],
+    ids=lambda row: "+".join(row),
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_answers_of_other_formats(tmp_path, row, kind):
+    path = tmp_path / f"t.{kind}"
+    if kind == "jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    found = read_set("s", path)
+    assert found.chats == [CHAT] and found.teacher == [Response("one", "stop")]
+    assert read_references(path, found) == ["one"]
+
+
+def test_what_gadjax_generate_writes_is_no_teacher(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_text(json.dumps({"content": CHAT, "response": "one"}))
+    found = read_set("s", path)
+    assert found.teacher is None and read_references(path, found) == ["one"]
+
+
 def test_messages_name_the_flag(tmp_path):
     (tmp_path / "p.txt").write_text("a")
     for name in ("absent.jsonl", "p.csv"):
@@ -198,5 +229,5 @@ def test_references(tmp_path):
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "r.parquet")
     assert read_references(tmp_path / "r.parquet", read_set("s", prompts)) == ["to a", "to b"]
     prompts.with_suffix(".txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"--references=s=.*: expected a \.jsonl or \.parquet file"):
+    with pytest.raises(UserError, match=r"--references=s=.*: expected rows with `response`"):
         read_references(prompts.with_suffix(".txt"), read_set("s", prompts))

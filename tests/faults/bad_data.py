@@ -95,6 +95,25 @@ PARQUET = [
         lambda p: p.run(data__train=p.table(pa.table({"content": pa.array([[USER]], CHAT)}))),
     ),
     BadInput(
+        "columns that are not there",
+        r"bad\.jsonl:1: no column `gold`, which config\.data\.columns names; there is `question`, `answer`",
+        lambda p: p.run(
+            data__train=p.file("bad.jsonl", _json(question="a", answer="b")), data__columns="question,gold"
+        ),
+    ),
+    BadInput(
+        "columns of another form",
+        r"config\.data\.columns is 'a,b,c'; expected PROMPT,ANSWER",
+        lambda p: p.run(data__columns="a,b,c"),
+    ),
+    BadInput(
+        "a chat of images",
+        r"bad\.jsonl:1: a message of `messages` has a part of the type 'image_url'; gadjax reads text alone",
+        lambda p: p.run(
+            data__train=p.file("bad.jsonl", _json(messages=[{"role": "user", "content": [{"type": "image_url"}]}]))
+        ),
+    ),
+    BadInput(
         "no columns",
         r"bad\.parquet: no columns: rows of no known format",
         lambda p: p.run(data__train=p.table(pa.table({}))),

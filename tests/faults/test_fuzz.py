@@ -83,7 +83,9 @@ def _cast(numbers: pa.Array, kind: pa.DataType) -> pa.Array:
 def tables(draw) -> pa.Table:
     """Tables around the schema: columns that are missing, doubled, of other types, with nulls and odd text."""
     size = draw(st.integers(0, 4))
-    columns = [("content", draw(_chat_types())), ("teacher_response", draw(st.one_of(_texts, _texts, _scalars)))]
+    chats = st.sampled_from(["content"] * 4 + ["messages", "conversations", "prompt", "question"])
+    answers = st.sampled_from(["teacher_response"] * 4 + ["completion", "response", "answer"])
+    columns = [(draw(chats), draw(_chat_types())), (draw(answers), draw(st.one_of(_texts, _texts, _scalars)))]
     columns += [(name, draw(_scalars)) for name in draw(st.lists(st.sampled_from(_MORE), max_size=3))]
     columns = draw(st.permutations(columns))[: draw(st.sampled_from([9, 9, 9, 1]))]
     arrays = [_array(draw, kind, size) for _, kind in columns]
@@ -123,22 +125,26 @@ def test_tables_around_the_schema(tmp_path, table):
 
 
 @pytest.fixture(scope="module")
-def good_bytes(tmp_path_factory) -> bytes:
-    """A small valid file, several pages of it."""
-    path = tmp_path_factory.mktemp("good") / "good.parquet"
+def good_bytes(tmp_path_factory) -> dict[str, bytes]:
+    """Small valid files by suffix, several pages of each."""
+    folder = tmp_path_factory.mktemp("good")
     table = pa.table({"content": pa.array([[USER]] * 40, CHAT), "teacher_response": [f"answer {i}" for i in range(40)]})
-    pq.write_table(table, path, row_group_size=16)
-    return path.read_bytes()
+    pq.write_table(table, folder / "good.parquet", row_group_size=16)
+    for name, writer in (("good.arrow", pa.ipc.new_file), ("good.ipc", pa.ipc.new_stream)):
+        with pa.OSFile(str(folder / name), "wb") as sink, writer(sink, table.schema) as out:
+            out.write_table(table, max_chunksize=16)
+    return {path.suffix: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".ipc"])
 @bounded(300)
 @given(st.data())
-def test_bytes_flipped_in_a_file(tmp_path, good_bytes, data):
-    changed = bytearray(good_bytes)
+def test_bytes_flipped_in_a_file(tmp_path, good_bytes, suffix, data):
+    changed = bytearray(good_bytes[suffix])
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.sampled_from([len(changed)] * 4 + [len(changed) // 2]))
-    path = tmp_path / "fuzz.parquet"
+    path = tmp_path / f"fuzz{suffix}"
     path.write_bytes(changed[:end])
     for read in (lambda: _whole(read_rows(path)), lambda: read_prompts(path)):
         try:
@@ -189,10 +195,21 @@ def test_configs_of_any_values(tiny_config, fields):
 @bounded(200)
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))))
 def test_lines_of_any_bytes(tmp_path, content):
-    path = tmp_path / "fuzz.jsonl"
-    for prefix in (b"", b'{"prompt": '):
-        path.write_bytes(prefix + content)
-        try:
-            assert all(prompt.content[-1]["content"].strip() for prompt in read_prompts(path))
-        except UserError as error:
-            _refused(error, path)
+    beginnings = {
+        ".jsonl": (b"", b'{"prompt": ', b'{"messages": '),
+        ".json": (b"", b'[{"prompt": '),
+        ".csv": (b"", b"prompt,completion\n"),
+        ".jsonl.gz": (b"", b"\x1f\x8b\x08\x00"),
+    }
+    for suffix, prefixes in beginnings.items():
+        path = tmp_path / f"fuzz{suffix}"
+        for prefix in prefixes:
+            path.write_bytes(prefix + content)
+            try:
+                assert all(prompt.content[-1]["content"].strip() for prompt in read_prompts(path))
+            except UserError as error:
+                _refused(error, path)
+            try:
+                _whole(read_rows(path))
+            except UserError as error:
+                _refused(error, path)
