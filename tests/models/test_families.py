@@ -173,3 +173,10 @@ def test_flops_are_those_of_the_program(name, monkeypatch):
     model, tokens = Model(config), jax.ShapeDtypeStruct((2, 8), np.int32)
     traced = jax.jit(model.logits).trace(model.abstract_params(), tokens, tokens, tokens)
     assert config.forward_flops(16, 2 * 8 * 8, 16) == count_flops(traced.jaxpr, 1)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/train.md", "docs/faq.md"])
+def test_pages_list_all_families(repo, page):
+    """In the order of the code, and no other."""
+    titles = ", ".join(family.title for family in FAMILIES.values())
+    assert titles in " ".join((repo / page).read_text(encoding="utf-8").split())
