@@ -29,7 +29,7 @@ class RunFields(Section):
     """A run needs at least `student` and `data.train`."""
 
     student: str = Field("", min_length=1)
-    """The student: a Hugging Face directory or hub id (Llama, Qwen2, Qwen2.5, Qwen3 or Mistral architecture)."""
+    """The student: a Hugging Face directory or hub id, of one of the architectures that docs/train.md lists."""
     random_init: bool = False
     """Start from random weights. The student's directory then needs only config.json and a tokenizer."""
     stages: tuple[Stage, ...] = Field(("warmup", "gad"), min_length=1)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gadjax.config.check import field_value, uses_discriminator
+from gadjax.models.families import Family
 from gadjax.setup.blueprint import discriminator_head
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 from gadjax.version import __version__
@@ -53,6 +54,17 @@ answer = tokenizer("A small model learns from a large one.", add_special_tokens=
 with torch.no_grad():
     values = model(torch.tensor([prompt + answer])).logits[0, len(prompt) :, 0]
 print(float(VALUE))"""
+_AUTO_CLASS = "transformers.AutoModelForTokenClassification"
+_OWN_CLASS = """\
+from transformers.modeling_layers import GenericForTokenClassification
+
+
+# transformers has no token classifier of this architecture.
+class Discriminator(GenericForTokenClassification, transformers.FAMILYPreTrainedModel):
+    config_class = type(transformers.AutoConfig.from_pretrained(path))
+
+
+model = Discriminator"""
 _VALUES = {"last": "values[-1]", "mean": "values.mean()"}
 _SCORE_COMMAND = "python -m gadjax.score --model=. --generator=GENERATOR --data=answers.jsonl --out=scores.jsonl"
 _SHOWN_TEACHERS = 3
@@ -83,6 +95,7 @@ def model_card(
     teachers: Sequence[str] = (),
     origin: Mapping[str, Any] | None = None,
     turn_end: int | None = None,
+    family: Family | None = None,
 ) -> str:
     """The card as Markdown, with the front matter that the Hugging Face hub reads.
 
@@ -99,6 +112,7 @@ def model_card(
       teachers: names of the teachers, as the data gives them.
       origin: what the card of those weights says of their licence and base, from `gadjax.workdir.facts.origin`.
       turn_end: the token id that ends a response, for the lines that show how to score one.
+      family: of the network, of which transformers may have no token classifier.
     """
     from huggingface_hub import ModelCardData
 
@@ -120,6 +134,9 @@ def model_card(
     else:
         title, about = "Reward model of a gadjax run", _REWARD_MODEL.format(score=_SCORES[pooling])
         lines = _SCORE.replace("TURN_END", str(turn_end)).replace("VALUE", _VALUES[pooling])
+        if family and not family.classifies:
+            own = _OWN_CLASS.replace("FAMILY", family.name)
+            lines = lines.replace(f"model = {_AUTO_CLASS}", own)
         usage = ("python", lines) if turn_end is not None else None
     start = f"`{_without_folders(base_model)}`" if base_model else "random weights"
     parts = [

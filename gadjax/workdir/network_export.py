@@ -46,6 +46,7 @@ def export_network(workdir: pathlib.Path, network: Network, params: Params, step
         teachers=facts.get("teachers", ()),  # runs of earlier versions lack both
         origin={} if random else facts.get("origins", {}).get(network, {}),
         turn_end=facts["generation_config"]["eos_token_id"][0],
+        family=model.config.family,
     )
     save_pretrained(
         out,

@@ -80,6 +80,23 @@ def test_attends_as_over_one_cache(length):
     np.testing.assert_allclose(merge(found, rest), merge(wanted, rest), rtol=1e-5, atol=1e-6)
 
 
+def test_attends_from_a_first_position_as_over_one_cache():
+    """Each query has its own; a query that sees nothing weighs nothing."""
+    several, one = filled()
+    query, length = normal(ROWS, HEADS, 2, DIM), np.array([150, 100, 33])
+    first = np.array([[149, 20], [-5, 64], [40, 32]])
+    rest = kv_cache.attend(query, kv_cache.empty(ROWS, 16, HEADS, DIM, "float32"), np.ones(ROWS, int))
+    attend = jax.jit(cache_spans.attend, static_argnums=3)
+    found, wanted = (merge(attend(query, x, length, kv_cache.attend, first), rest) for x in (several, one))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    key, value = flat(several)
+    for row, head, lane in np.ndindex(ROWS, HEADS, 2):
+        seen = slice(max(first[row, lane], 0), length[row])
+        weights = np.exp(np.append(key[row, seen, head] @ query[row, head, lane], 0.0))  # the last one is `rest`
+        expected = weights[:-1] @ value[row, seen, head] / weights.sum()
+        np.testing.assert_allclose(found[row, head, lane], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_spans_beyond_the_longest_row_are_not_read():
     """NaN in spans that no row reaches does not reach the result."""
     stored, query = filled()[0], normal(ROWS, HEADS, 2, DIM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from gadjax.models.model import Model
 from gadjax.models.rope import Rope
 from gadjax.models.save import save_pretrained
 from gadjax.models.weights import Checkpoint, check_weights, load_params, named_leaves
+from gadjax.parallel.mesh import make_mesh
 from gadjax.planning.flops import count_flops
 from tests.models.written_checkpoints import assert_equal
 
@@ -175,8 +177,41 @@ def test_flops_are_those_of_the_program(name, monkeypatch):
     assert config.forward_flops(16, 2 * 8 * 8, 16) == count_flops(traced.jaxpr, 1)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/train.md", "docs/faq.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/faq.md"])
 def test_pages_list_all_families(repo, page):
     """In the order of the code, and no other."""
     titles = ", ".join(family.title for family in FAMILIES.values())
     assert titles in " ".join((repo / page).read_text(encoding="utf-8").split())
+
+
+def test_the_table_of_students_is_that_of_the_code(repo):
+    rows = re.findall(
+        r"^\| (.+?) \| `(\w+)ForCausalLM` \|", (repo / "docs" / "train.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert rows == [(family.title, name) for name, family in FAMILIES.items()]
+
+
+@pytest.mark.parametrize("name", ["Olmo3", "Gemma3", "Phi3"])
+@pytest.mark.usefixtures("quick_compile_here")
+def test_gradients_over_a_mesh(name):
+    """Norms over all heads, windows and fused kernels' parts give the same where heads and rows are split."""
+    config = read(name, head_dim=8, sliding_window=5)
+    tokens = jax.numpy.asarray(np.random.default_rng(0).integers(0, 40, (4, 12)), np.int32)
+    positions, segments = np.broadcast_to(np.arange(12), tokens.shape), np.ones_like(tokens)
+    params = Model(dataclasses.replace(config, initializer_range=0.3)).init(jax.random.key(0))
+
+    def gradients(mesh):
+        loss = lambda params: jax.numpy.mean(Model(config, mesh=mesh).logits(params, tokens, positions, segments) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-4),
+        gradients(make_mesh(2, 2, 2)),
+        gradients(None),
+    )
+
+
+def test_the_docs_list_every_family(repo: pathlib.Path):
+    text = (repo / "docs" / "train.md").read_text()
+    for name, family in FAMILIES.items():
+        assert f"| {family.title} | `{name}ForCausalLM` |" in text

@@ -107,6 +107,10 @@ def test_discriminator_scores_gradients_and_export(variant: str, tmp_path: pathl
     assert type(exported).__name__ == type(peer).__name__ and exported.config.num_labels == 1
     assert not any(report.values()), report
     exported.train()  # an export's dropout is 0, so that training it on changes nothing by itself
+    if not model.config.family.classifies:  # a sequence classifier scores the last token, without the bias
+        judge = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
+        found = judge(input_ids=torch.from_numpy(tokens[:1]).long()).logits[0, 0] + exported.score.bias[0]
+        assert abs(found - expected[0, -1]) <= 1e-5
     difference = torch_outputs(exported, tokens, mask)[..., 0] - expected
     assert difference.abs()[torch.from_numpy(mask)].max() <= 1e-5
 

@@ -6,6 +6,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
+from gadjax.models.families import FAMILIES
 from gadjax.workdir.model_card import model_card
 
 pytestmark = pytest.mark.quick
@@ -48,6 +49,17 @@ def test_front_matter_of_a_generator():
         "base_model": "Qwen/Qwen2.5-7B-Instruct",
         "tags": ["gadjax", "jax", "distillation", "generator"],
     }
+
+
+def test_a_reward_model_of_which_transformers_has_no_class():
+    """The lines define it, and compile."""
+    for name, family in FAMILIES.items():
+        text = card(kind="discriminator", turn_end=7, family=family)
+        lines = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+        compile(lines, "card", "exec")
+        own = f"GenericForTokenClassification, transformers.{name}PreTrainedModel" in lines
+        assert own == (name in ("Olmo2", "Olmo3", "Gemma3"))
+        assert ("AutoModelForTokenClassification" in lines) != own and ".from_pretrained(path)" in lines
 
 
 def test_adapters_are_named():
