@@ -236,7 +236,7 @@ class Recogniser:
             )
         raise UserError(
             f"{where}: {', '.join(names) or 'no columns'}: rows of no known format; expected "
-            f"{', or '.join(_listed(form.needs, ' and ') for form in FORMATS)}; or name the columns as "
+            f"{', or '.join(_listed(form.needs, ' and ') for form in FORMATS)}; training also takes "
             "--config.data.columns=PROMPT,ANSWER"
         )
 

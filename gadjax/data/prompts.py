@@ -19,7 +19,7 @@ from gadjax.data.formats import ANY, Format, Recogniser, is_own_prompt
 from gadjax.data.table_files import Placed, filled, has_columns, open_columns, read_text_rows, rows_of
 from gadjax.errors import UserError
 
-_MORE = ("id", "category", "sample")  # columns beside those of a format
+_MORE = ("id", "category")  # columns beside those of a format
 
 
 @dataclasses.dataclass(frozen=True)

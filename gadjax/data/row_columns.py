@@ -207,7 +207,8 @@ def _check_rows(part: Part) -> None:
 
 def _others(bad: np.ndarray) -> str:
     """How many more rows are so, to leave out with the first."""
-    return f" (nor have {bad.sum() - 1} other rows)" if bad.sum() > 1 else ""
+    more = int(bad.sum()) - 1
+    return f", as in {more} other row{'s' * (more > 1)}" if more > 0 else ""
 
 
 def _check_unicode(part: Part, name: str) -> None:

@@ -124,7 +124,10 @@ def _data_lines(name: str, data: Dataset) -> list[str]:
     taken, counts = data.source.taken_for, describe_counts(data.counts)
     if len(taken) == 1:
         return [f"{name} ({taken[0].label}): {counts}"]
-    more = [f"  {one.rows} rows of {one.files} file{'s' * (one.files > 1)} taken for {one.label}" for one in taken]
+    more = [
+        f"  {one.rows} row{'s' * (one.rows > 1)} of {one.files} file{'s' * (one.files > 1)} taken for {one.label}"
+        for one in taken
+    ]
     return [f"{name}: {counts}", *more]
 
 

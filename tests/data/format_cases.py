@@ -84,7 +84,7 @@ class Refused(NamedTuple):
 _ORDER = (
     "rows of no known format; expected `content` and `teacher_response`, or `prompt` and `teacher_response`, or "
     "`messages`, or `conversations`, or `prompt` and `completion`, or `prompt` and `response`, or `instruction` and "
-    "`output`, or `question` and `answer`; or name the columns as --config.data.columns=PROMPT,ANSWER"
+    "`output`, or `question` and `answer`; training also takes --config.data.columns=PROMPT,ANSWER"
 )
 _IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
 REFUSED = [

@@ -41,7 +41,7 @@ def test_a_run_says_what_it_took_its_data_for(tiny_config, tmp_path):
         f"train: {tmp_path}/a.jsonl (data.columns, `question`, `gold`): 10 of 10 rows",
         f"held out: {tmp_path}/b.json: 3 of 3 rows",
         "  2 rows of 1 file taken for OpenAI, `messages`",
-        "  1 rows of 1 file taken for TRL, `prompt`, `completion`",
+        "  1 row of 1 file taken for TRL, `prompt`, `completion`",
     ]
     fields = {"data.train": str(tmp_path / "a.jsonl"), "data.columns": "question,gold", "data.heldout": ""}
     lines = describe(prepare_run(tiny_config(fields | {"data.heldout_share": 0.3, "batch_size": 2}))).splitlines()
