@@ -174,28 +174,24 @@ MODELS = [
     config("an epsilon below 0", "rms_norm_eps is -1; it must be a number above 0", rms_norm_eps=-1),
     config("an infinite epsilon", "rms_norm_eps is inf; it must be a finite number", rms_norm_eps=float("inf")),
     config(
-        "another rope", "rope_scaling has the type 'yarn', which is not supported", rope_scaling={"rope_type": "yarn"}
+        "another rope", "rope_scaling has the type 'ntk', which is not supported", rope_scaling={"rope_type": "ntk"}
     ),
-    config("a rope that is text", "rope_scaling is 'x'; only one rotary embedding", rope_scaling="x"),
+    config("a rope without a factor", "field factor is missing", rope_scaling={"rope_type": "yarn"}),
+    config("a rope that is text", "rope_scaling is 'x'; it must be an object", rope_scaling="x"),
     config(
         "a rope whose type is a list",
         r"rope_scaling has the type \['linear'\], which",
         rope_scaling={"rope_type": ["linear"]},
     ),
-    config("half a rope", "partial_rotary_factor is 0.5; rotating a part", partial_rotary_factor=0.5),
+    config(
+        "half a rope", "partial_rotary_factor is 0.5; this architecture turns all channels", partial_rotary_factor=0.5
+    ),
     config(
         "a rope of reversed factors",
         "low_freq_factor 4.0, which must be below",
         rope_scaling={"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1},
     ),
     config("ties that are text", "tie_word_embeddings is 'no'; it must be true or false", tie_word_embeddings="no"),
-    config(
-        "a window shorter than the run",
-        r"sliding_window is 16, but sequences may reach \d+ tokens",
-        architectures=["MistralForCausalLM"],
-        model_type="mistral",
-        sliding_window=16,
-    ),
     config(
         "a context shorter than the run",
         r"max_position_embeddings is 24, but sequences may reach",
