@@ -168,6 +168,8 @@ def _rope(read: Reader, name: str, fields: dict[str, Any], theta: float) -> Rope
             read.fail(f"{name} has low_freq_factor {low}, which must be below high_freq_factor {high}")
         return Rope(theta, kind, factor, low, high, original)
     fast, slow = read.positive("beta_fast", 32.0, fields), read.positive("beta_slow", 1.0, fields)
+    if theta <= 1:
+        read.fail(f"rope_theta is {theta}; with the type 'yarn' it must be a number above 1")
     if fields.get("truncate") not in (None, True):
         read.fail(f"{name} has truncate {fields['truncate']!r}; only true is supported")
     attention = read.positive("attention_factor", _yarn_attention(read, factor, fields), fields)

@@ -238,6 +238,7 @@ def test_more_tokens_than_positions():
         ({"rope_scaling": {"type": "xpos"}}, "rope_scaling has the type 'xpos', which is not supported"),
         ({"rope_parameters": YARN | {"factor": 0}}, "factor is 0; it must be a number above 0"),
         ({"rope_parameters": YARN | {"truncate": False}}, "rope_parameters has truncate False; only true"),
+        ({"rope_parameters": YARN | {"rope_theta": 1}}, "rope_theta is 1.0; with the type 'yarn' it must be"),
         ({"rope_scaling": {"type": "dynamic"}}, "field factor is missing"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "the type 'longrope', which is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "only one rotary embedding"),
