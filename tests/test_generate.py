@@ -270,7 +270,7 @@ BEST = {"best_of": "8", "discriminator": "{discriminator}"}
     ("flags", "message"),
     [
         ({"prompts": "{tmp}/absent.jsonl"}, "--prompts=.*absent.jsonl: no such file"),
-        ({"prompts": "{tmp}/p.csv"}, r"p.csv: expected a file that ends in \.jsonl"),
+        ({"prompts": "{tmp}/p.xlsx"}, r"p\.xlsx: expected a file that ends in \.parquet"),
         ({"prompts": "{tmp}/broken.jsonl"}, "broken.jsonl:1: not JSON"),
         ({"prompts": "{tmp}/empty.jsonl"}, "empty.jsonl: the file holds no prompts"),
         ({"out": "{tmp}/absent/o.jsonl"}, "--out=.*absent/o.jsonl: there is no folder .*absent; make it first"),

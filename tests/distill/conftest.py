@@ -252,6 +252,9 @@ class BigramConfig:
     head_dim: int = 1
     dtype: str = "float32"
     lora: None = None
+    sliding_window: None = None
+    layer_slides: tuple[bool, ...] = ()
+    windows = ModelConfig.windows
     forward_flops = ModelConfig.forward_flops
 
 

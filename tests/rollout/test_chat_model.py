@@ -110,7 +110,7 @@ def test_half_a_character_is_not_shown(chat_model, monkeypatch):
     sampling = chat_model.sampling(max_response_length=3)
     texts = iter(["a\ufffd", "a\u00e4\ufffd\ufffd", "a\u00e4\ufffd"])
     grown = [(module.Completion(np.zeros(n, np.int32), np.zeros(n), False), n == 3) for n in (1, 2, 3)]
-    monkeypatch.setattr(module.Engine, "growing", lambda *_, **__: iter(grown))
+    monkeypatch.setattr(type(chat_model.engine), "growing", lambda *_, **__: iter(grown))
     monkeypatch.setattr(module.ChatTokenizer, "decode", lambda *_: next(texts))
     assert [reply.text for reply in chat_model.stream(CHATS[0], sampling)] == ["a", "a\u00e4", "a\u00e4\ufffd"]
 
