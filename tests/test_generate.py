@@ -297,6 +297,7 @@ BEST = {"best_of": "8", "discriminator": "{discriminator}"}
 )
 def test_mistakes(command, generator, prompts, tmp_path, misfits, monkeypatch, flags, message):
     monkeypatch.setattr(CheckedNetwork, "load", lambda *_, **__: pytest.fail("weights were read"))
+    (tmp_path / "p.xlsx").write_text("no rows")
     (tmp_path / "broken.jsonl").write_text("{nothing")
     (tmp_path / "empty.jsonl").write_text("\n")
     given = {"model": generator, "prompts": prompts, "out": tmp_path / "o.jsonl"} | flags
