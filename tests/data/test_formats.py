@@ -15,8 +15,6 @@ from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from tests.data.format_cases import ASSISTANT, KINDS, PAGE, READ, REFUSED, USER, as_lines, page, refusal
 
-pytestmark = pytest.mark.quick
-
 
 def rows_of(path, columns=""):
     rows = read_rows(path, columns)

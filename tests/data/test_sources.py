@@ -12,8 +12,6 @@ from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from tests.data.format_cases import ASSISTANT, KINDS, USER
 
-pytestmark = pytest.mark.quick
-
 OWN = {"content": USER, "teacher_response": "own"}
 OTHERS = {"messages": USER + ASSISTANT}
 TEXTS = {"question": "Hi", "answer": "text"}
