@@ -21,7 +21,7 @@ from gadjax import commands
 from gadjax.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from gadjax.data.schema import Messages
+    from gadjax.data.chats import Messages
     from gadjax.data.tokenizer import ChatTokenizer
     from gadjax.rollout.chat_model import ChatModel
     from gadjax.rollout.sampler import Sampling

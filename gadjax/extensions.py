@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.distill.losses import PairLoss
 from gadjax.errors import UserError
 

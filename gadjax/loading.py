@@ -16,7 +16,7 @@ from gadjax.generate import LIMIT
 if TYPE_CHECKING:
     import numpy as np
 
-    from gadjax.data.schema import Messages
+    from gadjax.data.chats import Messages
     from gadjax.rollout.chat_model import ChatModel, CheckedNetwork, Network
 
 

@@ -216,8 +216,15 @@ def read_heldout(path: str | os.PathLike[str], *, last_step: float = math.inf) -
     Raises:
       UserError: as `read_metrics`.
     """
+    return heldout_figures(read_metrics(path), last_step=last_step)
+
+
+def heldout_figures(
+    records: Iterable[Mapping[str, Any]], *, last_step: float = math.inf
+) -> dict[str, dict[str, float]]:
+    """`read_heldout` of records that `read_metrics` has returned."""
     figures: dict[str, dict[str, float]] = {}
-    for record in read_metrics(path):
+    for record in records:
         if record["kind"] == "heldout" and record["step"] <= last_step:
             named = record.items()
             figures[record["stage"]] = {k.removeprefix(HELDOUT): v for k, v in named if k.startswith(HELDOUT)}

@@ -28,7 +28,7 @@ from gadjax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from gadjax.data.schema import Messages
+    from gadjax.data.chats import Messages
     from gadjax.rollout.chat_model import CheckedNetwork, Network
 FLAGS = flags.FLAGS
 
@@ -149,9 +149,9 @@ def _read_columns(file: str) -> Iterator[ScoredRow | None]:
 
 def _read_text(file: str) -> Iterator[ScoredRow | None]:
     """The same of a file of lines, whose answers may be empty."""
+    from gadjax.data.chats import status_of
     from gadjax.data.formats import Recogniser
     from gadjax.data.prompts import split, text_of
-    from gadjax.data.schema import status_of
     from gadjax.data.table_files import read_text_rows
 
     recogniser = Recogniser(prompts=True)

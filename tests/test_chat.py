@@ -63,7 +63,7 @@ def test_a_conversation(talk, generator):
     assert asked[0][0][0]["content"] == "Be brief"
     assert [seed for _, _, seed in asked] == [4, 5, 6]
     assert asked[0][1].max_response_length == 6
-    model = chat_model.load_chat_model(str(generator), batch_size=1)
+    model = chat_model.chat_model(chat_model.load_network(str(generator), "lm"), batch_size=1)
     replies = [model.answer([chat], sampling, seed=seed)[0].text for chat, sampling, seed in asked]
     assert done.out == "".join(f"{reply}\n" for reply in replies)
     assert asked[1][0][2]["content"] == replies[0]

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from benchmarks.evidence import runs
 from benchmarks.evidence.runs import Cost
 from benchmarks.harness.command import progress
-from gadjax.data.schema import Messages, read_rows
+from gadjax.data.chats import Messages
+from gadjax.data.schema import read_rows
 from gadjax.files import whole_output
 from gadjax.rollout.chat_model import load_network
 from gadjax.rollout.engine import Engine

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.evaluation.scoring import sequence_values
 from gadjax.rollout.chat_model import Network, load_network
 

@@ -1,4 +1,4 @@
-"""What a chat is, and how one is read: turns of `role` and `content` (OpenAI), or of `from` and `value` (ShareGPT)."""
+"""What chats and answers are, and how a chat is read: turns of `role` and `content`, or of `from` and `value`."""
 
 from __future__ import annotations
 
@@ -93,3 +93,24 @@ def _joined(parts: list[Any], place: str, column: str) -> str | None:
             )
         texts.append(text)
     return "".join(texts) if texts else None
+
+
+def status_of(answer: str | None, finish_reason: str | None) -> str:
+    """What an answer is to training: "whole", "cut" at a token limit, or "marked" (there is none to learn from).
+
+    This is the rule of `gadjax.data.schema.Rows.cut` and `marked`, except that an answer that is both is "marked".
+    """
+    if finish_reason in MARKED_REASONS:
+        return "marked"
+    if finish_reason in CUT_REASONS:
+        return "cut" if (answer or "").strip() else "marked"
+    return "whole"
+
+
+def encodes(text: str) -> bool:
+    """Whether the text is Unicode: half of a surrogate pair, which JSON can hold, is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 
 _RANKS = 2**64
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gadjax.data import hub_dataset, sources, tfds
-from gadjax.data.chats import Messages, read_chat, role_of
+from gadjax.data.chats import Messages, encodes, read_chat, role_of
 from gadjax.data.dataset_name import HUB, TFDS, parse
 from gadjax.data.formats import ANY, Format, Recogniser, is_own_prompt
 from gadjax.data.table_files import Placed, filled, has_columns, open_columns, read_text_rows, rows_of
@@ -223,7 +223,5 @@ def text_of(row: dict[str, Any], field: str, place: str) -> str | None:
 
 
 def _check_encodes(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{what} holds half of a surrogate pair; remove it") from None
+    if not encodes(text):
+        raise UserError(f"{what} holds half of a surrogate pair; remove it")

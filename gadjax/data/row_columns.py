@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gadjax.data.chats import CUT_REASONS, MARKED_REASONS, ROLES
+from gadjax.data.chats import CUT_REASONS, MARKED_REASONS, ROLES, encodes
 from gadjax.data.formats import TEACHER, Format, Row
 from gadjax.data.table_files import Placed
 from gadjax.errors import UserError
@@ -165,17 +165,9 @@ def _encoded(name: str, values: list[str | None], lengths: np.ndarray, places: l
     try:
         return pa.array(values, pa.large_string())
     except UnicodeEncodeError:
-        bad = next(i for i, text in enumerate(values) if text is not None and not _encodes(text))
+        bad = next(i for i, text in enumerate(values) if text is not None and not encodes(text))
         row = np.repeat(np.arange(len(lengths)), lengths)[bad] if name in ("roles", "contents") else bad
         raise UserError(f"{places[row]}: text in {name} holds half of a surrogate pair; remove it") from None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_rows(part: Part) -> None:

@@ -17,26 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from gadjax.data import row_columns, sources, tfds
-from gadjax.data.chats import CUT_REASONS, MARKED_REASONS, ROLES, Messages
+from gadjax.data.chats import CUT_REASONS, MARKED_REASONS, Messages
 from gadjax.data.dataset_name import HUB, TFDS, parse
 from gadjax.data.formats import ANY, Format, Recogniser
 from gadjax.data.row_columns import MORE, Part
 from gadjax.data.table_files import filled, has_columns, open_columns, read_text_rows, rows_of
 from gadjax.errors import UserError
-
-__all__ = ["CUT_REASONS", "MARKED_REASONS", "ROLES", "Messages", "Rows", "Taken", "read_rows", "status_of"]
-
-
-def status_of(answer: str | None, finish_reason: str | None) -> str:
-    """What an answer is to training: "whole", "cut" at a token limit, or "marked" (there is none to learn from).
-
-    This is the rule of `Rows.cut` and `Rows.marked`, except that an answer that is both is "marked".
-    """
-    if finish_reason in MARKED_REASONS:
-        return "marked"
-    if finish_reason in CUT_REASONS:
-        return "cut" if (answer or "").strip() else "marked"
-    return "whole"
 
 
 class Taken(NamedTuple):
@@ -161,7 +147,9 @@ def _read_file(file: str, recogniser: Recogniser) -> Part:
     """The checked rows of one file or TFDS dataset."""
     if file.startswith(TFDS):
         table = tfds.read_table(file, (*ANY, *MORE, *(recogniser.named.needs if recogniser.named else ())))
-        return _of_table(file, table, recogniser.of(table.schema.names, filled(table.schema), file))
+        form = recogniser.of(table.schema.names, filled(table.schema), file)
+        row_columns.check_types(file, table.schema, form)
+        return _of_table(file, table, form)
     if not has_columns(file):
         return row_columns.from_rows(file, read_text_rows(file), recogniser.of_row)
     with open_columns(file) as opened:
@@ -173,7 +161,7 @@ def _read_file(file: str, recogniser: Recogniser) -> Part:
 
 
 def _of_table(file: str, table: pa.Table, form: Format) -> Part:
-    row_columns.check_types(file, table.schema, form)
+    """The checked rows of a table, whose types `row_columns.check_types` has seen."""
     if not table.num_rows:
         raise UserError(f"{file}: the file has no rows")
     if row_columns.is_vectorised(form, table.schema):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gadjax.data.chat_template import TEMPLATE_FLAG, pin, read_template
-from gadjax.data.schema import ROLES
+from gadjax.data.chats import ROLES, encodes
 from gadjax.data.tokenizer_files import generation_eos_ids, load_backend, save
 from gadjax.errors import UserError
 from gadjax.hub import TOKENIZER_FILES, local_directory
@@ -261,10 +261,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise UserError(f"expected text, got {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"text with a lone surrogate, which is not Unicode: {text[:60]!r}") from error
+    if not encodes(text):
+        raise UserError(f"text with a lone surrogate, which is not Unicode: {text[:60]!r}")
 
 
 def _hash_json(value: Any) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation.result_cache import ResultCache, digest
 from gadjax.evaluation.settings import EvaluationSettings

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.errors import UserError
 from gadjax.evaluation import scoring
 from gadjax.evaluation.cached_model import CachedModel, Done, ResponseTokens

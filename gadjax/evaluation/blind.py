@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.data.table_files import read_jsonl
 from gadjax.evaluation.html_page import as_script, text_in_part, write_page
 from gadjax.evaluation.results import TEACHER

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.evaluation import scoring
 from gadjax.evaluation.local_models import Loaded, LocalModel
 from gadjax.evaluation.result_cache import ResultCache, digest

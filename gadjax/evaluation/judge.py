@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.evaluation import statistics
 from gadjax.evaluation.results import JudgeScore
 

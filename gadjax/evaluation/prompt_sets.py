@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gadjax.data.chats import CUT_REASONS, Messages, status_of
 from gadjax.data.prompts import Prompt, PromptRow, read_prompt_rows, text_of
-from gadjax.data.schema import CUT_REASONS, Messages, status_of
 from gadjax.errors import UserError
 from gadjax.evaluation.model_sources import check_name
 from gadjax.files import expand, parse_json

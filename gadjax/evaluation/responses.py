@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gadjax.data.chats import CUT_REASONS
 from gadjax.data.prompts import Prompt
-from gadjax.data.schema import CUT_REASONS
 from gadjax.errors import UserError
 from gadjax.evaluation.api import Endpoint, Say, ask_all, key_of
 from gadjax.evaluation.prompt_sets import PromptSet, Response

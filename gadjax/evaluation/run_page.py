@@ -7,7 +7,7 @@ from typing import Any
 
 from gadjax.evaluation import report_answers, report_curves
 from gadjax.evaluation.html_page import as_script, write_page
-from gadjax.metrics import read_heldout, read_metrics
+from gadjax.metrics import heldout_figures, read_metrics
 from gadjax.stage_table import heldout_cells, heldout_columns, stage_title
 
 
@@ -20,8 +20,8 @@ def write_run_page(workdir: pathlib.Path) -> pathlib.Path | None:
     Raises:
       UserError: a log cannot be read, or the page not be written.
     """
-    metrics, samples = workdir / "metrics.jsonl", workdir / "samples.jsonl"
-    figures = read_heldout(metrics)
+    records, samples = read_metrics(workdir / "metrics.jsonl"), workdir / "samples.jsonl"
+    figures = heldout_figures(records)
     if not figures:
         return None
     columns = heldout_columns(figures)
@@ -32,7 +32,7 @@ def write_run_page(workdir: pathlib.Path) -> pathlib.Path | None:
         "run_name": workdir.resolve().name,
         "columns": [(column.title.replace("\n", " "), column.meaning) for column in columns],
         "stages": [(stage_title(stage), heldout_cells(found, columns)) for stage, found in figures.items()],
-        "run": report_curves.run_figures(read_metrics(metrics)),
+        "run": report_curves.run_figures(records),
         "has_answers": bool(answers["rows"]),
         "answers": as_script(answers),
     }

@@ -23,8 +23,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gadjax.data.bins import multiple_of, round_up
+from gadjax.data.chats import Messages
 from gadjax.data.packing import one_per_row, padded
-from gadjax.data.schema import Messages
 from gadjax.data.tokenizer import ChatTokenizer
 from gadjax.distill.forward import pooled_scores, response_logprobs
 from gadjax.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.distill.state import state_shardings
 from gadjax.errors import UserError
 from gadjax.evaluation.local_models import LocalModel

@@ -26,8 +26,8 @@ Why each one, and not the plain version:
 
 Dtypes and head sizes: Splash takes bfloat16 and float32 and any head size. cuDNN takes bfloat16 and float16 and head
 sizes that are multiples of 8 up to 128. The Triton kernel takes bfloat16 and float16 and head sizes 16, 32, 64 and 128.
-Everything else takes any. Splash and the Triton
-kernel take no sliding window. What a kernel does not take goes to the plain version.
+Everything else takes any. Splash and the Triton kernel take no sliding window. What a kernel does not take goes to the
+plain version.
 
 The mesh decides, or JAX's default device if the mesh is None: a program may be compiled for devices that are not here.
 The discriminator's scalar head has no mesh, and so takes the product of JAX's default device.

@@ -50,9 +50,13 @@ class Family:
     code: frozenset[str] = frozenset()
 
 
+def _biases(read: Reader) -> dict[str, Any]:
+    """All of the attention's projections have biases, or none has."""
+    return dict.fromkeys(("qkv_bias", "output_bias"), read.flag("attention_bias"))
+
+
 def _llama(read: Reader) -> dict[str, Any]:
-    bias = read.flag("attention_bias")
-    return {"rope": rope_of(read), "qkv_bias": bias, "output_bias": bias}
+    return {"rope": rope_of(read), **_biases(read)}
 
 
 def _mistral(read: Reader) -> dict[str, Any]:
@@ -65,8 +69,7 @@ def _qwen2(read: Reader) -> dict[str, Any]:
 
 
 def _qwen3(read: Reader) -> dict[str, Any]:
-    bias = {name: read.flag("attention_bias") for name in ("qkv_bias", "output_bias")}
-    return {"rope": rope_of(read), "qk_norm": True, **_qwen_windows(read), **bias}
+    return {"rope": rope_of(read), "qk_norm": True, **_qwen_windows(read), **_biases(read)}
 
 
 def _qwen_windows(read: Reader) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def _smollm3(read: Reader) -> dict[str, Any]:
     slides = read.flag("use_sliding_window") and read.config.get("sliding_window") is not None
     kinds = read.layer_kinds(tuple(FULL if turn or not slides else SLIDING for turn in turns[:layers]))
     rope = rope_of(read, None)
-    return _llama(read) | {
+    return _biases(read) | {
         "rope": rope,
         "layer_ropes": tuple(rope if turn else None for turn in turns[:layers]),
         **(_windows(read, kinds, None) if slides else {}),
@@ -98,7 +101,7 @@ def _smollm3(read: Reader) -> dict[str, Any]:
 
 def _olmo2(read: Reader) -> dict[str, Any]:
     """Norms after attention and the feed-forward layer, and one norm over all heads of the queries or keys."""
-    return _llama(read) | _OLMO | {"rope": rope_of(read, None)}
+    return _biases(read) | _OLMO | {"rope": rope_of(read, None)}
 
 
 def _olmo3(read: Reader) -> dict[str, Any]:
@@ -109,10 +112,8 @@ def _olmo3(read: Reader) -> dict[str, Any]:
         )
     kinds = read.layer_kinds(_every(read, 4))
     ropes = ropes_by_kind(read, "rope_theta")
-    bias = read.flag("attention_bias")
     return _OLMO | {
-        "qkv_bias": bias,
-        "output_bias": bias,
+        **_biases(read),
         "rope": ropes[FULL],
         "layer_ropes": tuple(ropes[kind] for kind in kinds),
         **_windows(read, kinds, 4096),
@@ -131,16 +132,14 @@ def _gemma3(read: Reader) -> dict[str, Any]:
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         read.refuse(name, "soft-capping is not computed")
     read.refuse("use_bidirectional_attention", "only causal attention is computed")
-    bias, hidden = read.flag("attention_bias"), read.count("hidden_size")
-    head_dim = read.count("head_dim", 256)
+    hidden, head_dim = read.count("hidden_size"), read.count("head_dim", 256)
     kinds = read.layer_kinds(_every(read, read.count("sliding_window_pattern", 6)))
     ropes = ropes_by_kind(read, "rope_local_base_freq")
     return {
         "norms": "around",
         "norm_offset": 1.0,
         "qk_norm": True,
-        "qkv_bias": bias,
-        "output_bias": bias,
+        **_biases(read),
         "embed_scale": hidden**0.5,
         "query_scale": (head_dim / read.count("query_pre_attn_scalar", 256)) ** 0.5,
         "rope": ropes[FULL],

@@ -65,7 +65,7 @@ def rope_of(read: Reader, theta: float | None = Rope.theta) -> Rope:
     name, fields = _fields(read)
     if any(isinstance(value, dict) for value in fields.values()):
         read.fail(f"{name} is {fields!r}; only one rotary embedding, the same in every layer, is supported")
-    return _rope(read, name, fields, read.positive("rope_theta", theta, {**read.config, **_given(fields)}))
+    return _rope(read, name, fields, read.positive("rope_theta", theta, _with(read, fields)))
 
 
 def ropes_by_kind(read: Reader, local_theta: str) -> dict[str, Rope]:
@@ -82,7 +82,7 @@ def ropes_by_kind(read: Reader, local_theta: str) -> dict[str, Rope]:
     """
     if read.config.get("rope_scaling") or not read.config.get("rope_parameters"):
         name, fields = _fields(read)
-        full = _rope(read, name, fields, read.positive("rope_theta", None, {**read.config, **_given(fields)}))
+        full = _rope(read, name, fields, read.positive("rope_theta", None, _with(read, fields)))
         return {FULL: full, SLIDING: Rope(read.positive(local_theta))}
     given = read.config["rope_parameters"]
     if not isinstance(given, dict) or not all(isinstance(given.get(kind), dict) for kind in (FULL, SLIDING)):
@@ -102,8 +102,8 @@ def phi_rope(read: Reader, head_dim: int) -> Rope:
     (`ModelConfig.check_length`).
     """
     name, fields = _fields(read)
-    theta = read.positive("rope_theta", Rope.theta, {**read.config, **_given(fields)})
-    partial = read.positive("partial_rotary_factor", 1.0, {**read.config, **_given(fields)})
+    theta = read.positive("rope_theta", Rope.theta, _with(read, fields))
+    partial = read.positive("partial_rotary_factor", 1.0, _with(read, fields))
     turned = int(head_dim * partial)
     if partial > 1 or turned % 2 or not turned:
         read.fail(f"partial_rotary_factor is {partial}, which turns {turned} of {head_dim} channels; they need pairs")
@@ -138,8 +138,9 @@ def _fields(read: Reader) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
+def _with(read: Reader, fields: dict[str, Any]) -> dict[str, Any]:
+    """The config's fields, and before them those that describe the embedding, if they are not null."""
+    return read.config | {name: value for name, value in fields.items() if value is not None}
 
 
 def _kind(fields: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.data.tokenizer import ChatTokenizer, load_tokenizer
 from gadjax.errors import UserError
 from gadjax.models import layouts
@@ -164,11 +164,6 @@ def _cut(found: Completion, limit: int) -> Completion:
     if len(found.tokens) <= limit:
         return found
     return Completion(found.tokens[:limit], found.logprobs[:limit], False)
-
-
-def load_chat_model(name: str, *, dtype: str = "auto", batch_size: int = 64) -> ChatModel:
-    """Loads a causal language model, as `load_network` does. `batch_size`: chats that are decoded at once."""
-    return chat_model(load_network(name, "lm", dtype=dtype), batch_size)
 
 
 def chat_model(network: Network, batch_size: int) -> ChatModel:

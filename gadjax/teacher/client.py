@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.errors import UserError, first_line
 from gadjax.teacher.budget import Account
 from gadjax.teacher.ledger import LedgerEntry

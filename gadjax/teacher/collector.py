@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gadjax.data.chats import status_of
 from gadjax.data.heldout import heldout_path, rank
 from gadjax.data.prompts import Prompt
-from gadjax.data.schema import status_of
 from gadjax.errors import UserError, first_line
 from gadjax.files import whole_output, writing
 from gadjax.teacher.budget import Account, Budget, BudgetReached

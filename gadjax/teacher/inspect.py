@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gadjax.data.chats import Messages, status_of
 from gadjax.data.parquet import check_columns, open_parquet
-from gadjax.data.schema import Messages, status_of
 from gadjax.errors import UserError
 from gadjax.teacher.ledger import parse_line
 

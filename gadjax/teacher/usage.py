@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 
 CHARACTERS_A_TOKEN = 4  # of English text in common byte-level BPE vocabularies; code and other scripts have fewer
 _TURN_TOKENS = 4  # that a chat template adds to one turn

@@ -246,7 +246,8 @@ class TrainingRun:
                 student = lambda: initial_generator(self.setup) if self.base is None else self.base  # noqa: E731
                 figures |= self.heldout.sampled_figures(generator, student)
         self.logger.log_heldout(self.position.step, stage, figures)
-        shown = list(map(Sample, answers.rows, answers.prompts, answers.teacher, answers.student))
+        columns = answers.rows, answers.prompts, answers.teacher, answers.student
+        shown = [Sample(*each) for each in zip(*columns, strict=True)]
         shown = shown[: self.config.evaluation.shown]
         for sample in shown:
             self.samples.log(self.position.step, stage, sample)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from gadjax.config.method_checks import steps_without_generator
+from gadjax.data.chats import Messages
 from gadjax.data.packing import Packed, RowShape
-from gadjax.data.schema import Messages
 from gadjax.distill.method import Baseline, Method
 from gadjax.distill.rewards import Advantages, Judgement, Statistics
 from gadjax.distill.rows import Batch, PackedByHost, policy_rows, teacher_rows

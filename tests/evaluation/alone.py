@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gadjax.data.schema import Messages
+from gadjax.data.chats import Messages
 from gadjax.data.tokenizer import load_tokenizer
 from gadjax.models.model import Model
 from gadjax.models.weights import load_params, read_hf_config

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from gadjax.config.check import resolve
 from gadjax.config.fields import FIELDS
+from gadjax.data.chats import ROLES
 from gadjax.data.prompts import read_prompts
-from gadjax.data.schema import ROLES, read_rows
+from gadjax.data.schema import read_rows
 from gadjax.errors import UserError
 from tests.faults.bad_input import CHAT, USER
 

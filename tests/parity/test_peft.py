@@ -24,24 +24,12 @@ from gadjax.models.hf_tensors import HF_TENSORS  # noqa: E402
 from gadjax.models.model import Model  # noqa: E402
 from gadjax.models.save import save_pretrained  # noqa: E402
 from gadjax.models.weights import load_params, named_leaves, read_hf_config  # noqa: E402
-from tests.parity.transformers_models import CONFIGS, classifier  # noqa: E402
+from tests.parity.transformers_models import CONFIGS, SMALL, classifier  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TOLERANCE = 2e-4
 LORA = Lora(rank=3, alpha=4.5)
-SMALL = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=56,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    pad_token_id=None,
-    bos_token_id=None,
-    eos_token_id=None,
-)
 FAMILIES = {
     "Llama": dict(tie_word_embeddings=False),
     "Qwen2": dict(tie_word_embeddings=True),

@@ -9,7 +9,7 @@ import pytest
 
 from gadjax.errors import UserError
 from gadjax.rollout import chat_model as module
-from gadjax.rollout.chat_model import as_reply, check_network, load_chat_model, load_network
+from gadjax.rollout.chat_model import as_reply, check_network, load_network
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "one_device", "shared_programs")
 
@@ -18,7 +18,8 @@ CHATS = [[{"role": "user", "content": f"What is {word} plus one"}] for word in (
 
 @pytest.fixture(scope="module")
 def chat_model(finished_run, one_device, quick_compile, shared_programs):
-    return load_chat_model(str(finished_run.workdir / "export" / "generator"))
+    network = load_network(str(finished_run.workdir / "export" / "generator"), "lm")
+    return module.chat_model(network, batch_size=64)
 
 
 def test_sampling_ends_as_the_tokenizer_says(chat_model):
