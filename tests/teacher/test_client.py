@@ -318,10 +318,11 @@ def test_a_refusal_for_load_holds_back_all(status):
         async with TeacherClient(server.base_url, "fake", RequestSettings(0.7, 1.0, 16), **options) as teacher:
 
             async def later(i):
-                await asyncio.sleep(0.3)
+                while not limits.pauses:  # until the first request was refused, however slow the machine is
+                    await asyncio.sleep(0.01)
                 return await teacher.ask([{"role": "user", "content": f"later {i}"}])
 
-            await asyncio.gather(teacher.ask(CHAT), *map(later, range(5)))
+            await asyncio.wait_for(asyncio.gather(teacher.ask(CHAT), *map(later, range(5))), 60)
         return limits
 
     def behave(prompt, attempt):
